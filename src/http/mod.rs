@@ -1,1 +1,13 @@
+//! What both ends need to carry HTTP on a QUIC stream: sending and receiving heads and bodies,
+//! relaying raw bytes after an upgrade, and header hygiene. Which request goes where is decided by
+//! the edge and the agent.
 
+mod escape;
+mod receive;
+mod relay;
+mod send;
+
+pub use escape::escape;
+pub use receive::{Activity, ReceiveError, Receiver, TunnelBody};
+pub use relay::{Relayed, relay};
+pub use send::{SendError, Sender};

@@ -1,1 +1,85 @@
+//! The wire: `qtunnel/1`. These module docs are its specification.
+//!
+//! # Roles
+//! The *agent* opens one QUIC connection to the *edge* (ALPN [`ALPN`]) and authenticates on it; the
+//! edge carries visitors' conversations to the agent over it. The ALPN is the version: messages have
+//! neither version fields nor reserved fields. Both ends also offer [`ALPN_ANY`]. It is chosen only
+//! when the versions differ, and then the edge closes at once with [`Close::Version`] and its own
+//! version as the reason, so that the agent can say which end to upgrade.
+//!
+//! # Streams
+//! 1. The agent opens the **control stream** (its first and only bidirectional stream) and sends
+//!    [`AgentMessage::Hello`]. The edge answers [`EdgeMessage::Welcome`] or [`EdgeMessage::Refused`],
+//!    the latter followed by a close. Later messages go both ways until the connection ends.
+//! 2. For every visitor conversation the **edge opens a bidirectional stream** and writes one
+//!    [`StreamHead`]. What follows depends on its kind.
+//!
+//! # Messages and heads
+//! Each is a length (a QUIC variable-length integer, RFC 9000 §16) and that many bytes of
+//! [postcard](https://postcard.jamesmunns.com/wire-format), with nothing left over. The length is
+//! checked against the limit below before anything is allocated. New kinds of message and of head
+//! are appended to their enums; an unknown one closes the connection with [`Close::Protocol`].
+//!
+//! # HTTP on a stream
+//! ```text
+//! edge  → agent   StreamHead::Http(RequestHead)   body frames…   FIN
+//! agent → edge    ResponseHead (1xx)…  ResponseHead (final)   body frames…   FIN
+//! ```
+//! A **body frame** is a variable-length integer `n > 0` and `n` bytes of data; `n = 0` announces
+//! trailers (a length-prefixed postcard list of fields), which must be the last. FIN at a frame
+//! boundary ends a complete message. RESET_STREAM, or FIN inside a frame, is an aborted one, and
+//! whoever forwards it makes that visible: a truncated body is never presented as complete.
+//! A receiver passes on what has arrived of a frame without waiting for the rest.
+//!
+//! After a final head with status 101 (the answer to a request with [`RequestHead::upgrade`]) both
+//! directions are raw bytes, and FIN is a half-close.
+//!
+//! A visitor who goes away becomes STOP_SENDING on the response and RESET_STREAM on the request,
+//! both with [`Reset::Gone`]; the agent then aborts the upstream request.
+//!
+//! # Close codes
+//! See [`Close`] for connections and [`Reset`] for streams.
+//!
+//! # Limits
+//! | what | bytes |
+//! | --- | --- |
+//! | first control message | [`HELLO_LIMIT`] |
+//! | control message | [`CONTROL_LIMIT`] |
+//! | head | [`HEAD_LIMIT`] |
+//! | trailers | [`TRAILERS_LIMIT`] |
 
+mod close;
+mod codec;
+mod control;
+mod fields;
+mod frame;
+mod head;
+
+pub use close::{Close, Reset};
+pub use codec::{Splitter, WireError, decode, encode, put_varint};
+pub use control::{
+    AgentId, AgentMessage, EdgeMessage, Hello, Limits, Refusal, Secret, TunnelGrant, TunnelRequest,
+    Welcome,
+};
+pub use fields::Fields;
+pub use frame::{BodyDecoder, Frame, data_header, trailers};
+pub use head::{BodyLength, Failure, HttpVersion, RequestHead, ResponseHead, Scheme, StreamHead};
+
+/// What both ends speak; a different wire gets a different name.
+pub const ALPN: &[u8] = b"qtunnel/1";
+
+/// Offered beside [`ALPN`] so that ends of different versions can tell each other.
+pub const ALPN_ANY: &[u8] = b"qtunnel";
+
+/// An unauthenticated agent may make the edge hold this much, and no more.
+pub const HELLO_LIMIT: usize = 4 << 10;
+
+/// A hundred tunnels in one message fit well; nothing legitimate comes near.
+pub const CONTROL_LIMIT: usize = 64 << 10;
+
+/// Twice what the edge accepts from a visitor (16 KiB), for what the edge adds and for upstreams
+/// that set many cookies.
+pub const HEAD_LIMIT: usize = 32 << 10;
+
+/// 32 fields of decent size.
+pub const TRAILERS_LIMIT: usize = 8 << 10;

@@ -1,0 +1,48 @@
+//! Text from strangers made safe for a terminal.
+
+use std::fmt::Write;
+
+/// Escape control characters, ANSI sequences, and what changes the direction of text or is not
+/// visible, so that a visitor's path cannot forge a line of the log.
+pub fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_treacherous(c) {
+            // Writing to a String cannot fail.
+            let _ = write!(out, "\\u{{{:x}}}", c as u32);
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+/// Controls (C0, C1, DEL), line and paragraph separators, zero-width and bidirectional formatting
+/// characters (Unicode Technical Report 36 §2, CVE-2021-42574), tags, and private use.
+fn is_treacherous(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
+            | '\u{e000}'..='\u{f8ff}' | '\u{e0000}'..='\u{e0fff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::escape;
+
+    #[test]
+    fn ordinary_text_in_any_script_is_left_alone() {
+        assert_eq!(escape("/naïve/日本?q=%0a"), "/naïve/日本?q=%0a");
+    }
+
+    #[test]
+    fn what_could_fool_a_reader_becomes_visible() {
+        assert_eq!(escape("a\x1b[2J\r\n"), "a\\u{1b}[2J\\u{d}\\u{a}");
+        assert_eq!(
+            escape("x\u{202e}gpj.exe\u{200b}"),
+            "x\\u{202e}gpj.exe\\u{200b}"
+        );
+        assert_eq!(escape("\u{9b}31m"), "\\u{9b}31m");
+    }
+}

@@ -1,0 +1,225 @@
+//! The receiving half of a conversation's stream.
+
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use quinn::{ReadError, RecvStream};
+use serde::de::DeserializeOwned;
+use tokio::time::Instant;
+
+use crate::proto::{self, BodyDecoder, BodyLength, HEAD_LIMIT, Reset, Splitter, WireError};
+
+/// Receives heads, and then a body or raw bytes.
+pub struct Receiver {
+    stream: RecvStream,
+    splitter: Splitter,
+}
+
+impl Receiver {
+    /// Take over a stream at its beginning.
+    pub fn new(stream: RecvStream) -> Self {
+        Self {
+            stream,
+            splitter: Splitter::default(),
+        }
+    }
+
+    /// Receive the next head.
+    ///
+    /// # Errors
+    /// If the stream ends first, or the bytes are not a head.
+    pub async fn head<T: DeserializeOwned>(&mut self) -> Result<T, ReceiveError> {
+        loop {
+            if let Some(head) = self.splitter.next(HEAD_LIMIT)? {
+                return Ok(proto::decode(&head)?);
+            }
+            match self.stream.read_chunk(HEAD_LIMIT, true).await? {
+                Some(chunk) => self.splitter.push(&chunk.bytes),
+                None => return Err(WireError::Truncated.into()),
+            }
+        }
+    }
+
+    /// Go on with the body that follows the head.
+    pub fn into_body(self, length: BodyLength, activity: Arc<Activity>) -> TunnelBody {
+        let left = match length {
+            BodyLength::Empty => Some(0),
+            BodyLength::Known(length) => Some(length),
+            BodyLength::Unknown => None,
+        };
+        TunnelBody {
+            stream: self.stream,
+            decoder: BodyDecoder::new(self.splitter.into_rest()),
+            left,
+            ended: length == BodyLength::Empty,
+            activity,
+        }
+    }
+
+    /// Receive the next raw bytes, after an upgrade; `None` is the other end's half-close.
+    ///
+    /// # Errors
+    /// If the other end is gone.
+    pub async fn raw(&mut self) -> Result<Option<Bytes>, ReceiveError> {
+        let rest = std::mem::take(&mut self.splitter).into_rest();
+        if !rest.is_empty() {
+            return Ok(Some(rest));
+        }
+        Ok(self
+            .stream
+            .read_chunk(RAW_READ, true)
+            .await?
+            .map(|chunk| chunk.bytes))
+    }
+
+    /// Say that nothing more is wanted, if anything is still coming.
+    pub fn refuse(mut self, reset: Reset) {
+        // It fails only if the stream is closed already.
+        let _ = self.stream.stop(reset.code());
+    }
+}
+
+/// A body that arrives through the tunnel. Dropped early, it tells the sender to stop.
+pub struct TunnelBody {
+    stream: RecvStream,
+    decoder: BodyDecoder,
+    /// What a known length leaves to come.
+    left: Option<u64>,
+    ended: bool,
+    activity: Arc<Activity>,
+}
+
+impl TunnelBody {
+    fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ReceiveError>>> {
+        loop {
+            match self.decoder.next()? {
+                Some(proto::Frame::Data(data)) => {
+                    if let Some(left) = &mut self.left {
+                        *left = left
+                            .checked_sub(data.len() as u64)
+                            .ok_or(ReceiveError::Length)?;
+                    }
+                    self.activity.record(data.len());
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                Some(proto::Frame::Trailers(fields)) => {
+                    return Poll::Ready(Some(Ok(Frame::trailers(fields))));
+                }
+                None => {}
+            }
+            // The future keeps no state between polls, so it may be made anew for each.
+            match ready!(pin!(self.stream.read_chunk(RAW_READ, true)).poll(cx))? {
+                Some(chunk) => self.decoder.push(chunk.bytes),
+                None => {
+                    self.decoder.finish()?;
+                    if self.left.is_some_and(|left| left > 0) {
+                        return Poll::Ready(Some(Err(ReceiveError::Length)));
+                    }
+                    return Poll::Ready(None);
+                }
+            }
+        }
+    }
+}
+
+impl Body for TunnelBody {
+    type Data = Bytes;
+    type Error = ReceiveError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ReceiveError>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let frame = ready!(self.poll_next(cx));
+        self.ended = !matches!(frame, Some(Ok(_)));
+        if self.ended {
+            self.activity.record(0);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self.left {
+            Some(left) => SizeHint::with_exact(left),
+            None => SizeHint::default(),
+        }
+    }
+}
+
+impl Drop for TunnelBody {
+    fn drop(&mut self) {
+        if !self.ended {
+            // It fails only if the stream is closed already.
+            let _ = self.stream.stop(Reset::Gone.code());
+        }
+    }
+}
+
+/// When and how much a body has moved, for timeouts and logs.
+#[derive(Debug)]
+pub struct Activity {
+    started: Instant,
+    bytes: AtomicU64,
+    /// Milliseconds from the start to the last movement.
+    moved: AtomicU64,
+}
+
+impl Activity {
+    /// Begin to count.
+    pub fn start() -> Self {
+        Self {
+            started: Instant::now(),
+            bytes: AtomicU64::new(0),
+            moved: AtomicU64::new(0),
+        }
+    }
+
+    /// Note that bytes have moved.
+    pub fn record(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.moved
+            .store(self.started.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// Return how many bytes have moved.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Return when bytes moved last (or the counting began).
+    pub fn last(&self) -> Instant {
+        self.started + Duration::from_millis(self.moved.load(Ordering::Relaxed))
+    }
+}
+
+/// Why receiving ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum ReceiveError {
+    /// The other end gave up, or the session was lost.
+    #[error("the tunnel's stream ended")]
+    Stream(#[from] ReadError),
+    /// The bytes do not follow the protocol, or end where they must not.
+    #[error("the tunnel's stream is not understood")]
+    Wire(#[from] WireError),
+    /// The body is not as long as its head said.
+    #[error("the body's length differs from what was announced")]
+    Length,
+}
+
+/// The most to take from the stream at once: what quinn has in one piece is smaller anyway.
+const RAW_READ: usize = 64 << 10;

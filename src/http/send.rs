@@ -1,0 +1,124 @@
+//! The sending half of a conversation's stream.
+
+use std::error::Error as StdError;
+use std::future::poll_fn;
+use std::pin::Pin;
+
+use bytes::Bytes;
+use http_body::Body;
+use quinn::{SendStream, WriteError};
+use serde::Serialize;
+
+use super::Activity;
+use crate::proto::{self, HEAD_LIMIT, Reset, WireError};
+
+/// Sends heads and bodies, and makes sure that what is given up looks given up: dropped before
+/// [`finish`](Self::finish), the stream is reset.
+pub struct Sender {
+    stream: SendStream,
+    finished: bool,
+}
+
+impl Sender {
+    /// Take over a stream at its beginning.
+    pub fn new(stream: SendStream) -> Self {
+        Self {
+            stream,
+            finished: false,
+        }
+    }
+
+    /// Send a head.
+    ///
+    /// # Errors
+    /// [`SendError::Wire`] if it is larger than a head may be; nothing is sent then.
+    pub async fn head<T: Serialize>(&mut self, head: &T) -> Result<(), SendError> {
+        let head = proto::encode(head, HEAD_LIMIT)?;
+        self.stream.write_chunk(head).await?;
+        Ok(())
+    }
+
+    /// Send a body to its end, trailers included, and finish the stream.
+    ///
+    /// # Errors
+    /// If the body breaks off, or the receiver stops reading. The truncation is then visible at
+    /// the other end.
+    pub async fn body<B>(mut self, mut body: B, activity: &Activity) -> Result<(), SendError>
+    where
+        B: Body<Data = Bytes> + Unpin,
+        B::Error: Into<Box<dyn StdError + Send + Sync>>,
+    {
+        let mut ended = false;
+        while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+            let frame = frame.map_err(|err| SendError::Body(err.into()))?;
+            match frame.into_data() {
+                Ok(data) if data.is_empty() || ended => {}
+                Ok(data) => {
+                    activity.record(data.len());
+                    let header = proto::data_header(data.len());
+                    self.stream.write_all_chunks(&mut [header, data]).await?;
+                }
+                Err(frame) => {
+                    if let Ok(fields) = frame.into_trailers()
+                        && !ended
+                    {
+                        ended = true;
+                        self.stream.write_chunk(proto::trailers(fields)?).await?;
+                    }
+                }
+            }
+        }
+        self.finish();
+        Ok(())
+    }
+
+    /// Send bytes as they are, after an upgrade.
+    ///
+    /// # Errors
+    /// If the receiver stops reading or the session is lost.
+    pub async fn raw(&mut self, bytes: Bytes) -> Result<(), SendError> {
+        self.stream.write_chunk(bytes).await?;
+        Ok(())
+    }
+
+    /// End the stream: all that was sent is complete. After an upgrade this is a half-close.
+    pub fn finish(mut self) {
+        self.finished = true;
+        // It fails only if the receiver has stopped reading, and then it knows.
+        let _ = self.stream.finish();
+    }
+
+    /// Wait until the receiver says that it wants no more, or is gone.
+    pub fn stopped(&self) -> impl Future<Output = ()> + Send + use<> {
+        let stopped = self.stream.stopped();
+        async move {
+            // `Ok(None)` means that all was finished and acknowledged: nobody is gone.
+            if matches!(stopped.await, Ok(None)) {
+                std::future::pending().await
+            }
+        }
+    }
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        if !self.finished {
+            // It fails only if the stream is closed already.
+            let _ = self.stream.reset(Reset::Gone.code());
+        }
+    }
+}
+
+/// Why sending ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// The other end stopped reading, or the session was lost.
+    #[error("the tunnel's stream ended")]
+    Stream(#[from] WriteError),
+    /// The body broke off at its source.
+    #[error("the body broke off")]
+    Body(#[source] Box<dyn StdError + Send + Sync>),
+    /// What was to be sent does not fit the wire.
+    #[error("too large for the tunnel")]
+    Wire(#[from] WireError),
+}

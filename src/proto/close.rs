@@ -1,0 +1,76 @@
+//! Why a connection or a stream was ended, as numbers on the wire.
+
+use std::fmt;
+
+/// The application error code of a QUIC CONNECTION_CLOSE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Close {
+    /// The sender has drained and goes away; the other end may reconnect.
+    Done = 0,
+    /// What arrived was not understood.
+    Protocol = 1,
+    /// A limit in time was exceeded, such as that for the first message.
+    Timeout = 2,
+    /// A newer session of the same agent has taken the names of this one.
+    Superseded = 3,
+    /// The edge is full.
+    Busy = 4,
+    /// The token was refused; an [`EdgeMessage::Refused`](super::EdgeMessage::Refused) says why.
+    Refused = 401,
+    /// The ends speak different versions; the reason is the edge's ALPN.
+    Version = 426,
+}
+
+impl Close {
+    /// Return the code as QUIC carries it.
+    pub fn code(self) -> quinn::VarInt {
+        quinn::VarInt::from_u32(self as u32)
+    }
+
+    /// Recognise a code that came from the other end.
+    pub fn from_code(code: quinn::VarInt) -> Option<Self> {
+        [
+            Self::Done,
+            Self::Protocol,
+            Self::Timeout,
+            Self::Superseded,
+            Self::Busy,
+            Self::Refused,
+            Self::Version,
+        ]
+        .into_iter()
+        .find(|close| close.code() == code)
+    }
+}
+
+impl fmt::Display for Close {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Done => "closed by the other end",
+            Self::Protocol => "the other end did not understand us",
+            Self::Timeout => "the other end waited too long for us",
+            Self::Superseded => "a newer session of the same agent took over",
+            Self::Busy => "the edge is full",
+            Self::Refused => "refused by the edge",
+            Self::Version => "the edge speaks another version of the protocol",
+        })
+    }
+}
+
+/// The application error code of a RESET_STREAM or STOP_SENDING.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reset {
+    /// The far side of this conversation (visitor or upstream) has gone away.
+    Gone = 1,
+    /// What arrived on the stream was not understood.
+    Protocol = 2,
+    /// The receiver needs no more of this direction; the other one goes on.
+    Enough = 3,
+}
+
+impl Reset {
+    /// Return the code as QUIC carries it.
+    pub fn code(self) -> quinn::VarInt {
+        quinn::VarInt::from_u32(self as u32)
+    }
+}

@@ -1,0 +1,182 @@
+//! The messages of the control stream.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// What an agent tells the edge.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum AgentMessage {
+    /// The first message: who I am, what proves it, and what I would like to publish.
+    Hello(Hello),
+    /// Publish one more tunnel. Answered by [`EdgeMessage::Opened`] or [`EdgeMessage::NotOpened`].
+    Open(TunnelRequest),
+    /// Stop publishing the tunnel of that number. Conversations under way go on.
+    Shut(u32),
+    /// The agent is about to go: send no new conversations, and close when the old ones are done.
+    Draining {
+        /// How long the agent will wait for them.
+        deadline_ms: u64,
+    },
+}
+
+/// What the edge tells an agent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum EdgeMessage {
+    /// The answer to a hello that was accepted.
+    Welcome(Welcome),
+    /// The answer to one that was not. The edge closes with [`Close::Refused`](super::Close::Refused)
+    /// once the agent has read it.
+    Refused(Refusal),
+    /// A later tunnel is open.
+    Opened(TunnelGrant),
+    /// A later tunnel is not open.
+    NotOpened {
+        /// The number that the agent gave it.
+        tunnel: u32,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// The edge is about to go: it accepts no new conversations and closes when the old ones are done.
+    Draining {
+        /// How long the edge will wait for them.
+        deadline_ms: u64,
+    },
+    /// Something that the person at the agent should read.
+    Notice(String),
+}
+
+/// The agent's first message.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Hello {
+    /// What authenticates the agent; empty where the edge needs none.
+    pub token: Secret,
+    /// Who the agent is, across restarts and networks.
+    pub agent: AgentId,
+    /// Grows with every session of the agent, so that a newer one supersedes its own ghost.
+    pub epoch: u64,
+    /// Name and version of the program, for the edge's log.
+    pub software: String,
+    /// What to publish from the start.
+    pub tunnels: Vec<TunnelRequest>,
+}
+
+/// A tunnel that an agent would like to publish.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunnelRequest {
+    /// A number of the agent's choice, which every [`StreamHead`](super::StreamHead) repeats.
+    pub tunnel: u32,
+    /// The label in front of the edge's domain.
+    pub name: String,
+}
+
+/// The edge's answer to a hello.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// A number for logs at both ends.
+    pub session: u64,
+    /// Name and version of the program, for the agent's log.
+    pub software: String,
+    /// One for every tunnel asked for, in the same order.
+    pub tunnels: Vec<TunnelGrant>,
+    /// What the edge will not go beyond.
+    pub limits: Limits,
+}
+
+/// A tunnel that is open.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunnelGrant {
+    /// The number that the agent gave it.
+    pub tunnel: u32,
+    /// The label in front of the edge's domain.
+    pub name: String,
+    /// Where visitors reach it, best first.
+    pub urls: Vec<String>,
+}
+
+/// The edge's limits, as far as an agent can use them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Tunnels of one agent.
+    pub tunnels: u32,
+    /// Conversations of one session at the same time.
+    pub streams: u32,
+}
+
+/// Why a hello or a tunnel was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    /// The token is missing or wrong. Permanent.
+    #[error("the edge refused the token")]
+    Unauthorized,
+    /// Somebody else holds the name. Permanent for this name.
+    #[error("the name {name:?} is held by {holder}")]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// Who holds it and until when, without any secret.
+        holder: String,
+    },
+    /// The name cannot be one, or is reserved. Permanent.
+    #[error("the name {name:?} cannot be used: {reason}")]
+    NameInvalid {
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The agent asks for more tunnels than the edge allows. Permanent.
+    #[error("at most {limit} tunnels are allowed for one agent")]
+    TooManyTunnels {
+        /// [`Limits::tunnels`].
+        limit: u32,
+    },
+    /// The edge is full or about to stop. Try again later.
+    #[error("the edge is busy: {reason}")]
+    Busy {
+        /// What it is busy with.
+        reason: String,
+    },
+}
+
+/// A string that is never shown, also not by `Debug`.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wrap a secret.
+    pub fn new(secret: impl Into<String>) -> Self {
+        Self(secret.into())
+    }
+
+    /// Look at it, to compare it or to send it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+/// An agent's persistent random identity.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct AgentId(pub [u8; 16]);
+
+impl fmt::Display for AgentId {
+    /// The first four bytes: enough to tell agents apart in a log.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0[..4]
+            .iter()
+            .try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for AgentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "AgentId({self})")
+    }
+}

@@ -1,0 +1,48 @@
+//! Header and trailer fields on the wire: a list of (name, value) byte strings, repeats in order.
+
+use ::http::{HeaderMap, HeaderName, HeaderValue};
+use serde::de::{Error, SeqAccess, Visitor};
+use serde::ser::SerializeSeq;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_bytes::Bytes;
+
+/// A list of fields. Values are bytes: HTTP promises no more.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Fields(pub HeaderMap);
+
+impl Serialize for Fields {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut list = serializer.serialize_seq(Some(self.0.len()))?;
+        for (name, value) in &self.0 {
+            list.serialize_element(&(name.as_str(), Bytes::new(value.as_bytes())))?;
+        }
+        list.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(FieldsVisitor)
+    }
+}
+
+struct FieldsVisitor;
+
+impl<'de> Visitor<'de> for FieldsVisitor {
+    type Value = Fields;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a list of fields")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Fields, A::Error> {
+        // The announced length is not believed: a few bytes must not reserve much memory.
+        let mut fields = HeaderMap::with_capacity(list.size_hint().unwrap_or(0).min(64));
+        while let Some((name, value)) = list.next_element::<(&str, &Bytes)>()? {
+            let name = HeaderName::from_bytes(name.as_bytes()).map_err(A::Error::custom)?;
+            let value = HeaderValue::from_bytes(value).map_err(A::Error::custom)?;
+            fields.try_append(name, value).map_err(A::Error::custom)?;
+        }
+        Ok(Fields(fields))
+    }
+}
