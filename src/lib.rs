@@ -11,4 +11,5 @@ mod carrier;
 mod edge;
 mod http;
 pub mod proto;
+mod state;
 mod tls;

@@ -1,1 +1,21 @@
+//! TLS: how the edge proves who it is, and how the agent checks it.
 
+mod ca;
+mod identity;
+mod pin;
+mod trust;
+
+pub use ca::{CaError, LocalCa};
+pub use identity::{Identity, IdentityError};
+pub use pin::{Pin, PinError};
+pub use trust::{Distrust, Trust, TrustError, upstream_config};
+
+use std::sync::Arc;
+
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+
+/// The one provider of cryptography: AES with the hardware's help, and the post-quantum key
+/// exchange (X25519MLKEM768) first.
+pub(crate) fn provider() -> Arc<CryptoProvider> {
+    Arc::new(aws_lc_rs::default_provider())
+}

@@ -1,0 +1,149 @@
+//! The local CA: what signs the edge's certificate where no other was given.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, SanType,
+};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::Identity;
+use super::identity::Unusable;
+use crate::state::{StateDir, StateError};
+
+/// A certificate authority of this machine's own, kept in the state directory as `ca.pem` and
+/// `ca.key`. The edge's key (`edge.key`) is kept too, so that its pin never changes.
+pub struct LocalCa {
+    issuer: Issuer<'static, KeyPair>,
+    certificate: CertificateDer<'static>,
+    state: StateDir,
+}
+
+impl LocalCa {
+    /// Load the CA, or make it at the first start.
+    ///
+    /// # Errors
+    /// [`CaError`] if the files cannot be read, written or understood.
+    pub fn open(state: &StateDir) -> Result<Self, CaError> {
+        let key = keep_key(state, "ca.key")?;
+        let pem = state.read_or_write("ca.pem", || {
+            // Signing with a key that was just made or loaded cannot fail for such parameters.
+            params()
+                .self_signed(&key)
+                .map(|ca| ca.pem().into_bytes())
+                .unwrap_or_default()
+        })?;
+        let certificate = CertificateDer::from_pem_slice(&pem).map_err(|_| CaError::Malformed {
+            path: state.path("ca.pem"),
+        })?;
+        let issuer =
+            Issuer::from_ca_cert_der(&certificate, key).map_err(|_| CaError::Malformed {
+                path: state.path("ca.pem"),
+            })?;
+        Ok(Self {
+            issuer,
+            certificate,
+            state: state.clone(),
+        })
+    }
+
+    /// Return the file that browsers and agents may be told to trust.
+    pub fn path(&self) -> PathBuf {
+        self.state.path("ca.pem")
+    }
+
+    /// Issue the edge's certificate for `domain`, everything directly below it, and loopback.
+    ///
+    /// # Errors
+    /// [`CaError`] if the key cannot be kept or the domain cannot stand in a certificate.
+    pub fn issue(&self, domain: &str) -> Result<Identity, CaError> {
+        let key = keep_key(&self.state, "edge.key")?;
+        let names = vec![
+            domain.to_owned(),
+            format!("*.{domain}"),
+            "localhost".to_owned(),
+        ];
+        let mut params = CertificateParams::new(names)?;
+        for ip in [
+            IpAddr::from([127, 0, 0, 1]),
+            IpAddr::from([0u16, 0, 0, 0, 0, 0, 0, 1]),
+        ] {
+            params.subject_alt_names.push(SanType::IpAddress(ip));
+        }
+        params.distinguished_name = distinguished(domain);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.use_authority_key_identifier_extension = true;
+        validity(&mut params, LEAF_DAYS);
+        let leaf = params.signed_by(&key, &self.issuer)?;
+        let chain = vec![leaf.into(), self.certificate.clone()];
+        let key = PrivateKeyDer::try_from(key.serialize_der()).expect("rcgen writes PKCS #8");
+        Identity::new(chain, key).map_err(|err| match err {
+            Unusable::Invalid(err) => CaError::Unusable(err),
+            Unusable::Empty | Unusable::Mismatch => {
+                unreachable!("chain and key were made together")
+            }
+        })
+    }
+}
+
+/// Load a key from the state directory, or make it.
+fn keep_key(state: &StateDir, name: &str) -> Result<KeyPair, CaError> {
+    let fresh = KeyPair::generate()?;
+    let pem = state.read_or_write(name, || fresh.serialize_pem().into_bytes())?;
+    let malformed = || CaError::Malformed {
+        path: state.path(name),
+    };
+    let pem = std::str::from_utf8(&pem).map_err(|_| malformed())?;
+    KeyPair::from_pem(pem).map_err(|_| malformed())
+}
+
+fn params() -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = distinguished("qtunnel local CA");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    validity(&mut params, CA_DAYS);
+    params
+}
+
+fn distinguished(name: &str) -> DistinguishedName {
+    let mut distinguished = DistinguishedName::new();
+    distinguished.push(DnType::CommonName, name);
+    distinguished
+}
+
+fn validity(params: &mut CertificateParams, days: i64) {
+    let now = time::OffsetDateTime::now_utc();
+    // A day back, for clocks that are behind.
+    params.not_before = now - time::Duration::days(1);
+    params.not_after = now + time::Duration::days(days);
+}
+
+/// Browsers refuse leaves that are valid for longer than 398 days.
+const LEAF_DAYS: i64 = 397;
+
+/// The CA is trusted by hand, which nobody wants to do every year.
+const CA_DAYS: i64 = 3650;
+
+/// The local CA cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CaError {
+    /// The state directory does not work.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A file is not what this program wrote.
+    #[error("{} is damaged: remove it to have a new one made", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A certificate could not be made.
+    #[error("cannot make a certificate")]
+    Generate(#[from] rcgen::Error),
+    /// A certificate was made that TLS does not take.
+    #[error("cannot use the certificate that was made")]
+    Unusable(#[source] rustls::Error),
+}

@@ -1,0 +1,153 @@
+//! An identity: a certificate chain and its key, and the server configurations made of it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::ResolvesServerCert;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+
+use super::Pin;
+
+/// A certificate chain and its private key, known to belong together.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    key: Arc<CertifiedKey>,
+    pin: Pin,
+}
+
+impl Identity {
+    /// Load a chain (PEM, leaf first) and its key (PEM).
+    ///
+    /// # Errors
+    /// [`IdentityError`] names the file and what is wrong with it.
+    pub fn load(chain: &Path, key: &Path) -> Result<Self, IdentityError> {
+        let pem = |path: &Path, source| IdentityError::Unreadable {
+            path: path.into(),
+            source,
+        };
+        let certificates = CertificateDer::pem_file_iter(chain)
+            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+            .map_err(|err| pem(chain, err))?;
+        let private = PrivateKeyDer::from_pem_file(key).map_err(|err| pem(key, err))?;
+        Self::new(certificates, private).map_err(|err| match err {
+            Unusable::Empty => IdentityError::NoCertificate { path: chain.into() },
+            Unusable::Mismatch => IdentityError::Mismatch {
+                chain: chain.into(),
+                key: key.into(),
+            },
+            Unusable::Invalid(source) => IdentityError::Invalid {
+                path: key.into(),
+                source,
+            },
+        })
+    }
+
+    /// Join a chain and a key that are in memory.
+    pub(super) fn new(
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+    ) -> Result<Self, Unusable> {
+        let leaf = chain.first().ok_or(Unusable::Empty)?;
+        let pin = Pin::of(leaf).map_err(Unusable::Invalid)?;
+        let signer = super::provider()
+            .key_provider
+            .load_private_key(key)
+            .map_err(Unusable::Invalid)?;
+        let key = CertifiedKey::new(chain, signer);
+        match key.keys_match() {
+            Ok(()) => Ok(Self {
+                key: Arc::new(key),
+                pin,
+            }),
+            Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::KeyMismatch)) => {
+                Err(Unusable::Mismatch)
+            }
+            Err(err) => Err(Unusable::Invalid(err)),
+        }
+    }
+
+    /// Return the pin that an agent may use to recognise this identity.
+    pub fn pin(&self) -> Pin {
+        self.pin
+    }
+
+    /// Return the chain, leaf first.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.key.cert
+    }
+
+    /// Make the configuration for visitors: TLS 1.2 and 1.3, HTTP/2 and HTTP/1.1 by ALPN.
+    pub fn visitor_config(&self) -> ServerConfig {
+        let mut config = ServerConfig::builder_with_provider(super::provider())
+            .with_safe_default_protocol_versions()
+            .expect("the provider has suites for both versions")
+            .with_no_client_auth()
+            .with_cert_resolver(self.resolver());
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config
+    }
+
+    /// Make the configuration for agents: QUIC wants TLS 1.3.
+    pub fn agent_config(&self, alpn: &[&[u8]]) -> ServerConfig {
+        let mut config = ServerConfig::builder_with_provider(super::provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .expect("the provider has suites for TLS 1.3")
+            .with_no_client_auth()
+            .with_cert_resolver(self.resolver());
+        config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+        config
+    }
+
+    fn resolver(&self) -> Arc<dyn ResolvesServerCert> {
+        Arc::new(SingleCertAndKey::from(self.key.clone()))
+    }
+}
+
+/// Why a chain and a key do not make an identity.
+#[derive(Debug)]
+pub(super) enum Unusable {
+    Empty,
+    Mismatch,
+    Invalid(rustls::Error),
+}
+
+/// A certificate or key file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// The file cannot be read, or is not PEM.
+    #[error("cannot read {} as PEM", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What went wrong.
+        source: rustls::pki_types::pem::Error,
+    },
+    /// The file holds no certificate.
+    #[error("{} holds no certificate (expected `-----BEGIN CERTIFICATE-----`)", path.display())]
+    NoCertificate {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The key is not the one of the first certificate.
+    #[error(
+        "the key in {} does not belong to the first certificate in {} (the server's own certificate must come first)",
+        key.display(), chain.display()
+    )]
+    Mismatch {
+        /// The certificates' file.
+        chain: PathBuf,
+        /// The key's file.
+        key: PathBuf,
+    },
+    /// The certificate or key is of a kind that cannot be used.
+    #[error("cannot use the certificate and key in {}", path.display())]
+    Invalid {
+        /// The key's file.
+        path: PathBuf,
+        /// What went wrong.
+        source: rustls::Error,
+    },
+}

@@ -1,0 +1,237 @@
+//! How the agent decides that it talks to the right edge.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+
+use super::Pin;
+
+/// What an agent accepts as proof. There is no way to accept anything.
+#[derive(Debug, Clone, Default)]
+pub enum Trust {
+    /// The certificate authorities that this machine trusts.
+    #[default]
+    System,
+    /// Those in a PEM file, and no others.
+    Ca(PathBuf),
+    /// A certificate with one of these keys, whoever signed it.
+    Pins(Vec<Pin>),
+}
+
+impl Trust {
+    /// Make a TLS client configuration, and the place where it notes why it refused an edge.
+    ///
+    /// # Errors
+    /// [`TrustError`] if the CA file cannot be used, or the machine has no certificate store.
+    pub fn client_config(&self, alpn: &[&[u8]]) -> Result<(ClientConfig, Distrust), TrustError> {
+        let distrust = Distrust::default();
+        let check = match self {
+            Self::System => Check::WebPki(verifier(system_roots()?)?),
+            Self::Ca(path) => Check::WebPki(verifier(roots_from(path)?)?),
+            Self::Pins(pins) => Check::Pins(pins.clone()),
+        };
+        let verifier = Verifier {
+            check,
+            distrust: distrust.clone(),
+        };
+        let mut config = ClientConfig::builder_with_provider(super::provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .expect("the provider has suites for TLS 1.3")
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_no_client_auth();
+        config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+        Ok((config, distrust))
+    }
+}
+
+/// Make a client configuration for `https://` upstreams: verified like a browser does, or not at
+/// all where the user wrote `https+insecure://`.
+///
+/// # Errors
+/// [`TrustError`] if the machine has no certificate store.
+pub fn upstream_config(verify: bool, alpn: &[&[u8]]) -> Result<ClientConfig, TrustError> {
+    let check = match verify {
+        true => Check::WebPki(verifier(system_roots()?)?),
+        false => Check::Anything,
+    };
+    let verifier = Verifier {
+        check,
+        distrust: Distrust::default(),
+    };
+    let mut config = ClientConfig::builder_with_provider(super::provider())
+        .with_safe_default_protocol_versions()
+        .expect("the provider has suites for both versions")
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    Ok(config)
+}
+
+fn system_roots() -> Result<RootCertStore, TrustError> {
+    let mut roots = RootCertStore::empty();
+    let found = rustls_native_certs::load_native_certs();
+    roots.add_parsable_certificates(found.certs);
+    if roots.is_empty() {
+        Err(TrustError::NoSystemRoots)
+    } else {
+        Ok(roots)
+    }
+}
+
+fn roots_from(path: &PathBuf) -> Result<RootCertStore, TrustError> {
+    let unreadable = |source| TrustError::Unreadable {
+        path: path.clone(),
+        source,
+    };
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(path).map_err(unreadable)? {
+        roots
+            .add(certificate.map_err(unreadable)?)
+            .map_err(|source| TrustError::Invalid {
+                path: path.clone(),
+                source,
+            })?;
+    }
+    if roots.is_empty() {
+        return Err(TrustError::Empty { path: path.clone() });
+    }
+    Ok(roots)
+}
+
+fn verifier(roots: RootCertStore) -> Result<Arc<WebPkiServerVerifier>, TrustError> {
+    WebPkiServerVerifier::builder_with_provider(Arc::new(roots), super::provider())
+        .build()
+        .map_err(|_| TrustError::NoSystemRoots)
+}
+
+/// Why the last edge was refused, in words that QUIC's error codes cannot carry.
+#[derive(Debug, Clone, Default)]
+pub struct Distrust(Arc<Mutex<Option<String>>>);
+
+impl Distrust {
+    /// Take what was noted since the last time.
+    pub fn take(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn note(&self, why: String) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+    }
+}
+
+#[derive(Debug)]
+enum Check {
+    WebPki(Arc<WebPkiServerVerifier>),
+    Pins(Vec<Pin>),
+    Anything,
+}
+
+#[derive(Debug)]
+struct Verifier {
+    check: Check,
+    distrust: Distrust,
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        match &self.check {
+            Check::Anything => Ok(ServerCertVerified::assertion()),
+            Check::WebPki(webpki) => webpki
+                .verify_server_cert(leaf, intermediates, name, ocsp, now)
+                .inspect_err(|err| {
+                    let pin = Pin::of(leaf).map(|pin| pin.to_string()).unwrap_or_default();
+                    self.distrust.note(format!(
+                        "its certificate is not trusted for {} ({err}); if it is your edge, pass its CA \
+                         with --ca or its pin with --pin (found {pin})",
+                        name.to_str()
+                    ));
+                }),
+            Check::Pins(pins) => {
+                let found = Pin::of(leaf)?;
+                if pins.contains(&found) {
+                    return Ok(ServerCertVerified::assertion());
+                }
+                let expected: Vec<_> = pins.iter().map(Pin::to_string).collect();
+                self.distrust.note(format!(
+                    "wrong pin: expected {}, found {found}; either the edge has a new key (then copy \
+                     the pin that `qtunnel serve` prints) or something stands in between",
+                    expected.join(" or ")
+                ));
+                Err(rustls::CertificateError::ApplicationVerificationFailure.into())
+            }
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &super::provider().signature_verification_algorithms;
+        verify_tls12_signature(message, leaf, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &super::provider().signature_verification_algorithms;
+        verify_tls13_signature(message, leaf, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        super::provider()
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
+
+/// What an agent was told to trust cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TrustError {
+    /// The CA file cannot be read, or is not PEM.
+    #[error("cannot read the CA file {} as PEM", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What went wrong.
+        source: rustls::pki_types::pem::Error,
+    },
+    /// A certificate in the CA file is not one.
+    #[error("the CA file {} holds a certificate that cannot be used", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// What went wrong.
+        source: rustls::Error,
+    },
+    /// The CA file holds no certificate.
+    #[error("the CA file {} holds no certificate", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+    /// This machine has no certificate store.
+    #[error(
+        "this machine has no certificate store (install ca-certificates, or use --ca or --pin)"
+    )]
+    NoSystemRoots,
+}
