@@ -1,0 +1,298 @@
+//! What the upstream is told about the visitor: `X-Forwarded-For`, `-Proto`, `-Host`, and `Forwarded`
+//! (RFC 7239).
+
+use std::fmt::{self, Write};
+use std::net::IpAddr;
+
+use ::http::header::{FORWARDED, HeaderMap, HeaderName, HeaderValue};
+use ::http::uri::Scheme;
+
+/// How a request came to the edge.
+#[derive(Clone, Debug)]
+pub(crate) struct Arrival<'a> {
+    /// The address at the other end of the connection: a visitor, or a proxy in front of the edge.
+    pub(crate) peer: IpAddr,
+    /// The scheme of the listener.
+    pub(crate) scheme: &'a Scheme,
+    /// The host that the visitor asked for, as it was spelt.
+    pub(crate) host: &'a HeaderValue,
+    /// The edge's own address, if the operator wants it told.
+    pub(crate) by: Option<IpAddr>,
+}
+
+/// Tell the upstream who the visitor is, and remove whatever the visitor said about it.
+pub(crate) fn set_forwarded(headers: &mut HeaderMap, arrival: &Arrival<'_>) {
+    remove(headers);
+    headers.insert(X_FORWARDED_FOR, address(arrival.peer));
+    headers.insert(X_FORWARDED_PROTO, scheme(arrival));
+    headers.insert(X_FORWARDED_HOST, arrival.host.clone());
+    headers.insert(FORWARDED, element(arrival));
+}
+
+/// Add this hop to what a trusted proxy in front of the edge says about the visitor.
+///
+/// The addresses form a list, so the proxy's own goes to its end. Scheme and host are the visitor's:
+/// the proxy's word stands, and only what it left out is filled in. Look-alikes with underscores are
+/// removed even here, because an honest proxy sends none.
+pub(crate) fn append_forwarded(headers: &mut HeaderMap, arrival: &Arrival<'_>) {
+    remove_where(headers, |name| {
+        name.as_str().contains('_') && is_about_visitor(name)
+    });
+    append(headers, X_FORWARDED_FOR, &address(arrival.peer));
+    append(headers, FORWARDED, &element(arrival));
+    headers
+        .entry(X_FORWARDED_PROTO)
+        .or_insert_with(|| scheme(arrival));
+    headers
+        .entry(X_FORWARDED_HOST)
+        .or_insert_with(|| arrival.host.clone());
+}
+
+/// Remove every field that says who or where the visitor is.
+pub(crate) fn remove(headers: &mut HeaderMap) {
+    remove_where(headers, is_about_visitor);
+}
+
+/// Report whether upstreams take this field for the visitor's address, scheme or host, also when they
+/// read underscores as hyphens.
+pub(crate) fn is_about_visitor(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    // All of them begin so: most fields are let through by their first letter.
+    if !matches!(name.as_bytes()[0], b'c' | b'f' | b't' | b'x') {
+        return false;
+    }
+    let same = |known: &str| variable(name).eq(known.bytes());
+    variable(name)
+        .take(X_FORWARDED.len())
+        .eq(X_FORWARDED.bytes())
+        || ABOUT_VISITOR.iter().any(|known| same(known))
+}
+
+/// The bytes of a lower-case name as a variable's name is made of it (CGI, WSGI), in reverse: with
+/// hyphens.
+fn variable(name: &str) -> impl Iterator<Item = u8> {
+    name.bytes().map(|b| if b == b'_' { b'-' } else { b })
+}
+
+fn remove_where(headers: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> bool) {
+    let names: Vec<_> = headers
+        .keys()
+        .filter(|name| unwanted(name))
+        .cloned()
+        .collect();
+    for name in names {
+        headers.remove(name);
+    }
+}
+
+/// Append to a list field, whose lines are joined: some upstreams read only the first line.
+fn append(headers: &mut HeaderMap, name: HeaderName, last: &HeaderValue) {
+    let mut list = Vec::new();
+    for value in headers.get_all(&name).iter().chain([last]) {
+        if !list.is_empty() {
+            list.extend_from_slice(b", ");
+        }
+        list.extend_from_slice(value.as_bytes());
+    }
+    let list = HeaderValue::from_maybe_shared(bytes::Bytes::from(list)).expect("made of values");
+    headers.insert(name, list);
+}
+
+fn scheme(arrival: &Arrival<'_>) -> HeaderValue {
+    HeaderValue::from_str(arrival.scheme.as_str())
+        .expect("a scheme is made of letters, digits and marks")
+}
+
+/// An address for `X-Forwarded-For`; an IPv4 visitor of a dual-stack listener stays IPv4.
+fn address(ip: IpAddr) -> HeaderValue {
+    HeaderValue::from_str(&ip.to_canonical().to_string()).expect("an address is ASCII")
+}
+
+/// This hop's element of `Forwarded` (RFC 7239 §4).
+fn element(arrival: &Arrival<'_>) -> HeaderValue {
+    let mut element = String::with_capacity(96);
+    write!(
+        element,
+        "for={};proto={}",
+        Node(arrival.peer),
+        arrival.scheme
+    )
+    .expect("a string takes all");
+    // `validate` lets no host pass that would need escaping. Should one come by another way, then
+    // nothing is said rather than something that ends the quotes early.
+    let host = arrival.host.to_str().ok();
+    if let Some(host) = host.filter(|host| !host.contains(['"', '\\'])) {
+        let quote = if host.bytes().all(is_token) { "" } else { "\"" };
+        write!(element, ";host={quote}{host}{quote}").expect("a string takes all");
+    }
+    if let Some(by) = arrival.by {
+        write!(element, ";by={}", Node(by)).expect("a string takes all");
+    }
+    HeaderValue::from_maybe_shared(bytes::Bytes::from(element))
+        .expect("made of values and addresses")
+}
+
+/// An address as RFC 7239 §6 spells it: IPv6 in brackets and, because these are no token, in quotes.
+struct Node(IpAddr);
+
+impl fmt::Display for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.to_canonical() {
+            IpAddr::V4(ip) => write!(f, "{ip}"),
+            IpAddr::V6(ip) => write!(f, "\"[{ip}]\""),
+        }
+    }
+}
+
+/// A character of a token (RFC 9110 §5.6.2) that occurs in a host.
+fn is_token(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || b"-._~".contains(&b)
+}
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+/// How the names of a whole family begin: `-For`, `-Proto`, `-Host`, `-Port`, `-Ssl`, `-Prefix`, ….
+const X_FORWARDED: &str = "x-forwarded";
+
+/// The other fields in which frameworks look for the visitor.
+const ABOUT_VISITOR: [&str; 9] = [
+    "forwarded",
+    "forwarded-for",
+    "x-real-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-original-host",
+    "client-ip",
+    "true-client-ip",
+    "cf-connecting-ip",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOST: HeaderValue = HeaderValue::from_static("blog.example.com");
+
+    fn arrival<'a>(peer: &str, host: &'a HeaderValue) -> Arrival<'a> {
+        Arrival {
+            peer: peer.parse().expect("an address"),
+            scheme: &Scheme::HTTPS,
+            host,
+            by: None,
+        }
+    }
+
+    fn headers(fields: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(*name, HeaderValue::from_static(value));
+        }
+        headers
+    }
+
+    #[test]
+    fn the_upstream_learns_who_the_visitor_is() {
+        let mut sent = HeaderMap::new();
+
+        set_forwarded(&mut sent, &arrival("192.0.2.7", &HOST));
+
+        let expected = headers(&[
+            ("x-forwarded-for", "192.0.2.7"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-host", "blog.example.com"),
+            (
+                "forwarded",
+                "for=192.0.2.7;proto=https;host=blog.example.com",
+            ),
+        ]);
+        assert_eq!(sent, expected);
+    }
+
+    #[test]
+    fn what_a_visitor_forged_is_replaced() {
+        let mut clean = headers(&[("accept", "*/*"), ("x-request-id", "7")]);
+        let mut forged = clean.clone();
+        for name in [
+            "x-forwarded-for",
+            "x-forwarded-proto",
+            "x-forwarded-host",
+            "x-forwarded-port",
+            "x_forwarded_for",
+            "x-forwarded_host",
+            "forwarded",
+            "x-real-ip",
+            "x_real_ip",
+            "true-client-ip",
+        ] {
+            forged.append(name, HeaderValue::from_static("198.51.100.1"));
+            forged.append(name, HeaderValue::from_static("198.51.100.2"));
+        }
+
+        set_forwarded(&mut clean, &arrival("192.0.2.7", &HOST));
+        set_forwarded(&mut forged, &arrival("192.0.2.7", &HOST));
+
+        assert_eq!(forged, clean);
+    }
+
+    #[test]
+    fn ipv6_addresses_and_ports_are_quoted_in_forwarded_only() {
+        let host = HeaderValue::from_static("blog.example.com:8443");
+        let mut sent = HeaderMap::new();
+
+        let by = Some("2001:db8::2".parse().expect("an address"));
+        set_forwarded(
+            &mut sent,
+            &Arrival {
+                by,
+                ..arrival("2001:db8::1", &host)
+            },
+        );
+
+        assert_eq!(sent["x-forwarded-for"], "2001:db8::1");
+        assert_eq!(sent["x-forwarded-host"], "blog.example.com:8443");
+        let forwarded =
+            r#"for="[2001:db8::1]";proto=https;host="blog.example.com:8443";by="[2001:db8::2]""#;
+        assert_eq!(sent["forwarded"], forwarded);
+    }
+
+    #[test]
+    fn an_ipv4_visitor_of_a_dual_stack_listener_stays_ipv4() {
+        let mut sent = HeaderMap::new();
+
+        set_forwarded(&mut sent, &arrival("::ffff:192.0.2.7", &HOST));
+
+        assert_eq!(sent["x-forwarded-for"], "192.0.2.7");
+        assert_eq!(
+            sent["forwarded"],
+            "for=192.0.2.7;proto=https;host=blog.example.com"
+        );
+    }
+
+    #[test]
+    fn a_trusted_proxy_is_believed_and_added() {
+        let mut sent = headers(&[
+            ("x-forwarded-for", "192.0.2.7"),
+            ("x-forwarded-for", "192.0.2.8"),
+            ("x-forwarded-proto", "http"),
+            ("x_forwarded_for", "198.51.100.1"),
+            ("forwarded", "for=192.0.2.7"),
+            ("x-real-ip", "192.0.2.7"),
+        ]);
+
+        append_forwarded(&mut sent, &arrival("10.0.0.1", &HOST));
+
+        let expected = headers(&[
+            ("x-forwarded-for", "192.0.2.7, 192.0.2.8, 10.0.0.1"),
+            ("x-forwarded-proto", "http"),
+            ("x-forwarded-host", "blog.example.com"),
+            (
+                "forwarded",
+                "for=192.0.2.7, for=10.0.0.1;proto=https;host=blog.example.com",
+            ),
+            ("x-real-ip", "192.0.2.7"),
+        ]);
+        assert_eq!(sent, expected);
+    }
+}

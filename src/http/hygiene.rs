@@ -1,0 +1,301 @@
+//! Header fields that end at each hop, and trailer fields that may not come late.
+//!
+//! Both ends call this on what they received, before they add fields of their own. What is said about
+//! the visitor is `forwarded`'s.
+
+use ::http::header::{
+    self, CONNECTION, COOKIE, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
+};
+
+use crate::http::forwarded;
+
+/// What a message said to its hop alone, for the next hop to say again if it means it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Hop {
+    /// `TE: trailers`: the sender takes trailers. gRPC servers refuse requests without it.
+    pub(crate) takes_trailers: bool,
+    /// The protocols of an `Upgrade` field that `Connection` confirms (RFC 9110 §7.8).
+    pub(crate) upgrade: Option<HeaderValue>,
+}
+
+/// Remove the fields that concern one connection only (RFC 9110 §7.6.1) and return what they said.
+///
+/// These are the fields of RFC 2616 §13.5.1, `Proxy-Connection` and `HTTP2-Settings`, and those that
+/// `Connection` names. `Trailer` stays: it speaks of trailers, both ends keep these, and hyper writes
+/// only the announced ones in HTTP/1.1.
+///
+/// A name in `Connection` is the sender's word, and a visitor may try to make us drop a field that the
+/// upstream relies on (a cookie, a length, an authorization that a proxy added). Like Envoy, and unlike
+/// RFC 9110, `Connection` therefore has no power over the fields that are meant for every recipient.
+pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) -> Hop {
+    let mut hop = Hop {
+        takes_trailers: takes_trailers(headers),
+        upgrade: None,
+    };
+    let mut upgrades = false;
+    let mut named = Vec::new();
+    for option in headers
+        .get_all(CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|b| *b == b','))
+    {
+        let option = option.trim_ascii();
+        if option.eq_ignore_ascii_case(b"upgrade") {
+            upgrades = true;
+        } else if !option.eq_ignore_ascii_case(b"close")
+            && !option.eq_ignore_ascii_case(b"keep-alive")
+        {
+            named.extend(
+                HeaderName::from_bytes(option)
+                    .ok()
+                    .filter(|name| !is_end_to_end(name)),
+            );
+        }
+    }
+    for name in named {
+        headers.remove(name);
+    }
+    if upgrades {
+        hop.upgrade = headers.get(UPGRADE).cloned();
+    }
+    for name in &HOP_BY_HOP {
+        headers.remove(name);
+    }
+    hop
+}
+
+/// Remove the trailer fields that a recipient would have needed before the body (RFC 9110 §6.5.1): for
+/// framing, routing, authentication, conditions and the content's format, and what a hop says.
+///
+/// A recipient may merge trailers into the header; what we check or set there must not return here.
+pub(crate) fn sanitize_trailers(trailers: &mut HeaderMap) {
+    strip_hop_by_hop(trailers);
+    forwarded::remove(trailers);
+    let forbidden: Vec<_> = trailers
+        .keys()
+        .filter(|name| is_forbidden_trailer(name))
+        .cloned()
+        .collect();
+    for name in forbidden {
+        trailers.remove(name);
+    }
+}
+
+/// Join the `Cookie` fields into which HTTP/2 splits one, as HTTP/1.1 needs it (RFC 9113 §8.2.3).
+pub(crate) fn join_cookies(headers: &mut HeaderMap) {
+    let mut crumbs = headers.get_all(COOKIE).iter();
+    let (Some(first), Some(second)) = (crumbs.next(), crumbs.next()) else {
+        return;
+    };
+    let mut cookie = first.as_bytes().to_vec();
+    for crumb in std::iter::once(second).chain(crumbs) {
+        cookie.extend_from_slice(b"; ");
+        cookie.extend_from_slice(crumb.as_bytes());
+    }
+    let cookie =
+        HeaderValue::from_maybe_shared(bytes::Bytes::from(cookie)).expect("made of values");
+    headers.insert(COOKIE, cookie);
+}
+
+fn takes_trailers(headers: &HeaderMap) -> bool {
+    let codings = headers
+        .get_all(TE)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|b| *b == b','));
+    codings
+        .into_iter()
+        .any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+}
+
+fn is_end_to_end(name: &HeaderName) -> bool {
+    END_TO_END.contains(name) || forwarded::is_about_visitor(name)
+}
+
+fn is_forbidden_trailer(name: &HeaderName) -> bool {
+    let text = name.as_str();
+    FORBIDDEN_TRAILERS.contains(name)
+        || text.starts_with("if-")
+        // An underscore here only serves those who read it as a hyphen.
+        || text.contains('_') && {
+            let hyphened = HeaderName::try_from(text.replace('_', "-"));
+            hyphened.is_ok_and(|name| FORBIDDEN_TRAILERS.contains(&name) || HOP_BY_HOP.contains(&name))
+        }
+}
+
+const HOP_BY_HOP: [HeaderName; 9] = [
+    CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    TE,
+    TRANSFER_ENCODING,
+    UPGRADE,
+    HeaderName::from_static("http2-settings"),
+];
+
+const END_TO_END: [HeaderName; 15] = [
+    header::AUTHORIZATION,
+    header::CACHE_CONTROL,
+    header::CONTENT_ENCODING,
+    header::CONTENT_LENGTH,
+    header::CONTENT_RANGE,
+    header::CONTENT_TYPE,
+    COOKIE,
+    header::DATE,
+    header::HOST,
+    header::LOCATION,
+    header::ORIGIN,
+    header::REFERER,
+    header::SET_COOKIE,
+    header::TRAILER,
+    header::WWW_AUTHENTICATE,
+];
+
+const FORBIDDEN_TRAILERS: [HeaderName; 14] = [
+    header::AUTHORIZATION,
+    header::CACHE_CONTROL,
+    header::CONTENT_ENCODING,
+    header::CONTENT_LENGTH,
+    header::CONTENT_RANGE,
+    header::CONTENT_TYPE,
+    COOKIE,
+    header::EXPECT,
+    header::HOST,
+    header::MAX_FORWARDS,
+    header::RANGE,
+    header::SET_COOKIE,
+    header::TRAILER,
+    header::WWW_AUTHENTICATE,
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(fields: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(*name, HeaderValue::from_static(value));
+        }
+        headers
+    }
+
+    fn stripped(fields: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut headers = headers(fields);
+        strip_hop_by_hop(&mut headers);
+        headers
+    }
+
+    #[test]
+    fn fields_of_one_hop_are_removed() {
+        let left = stripped(&[
+            ("connection", "keep-alive"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-connection", "keep-alive"),
+            ("proxy-authenticate", "Basic"),
+            ("proxy-authorization", "Basic eA=="),
+            ("te", "trailers"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "h2c"),
+            ("http2-settings", "AAMAAABk"),
+            ("trailer", "expires"),
+            ("accept", "*/*"),
+        ]);
+
+        assert_eq!(left, headers(&[("trailer", "expires"), ("accept", "*/*")]));
+    }
+
+    #[test]
+    fn every_field_that_connection_names_is_removed() {
+        let left = stripped(&[
+            ("connection", "close, X-One ,,\tx-two"),
+            ("connection", "X-Three, not a name"),
+            ("x-one", "1"),
+            ("x-one", "1 again"),
+            ("x-two", "2"),
+            ("x-three", "3"),
+            ("x-four", "4"),
+        ]);
+
+        assert_eq!(left, headers(&[("x-four", "4")]));
+    }
+
+    #[test]
+    fn connection_cannot_remove_what_every_recipient_needs() {
+        let kept = [
+            ("host", "a.example"),
+            ("content-length", "5"),
+            ("cookie", "a=1"),
+            ("authorization", "Bearer x"),
+            ("x-forwarded-for", "192.0.2.1"),
+            ("x-real-ip", "192.0.2.1"),
+        ];
+        let mut all = kept.to_vec();
+        all.push((
+            "connection",
+            "Host, content-length, cookie, authorization, x-forwarded-for, x-real-ip",
+        ));
+
+        assert_eq!(stripped(&all), headers(&kept));
+    }
+
+    #[test]
+    fn what_the_hop_said_is_returned() {
+        let mut upgrade = headers(&[
+            ("connection", "keep-alive, Upgrade"),
+            ("upgrade", "websocket"),
+            ("te", "gzip, Trailers"),
+        ]);
+        let mut unconfirmed = headers(&[("upgrade", "websocket"), ("te", "trailers;q=0.5")]);
+
+        let hop = strip_hop_by_hop(&mut upgrade);
+        assert_eq!(
+            hop,
+            Hop {
+                takes_trailers: true,
+                upgrade: Some(HeaderValue::from_static("websocket"))
+            }
+        );
+        assert_eq!(strip_hop_by_hop(&mut unconfirmed), Hop::default());
+    }
+
+    #[test]
+    fn trailers_keep_only_what_may_come_late() {
+        let mut trailers = headers(&[
+            ("grpc-status", "0"),
+            ("expires", "0"),
+            ("x-checksum", "1"),
+            ("transfer-encoding", "chunked"),
+            ("content-length", "5"),
+            ("content_length", "5"),
+            ("host", "b.example"),
+            ("authorization", "Basic eA=="),
+            ("set-cookie", "a=1"),
+            ("if-match", "x"),
+            ("x-forwarded-for", "192.0.2.1"),
+            ("connection", "x-late"),
+            ("x-late", "1"),
+        ]);
+
+        sanitize_trailers(&mut trailers);
+
+        assert_eq!(
+            trailers,
+            headers(&[("grpc-status", "0"), ("expires", "0"), ("x-checksum", "1")])
+        );
+    }
+
+    #[test]
+    fn cookie_crumbs_become_one_field() {
+        let mut crumbs = headers(&[("cookie", "a=1"), ("cookie", "b=2"), ("cookie", "c=3")]);
+        let mut none = headers(&[("accept", "*/*")]);
+
+        join_cookies(&mut crumbs);
+        join_cookies(&mut none);
+
+        assert_eq!(crumbs, headers(&[("cookie", "a=1; b=2; c=3")]));
+        assert_eq!(none, headers(&[("accept", "*/*")]));
+    }
+}
