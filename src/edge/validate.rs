@@ -192,6 +192,9 @@ pub(crate) const MAX_HEAD: usize = 16 << 10;
 /// Most header fields in a request: Apache's limit. It bounds what HPACK can blow up, too.
 pub(crate) const MAX_FIELDS: usize = 100;
 
+/// Most trailer fields in a request. gRPC sends three.
+pub(crate) const MAX_TRAILERS: usize = 32;
+
 /// What a field costs in HTTP/1.1 besides its name and value: `: ` and CR LF.
 const FIELD_OVERHEAD: usize = 4;
 

@@ -1,0 +1,369 @@
+//! The guard between a visitor's connection and hyper's HTTP/1.1 server.
+//!
+//! It reads the bytes that hyper will read, and knows at each of them whether it belongs to a head or
+//! to a body. hyper sees a head only when it is whole and obeys the rules; in place of one that does
+//! not it sees a small request that asks to close the connection, and the service learns from
+//! [`Verdicts`] why. Bytes that pass are never changed, and are copied only when a head arrives in
+//! pieces. Rules that HTTP/2 shares are in `validate`, the time between requests is hyper's to limit.
+
+mod chunked;
+mod head;
+mod scanner;
+mod search;
+#[cfg(test)]
+mod served;
+mod target;
+#[cfg(test)]
+mod tests;
+mod verdicts;
+
+use std::io::{self, IoSlice};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use self::chunked::BodyError;
+use self::scanner::{Scanner, Stop};
+use self::search::stand_in;
+pub(crate) use self::verdicts::{HeadFacts, Verdicts};
+use crate::edge::validate::MAX_HEAD;
+use crate::edge::violation::Violation;
+
+/// A visitor's connection whose requests are examined before hyper reads them.
+pub(crate) struct Guard<S> {
+    io: S,
+    scanner: Scanner,
+    verdicts: Verdicts,
+    flow: Flow,
+    /// Bytes that hyper has not been given; the first `passed` of them it may have.
+    ///
+    /// Behind these is the beginning of a head, or what a visitor said while an upgrade is decided.
+    held: BytesMut,
+    passed: usize,
+    head_timeout: Duration,
+    deadline: Option<Deadline>,
+    /// Set while the answer to a request that was not read to its end is on its way.
+    linger: Option<Deadline>,
+}
+
+/// What is done with the bytes that come next.
+enum Flow {
+    /// They are requests.
+    Examine,
+    /// It depends on the answer to the request before them.
+    AwaitUpgrade,
+    /// They are not HTTP any more.
+    Raw,
+    /// They are not read: the connection ends with the answer to a refused request.
+    Refused,
+    /// They cannot be told apart: the connection ends in an error.
+    Broken(BodyError),
+}
+
+impl<S> Guard<S> {
+    /// Guard a fresh connection, whose heads have this long to arrive.
+    ///
+    /// The time runs from the first byte of a head, and for the first head from now. A visitor who has
+    /// sent a part of it is answered with 408, one who has said nothing is seen to leave.
+    pub(crate) fn new(io: S, head_timeout: Duration) -> (Self, Verdicts) {
+        let verdicts = Verdicts::default();
+        let guard = Self {
+            io,
+            scanner: Scanner::new(),
+            verdicts: verdicts.clone(),
+            flow: Flow::Examine,
+            held: BytesMut::new(),
+            passed: 0,
+            head_timeout,
+            deadline: Some(Deadline::after(head_timeout)),
+            linger: None,
+        };
+        (guard, verdicts)
+    }
+
+    /// Set or clear the deadline of a head, now that `passed` bytes in front of it are done with.
+    fn await_head(&mut self, passed: usize, rest: usize) {
+        if rest == 0 {
+            self.deadline = None;
+        } else if passed > 0 || self.deadline.is_none() {
+            self.deadline = Some(Deadline::after(self.head_timeout));
+        }
+    }
+
+    /// Examine what is held, all of which begins with a new or a known part of a head.
+    fn examine_held(&mut self) {
+        let (passed, stop) = self.scanner.scan(&self.held, &self.verdicts);
+        self.passed = passed;
+        match stop {
+            Stop::Incomplete => self.await_head(passed, self.held.len() - passed),
+            Stop::Upgrade => self.await_upgrade(),
+            Stop::Refused(stand_in) => {
+                self.held.truncate(passed);
+                self.refuse(&stand_in);
+            }
+            Stop::Broken(err) => {
+                self.held.truncate(passed);
+                self.flow = Flow::Broken(err);
+            }
+        }
+    }
+
+    /// Examine what was read into hyper's own buffer; return how many of the bytes may stay there.
+    fn examine_fresh(&mut self, fresh: &[u8]) -> usize {
+        let (passed, stop) = self.scanner.scan(fresh, &self.verdicts);
+        let rest = &fresh[passed..];
+        match stop {
+            Stop::Incomplete => {
+                self.held.extend_from_slice(rest);
+                self.await_head(passed, rest.len());
+            }
+            Stop::Upgrade => {
+                self.held.extend_from_slice(rest);
+                self.await_upgrade();
+            }
+            Stop::Refused(stand_in) => self.refuse(&stand_in),
+            Stop::Broken(err) => self.flow = Flow::Broken(err),
+        }
+        passed
+    }
+
+    fn await_upgrade(&mut self) {
+        self.deadline = None;
+        self.flow = Flow::AwaitUpgrade;
+    }
+
+    fn refuse(&mut self, stand_in: &[u8]) {
+        self.held.extend_from_slice(stand_in);
+        self.passed = self.held.len();
+        self.deadline = None;
+        self.flow = Flow::Refused;
+    }
+
+    /// Give hyper what it may have of the bytes that are held.
+    fn hand_over(&mut self, buf: &mut ReadBuf<'_>) {
+        let length = self.passed.min(buf.remaining());
+        buf.put_slice(&self.held[..length]);
+        self.held.advance(length);
+        self.passed -= length;
+        if self.held.is_empty() {
+            // Heads in pieces are rare, and an idle connection should not remember one.
+            self.held = BytesMut::new();
+        }
+    }
+
+    /// Wait for the head's deadline; true if the visitor is now refused, false if it has gone silent.
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        let Some(deadline) = &mut self.deadline else {
+            return Poll::Pending;
+        };
+        ready!(deadline.poll(cx));
+        if self.held.is_empty() {
+            return Poll::Ready(false);
+        }
+        self.verdicts.push(Err(Violation::HeadTooSlow));
+        let stand_in = stand_in(&self.held);
+        self.held.clear();
+        self.refuse(&stand_in);
+        Poll::Ready(true)
+    }
+
+    /// Report whether the visitor may still be sending what nobody will read.
+    fn leaves_unread(&self) -> bool {
+        match self.flow {
+            Flow::Refused | Flow::Broken(_) => true,
+            Flow::Examine => self.scanner.is_in_body(),
+            Flow::AwaitUpgrade | Flow::Raw => false,
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> Guard<S> {
+    /// Read more of what is held, up to `limit` bytes of it; nought bytes are the end.
+    fn poll_hold(&mut self, cx: &mut Context<'_>, limit: usize) -> Poll<io::Result<usize>> {
+        let room = limit.saturating_sub(self.held.len());
+        let mut held = (&mut self.held).limit(room);
+        // Dropping this future loses nothing: it reads at most once.
+        pin!(self.io.read_buf(&mut held)).poll(cx)
+    }
+
+    /// Wait until the service has decided about an upgrade; `None` if the visitor left before.
+    fn poll_upgraded(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<bool>>> {
+        loop {
+            if let Poll::Ready(upgraded) = self.verdicts.poll_upgraded(cx) {
+                return Poll::Ready(Ok(Some(upgraded)));
+            }
+            if self.held.len() >= EARLY_BYTES {
+                return Poll::Pending;
+            }
+            // Reading is the only way to notice that the visitor leaves.
+            if ready!(self.poll_hold(cx, EARLY_BYTES))? == 0 {
+                return Poll::Ready(Ok(None));
+            }
+        }
+    }
+
+    /// Read and forget what the visitor still sends, until it has seen the answer or time is up.
+    ///
+    /// Closing a socket with unread bytes resets the connection, and that can destroy the answer
+    /// before the visitor has read it (RFC 9112 §9.6).
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(deadline) = &mut self.linger else {
+            return Poll::Ready(());
+        };
+        let mut scratch = [std::mem::MaybeUninit::uninit(); 4096];
+        loop {
+            if deadline.poll(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            let mut scratch = ReadBuf::uninit(&mut scratch);
+            match ready!(Pin::new(&mut self.io).poll_read(cx, &mut scratch)) {
+                Ok(()) if !scratch.filled().is_empty() => {}
+                _ => return Poll::Ready(()),
+            }
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if buf.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        loop {
+            if this.passed > 0 {
+                this.hand_over(buf);
+                return Poll::Ready(Ok(()));
+            }
+            let read = match &this.flow {
+                Flow::Examine if this.held.is_empty() => {
+                    let before = buf.filled().len();
+                    match Pin::new(&mut this.io).poll_read(cx, buf)? {
+                        Poll::Ready(()) if buf.filled().len() == before => {
+                            return Poll::Ready(Ok(()));
+                        }
+                        Poll::Ready(()) => {
+                            let passed = this.examine_fresh(&buf.filled()[before..]);
+                            buf.set_filled(before + passed);
+                            if passed > 0 {
+                                return Poll::Ready(Ok(()));
+                            }
+                            continue;
+                        }
+                        Poll::Pending => Poll::Pending,
+                    }
+                }
+                // A head is never held at its limit: it would have been refused.
+                Flow::Examine => this.poll_hold(cx, MAX_HEAD)?,
+                Flow::AwaitUpgrade => {
+                    match ready!(this.poll_upgraded(cx))? {
+                        None => return Poll::Ready(Ok(())),
+                        Some(true) => this.flow = Flow::Raw,
+                        Some(false) => {
+                            this.flow = Flow::Examine;
+                            this.examine_held();
+                        }
+                    }
+                    continue;
+                }
+                Flow::Raw if this.held.is_empty() => {
+                    return Pin::new(&mut this.io).poll_read(cx, buf);
+                }
+                Flow::Raw => {
+                    this.passed = this.held.len();
+                    continue;
+                }
+                // Neither bytes nor an end: hyper is about to write the answer and then to close.
+                Flow::Refused => return Poll::Pending,
+                Flow::Broken(err) => {
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, *err)));
+                }
+            };
+            match read {
+                Poll::Ready(0) => return Poll::Ready(Ok(())),
+                Poll::Ready(_) => this.examine_held(),
+                Poll::Pending => {
+                    if !ready!(this.poll_deadline(cx)) {
+                        return Poll::Ready(Ok(()));
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+
+    /// Say goodbye, and let a visitor read the answer whose request was not read to its end.
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.linger.is_none() {
+            ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+            if this.leaves_unread() {
+                this.linger = Some(Deadline::after(LINGER));
+            }
+        }
+        this.poll_linger(cx).map(Ok)
+    }
+}
+
+/// A point in time; the timer is made when somebody waits for it.
+struct Deadline {
+    at: Instant,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Deadline {
+    fn after(time: Duration) -> Self {
+        Self {
+            at: Instant::now() + time,
+            timer: None,
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(sleep_until(self.at)));
+        timer.as_mut().poll(cx)
+    }
+}
+
+/// Bytes that a visitor may send behind a request for an upgrade before it is decided: a few eager
+/// WebSocket messages. What is more waits in the kernel.
+const EARLY_BYTES: usize = 4 << 10;
+
+/// How long a visitor may take to read an answer that came before the end of its request: several
+/// round trips on a bad network, and too short to be worth holding connections with.
+const LINGER: Duration = Duration::from_secs(5);
