@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use httparse::{Header, Request, Status};
 
 use crate::edge::guard::target::Target;
+use crate::edge::guard::verdicts::HeadFacts;
 use crate::edge::host::Host;
 use crate::edge::validate::{MAX_FIELDS, content_length, imitates_framing};
 use crate::edge::violation::Violation;
@@ -21,8 +22,7 @@ pub(super) enum Framing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Head {
     pub(super) framing: Framing,
-    /// The visitor asks for another protocol, and has nothing more to say in this one.
-    pub(super) expects_upgrade: bool,
+    pub(super) facts: HeadFacts,
 }
 
 /// Check a whole head, as `HeadSearch` found it.
@@ -44,14 +44,15 @@ pub(super) fn examine(head: &[u8]) -> Result<Head, Violation> {
     let fields = Fields::collect(request.headers)?;
     check_host(&target, &fields, version)?;
     let framing = framing(&fields, version)?;
-    let expects_upgrade = version == 1
-        && fields.upgrade
-        && fields.connection_upgrade
-        && framing == Framing::Length(0);
-    Ok(Head {
-        framing,
-        expects_upgrade,
-    })
+    let facts = HeadFacts {
+        // A visitor with a body has more to say in this protocol (RFC 9110 §7.8).
+        expects_upgrade: version == 1
+            && fields.upgrade
+            && fields.connection_upgrade
+            && framing == Framing::Length(0),
+        takes_informational: version == 1,
+    };
+    Ok(Head { framing, facts })
 }
 
 /// The fields that decide where a request goes and where it ends.

@@ -16,20 +16,21 @@ mod target;
 #[cfg(test)]
 mod tests;
 mod verdicts;
+mod write;
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use self::chunked::BodyError;
 use self::scanner::{Scanner, Stop};
 use self::search::stand_in;
-pub(crate) use self::verdicts::{HeadFacts, Verdicts};
+pub(crate) use self::verdicts::Verdicts;
 use crate::edge::validate::MAX_HEAD;
 use crate::edge::violation::Violation;
 
@@ -44,6 +45,10 @@ pub(crate) struct Guard<S> {
     /// Behind these is the beginning of a head, or what a visitor said while an upgrade is decided.
     held: BytesMut,
     passed: usize,
+    /// Informational responses that are being written.
+    informing: BytesMut,
+    /// Whether hyper has written something since it last had nothing left to write.
+    is_writing: bool,
     head_timeout: Duration,
     deadline: Option<Deadline>,
     /// Set while the answer to a request that was not read to its end is on its way.
@@ -78,6 +83,8 @@ impl<S> Guard<S> {
             flow: Flow::Examine,
             held: BytesMut::new(),
             passed: 0,
+            informing: BytesMut::new(),
+            is_writing: false,
             head_timeout,
             deadline: Some(Deadline::after(head_timeout)),
             linger: None,
@@ -170,15 +177,6 @@ impl<S> Guard<S> {
         self.refuse(&stand_in);
         Poll::Ready(true)
     }
-
-    /// Report whether the visitor may still be sending what nobody will read.
-    fn leaves_unread(&self) -> bool {
-        match self.flow {
-            Flow::Refused | Flow::Broken(_) => true,
-            Flow::Examine => self.scanner.is_in_body(),
-            Flow::AwaitUpgrade | Flow::Raw => false,
-        }
-    }
 }
 
 impl<S: AsyncRead + Unpin> Guard<S> {
@@ -202,27 +200,6 @@ impl<S: AsyncRead + Unpin> Guard<S> {
             // Reading is the only way to notice that the visitor leaves.
             if ready!(self.poll_hold(cx, EARLY_BYTES))? == 0 {
                 return Poll::Ready(Ok(None));
-            }
-        }
-    }
-
-    /// Read and forget what the visitor still sends, until it has seen the answer or time is up.
-    ///
-    /// Closing a socket with unread bytes resets the connection, and that can destroy the answer
-    /// before the visitor has read it (RFC 9112 §9.6).
-    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(deadline) = &mut self.linger else {
-            return Poll::Ready(());
-        };
-        let mut scratch = [std::mem::MaybeUninit::uninit(); 4096];
-        loop {
-            if deadline.poll(cx).is_ready() {
-                return Poll::Ready(());
-            }
-            let mut scratch = ReadBuf::uninit(&mut scratch);
-            match ready!(Pin::new(&mut self.io).poll_read(cx, &mut scratch)) {
-                Ok(()) if !scratch.filled().is_empty() => {}
-                _ => return Poll::Ready(()),
             }
         }
     }
@@ -300,44 +277,6 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<S> {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_flush(cx)
-    }
-
-    /// Say goodbye, and let a visitor read the answer whose request was not read to its end.
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if this.linger.is_none() {
-            ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
-            if this.leaves_unread() {
-                this.linger = Some(Deadline::after(LINGER));
-            }
-        }
-        this.poll_linger(cx).map(Ok)
-    }
-}
-
 /// A point in time; the timer is made when somebody waits for it.
 struct Deadline {
     at: Instant,
@@ -363,7 +302,3 @@ impl Deadline {
 /// Bytes that a visitor may send behind a request for an upgrade before it is decided: a few eager
 /// WebSocket messages. What is more waits in the kernel.
 const EARLY_BYTES: usize = 4 << 10;
-
-/// How long a visitor may take to read an answer that came before the end of its request: several
-/// round trips on a bad network, and too short to be worth holding connections with.
-const LINGER: Duration = Duration::from_secs(5);

@@ -3,7 +3,7 @@
 use crate::edge::guard::chunked::{BodyError, Chunked, Next};
 use crate::edge::guard::head::{self, Framing, Head};
 use crate::edge::guard::search::{HeadSearch, Refusal, stand_in};
-use crate::edge::guard::verdicts::{HeadFacts, Verdicts};
+use crate::edge::guard::verdicts::Verdicts;
 
 /// What the next byte of a connection belongs to.
 #[derive(Debug)]
@@ -57,15 +57,13 @@ impl Scanner {
                         }
                     };
                     passed += length;
-                    verdicts.push(Ok(HeadFacts {
-                        expects_upgrade: head.expects_upgrade,
-                    }));
+                    verdicts.push(Ok(head.facts));
                     *self = match head.framing {
                         Framing::Length(0) => Self::new(),
                         Framing::Length(length) => Self::Length(length),
                         Framing::Chunked => Self::Chunked(Chunked::new()),
                     };
-                    if head.expects_upgrade {
+                    if head.facts.expects_upgrade {
                         return (passed, Stop::Upgrade);
                     }
                 }

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use ::http::{Request, Response, StatusCode};
+use ::http::header::{CONTENT_LENGTH, LINK};
+use ::http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -11,7 +12,8 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
-use super::{Guard, HeadFacts, Verdicts};
+use super::verdicts::HeadFacts;
+use super::{Guard, Verdicts};
 use crate::edge::violation::Violation;
 
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -61,6 +63,19 @@ async fn answer(
         return Ok(response);
     }
     verdicts.upgraded(false);
+    if request.uri().path() == "/hints" {
+        let style = HeaderValue::from_static("</style.css>");
+        verdicts.inform(
+            StatusCode::EARLY_HINTS,
+            &HeaderMap::from_iter([(LINK, style)]),
+        );
+        verdicts.inform(StatusCode::CONTINUE, &HeaderMap::new());
+        tokio::task::yield_now().await;
+        verdicts.inform(
+            StatusCode::PROCESSING,
+            &HeaderMap::from_iter([(CONTENT_LENGTH, 0.into())]),
+        );
+    }
     if request.uri().path() == "/early" {
         let mut response = Response::new(Full::from("no more"));
         *response.status_mut() = StatusCode::PAYLOAD_TOO_LARGE;
@@ -162,6 +177,27 @@ async fn an_answer_reaches_a_visitor_that_is_still_sending() {
 }
 
 #[tokio::test]
+async fn informational_responses_come_before_the_final_one() {
+    let input = concat!(
+        "GET /1 HTTP/1.1\r\nhost: a\r\n\r\n",
+        "GET /hints HTTP/1.1\r\nhost: a\r\n\r\n",
+        "GET /hints HTTP/1.0\r\nhost: a\r\n\r\n",
+    );
+    for pipe in [8, 1 << 16] {
+        let answers = converse(serve(pipe), input.as_bytes()).await;
+
+        let expected = concat!(
+            "HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\nGET /1 ",
+            "HTTP/1.1 103 Early Hints\r\nlink: </style.css>\r\n\r\n",
+            "HTTP/1.1 102 Processing\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: 11\r\n\r\nGET /hints ",
+            "HTTP/1.0 200 OK\r\ncontent-length: 11\r\n\r\nGET /hints ",
+        );
+        assert_eq!(answers, expected, "{pipe}");
+    }
+}
+
+#[tokio::test]
 async fn after_an_upgrade_bytes_pass_untouched_and_an_end_is_one_sided() {
     let head = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\nupgrade: echo\r\n\r\n";
     for pipe in [8, 1 << 16] {
@@ -213,7 +249,8 @@ async fn a_visitor_that_leaves_while_an_upgrade_is_decided_is_noticed() {
     assert_eq!(
         verdicts.next(),
         Ok(HeadFacts {
-            expects_upgrade: true
+            expects_upgrade: true,
+            takes_informational: true
         })
     );
     visitor.write_all(b"eager").await.expect("more");
@@ -241,14 +278,16 @@ async fn a_decision_for_another_request_does_not_count() {
     assert_eq!(
         verdicts.next(),
         Ok(HeadFacts {
-            expects_upgrade: false
+            expects_upgrade: false,
+            takes_informational: true
         })
     );
     verdicts.upgraded(false);
     assert_eq!(
         verdicts.next(),
         Ok(HeadFacts {
-            expects_upgrade: true
+            expects_upgrade: true,
+            takes_informational: true
         })
     );
     verdicts.upgraded(true);

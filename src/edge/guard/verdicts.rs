@@ -4,6 +4,12 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
+use ::http::header::CONTENT_LENGTH;
+use ::http::{HeaderMap, StatusCode};
+use bytes::BytesMut;
+use tracing::debug;
+
+use crate::edge::validate::MAX_HEAD;
 use crate::edge::violation::Violation;
 
 /// What the guard learnt about a request from its head.
@@ -13,6 +19,8 @@ pub(crate) struct HeadFacts {
     ///
     /// Only such a request may be answered with 101.
     pub(crate) expects_upgrade: bool,
+    /// The visitor speaks HTTP/1.1 and therefore knows informational responses (RFC 9110 §15.2).
+    pub(crate) takes_informational: bool,
 }
 
 /// The service's view of the guard: one verdict for each request, in their order.
@@ -24,9 +32,19 @@ struct Shared {
     /// The heads that hyper has been given and the service has not asked about. hyper reads only when
     /// it needs more, so these are as many as fit into its read buffer.
     heads: VecDeque<Result<HeadFacts, Violation>>,
+    informing: Informing,
     upgrade: Upgrade,
     /// The guard, while it waits for a decision about an upgrade.
     guard: Option<Waker>,
+}
+
+/// The informational responses to the request that was taken last.
+#[derive(Debug, Default)]
+struct Informing {
+    allowed: bool,
+    /// hyper has unsent bytes of an earlier response.
+    blocked: bool,
+    waiting: BytesMut,
 }
 
 #[derive(Debug, Default)]
@@ -54,7 +72,41 @@ impl Verdicts {
         if verdict.is_ok_and(|facts| facts.expects_upgrade) {
             shared.upgrade = Upgrade::Open;
         }
+        shared.informing.allowed = verdict.is_ok_and(|facts| facts.takes_informational);
         verdict
+    }
+
+    /// Send an informational response, such as 103, to the request taken last; hyper knows no way to.
+    ///
+    /// Call it from the service's future, which hyper awaits before it writes the final response.
+    /// What cannot be sent is left out, as any recipient may do with it: to HTTP/1.0, behind an
+    /// earlier response that the visitor is slow to read, or more than a head's worth. So are 100,
+    /// which hyper sends by itself when the body is first read, and 101, which is final.
+    pub(crate) fn inform(&self, status: StatusCode, fields: &HeaderMap) {
+        let own = matches!(
+            status,
+            StatusCode::CONTINUE | StatusCode::SWITCHING_PROTOCOLS
+        );
+        let informing = &mut self.lock().informing;
+        if !status.is_informational() || own || !informing.allowed || informing.blocked {
+            return debug!(%status, "informational response left out");
+        }
+        let before = informing.waiting.len();
+        write_head(&mut informing.waiting, status, fields);
+        if informing.waiting.len() > MAX_HEAD {
+            informing.waiting.truncate(before);
+            debug!(%status, "informational response left out");
+        }
+    }
+
+    /// Take the informational responses that are to be written now.
+    pub(super) fn take_informational(&self) -> BytesMut {
+        std::mem::take(&mut self.lock().informing.waiting)
+    }
+
+    /// Say whether hyper has bytes that are not written, so that nothing may come between.
+    pub(super) fn block_informational(&self, blocked: bool) {
+        self.lock().informing.blocked = blocked;
     }
 
     /// Say whether the request taken last is upgraded. One that expects it stalls without an answer.
@@ -95,4 +147,20 @@ impl Verdicts {
         // Nothing in here panics half-way through a change.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Write an informational response, which never has a length (RFC 9110 §8.6).
+fn write_head(out: &mut BytesMut, status: StatusCode, fields: &HeaderMap) {
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(status.as_str().as_bytes());
+    out.extend_from_slice(b" ");
+    out.extend_from_slice(status.canonical_reason().unwrap_or_default().as_bytes());
+    out.extend_from_slice(b"\r\n");
+    for (name, value) in fields.iter().filter(|(name, _)| **name != CONTENT_LENGTH) {
+        out.extend_from_slice(name.as_str().as_bytes());
+        out.extend_from_slice(b": ");
+        out.extend_from_slice(value.as_bytes());
+        out.extend_from_slice(b"\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
 }
