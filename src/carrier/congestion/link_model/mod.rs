@@ -1,0 +1,291 @@
+//! A link in virtual time, with quinn's own state machines at its ends: what a controller does on
+//! a link is a pure function of the link and a seed. No clock, no sockets, no tasks.
+
+mod host;
+mod link;
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use quinn::congestion::ControllerFactory;
+use quinn_proto::Connection;
+
+pub(crate) use host::Workload;
+pub(crate) use link::{Link, Loss, Rng};
+
+use host::Host;
+use link::{Packet, Pipe};
+
+/// Two directions of a link, and the connections that share them. Data goes forward.
+pub(crate) struct LinkModel {
+    start: Instant,
+    now: Instant,
+    forward: Pipe<Datagram>,
+    backward: Pipe<Datagram>,
+    flows: Vec<Flow>,
+    agenda: BinaryHeap<Reverse<(Instant, u64, Event)>>,
+    arriving: std::collections::HashMap<u64, Datagram>,
+    serial: u64,
+    /// How long a packet would have waited, every [`SAMPLE`].
+    backlogs: Vec<Duration>,
+}
+
+/// A connection over the link, in the order of [`LinkModel::add`].
+pub(crate) type FlowId = usize;
+
+struct Flow {
+    ends: [Host; 2],
+    wakes: [Option<Instant>; 2],
+    /// Bytes received at the end of each [`SAMPLE`].
+    progress: Vec<u64>,
+}
+
+struct Datagram {
+    flow: FlowId,
+    to: usize,
+    data: Vec<u8>,
+}
+
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    Wake { flow: FlowId, end: usize },
+    Serve { forward: bool },
+    Arrive,
+    Sample,
+}
+
+const SENDER: usize = 0;
+const RECEIVER: usize = 1;
+
+/// Bytes of IPv4 and UDP headers on the wire.
+const HEADERS: u64 = 28;
+
+/// How often progress and backlog are noted.
+const SAMPLE: Duration = Duration::from_millis(5);
+
+impl LinkModel {
+    pub(crate) fn new(forward: Link, backward: Link, seed: u64) -> Self {
+        let start = Instant::now();
+        let mut model = Self {
+            start,
+            now: start,
+            forward: Pipe::new(forward, start, seed),
+            backward: Pipe::new(backward, start, seed ^ 0x5eed),
+            flows: Vec::new(),
+            agenda: BinaryHeap::new(),
+            arriving: std::collections::HashMap::new(),
+            serial: 0,
+            backlogs: Vec::new(),
+        };
+        model.schedule(start + SAMPLE, Event::Sample);
+        model
+    }
+
+    /// The same link both ways.
+    pub(crate) fn symmetric(link: &Link, seed: u64) -> Self {
+        Self::new(link.clone(), link.clone(), seed)
+    }
+
+    /// Connect and begin to send, now.
+    pub(crate) fn add(
+        &mut self,
+        controller: Arc<dyn ControllerFactory + Send + Sync>,
+        workload: Workload,
+    ) -> FlowId {
+        let id = self.flows.len();
+        let port = 1 + id as u16;
+        let addrs = (([10, 0, 0, 1], port).into(), ([10, 0, 0, 2], port).into());
+        let seed = id as u8;
+        self.flows.push(Flow {
+            ends: [
+                Host::sender(self.now, addrs, controller, workload, seed),
+                Host::receiver(addrs, seed + 100),
+            ],
+            wakes: [None; 2],
+            progress: vec![0; self.backlogs.len()],
+        });
+        self.drive(id, SENDER);
+        id
+    }
+
+    /// Write nothing more on a connection.
+    pub(crate) fn stop(&mut self, flow: FlowId) {
+        self.flows[flow].ends[SENDER].stop();
+    }
+
+    /// Let this much time pass.
+    pub(crate) fn run(&mut self, time: Duration) {
+        let until = self.now + time;
+        while self.step(until) {}
+        self.now = until;
+    }
+
+    /// Let time pass until this many bytes have been received, but no more than `limit`: how long
+    /// it took.
+    pub(crate) fn run_until_received(
+        &mut self,
+        flow: FlowId,
+        bytes: u64,
+        limit: Duration,
+    ) -> Option<Duration> {
+        let (begin, until) = (self.now, self.now + limit);
+        while self.flows[flow].ends[RECEIVER].received < bytes {
+            if !self.step(until) {
+                return None;
+            }
+        }
+        Some(self.now - begin)
+    }
+
+    /// Time since the model was made.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.now - self.start
+    }
+
+    /// Application bytes per second of a connection between two moments.
+    pub(crate) fn goodput(&self, flow: FlowId, from: Duration, to: Duration) -> f64 {
+        let progress = &self.flows[flow].progress;
+        let at = |time: Duration| match time.div_duration_f64(SAMPLE) as usize {
+            0 => 0,
+            samples => progress
+                .get(samples - 1)
+                .or(progress.last())
+                .map_or(0, |&bytes| bytes),
+        };
+        (at(to) - at(from)) as f64 / (to - from).as_secs_f64()
+    }
+
+    /// The share of what the link could have carried forward that it did carry, loss included.
+    pub(crate) fn utilisation(&self) -> f64 {
+        self.forward.carried as f64 / self.forward.link.capacity(Duration::ZERO, self.elapsed())
+    }
+
+    /// The quantile over time of what a packet would have waited in the forward queue.
+    pub(crate) fn queue_over_time(&self, quantile: f64, from: Duration) -> Duration {
+        let skip = from.div_duration_f64(SAMPLE) as usize;
+        quantile_of(self.backlogs.iter().skip(skip).copied().collect(), quantile)
+    }
+
+    /// The quantile over packets of what they waited in the forward queue.
+    pub(crate) fn queue_over_packets(&self, quantile: f64, from: Duration) -> Duration {
+        let from = self.start + from;
+        let waits = self.forward.waits.iter().filter(|&&(at, _)| at >= from);
+        quantile_of(waits.map(|&(_, wait)| wait).collect(), quantile)
+    }
+
+    /// Packets that found the forward queue full.
+    pub(crate) fn overflowed(&self) -> u64 {
+        self.forward.overflowed
+    }
+
+    /// The sending end of a connection.
+    pub(crate) fn sender(&self, flow: FlowId) -> &Connection {
+        let connection = self.flows[flow].ends[SENDER].connection();
+        connection.expect("a sender begins with a connection")
+    }
+
+    /// How long a packet that was sent forward now would wait.
+    pub(crate) fn backlog(&self) -> Duration {
+        self.forward.backlog(self.now)
+    }
+
+    fn step(&mut self, until: Instant) -> bool {
+        let Some(Reverse((at, serial, event))) = self.agenda.pop() else {
+            return false;
+        };
+        if at > until {
+            self.agenda.push(Reverse((at, serial, event)));
+            return false;
+        }
+        self.now = at;
+        match event {
+            Event::Wake { flow, end } => {
+                if self.flows[flow].wakes[end] == Some(at) {
+                    self.flows[flow].wakes[end] = None;
+                    self.drive(flow, end);
+                }
+            }
+            Event::Serve { forward } => self.serve(forward),
+            Event::Arrive => {
+                let datagram = self
+                    .arriving
+                    .remove(&serial)
+                    .expect("scheduled with its event");
+                self.flows[datagram.flow].ends[datagram.to].arrive(at, &datagram.data);
+                self.drive(datagram.flow, datagram.to);
+            }
+            Event::Sample => {
+                self.backlogs.push(self.forward.backlog(at));
+                for flow in &mut self.flows {
+                    flow.progress.push(flow.ends[RECEIVER].received);
+                }
+                self.schedule(at + SAMPLE, Event::Sample);
+            }
+        }
+        true
+    }
+
+    fn serve(&mut self, forward: bool) {
+        let pipe = if forward {
+            &mut self.forward
+        } else {
+            &mut self.backward
+        };
+        let (arrival, next) = pipe.serve(self.now);
+        if let Some((due, datagram)) = arrival {
+            let serial = self.schedule(due, Event::Arrive);
+            self.arriving.insert(serial, datagram);
+        }
+        if let Some(next) = next {
+            self.schedule(next, Event::Serve { forward });
+        }
+    }
+
+    fn drive(&mut self, flow: FlowId, end: usize) {
+        let mut out = Vec::new();
+        let wake = self.flows[flow].ends[end].drive(self.now, &mut out);
+        let forward = end == SENDER;
+        for data in out {
+            let packet = Packet {
+                bytes: data.len() as u64 + HEADERS,
+                load: Datagram {
+                    flow,
+                    to: 1 - end,
+                    data,
+                },
+            };
+            let pipe = if forward {
+                &mut self.forward
+            } else {
+                &mut self.backward
+            };
+            if let Some(serve) = pipe.push(self.now, packet) {
+                self.schedule(serve, Event::Serve { forward });
+            }
+        }
+        let wake = wake.map(|at| at.max(self.now + Duration::from_nanos(1)));
+        if wake != self.flows[flow].wakes[end] {
+            self.flows[flow].wakes[end] = wake;
+            if let Some(at) = wake {
+                self.schedule(at, Event::Wake { flow, end });
+            }
+        }
+    }
+
+    fn schedule(&mut self, at: Instant, event: Event) -> u64 {
+        self.serial += 1;
+        self.agenda.push(Reverse((at, self.serial, event)));
+        self.serial
+    }
+}
+
+fn quantile_of(mut values: Vec<Duration>, quantile: f64) -> Duration {
+    values.sort_unstable();
+    let last = values.len().saturating_sub(1);
+    values
+        .get((last as f64 * quantile) as usize)
+        .copied()
+        .unwrap_or_default()
+}

@@ -1,0 +1,175 @@
+//! What the controller promises, on links in virtual time: no clock decides about these results.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::congestion::CubicConfig;
+
+use super::Config;
+use super::link_model::{Link, LinkModel, Loss, Rng, Workload};
+
+const MIB: u64 = 1 << 20;
+
+fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+fn secs(secs: u64) -> Duration {
+    Duration::from_secs(secs)
+}
+
+fn ours() -> Arc<Config> {
+    Arc::new(Config::default())
+}
+
+/// 50 Mbit/s, a round trip of 40 ms, a queue of 100 ms.
+fn broadband() -> Link {
+    Link::new(50.0, ms(20), ms(100))
+}
+
+/// The share of the link's rate at which `bytes` were downloaded, handshake and headers included.
+fn downloaded(model: &mut LinkModel, link: &Link, bytes: u64) -> f64 {
+    let flow = model.add(ours(), Workload::Bulk(bytes));
+    let took = model.run_until_received(flow, bytes, secs(100));
+    let took = took.expect("a download ends");
+    bytes as f64 / link.capacity(Duration::ZERO, took)
+}
+
+#[test]
+fn a_download_fills_a_link_that_loses_packets() {
+    for loss in [
+        Loss::Independent(0.0),
+        Loss::Independent(0.03),
+        Loss::Independent(0.05),
+        Loss::Bursts {
+            share: 0.03,
+            length: 5.0,
+        },
+    ] {
+        let link = Link {
+            loss,
+            ..broadband()
+        };
+
+        let share = downloaded(&mut LinkModel::symmetric(&link, 1), &link, 20 * MIB);
+
+        assert!(share > 0.78, "{:.0} % of the link's rate", share * 100.0);
+    }
+}
+
+#[test]
+fn a_download_keeps_the_queue_short() {
+    let link = broadband();
+    let mut model = LinkModel::symmetric(&link, 1);
+
+    downloaded(&mut model, &link, 50 * MIB);
+
+    let wait = model.queue_over_time(0.99, secs(1));
+    assert!(wait < ms(25), "packets wait {wait:?}");
+    assert_eq!(model.overflowed(), 0);
+}
+
+#[test]
+fn an_upload_on_a_slow_line_leaves_its_long_queue_empty() {
+    let up = Link::new(1.0, ms(20), secs(1));
+    let down = Link::new(10.0, ms(20), ms(100));
+    let mut model = LinkModel::new(up.clone(), down, 1);
+
+    let share = downloaded(&mut model, &up, 3 * MIB);
+
+    assert!(share > 0.75, "{:.0} % of the link's rate", share * 100.0);
+    let wait = model.queue_over_time(0.95, secs(2));
+    assert!(wait < ms(100), "packets wait {wait:?}");
+}
+
+#[test]
+fn a_long_fat_path_is_filled() {
+    let link = Link::new(100.0, ms(100), ms(200));
+
+    let share = downloaded(&mut LinkModel::symmetric(&link, 1), &link, 100 * MIB);
+
+    assert!(share > 0.75, "{:.0} % of the link's rate", share * 100.0);
+}
+
+#[test]
+fn a_rate_that_changes_every_second_is_followed() {
+    let mut rng = Rng(1);
+    let mut link = Link::new(50.0, ms(20), ms(200));
+    link.rate = (0..120)
+        .map(|second| (secs(second), (2.0 + 48.0 * rng.unit()) * 1e6))
+        .collect();
+    let mut model = LinkModel::new(link.clone(), broadband(), 1);
+
+    let share = downloaded(&mut model, &link, 100 * MIB);
+
+    assert!(share > 0.75, "{:.0} % of the link's rate", share * 100.0);
+    let wait = model.queue_over_packets(0.95, secs(1));
+    assert!(wait < ms(60), "packets wait {wait:?}");
+}
+
+#[test]
+fn round_trips_of_microseconds_do_not_starve_the_window() {
+    let mut link = Link::new(4000.0, Duration::from_micros(20), ms(20));
+    link.jitter = Duration::from_micros(100);
+    link.bunch = Duration::from_micros(300);
+
+    let share = downloaded(&mut LinkModel::symmetric(&link, 1), &link, 200 * MIB);
+
+    assert!(share > 0.8, "{:.0} % of the link's rate", share * 100.0);
+}
+
+#[test]
+fn two_connections_share_a_link_equally() {
+    let mut model = LinkModel::symmetric(&broadband(), 1);
+    let first = model.add(ours(), Workload::Bulk(u64::MAX));
+    model.run(secs(5));
+    let second = model.add(ours(), Workload::Bulk(u64::MAX));
+    model.run(secs(5));
+    let from = model.elapsed();
+    model.run(secs(10));
+
+    let rates = [first, second].map(|flow| model.goodput(flow, from, model.elapsed()));
+
+    let jain = (rates[0] + rates[1]).powi(2) / (2.0 * (rates[0].powi(2) + rates[1].powi(2)));
+    assert!(jain > 0.9, "{rates:?} bytes/s");
+}
+
+#[test]
+fn beside_a_cubic_download_both_get_a_fair_part() {
+    let mut model = LinkModel::symmetric(&broadband(), 1);
+    let cubic = model.add(Arc::new(CubicConfig::default()), Workload::Bulk(u64::MAX));
+    model.run(secs(5));
+    let ours = model.add(ours(), Workload::Bulk(u64::MAX));
+    let from = model.elapsed();
+    model.run(secs(25));
+
+    let rates = [cubic, ours].map(|flow| model.goodput(flow, from, model.elapsed()) * 8e-6);
+
+    assert!(
+        rates.iter().all(|&mbit| mbit > 25.0 / 4.0),
+        "{rates:?} Mbit/s"
+    );
+}
+
+#[test]
+fn a_quarter_lost_slows_it_down() {
+    let link = Link {
+        loss: Loss::Independent(0.25),
+        ..broadband()
+    };
+
+    let share = downloaded(&mut LinkModel::symmetric(&link, 1), &link, 5 * MIB);
+
+    assert!(share < 0.4, "{:.0} % of the link's rate", share * 100.0);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_result() {
+    let link = Link {
+        loss: Loss::Independent(0.03),
+        ..broadband()
+    };
+    let download = || downloaded(&mut LinkModel::symmetric(&link, 7), &link, 5 * MIB);
+
+    assert_eq!(download().to_bits(), download().to_bits());
+}
