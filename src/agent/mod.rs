@@ -1,1 +1,20 @@
+//! The private side: the session with the edge, and forwarding to upstreams.
 
+mod address;
+mod backoff;
+mod config;
+mod connect;
+mod event;
+mod files;
+mod forward;
+mod pool;
+mod response;
+mod session;
+mod upstream;
+
+pub use address::{Address, AddressError, Target};
+pub use config::{AgentConfig, HostHeader, ServerAddr, TunnelConfig};
+pub use connect::{Agent, AgentError};
+pub use event::{Event, Observer, RequestLog};
+pub use session::ConnectError;
+pub use upstream::{Service, Upstream, UpstreamBody};

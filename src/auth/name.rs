@@ -1,5 +1,6 @@
 //! Names: the label in front of the edge's domain.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -64,6 +65,12 @@ impl FromStr for Name {
         } else {
             Ok(Self(label))
         }
+    }
+}
+
+impl Borrow<str> for Name {
+    fn borrow(&self) -> &str {
+        &self.0
     }
 }
 

@@ -1,8 +1,19 @@
-#[allow(dead_code, reason = "not called until the edge is wired")]
+//! The public side: agents' sessions, the registry of names, and visitors over HTTP.
+
+mod agents;
+mod answer;
+mod bind;
+mod body;
+mod config;
+mod forward;
 mod guard;
-#[allow(dead_code, reason = "not called until the edge is wired")]
 mod host;
-#[allow(dead_code, reason = "not called until the edge is wired")]
+mod listen;
+mod page;
+mod registry;
 mod validate;
-#[allow(dead_code, reason = "not called until the edge is wired")]
 mod violation;
+mod visitors;
+
+pub use bind::{BindError, Edge};
+pub use config::{EdgeConfig, EdgeIdentity, EdgeLimits};

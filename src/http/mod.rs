@@ -3,9 +3,7 @@
 //! the edge and the agent.
 
 mod escape;
-#[allow(dead_code, reason = "not called until the edge is wired")]
 pub(crate) mod forwarded;
-#[allow(dead_code, reason = "not called until both ends are wired")]
 pub(crate) mod hygiene;
 mod receive;
 mod relay;
@@ -13,5 +11,5 @@ mod send;
 
 pub use escape::escape;
 pub use receive::{Activity, ReceiveError, Receiver, TunnelBody};
-pub use relay::{Relayed, relay};
+pub use relay::relay;
 pub use send::{SendError, Sender};

@@ -10,6 +10,7 @@ use quinn::{SendStream, WriteError};
 use serde::Serialize;
 
 use super::Activity;
+use super::hygiene::sanitize_trailers;
 use crate::proto::{self, HEAD_LIMIT, Reset, WireError};
 
 /// Sends heads and bodies, and makes sure that what is given up looks given up: dropped before
@@ -59,10 +60,11 @@ impl Sender {
                     self.stream.write_all_chunks(&mut [header, data]).await?;
                 }
                 Err(frame) => {
-                    if let Ok(fields) = frame.into_trailers()
+                    if let Ok(mut fields) = frame.into_trailers()
                         && !ended
                     {
                         ended = true;
+                        sanitize_trailers(&mut fields);
                         self.stream.write_chunk(proto::trailers(fields)?).await?;
                     }
                 }

@@ -166,6 +166,31 @@ impl fmt::Debug for Secret {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct AgentId(pub [u8; 16]);
 
+impl AgentId {
+    /// Make an identity.
+    pub fn random() -> Self {
+        let mut id = [0; 16];
+        aws_lc_rs::rand::fill(&mut id).expect("the operating system has random numbers");
+        Self(id)
+    }
+
+    /// Write the whole identity, as it is kept in a file.
+    pub fn to_hex(self) -> String {
+        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Read what [`to_hex`](Self::to_hex) wrote.
+    pub fn from_hex(text: &str) -> Option<Self> {
+        let text = text.trim();
+        let valid = text.len() == 32 && text.bytes().all(|digit| digit.is_ascii_hexdigit());
+        valid.then(|| {
+            u128::from_str_radix(text, 16)
+                .ok()
+                .map(|id| Self(id.to_be_bytes()))
+        })?
+    }
+}
+
 impl fmt::Display for AgentId {
     /// The first four bytes: enough to tell agents apart in a log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -89,6 +89,15 @@ impl LocalCa {
     }
 }
 
+/// Return the file of the CA that an edge with this state directory uses. Edge and agent of one user
+/// share the directory, so whichever comes first makes the CA.
+///
+/// # Errors
+/// [`CaError`] if the files cannot be read, written or understood.
+pub fn local_ca(state: &StateDir) -> Result<PathBuf, CaError> {
+    LocalCa::open(state).map(|ca| ca.path())
+}
+
 /// Load a key from the state directory, or make it.
 fn keep_key(state: &StateDir, name: &str) -> Result<KeyPair, CaError> {
     let fresh = KeyPair::generate()?;

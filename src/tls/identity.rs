@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::ServerConfig;
+use rustls::client::danger::ServerCertVerifier;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ResolvesServerCert;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 
@@ -74,9 +75,19 @@ impl Identity {
         self.pin
     }
 
-    /// Return the chain, leaf first.
-    pub fn chain(&self) -> &[CertificateDer<'static>] {
-        &self.key.cert
+    /// Report whether this machine's certificate authorities vouch for the identity under that name,
+    /// so that agents most likely need no pin.
+    pub fn is_publicly_trusted(&self, name: &str) -> bool {
+        let (Some((leaf, rest)), Ok(name)) =
+            (self.key.cert.split_first(), ServerName::try_from(name))
+        else {
+            return false;
+        };
+        super::trust::system_verifier().is_ok_and(|verifier| {
+            verifier
+                .verify_server_cert(leaf, rest, &name, &[], UnixTime::now())
+                .is_ok()
+        })
     }
 
     /// Make the configuration for visitors: TLS 1.2 and 1.3, HTTP/2 and HTTP/1.1 by ALPN.

@@ -5,10 +5,10 @@ mod identity;
 mod pin;
 mod trust;
 
-pub use ca::{CaError, LocalCa};
+pub use ca::{CaError, LocalCa, local_ca};
 pub use identity::{Identity, IdentityError};
 pub use pin::{Pin, PinError};
-pub use trust::{Distrust, Trust, TrustError, upstream_config};
+pub use trust::{Trust, TrustError, upstream_config};
 
 use std::sync::Arc;
 

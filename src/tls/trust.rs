@@ -32,7 +32,7 @@ impl Trust {
     pub fn client_config(&self, alpn: &[&[u8]]) -> Result<(ClientConfig, Distrust), TrustError> {
         let distrust = Distrust::default();
         let check = match self {
-            Self::System => Check::WebPki(verifier(system_roots()?)?),
+            Self::System => Check::WebPki(system_verifier()?),
             Self::Ca(path) => Check::WebPki(verifier(roots_from(path)?)?),
             Self::Pins(pins) => Check::Pins(pins.clone()),
         };
@@ -58,7 +58,7 @@ impl Trust {
 /// [`TrustError`] if the machine has no certificate store.
 pub fn upstream_config(verify: bool, alpn: &[&[u8]]) -> Result<ClientConfig, TrustError> {
     let check = match verify {
-        true => Check::WebPki(verifier(system_roots()?)?),
+        true => Check::WebPki(system_verifier()?),
         false => Check::Anything,
     };
     let verifier = Verifier {
@@ -73,6 +73,11 @@ pub fn upstream_config(verify: bool, alpn: &[&[u8]]) -> Result<ClientConfig, Tru
         .with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     Ok(config)
+}
+
+/// Check certificates as this machine's certificate store says.
+pub(super) fn system_verifier() -> Result<Arc<WebPkiServerVerifier>, TrustError> {
+    verifier(system_roots()?)
 }
 
 fn system_roots() -> Result<RootCertStore, TrustError> {

@@ -1,0 +1,165 @@
+//! What an agent is told.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use ::http::HeaderValue;
+
+use super::event::Observer;
+use super::upstream::Upstream;
+use crate::auth::Name;
+use crate::proto::{AgentId, Secret};
+use crate::tls::Trust;
+
+/// How to run an agent.
+#[derive(Clone)]
+pub struct AgentConfig {
+    /// The edge.
+    pub server: ServerAddr,
+    /// How to recognise it.
+    pub trust: Trust,
+    /// What to show it.
+    pub token: Secret,
+    /// Who this agent is, across restarts.
+    pub id: AgentId,
+    /// What to publish.
+    pub tunnels: Vec<TunnelConfig>,
+    /// How long conversations may go on once the agent is told to stop.
+    pub grace_period: Duration,
+    /// How long an upstream may take to begin its answer once it has the whole request.
+    pub upstream_timeout: Duration,
+    /// Give up at the first failure instead of trying for ever.
+    pub exit_on_failure: bool,
+    /// Who is told what happens.
+    pub observer: Observer,
+}
+
+/// One tunnel.
+#[derive(Clone)]
+pub struct TunnelConfig {
+    /// The name to ask for.
+    pub name: Name,
+    /// Where requests go.
+    pub upstream: Upstream,
+    /// What the upstream sees as `Host`.
+    pub host_header: HostHeader,
+}
+
+/// What the upstream sees as `Host`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum HostHeader {
+    /// What the visitor sent: the public name.
+    #[default]
+    Preserve,
+    /// The upstream's own address, as development servers want it.
+    Rewrite,
+    /// Something else.
+    Value(HeaderValue),
+}
+
+impl FromStr for HostHeader {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "preserve" => Ok(Self::Preserve),
+            "rewrite" => Ok(Self::Rewrite),
+            "" => Err("it is empty: use preserve, rewrite or a host".into()),
+            host if host.contains(['/', ' ', '@']) => Err(format!(
+                "{host:?} is not a host (use preserve, rewrite or a host such as app.local:3000)"
+            )),
+            host => HeaderValue::from_str(host)
+                .map(Self::Value)
+                .map_err(|_| format!("{host:?} cannot stand in a header")),
+        }
+    }
+}
+
+/// An edge's host and port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerAddr {
+    /// A host name or address, without brackets.
+    pub host: String,
+    /// The port of QUIC and HTTPS.
+    pub port: u16,
+}
+
+impl FromStr for ServerAddr {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let rest = text
+            .strip_prefix("https://")
+            .unwrap_or(text)
+            .trim_end_matches('/');
+        let authority: ::http::uri::Authority = rest
+            .parse()
+            .map_err(|_| format!("{text:?} is not a HOST or HOST:PORT"))?;
+        let host = authority
+            .host()
+            .trim_start_matches('[')
+            .trim_end_matches(']');
+        if host.is_empty() || rest.contains(['/', '@', '?']) {
+            return Err(format!("{text:?} is not a HOST or HOST:PORT"));
+        }
+        let port = match authority.port() {
+            Some(_) => authority
+                .port_u16()
+                .filter(|port| *port != 0)
+                .ok_or_else(|| format!("{text:?} has no valid port (1 to 65535)"))?,
+            None if rest.ends_with(':') => {
+                return Err(format!("{text:?} has no port after the colon"));
+            }
+            None => HTTPS,
+        };
+        Ok(Self {
+            host: host.to_owned(),
+            port,
+        })
+    }
+}
+
+impl fmt::Display for ServerAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let host = &self.host;
+        if host.contains(':') {
+            write!(f, "[{host}]")?
+        } else {
+            f.write_str(host)?
+        }
+        if self.port == HTTPS {
+            Ok(())
+        } else {
+            write!(f, ":{}", self.port)
+        }
+    }
+}
+
+/// Where edges listen unless they are told otherwise.
+const HTTPS: u16 = 443;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_a_host_with_or_without_a_port() {
+        let parse = |text: &str| text.parse::<ServerAddr>().map(|server| server.to_string());
+        assert_eq!(parse("example.com").unwrap(), "example.com");
+        assert_eq!(parse("example.com:8443").unwrap(), "example.com:8443");
+        assert_eq!(parse("[2001:db8::1]:8443").unwrap(), "[2001:db8::1]:8443");
+        assert_eq!(parse("https://example.com/").unwrap(), "example.com");
+        for wrong in [
+            "",
+            "a b",
+            "example.com:0",
+            "example.com:99999",
+            "u@h",
+            "h/path",
+            "host:",
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,488 @@
+//! One session with the edge: from dialling to the last conversation.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use quinn::crypto::rustls::{HandshakeData, QuicClientConfig};
+use quinn::{ApplicationClose, Connection, ConnectionError, Endpoint, RecvStream, SendStream};
+use tokio::net::lookup_host;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tracing::{debug, error};
+
+use super::config::{AgentConfig, ServerAddr};
+use super::event::Event;
+use super::forward::{self, Tunnel};
+use crate::carrier::{self, DialError};
+use crate::proto::{
+    self, ALPN, ALPN_ANY, AgentMessage, CONTROL_LIMIT, Close, EdgeMessage, Hello, Refusal,
+    Splitter, TunnelRequest, Welcome, WireError,
+};
+use crate::tls::TrustError;
+
+/// An authenticated connection to the edge.
+pub struct Session {
+    endpoint: Endpoint,
+    connection: Connection,
+    control: Control,
+    /// What the edge granted.
+    pub welcome: Welcome,
+}
+
+impl Session {
+    /// Find the edge, connect, and ask for the tunnels.
+    pub async fn open(config: &AgentConfig) -> Result<Self, ConnectError> {
+        let server = &config.server;
+        let (endpoint, connection) = dial(config).await?;
+        if negotiated(&connection).as_deref() != Some(ALPN) {
+            // The edge says which version it speaks as it closes.
+            let reason = timeout(WELCOME, connection.closed()).await;
+            return Err(ConnectError::Version {
+                server: server.clone(),
+                theirs: version(reason.ok()),
+            });
+        }
+        let (send, receive) = connection
+            .open_bi()
+            .await
+            .map_err(|err| ConnectError::lost(server, err))?;
+        let _ = send.set_priority(CONTROL_PRIORITY);
+        let mut control = Control {
+            send,
+            receive,
+            splitter: Splitter::default(),
+        };
+        let hello = Hello {
+            token: config.token.clone(),
+            agent: config.id,
+            epoch: epoch(),
+            software: concat!("qtunnel/", env!("CARGO_PKG_VERSION")).to_owned(),
+            tunnels: (0..)
+                .zip(&config.tunnels)
+                .map(|(tunnel, wanted)| TunnelRequest {
+                    tunnel,
+                    name: wanted.name.to_string(),
+                })
+                .collect(),
+        };
+        let answer = async {
+            control.send(&AgentMessage::Hello(hello)).await?;
+            control.receive().await
+        };
+        match timeout(WELCOME, answer).await {
+            Ok(Ok(EdgeMessage::Welcome(welcome))) => Ok(Self {
+                endpoint,
+                connection,
+                control,
+                welcome,
+            }),
+            Ok(Ok(EdgeMessage::Refused(refusal))) => {
+                connection.close(Close::Done.code(), b"refused");
+                let _ = timeout(FAREWELL, endpoint.wait_idle()).await;
+                Err(ConnectError::Refused(refusal))
+            }
+            Ok(Ok(_)) => Err(ConnectError::lost(
+                server,
+                ControlError::Wire(WireError::Malformed),
+            )),
+            Ok(Err(err)) => Err(match connection.close_reason() {
+                Some(reason) => ConnectError::lost(server, reason),
+                None => ConnectError::lost(server, err),
+            }),
+            Err(_) => Err(ConnectError::Silent {
+                server: server.clone(),
+                limit: WELCOME,
+            }),
+        }
+    }
+
+    /// Serve conversations until the connection is lost, or until `shutdown`, after which those
+    /// under way have the grace period to end.
+    pub async fn serve(
+        mut self,
+        config: &AgentConfig,
+        tunnels: &Arc<Vec<Arc<Tunnel>>>,
+        shutdown: &mut (impl Future<Output = ()> + Unpin),
+    ) -> Ended {
+        let mut conversations = JoinSet::new();
+        let accept = |(send, receive): (SendStream, RecvStream),
+                      conversations: &mut JoinSet<()>| {
+            let tunnels = tunnels.clone();
+            let find = move |number: u32| tunnels.get(number as usize).cloned();
+            conversations.spawn(forward::serve(find, send, receive));
+        };
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut *shutdown => break,
+                Some(ended) = conversations.join_next() => report(ended),
+                accepted = self.connection.accept_bi() => match accepted {
+                    Ok(stream) => accept(stream, &mut conversations),
+                    Err(err) => return lost(err),
+                },
+                message = self.control.receive() => match message {
+                    Ok(EdgeMessage::Draining { .. }) => {
+                        config.observer.tell(Event::Notice("the edge is about to restart".into()));
+                    }
+                    Ok(EdgeMessage::Notice(text)) => config.observer.tell(Event::Notice(text)),
+                    Ok(message) => debug!(?message, "message from the edge"),
+                    Err(err) => {
+                        // The accepting branch knows better why, once the connection is closed.
+                        self.connection.close(Close::Protocol.code(), err.to_string().as_bytes());
+                    }
+                },
+            }
+        }
+
+        // The order: the edge sends no new conversations; those under way end, or are cut; then the
+        // connection is closed, and the edge hears of it.
+        let deadline_ms = config.grace_period.as_millis() as u64;
+        let _ = self
+            .control
+            .send(&AgentMessage::Draining { deadline_ms })
+            .await;
+        let drained = async {
+            // What was opened before the edge heard of it is still served.
+            let settled = sleep(SETTLE);
+            tokio::pin!(settled);
+            loop {
+                tokio::select! {
+                    accepted = self.connection.accept_bi() => match accepted {
+                        Ok(stream) => accept(stream, &mut conversations),
+                        Err(_) => break,
+                    },
+                    Some(ended) = conversations.join_next() => report(ended),
+                    () = &mut settled, if conversations.is_empty() && !settled.is_elapsed() => break,
+                }
+                if settled.is_elapsed() && conversations.is_empty() {
+                    break;
+                }
+            }
+        };
+        let _ = timeout(config.grace_period, drained).await;
+        conversations.shutdown().await;
+        self.connection
+            .close(Close::Done.code(), b"the agent stops");
+        let _ = timeout(FAREWELL, self.endpoint.wait_idle()).await;
+        Ended::Shutdown
+    }
+}
+
+/// How a session ended.
+pub enum Ended {
+    /// As we were told.
+    Shutdown,
+    /// A newer session of the same agent has the names: coming back would only start a quarrel.
+    Superseded,
+    /// Against our will: try again.
+    Lost(String),
+}
+
+fn lost(err: ConnectionError) -> Ended {
+    match &err {
+        ConnectionError::ApplicationClosed(ApplicationClose { error_code, .. }) => {
+            match Close::from_code(*error_code) {
+                Some(Close::Superseded) => Ended::Superseded,
+                Some(Close::Done) => Ended::Lost("the edge stopped".into()),
+                Some(close) => Ended::Lost(close.to_string()),
+                None => Ended::Lost(err.to_string()),
+            }
+        }
+        ConnectionError::Reset => Ended::Lost("the edge was restarted".into()),
+        ConnectionError::TimedOut => Ended::Lost("the edge is silent".into()),
+        _ => Ended::Lost(err.to_string()),
+    }
+}
+
+/// The control stream.
+struct Control {
+    send: SendStream,
+    receive: RecvStream,
+    splitter: Splitter,
+}
+
+impl Control {
+    async fn send(&mut self, message: &AgentMessage) -> Result<(), ControlError> {
+        let bytes = proto::encode(message, CONTROL_LIMIT)?;
+        self.send.write_chunk(bytes).await?;
+        Ok(())
+    }
+
+    /// Receive the next message. May be cancelled.
+    async fn receive(&mut self) -> Result<EdgeMessage, ControlError> {
+        loop {
+            if let Some(message) = self.splitter.next(CONTROL_LIMIT)? {
+                return Ok(proto::decode(&message)?);
+            }
+            match self.receive.read_chunk(CONTROL_LIMIT, true).await? {
+                Some(chunk) => self.splitter.push(&chunk.bytes),
+                None => return Err(WireError::Truncated.into()),
+            }
+        }
+    }
+}
+
+/// Resolve the edge's name and race its addresses, each a little later than the one before
+/// (RFC 8305).
+async fn dial(config: &AgentConfig) -> Result<(Endpoint, Connection), ConnectError> {
+    let server = &config.server;
+    let resolve = |source| ConnectError::Resolve {
+        server: server.clone(),
+        source,
+    };
+    let found = timeout(RESOLVE, lookup_host((server.host.as_str(), server.port))).await;
+    let found = found
+        .map_err(|_| resolve(std::io::ErrorKind::TimedOut.into()))?
+        .map_err(resolve)?;
+    let mut addrs: Vec<SocketAddr> = found.collect();
+    addrs.dedup();
+    // The local edge listens on IPv4.
+    addrs.sort_by_key(|addr| addr.is_ipv6() && addr.ip().is_loopback());
+
+    let (tls, distrust) = config.trust.client_config(&[ALPN, ALPN_ANY])?;
+    let tls = QuicClientConfig::try_from(tls).expect("the configuration speaks TLS 1.3");
+    let mut client = quinn::ClientConfig::new(Arc::new(tls));
+    client.transport_config(carrier::agent_transport());
+
+    let mut attempts = JoinSet::new();
+    for (at, addr) in (0..).zip(&addrs) {
+        let (addr, client, host) = (*addr, client.clone(), server.host.clone());
+        attempts.spawn(async move {
+            sleep(STAGGER * at).await;
+            timeout(HANDSHAKE, carrier::dial(addr, &host, client)).await
+        });
+    }
+    let mut worst = ConnectError::Unreachable {
+        server: server.clone(),
+        addrs: list(&addrs),
+        limit: HANDSHAKE,
+    };
+    while let Some(attempt) = attempts.join_next().await {
+        match attempt {
+            Ok(Ok(Ok(connected))) => return Ok(connected),
+            Ok(Ok(Err(err))) => {
+                if let Some(why) = distrust.take() {
+                    worst = ConnectError::Untrusted {
+                        server: server.clone(),
+                        why,
+                    };
+                } else {
+                    worst = explain(server, err, worst);
+                }
+            }
+            Ok(Err(_)) | Err(_) => {}
+        }
+    }
+    Err(worst)
+}
+
+fn explain(server: &ServerAddr, err: DialError, unreachable: ConnectError) -> ConnectError {
+    match err {
+        DialError::Handshake(ConnectionError::TimedOut) => unreachable,
+        DialError::Handshake(ConnectionError::ConnectionClosed(close))
+            if close.error_code == quinn::TransportErrorCode::crypto(NO_APPLICATION_PROTOCOL) =>
+        {
+            ConnectError::NotAnEdge {
+                server: server.clone(),
+            }
+        }
+        DialError::Handshake(ConnectionError::VersionMismatch) => ConnectError::NotAnEdge {
+            server: server.clone(),
+        },
+        err => ConnectError::lost(server, err),
+    }
+}
+
+fn list(addrs: &[SocketAddr]) -> String {
+    addrs
+        .iter()
+        .map(SocketAddr::to_string)
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+fn negotiated(connection: &Connection) -> Option<Vec<u8>> {
+    connection
+        .handshake_data()?
+        .downcast::<HandshakeData>()
+        .ok()?
+        .protocol
+}
+
+fn version(reason: Option<ConnectionError>) -> String {
+    match reason {
+        Some(ConnectionError::ApplicationClosed(ApplicationClose { reason, .. })) => {
+            crate::http::escape(&String::from_utf8_lossy(&reason))
+        }
+        _ => "another version".to_owned(),
+    }
+}
+
+/// The microseconds of the clock: they grow from session to session, also across restarts.
+fn epoch() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_micros() as u64)
+}
+
+fn report(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(err) = ended
+        && err.is_panic()
+    {
+        error!(%err, "a conversation panicked");
+    }
+}
+
+/// How long finding the edge's address may take.
+const RESOLVE: Duration = Duration::from_secs(5);
+
+/// How long the edge may take for the handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// RFC 8305 §5's recommendation between attempts.
+const STAGGER: Duration = Duration::from_millis(250);
+
+/// How long the edge may take to answer the hello.
+const WELCOME: Duration = Duration::from_secs(10);
+
+/// How long the edge may take to acknowledge a close.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// A round trip in which conversations may still arrive after we said that we drain.
+const SETTLE: Duration = Duration::from_millis(300);
+
+/// Above every conversation (their default is 0).
+const CONTROL_PRIORITY: i32 = 1_000;
+
+/// TLS's alert for an ALPN that the server does not know (RFC 7301 §3.2).
+const NO_APPLICATION_PROTOCOL: u8 = 120;
+
+#[derive(Debug, thiserror::Error)]
+enum ControlError {
+    #[error("the edge is not understood")]
+    Wire(#[from] WireError),
+    #[error("the control stream cannot be read")]
+    Read(#[from] quinn::ReadError),
+    #[error("the control stream cannot be written")]
+    Write(#[from] quinn::WriteError),
+}
+
+/// No session came about.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The edge's name has no address.
+    #[error("cannot find the address of the edge {}: check the name and this machine's DNS", server.host)]
+    Resolve {
+        /// The edge.
+        server: ServerAddr,
+        /// What went wrong.
+        source: std::io::Error,
+    },
+    /// Nothing answered.
+    #[error(
+        "no answer from the edge {server} over UDP ({addrs}) within {}: is `qtunnel serve` running there, \
+         and does every firewall in between let UDP port {} through?",
+        humantime::format_duration(*limit), server.port
+    )]
+    Unreachable {
+        /// The edge.
+        server: ServerAddr,
+        /// Its addresses.
+        addrs: String,
+        /// How long we waited.
+        limit: Duration,
+    },
+    /// It is not the edge that we are looking for.
+    #[error("the edge {server} is not who it should be: {why}")]
+    Untrusted {
+        /// The edge.
+        server: ServerAddr,
+        /// What was expected and found.
+        why: String,
+    },
+    /// Something else answers there.
+    #[error(
+        "the server at {server} speaks QUIC but is not a qtunnel edge: check the host and the port"
+    )]
+    NotAnEdge {
+        /// The server.
+        server: ServerAddr,
+    },
+    /// The two ends do not speak the same protocol.
+    #[error(
+        "the edge {server} speaks {theirs}, this agent speaks {}: {}",
+        ours(),
+        upgrade(theirs)
+    )]
+    Version {
+        /// The edge.
+        server: ServerAddr,
+        /// What it speaks.
+        theirs: String,
+    },
+    /// The edge said no.
+    #[error(transparent)]
+    Refused(Refusal),
+    /// The edge accepted the connection and then said nothing.
+    #[error("the edge {server} did not answer within {}", humantime::format_duration(*limit))]
+    Silent {
+        /// The edge.
+        server: ServerAddr,
+        /// How long we waited.
+        limit: Duration,
+    },
+    /// The connection broke before the session began.
+    #[error("the connection to the edge {server} broke")]
+    Lost {
+        /// The edge.
+        server: ServerAddr,
+        /// What went wrong.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// What to trust cannot be read.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+}
+
+impl ConnectError {
+    /// Report whether trying again can never help.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Self::Refused(Refusal::Busy { .. }) => false,
+            Self::Refused(_) | Self::Trust(_) | Self::Version { .. } => true,
+            Self::Untrusted { .. } | Self::NotAnEdge { .. } => true,
+            Self::Resolve { .. }
+            | Self::Unreachable { .. }
+            | Self::Silent { .. }
+            | Self::Lost { .. } => false,
+        }
+    }
+
+    fn lost(
+        server: &ServerAddr,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self::Lost {
+            server: server.clone(),
+            source: source.into(),
+        }
+    }
+}
+
+fn ours() -> &'static str {
+    std::str::from_utf8(ALPN).unwrap_or("qtunnel")
+}
+
+fn upgrade(theirs: &str) -> &'static str {
+    let number = |name: &str| {
+        name.rsplit('/')
+            .next()
+            .and_then(|number| number.parse::<u32>().ok())
+    };
+    match (number(ours()), number(theirs)) {
+        (Some(ours), Some(theirs)) if ours < theirs => "upgrade the agent (this machine's qtunnel)",
+        (Some(ours), Some(theirs)) if ours > theirs => "upgrade the edge (the server's qtunnel)",
+        _ => "upgrade whichever is older",
+    }
+}

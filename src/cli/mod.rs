@@ -1,0 +1,92 @@
+//! The command line: raw flags in, finished configurations out. Nobody else knows clap.
+
+mod connect;
+mod demo;
+mod login;
+mod output;
+mod serve;
+mod settings;
+mod signal;
+
+use std::error::Error;
+use std::io::IsTerminal;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// Publish a local web server under a public name, through a server of your own.
+#[derive(Parser)]
+#[command(name = "qtunnel", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the public side: accept agents and visitors
+    Serve(serve::ServeArgs),
+    /// Publish a local port, server or directory
+    Connect(connect::ConnectArgs),
+    /// Remember a server and its token, so that `qtunnel connect 3000` is enough
+    Login(login::LoginArgs),
+    /// Run edge, sample upstream and agent in one process, and print a URL to open
+    Demo(demo::DemoArgs),
+}
+
+/// Read the command line. Wrong usage ends the program with code 2, `--help` with 0.
+pub fn parse() -> Cli {
+    Cli::parse()
+}
+
+/// Log to stderr, as `RUST_LOG` says.
+pub fn start_tracing() {
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,qtunnel=info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
+        .with_target(false)
+        .init();
+}
+
+/// Do what the command line says.
+///
+/// # Errors
+/// [`Failure`] has the exit code.
+pub async fn run(cli: Cli) -> Result<(), Failure> {
+    match cli.command {
+        Command::Serve(args) => serve::run(args).await,
+        Command::Connect(args) => connect::run(args).await,
+        Command::Login(args) => login::run(args),
+        Command::Demo(args) => demo::run(args).await,
+    }
+}
+
+/// Why the program ends, and with which code.
+pub struct Failure {
+    /// 1 failed while running, 2 wrong usage or configuration, 3 token refused, 4 name taken,
+    /// 5 server not reachable.
+    pub code: u8,
+    /// What is shown.
+    pub error: Box<dyn Error>,
+}
+
+impl Failure {
+    /// Something failed while running.
+    fn running(error: impl Into<Box<dyn Error>>) -> Self {
+        Self {
+            code: 1,
+            error: error.into(),
+        }
+    }
+
+    /// Flags, environment or configuration files are wrong.
+    fn usage(error: impl Into<Box<dyn Error>>) -> Self {
+        Self {
+            code: 2,
+            error: error.into(),
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! What a person or a program at the agent sees: one line for each event, on stdout.
+
+use std::io::{IsTerminal, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use qtunnel::{Event, Observer, RequestLog, escape};
+use serde_json::json;
+
+/// Writes lines on a thread of its own, so that a terminal that has stopped reading does not stop
+/// the tunnel.
+pub struct Output {
+    lines: SyncSender<String>,
+    skipped: Arc<AtomicU64>,
+    writer: JoinHandle<()>,
+    json: bool,
+    upstream: String,
+}
+
+impl Output {
+    /// Begin to write, for people or (`json`) for programs.
+    pub fn start(json: bool, upstream: String) -> Self {
+        let (lines, queue) = sync_channel::<String>(QUEUE);
+        let skipped = Arc::new(AtomicU64::new(0));
+        let missing = skipped.clone();
+        let writer = std::thread::spawn(move || {
+            let mut out = std::io::stdout();
+            for line in queue {
+                // Nobody reads any more: the tunnel goes on without being watched.
+                let _ = writeln!(out, "{line}");
+                let skipped = missing.swap(0, Ordering::Relaxed);
+                if skipped > 0 {
+                    let _ = match json {
+                        true => {
+                            writeln!(out, "{}", json!({ "event": "skipped", "lines": skipped }))
+                        }
+                        false => {
+                            writeln!(out, "({skipped} lines not shown: the terminal is too slow)")
+                        }
+                    };
+                }
+                let _ = out.flush();
+            }
+        });
+        Self {
+            lines,
+            skipped,
+            writer,
+            json,
+            upstream,
+        }
+    }
+
+    /// Return an observer that writes here.
+    pub fn observer(&self) -> Observer {
+        let (lines, skipped, upstream) = (
+            self.lines.clone(),
+            self.skipped.clone(),
+            self.upstream.clone(),
+        );
+        let json = self.json;
+        let color =
+            !json && std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        Observer::new(move |event| {
+            let line = match json {
+                true => machine(&event),
+                false => human(&event, &upstream, color),
+            };
+            if lines.try_send(line).is_err() {
+                skipped.fetch_add(1, Ordering::Relaxed);
+            }
+        })
+    }
+
+    /// Write what is left, and that the agent has stopped.
+    pub fn finish(self, json: bool) {
+        if json {
+            let _ = self
+                .lines
+                .try_send(json!({ "event": "stopped" }).to_string());
+        }
+        drop(self.lines);
+        // The observer, which has the other sender, is gone with the agent.
+        let _ = self.writer.join();
+    }
+}
+
+fn machine(event: &Event) -> String {
+    let value = match event {
+        Event::Ready { tunnels, transport } => json!({
+            "event": "ready",
+            "url": tunnels.first().and_then(|tunnel| tunnel.urls.first()),
+            "transport": transport,
+            "tunnels": tunnels.iter().map(|tunnel| json!({ "name": tunnel.name, "urls": tunnel.urls })).collect::<Vec<_>>(),
+        }),
+        Event::Reconnecting { reason, wait } => json!({
+            "event": "reconnecting", "reason": reason, "wait_ms": millis(*wait),
+        }),
+        Event::UpstreamDown { upstream, problem } => json!({
+            "event": "upstream_down", "upstream": upstream, "problem": problem,
+        }),
+        Event::Notice(text) => json!({ "event": "notice", "text": text }),
+        Event::Request(log) => json!({
+            "event": "request",
+            "time": now(),
+            "visitor": log.visitor.to_string(),
+            "method": escape(log.method.as_str()),
+            "path": escape(&log.target),
+            "status": log.status,
+            "duration_ms": log.duration.as_micros() as f64 / 1000.0,
+            "bytes_in": log.received,
+            "bytes_out": log.sent,
+            "problem": log.problem.as_deref().map(escape),
+        }),
+    };
+    value.to_string()
+}
+
+fn human(event: &Event, upstream: &str, color: bool) -> String {
+    match event {
+        Event::Ready { tunnels, transport } => {
+            let urls = tunnels.iter().flat_map(|tunnel| &tunnel.urls);
+            let lines: Vec<_> = urls
+                .map(|url| format!("{url}  →  {}", escape(upstream)))
+                .collect();
+            format!("{}\nconnected over {transport}", lines.join("\n"))
+        }
+        Event::Reconnecting { reason, wait } if wait.is_zero() => {
+            format!("{}  {}; reconnecting", clock(), escape(reason))
+        }
+        Event::Reconnecting { reason, wait } => {
+            let wait = humantime::format_duration(Duration::from_millis(millis(*wait)));
+            format!("{}  {}; next attempt in {wait}", clock(), escape(reason))
+        }
+        Event::UpstreamDown { upstream, problem } => format!(
+            "warning: nothing answers at {} yet ({}); the tunnel is open all the same",
+            escape(upstream),
+            escape(problem)
+        ),
+        Event::Notice(text) => format!("{}  {}", clock(), escape(text)),
+        Event::Request(log) => request(log, color),
+    }
+}
+
+fn request(log: &RequestLog, color: bool) -> String {
+    let status = log
+        .status
+        .map_or_else(|| "---".to_owned(), |status| status.to_string());
+    let paint = match log.status {
+        Some(..300) => "\x1b[32m",
+        Some(300..400) => "\x1b[36m",
+        Some(400..500) => "\x1b[33m",
+        _ => "\x1b[31m",
+    };
+    let status = if color {
+        format!("{paint}{status}\x1b[0m")
+    } else {
+        status
+    };
+    let mut line = format!(
+        "{}  {:<7} {}  {status}  {}  {}",
+        clock(),
+        escape(log.method.as_str()),
+        escape(&log.target),
+        brief(log.duration),
+        size(log.sent),
+    );
+    if log.received > 0 {
+        line.push_str(&format!(" (in {})", size(log.received)));
+    }
+    if let Some(problem) = &log.problem {
+        line.push_str("  ");
+        line.push_str(&escape(problem));
+    }
+    line
+}
+
+fn now() -> String {
+    jiff::Timestamp::now().to_string()
+}
+
+fn clock() -> String {
+    jiff::Zoned::now().strftime("%H:%M:%S").to_string()
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn brief(time: Duration) -> String {
+    match time.as_secs_f64() {
+        seconds if seconds >= 60.0 => {
+            humantime::format_duration(Duration::from_secs(time.as_secs())).to_string()
+        }
+        seconds if seconds >= 1.0 => format!("{seconds:.1} s"),
+        seconds => format!("{:.1} ms", seconds * 1e3),
+    }
+}
+
+fn size(bytes: u64) -> String {
+    match bytes as f64 {
+        n if n >= 1e9 => format!("{:.1} GB", n / 1e9),
+        n if n >= 1e6 => format!("{:.1} MB", n / 1e6),
+        n if n >= 1e3 => format!("{:.1} kB", n / 1e3),
+        n => format!("{n} B"),
+    }
+}
+
+/// Lines that may wait for the terminal.
+const QUEUE: usize = 4096;

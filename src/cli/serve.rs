@@ -1,0 +1,299 @@
+//! `qtunnel serve`
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use ipnet::IpNet;
+use qtunnel::proto::Secret;
+use qtunnel::{Edge, EdgeConfig, EdgeIdentity, EdgeLimits, StateDir};
+
+use super::settings::{self, Settings};
+use super::{Failure, signal};
+
+#[derive(Args)]
+pub struct ServeArgs {
+    /// Serve tunnels below this domain, publicly [default: localhost, on this machine only]
+    #[arg(long, env = "QTUNNEL_DOMAIN")]
+    domain: Option<String>,
+    /// Listen for visitors in clear text: PORT, HOST:PORT or off [default: 80; local: 8080]
+    #[arg(long, value_name = "ADDR", env = "QTUNNEL_HTTP")]
+    http: Option<Listen>,
+    /// Listen for visitors over TLS: PORT, HOST:PORT or off [default: 443; local: 8443]
+    #[arg(long, value_name = "ADDR", env = "QTUNNEL_HTTPS")]
+    https: Option<Listen>,
+    /// Listen for agents over UDP: PORT, HOST:PORT or off [default: 443; local: 8443]
+    #[arg(long, value_name = "ADDR", env = "QTUNNEL_QUIC")]
+    quic: Option<Listen>,
+    /// The certificate chain (PEM, the edge's own first) [default: one from a CA of its own]
+    #[arg(long, value_name = "FILE", requires = "key")]
+    cert: Option<PathBuf>,
+    /// The private key of the certificate (PEM)
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
+    /// Accept agents that show this token (better in QTUNNEL_TOKEN or a file: others see flags)
+    #[arg(
+        long,
+        env = "QTUNNEL_TOKEN",
+        hide_env_values = true,
+        conflicts_with = "token_file"
+    )]
+    token: Option<String>,
+    /// Accept agents that show the token in this file
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Keep certificates, keys and the token here
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Believe what proxies in this network say about the visitor (X-Forwarded-*, Forwarded)
+    #[arg(long, value_name = "CIDR", value_parser = network)]
+    trusted_proxy: Vec<IpNet>,
+    /// Answer plain HTTP with a redirection to HTTPS
+    #[arg(long)]
+    redirect_https: bool,
+    /// How long conversations may go on after Ctrl-C or SIGTERM
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
+    grace_period: Duration,
+    /// Connections that one visitor's address may have at a time
+    #[arg(long, value_name = "N", default_value_t = EdgeLimits::default().connections_per_visitor)]
+    connections_per_visitor: usize,
+}
+
+/// An address to listen on, or none.
+#[derive(Clone, Debug)]
+enum Listen {
+    Off,
+    Port(u16),
+    At(SocketAddr),
+}
+
+impl std::str::FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self::Off);
+        }
+        if let Ok(port) = text.strip_prefix(':').unwrap_or(text).parse() {
+            return Ok(Self::Port(port));
+        }
+        text.parse().map(Self::At).map_err(|_| {
+            "not an address: use a port (8080), an IP address and port (127.0.0.1:8080, [::]:443) or off".into()
+        })
+    }
+}
+
+pub async fn run(args: ServeArgs) -> Result<(), Failure> {
+    let settings = Settings::load()?;
+    let domain = match args.domain.or(settings.domain) {
+        Some(domain) => valid_domain(&domain)?,
+        None => "localhost".to_owned(),
+    };
+    let local = domain == "localhost";
+    let state_dir = settings::state_dir(args.state_dir)?;
+    let given = match (args.token, &args.token_file) {
+        (Some(token), _) if token.trim().is_empty() => {
+            return Err(Failure::usage("the token is empty"));
+        }
+        (Some(token), _) => Some(token),
+        (None, Some(file)) => Some(settings::read_secret(file)?),
+        (None, None) => None,
+    };
+    let token = match given {
+        Some(token) => Some(Token {
+            secret: Secret::new(token),
+            made: false,
+        }),
+        None if local => None,
+        None => Some(kept_token(&state_dir)?),
+    };
+    let identity = match (args.cert, args.key) {
+        (Some(chain), Some(key)) => EdgeIdentity::Files { chain, key },
+        _ => EdgeIdentity::LocalCa,
+    };
+    let files = matches!(identity, EdgeIdentity::Files { .. });
+    let config = EdgeConfig {
+        http: addresses(args.http, local, 80, 8080),
+        https: addresses(args.https, local, 443, 8443),
+        quic: addresses(args.quic, local, 443, 8443),
+        identity,
+        state_dir: state_dir.clone(),
+        tokens: token.as_ref().map(|token| vec![token.secret.clone()]),
+        trusted_proxies: args.trusted_proxy,
+        redirect_https: args.redirect_https,
+        grace_period: args.grace_period,
+        limits: EdgeLimits {
+            connections_per_visitor: args.connections_per_visitor,
+            connections: descriptors(),
+            ..EdgeLimits::default()
+        },
+        domain,
+    };
+    if config.http.is_empty() && config.https.is_empty() {
+        return Err(Failure::usage(
+            "with --http off and --https off no visitor could come",
+        ));
+    }
+    let domain = config.domain.clone();
+    let edge = Edge::bind(config).await.map_err(|err| match err {
+        err @ (qtunnel::BindError::Identity(_) | qtunnel::BindError::State(_)) => {
+            Failure::usage(err)
+        }
+        err => Failure::running(err),
+    })?;
+    announce(
+        &edge,
+        &domain,
+        token.as_ref(),
+        args.token_file.as_deref(),
+        &state_dir,
+        files,
+    );
+    edge.serve(signal::shutdown()?).await;
+    Ok(())
+}
+
+/// Say where the edge listens, and what to type on the laptop.
+fn announce(
+    edge: &Edge,
+    domain: &str,
+    token: Option<&Token>,
+    token_file: Option<&std::path::Path>,
+    state_dir: &std::path::Path,
+    own_certificate: bool,
+) {
+    let list = |addrs: &[SocketAddr]| match addrs {
+        [] => "off".to_owned(),
+        addrs => addrs
+            .iter()
+            .map(SocketAddr::to_string)
+            .collect::<Vec<_>>()
+            .join(", "),
+    };
+    println!("qtunnel edge for *.{domain}");
+    println!("  http   {}", list(edge.http_addrs()));
+    println!("  https  {}", list(edge.https_addrs()));
+    println!("  quic   {}", list(edge.quic_addrs()));
+    let Some(token) = token else {
+        println!("publish something: qtunnel connect 3000");
+        return;
+    };
+    let port = edge.quic_addrs().first().map_or(443, SocketAddr::port);
+    let server = if port == 443 {
+        domain.to_owned()
+    } else {
+        format!("{domain}:{port}")
+    };
+    // A certificate that the laptop's own authorities vouch for needs no pin.
+    let pin = match own_certificate && edge.is_publicly_trusted() {
+        true => String::new(),
+        false => format!(" --pin {}", edge.pin()),
+    };
+    if token.made {
+        println!(
+            "on the laptop: qtunnel login {server} --token {}{pin}",
+            token.secret.reveal()
+        );
+    } else {
+        let file = token_file.map_or_else(|| state_dir.join(TOKEN_FILE), Into::into);
+        println!(
+            "on the laptop: qtunnel login {server}{pin} --token …   (the token is in {})",
+            file.display()
+        );
+    }
+}
+
+struct Token {
+    secret: Secret,
+    /// Whether this start made it: then it is shown, this once.
+    made: bool,
+}
+
+fn kept_token(state_dir: &std::path::Path) -> Result<Token, Failure> {
+    let state = StateDir::open(state_dir).map_err(Failure::usage)?;
+    let mut made = false;
+    let kept = state
+        .read_or_write(TOKEN_FILE, || {
+            made = true;
+            format!("{}\n", qtunnel::generate_token().reveal()).into_bytes()
+        })
+        .map_err(Failure::usage)?;
+    let text = String::from_utf8_lossy(&kept);
+    match text.trim() {
+        "" => Err(Failure::usage(format!(
+            "{} is empty: remove it to have a new token made",
+            state.path(TOKEN_FILE).display()
+        ))),
+        token => Ok(Token {
+            secret: Secret::new(token),
+            made,
+        }),
+    }
+}
+
+fn addresses(flag: Option<Listen>, local: bool, public: u16, loopback: u16) -> Vec<SocketAddr> {
+    match flag {
+        Some(Listen::Off) => Vec::new(),
+        Some(Listen::At(addr)) => vec![addr],
+        Some(Listen::Port(port)) => everywhere(local, port),
+        None => everywhere(local, if local { loopback } else { public }),
+    }
+}
+
+/// Both families, where the machine has both. (A name below `localhost` may be looked up as either.)
+fn everywhere(local: bool, port: u16) -> Vec<SocketAddr> {
+    let ipv6 = UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_ok();
+    match (local, ipv6) {
+        (true, true) if port != 0 => {
+            vec![
+                (Ipv4Addr::LOCALHOST, port).into(),
+                (Ipv6Addr::LOCALHOST, port).into(),
+            ]
+        }
+        (true, _) => vec![(Ipv4Addr::LOCALHOST, port).into()],
+        (false, true) => vec![(Ipv6Addr::UNSPECIFIED, port).into()],
+        (false, false) => vec![(Ipv4Addr::UNSPECIFIED, port).into()],
+    }
+}
+
+/// A network, or a single address.
+fn network(text: &str) -> Result<IpNet, String> {
+    text.parse()
+        .or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from))
+        .map_err(|_| "not a network: write 10.0.0.0/8, fd00::/8 or a single address".into())
+}
+
+fn valid_domain(domain: &str) -> Result<String, Failure> {
+    let domain = domain.trim_end_matches('.').to_ascii_lowercase();
+    let label = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label
+                .bytes()
+                .all(|c| c.is_ascii_alphanumeric() || c == b'-')
+    };
+    if domain.len() > 189
+        || !domain.split('.').all(label)
+        || domain.parse::<std::net::IpAddr>().is_ok()
+    {
+        return Err(Failure::usage(format!(
+            "{domain:?} is not a domain: give a name such as tunnel.example.com, whose wildcard record \
+             (*.tunnel.example.com) points to this machine"
+        )));
+    }
+    Ok(domain)
+}
+
+/// Four fifths of the descriptors that this process may have: the rest is for agents and files.
+fn descriptors() -> usize {
+    let limit = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(1024);
+    usize::try_from(limit / 5 * 4)
+        .unwrap_or(usize::MAX)
+        .min(1 << 20)
+}
+
+/// Where a token that was made is kept, in the state directory.
+const TOKEN_FILE: &str = "token";

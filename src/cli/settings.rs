@@ -1,0 +1,167 @@
+//! What is configured besides flags: the environment, `qtunnel.toml` and the user's configuration.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use etcetera::BaseStrategy;
+use serde::{Deserialize, Serialize};
+
+use super::Failure;
+
+/// A configuration file. The project's may have all of it, the user's has what `login` wrote.
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Settings {
+    /// The edge: HOST or HOST:PORT.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server: Option<String>,
+    /// The token itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+    /// A file with the token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<PathBuf>,
+    /// The edge's pin.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pin: Option<String>,
+    /// A CA file for the edge.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
+    /// What to publish when the command line does not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upstream: Option<String>,
+    /// The name to ask for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subdomain: Option<String>,
+    /// What the upstream sees as Host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_header: Option<String>,
+    /// The domain that an edge serves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
+}
+
+impl Settings {
+    /// Read `qtunnel.toml` of the current directory and the user's configuration behind it.
+    pub fn load() -> Result<Self, Failure> {
+        let project = Self::read(Path::new("qtunnel.toml"))?;
+        let user = match user_file() {
+            Some(path) => Self::read(&path)?,
+            None => Self::default(),
+        };
+        Ok(project.or(user))
+    }
+
+    /// Fill in what is missing. A server's token, pin and CA belong to it: they come from the file
+    /// that names the server.
+    fn or(self, other: Self) -> Self {
+        let same_server = self.server.is_none() || self.server == other.server;
+        let (token, token_file, pin, ca) = match same_server {
+            true => (other.token, other.token_file, other.pin, other.ca),
+            false => (None, None, None, None),
+        };
+        Self {
+            server: self.server.or(other.server),
+            token: self.token.or(token),
+            token_file: self.token_file.or(token_file),
+            pin: self.pin.or(pin),
+            ca: self.ca.or(ca),
+            upstream: self.upstream.or(other.upstream),
+            subdomain: self.subdomain.or(other.subdomain),
+            host_header: self.host_header.or(other.host_header),
+            domain: self.domain.or(other.domain),
+        }
+    }
+
+    fn read(path: &Path) -> Result<Self, Failure> {
+        let text = match fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(err) => {
+                return Err(Failure::usage(format!(
+                    "cannot read {}: {err}",
+                    path.display()
+                )));
+            }
+        };
+        toml::from_str(&text).map_err(|err| {
+            Failure::usage(format!(
+                "{} is not understood: {}",
+                path.display(),
+                err.to_string().trim()
+            ))
+        })
+    }
+
+    /// Write the user's configuration, readable by its owner only.
+    pub fn save(&self) -> Result<PathBuf, Failure> {
+        let path = user_file().ok_or_else(|| {
+            Failure::usage("there is no home directory to keep the configuration in")
+        })?;
+        let failed =
+            |err: io::Error| Failure::usage(format!("cannot write {}: {err}", path.display()));
+        let text = toml::to_string(self).map_err(Failure::running)?;
+        if let Some(dir) = path.parent() {
+            fs::create_dir_all(dir).map_err(failed)?;
+        }
+        let temporary = path.with_extension(format!("toml.{}", std::process::id()));
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temporary)
+            .map_err(failed)?;
+        file.write_all(text.as_bytes())
+            .and_then(|()| file.sync_all())
+            .map_err(failed)?;
+        fs::rename(&temporary, &path).map_err(failed)?;
+        Ok(path)
+    }
+}
+
+fn user_file() -> Option<PathBuf> {
+    let base = etcetera::choose_base_strategy().ok()?;
+    Some(base.config_dir().join("qtunnel/config.toml"))
+}
+
+/// Where state is kept: the flag, what systemd says, or the user's state directory.
+pub fn state_dir(flag: Option<PathBuf>) -> Result<PathBuf, Failure> {
+    if let Some(dir) = flag {
+        return Ok(dir);
+    }
+    // systemd may list several, separated by colons.
+    if let Some(dir) = std::env::var("STATE_DIRECTORY")
+        .ok()
+        .filter(|dir| !dir.is_empty())
+    {
+        return Ok(PathBuf::from(dir.split(':').next().unwrap_or_default()));
+    }
+    let base = etcetera::choose_base_strategy().map_err(|_| {
+        Failure::usage("there is no home directory to keep state in: use --state-dir")
+    })?;
+    Ok(base
+        .state_dir()
+        .unwrap_or_else(|| base.data_dir())
+        .join("qtunnel"))
+}
+
+/// Read a secret from a file, without the line's end.
+pub fn read_secret(path: &Path) -> Result<String, Failure> {
+    let text = fs::read_to_string(path).map_err(|err| {
+        Failure::usage(format!(
+            "cannot read the token in {}: {err}",
+            path.display()
+        ))
+    })?;
+    let secret = text.trim();
+    if secret.is_empty() {
+        return Err(Failure::usage(format!(
+            "{} is empty: it should hold a token",
+            path.display()
+        )));
+    }
+    Ok(secret.to_owned())
+}

@@ -1,0 +1,374 @@
+//! Agents' sessions: the handshake on the control stream, and what follows on it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use quinn::crypto::rustls::HandshakeData;
+use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, debug, error, info, info_span};
+
+use super::bind::Urls;
+use super::config::EdgeLimits;
+use super::registry::{Claim, Owner, Registry, Tunnel};
+use crate::auth::{Name, Tokens};
+use crate::carrier::{AGENT_STREAMS, SESSION_WINDOW};
+use crate::proto::{
+    self, ALPN, AgentMessage, CONTROL_LIMIT, Close, EdgeMessage, HELLO_LIMIT, Hello, Limits,
+    Refusal, Splitter, TunnelGrant, TunnelRequest, Welcome, WireError,
+};
+
+/// What all agents' sessions share.
+pub struct Agents {
+    pub registry: Registry,
+    pub tokens: Tokens,
+    pub limits: EdgeLimits,
+    pub urls: Urls,
+    pub draining: CancellationToken,
+    pub grace_period: Duration,
+}
+
+impl Agents {
+    /// Accept agents until the endpoint is closed.
+    pub async fn accept(self: Arc<Self>, endpoint: Endpoint) {
+        let mut sessions = JoinSet::new();
+        loop {
+            tokio::select! {
+                Some(ended) = sessions.join_next() => {
+                    if let Err(err) = ended && err.is_panic() {
+                        error!(%err, "a session panicked");
+                    }
+                }
+                incoming = endpoint.accept() => match incoming {
+                    Some(incoming) if self.draining.is_cancelled() => incoming.refuse(),
+                    Some(incoming) if sessions.len() >= self.limits.sessions => incoming.refuse(),
+                    // Under load, agents first prove that their address is theirs (RFC 9000 §8.1.2).
+                    Some(incoming) if sessions.len() > CALM && !incoming.remote_address_validated() => {
+                        let _ = incoming.retry();
+                    }
+                    Some(incoming) => {
+                        let span = info_span!("agent", addr = %incoming.remote_address());
+                        sessions.spawn(self.clone().serve(incoming).instrument(span));
+                    }
+                    None => break,
+                },
+            }
+        }
+        sessions.shutdown().await;
+    }
+
+    async fn serve(self: Arc<Self>, incoming: Incoming) {
+        let connection = match timeout(HANDSHAKE, incoming).await {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(err)) => return debug!(%err, "no handshake"),
+            Err(_) => return debug!("the handshake took too long"),
+        };
+        if let Err(err) = self.session(&connection).await {
+            debug!(%err, "the session ended early");
+            connection.close(err.close().code(), err.reason().as_bytes());
+        }
+    }
+
+    async fn session(&self, connection: &Connection) -> Result<(), SessionError> {
+        if negotiated(connection).as_deref() != Some(ALPN) {
+            return Err(SessionError::Version);
+        }
+        let mut control = timeout(FIRST_MESSAGE, Control::accept(connection))
+            .await
+            .map_err(|_| SessionError::Slow)??;
+        let hello = match timeout(FIRST_MESSAGE, control.receive(HELLO_LIMIT)).await {
+            Ok(Ok(Some(AgentMessage::Hello(hello)))) => hello,
+            Ok(Ok(_)) => return Err(WireError::Malformed.into()),
+            Ok(Err(err)) => return Err(err),
+            Err(_) => return Err(SessionError::Slow),
+        };
+        let (owner, claims) = match self.admit(&hello, connection) {
+            Ok(admitted) => admitted,
+            Err(refusal) => return self.refuse(control, connection, refusal).await,
+        };
+        // From here on the agent may use what a session may.
+        connection.set_receive_window(VarInt::from_u32(SESSION_WINDOW));
+
+        let session = SESSIONS.fetch_add(1, Ordering::Relaxed);
+        let limits = Limits {
+            tunnels: self.limits.tunnels_per_agent,
+            streams: AGENT_STREAMS,
+        };
+        let tunnels = claims.iter().map(|claim| self.grant(claim)).collect();
+        let software = SOFTWARE.to_owned();
+        control
+            .send(&EdgeMessage::Welcome(Welcome {
+                session,
+                software,
+                tunnels,
+                limits,
+            }))
+            .await?;
+
+        let names: Vec<_> = claims.iter().map(|claim| claim.name().as_str()).collect();
+        info!(agent = %owner.agent, session, tunnels = names.join(","), software = ?hello.software, "agent came");
+        let session = Session {
+            agents: self,
+            owner,
+            epoch: hello.epoch,
+            connection,
+            claims,
+        };
+        let ended = session.run(&mut control).await;
+        info!(agent = %owner.agent, reason = %describe(connection), "agent left");
+        ended
+    }
+
+    /// Check the token and claim the names, all or none.
+    fn admit(
+        &self,
+        hello: &Hello,
+        connection: &Connection,
+    ) -> Result<(Owner, Vec<Claim>), Refusal> {
+        let token = self
+            .tokens
+            .accepts(&hello.token)
+            .ok_or(Refusal::Unauthorized)?;
+        let owner = Owner {
+            token,
+            agent: hello.agent,
+        };
+        if hello.tunnels.len() > self.limits.tunnels_per_agent as usize {
+            return Err(Refusal::TooManyTunnels {
+                limit: self.limits.tunnels_per_agent,
+            });
+        }
+        let claim = |request| self.claim(request, owner, hello.epoch, connection);
+        let claims = hello.tunnels.iter().map(claim).collect::<Result<_, _>>()?;
+        Ok((owner, claims))
+    }
+
+    fn claim(
+        &self,
+        request: &TunnelRequest,
+        owner: Owner,
+        epoch: u64,
+        connection: &Connection,
+    ) -> Result<Claim, Refusal> {
+        let name: Name = request
+            .name
+            .parse()
+            .map_err(|err: crate::auth::NameError| Refusal::NameInvalid {
+                name: request.name.clone(),
+                reason: err.to_string(),
+            })?;
+        let connection = connection.clone();
+        self.registry.claim(
+            name,
+            Tunnel {
+                owner,
+                epoch,
+                number: request.tunnel,
+                connection,
+            },
+        )
+    }
+
+    fn grant(&self, claim: &Claim) -> TunnelGrant {
+        let name = claim.name().to_string();
+        TunnelGrant {
+            tunnel: claim.number(),
+            urls: self.urls.of(&name),
+            name,
+        }
+    }
+
+    /// Tell the agent why, and give it time to read that before the connection is closed.
+    async fn refuse(
+        &self,
+        mut control: Control,
+        connection: &Connection,
+        refusal: Refusal,
+    ) -> Result<(), SessionError> {
+        info!(%refusal, "agent refused");
+        control.send(&EdgeMessage::Refused(refusal)).await?;
+        let _ = timeout(FAREWELL, connection.closed()).await;
+        Err(SessionError::Refused)
+    }
+}
+
+/// A session that was accepted.
+struct Session<'a> {
+    agents: &'a Agents,
+    owner: Owner,
+    epoch: u64,
+    connection: &'a Connection,
+    claims: Vec<Claim>,
+}
+
+impl Session<'_> {
+    async fn run(mut self, control: &mut Control) -> Result<(), SessionError> {
+        let mut told = false;
+        loop {
+            let message = tokio::select! {
+                () = self.agents.draining.cancelled(), if !told => {
+                    told = true;
+                    let deadline_ms = self.agents.grace_period.as_millis() as u64;
+                    control.send(&EdgeMessage::Draining { deadline_ms }).await?;
+                    continue;
+                }
+                message = control.receive(CONTROL_LIMIT) => message?,
+            };
+            match message {
+                Some(AgentMessage::Open(request)) => {
+                    let answer = self.open(&request);
+                    control.send(&answer).await?;
+                }
+                Some(AgentMessage::Shut(number)) => {
+                    self.claims.retain(|claim| claim.number() != number)
+                }
+                Some(AgentMessage::Draining { deadline_ms }) => {
+                    debug!(deadline_ms, "agent drains");
+                    self.claims.clear();
+                }
+                Some(AgentMessage::Hello(_)) => return Err(WireError::Malformed.into()),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    fn open(&mut self, request: &TunnelRequest) -> EdgeMessage {
+        let limit = self.agents.limits.tunnels_per_agent;
+        let claim = if self.claims.len() >= limit as usize {
+            Err(Refusal::TooManyTunnels { limit })
+        } else {
+            self.agents
+                .claim(request, self.owner, self.epoch, self.connection)
+        };
+        match claim {
+            Ok(claim) => {
+                let grant = self.agents.grant(&claim);
+                self.claims.push(claim);
+                EdgeMessage::Opened(grant)
+            }
+            Err(refusal) => EdgeMessage::NotOpened {
+                tunnel: request.tunnel,
+                refusal,
+            },
+        }
+    }
+}
+
+/// The control stream.
+struct Control {
+    send: SendStream,
+    receive: RecvStream,
+    splitter: Splitter,
+}
+
+impl Control {
+    async fn accept(connection: &Connection) -> Result<Self, SessionError> {
+        let (send, receive) = connection.accept_bi().await?;
+        // What is said here must not wait behind anybody's download.
+        let _ = send.set_priority(CONTROL_PRIORITY);
+        Ok(Self {
+            send,
+            receive,
+            splitter: Splitter::default(),
+        })
+    }
+
+    async fn send(&mut self, message: &EdgeMessage) -> Result<(), SessionError> {
+        let bytes = proto::encode(message, CONTROL_LIMIT)?;
+        timeout(CONTROL_SEND, self.send.write_chunk(bytes))
+            .await
+            .map_err(|_| SessionError::Slow)??;
+        Ok(())
+    }
+
+    /// Receive the next message; `None` when the connection has ended. May be cancelled.
+    async fn receive(&mut self, limit: usize) -> Result<Option<AgentMessage>, SessionError> {
+        loop {
+            if let Some(message) = self.splitter.next(limit)? {
+                return Ok(Some(proto::decode(&message)?));
+            }
+            match self.receive.read_chunk(limit, true).await {
+                Ok(Some(chunk)) => self.splitter.push(&chunk.bytes),
+                Ok(None) | Err(quinn::ReadError::ConnectionLost(_)) => return Ok(None),
+                Err(err) => return Err(err.into()),
+            }
+        }
+    }
+}
+
+fn negotiated(connection: &Connection) -> Option<Vec<u8>> {
+    let data = connection
+        .handshake_data()?
+        .downcast::<HandshakeData>()
+        .ok()?;
+    data.protocol
+}
+
+fn describe(connection: &Connection) -> String {
+    connection
+        .close_reason()
+        .map_or_else(|| "it said goodbye".to_owned(), |reason| reason.to_string())
+}
+
+/// Name and version of this program.
+const SOFTWARE: &str = concat!("qtunnel/", env!("CARGO_PKG_VERSION"));
+
+static SESSIONS: AtomicU64 = AtomicU64::new(1);
+
+/// Sessions up to which an edge takes handshakes without asking for proof of address.
+const CALM: usize = 1_000;
+
+/// How long an agent's QUIC and TLS handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// How long an agent may take to say who it is.
+const FIRST_MESSAGE: Duration = Duration::from_secs(5);
+
+/// How long an agent that does not read may hold up a control message.
+const CONTROL_SEND: Duration = Duration::from_secs(10);
+
+/// How long an agent that was refused may take to read why.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Above every conversation (their default is 0).
+const CONTROL_PRIORITY: i32 = 1_000;
+
+/// Why a session ended by the edge's will.
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error("the agent speaks another version")]
+    Version,
+    #[error("the agent was refused")]
+    Refused,
+    #[error("the agent takes too long")]
+    Slow,
+    #[error("the agent is not understood")]
+    Wire(#[from] WireError),
+    #[error("the connection was lost")]
+    Connection(#[from] quinn::ConnectionError),
+    #[error("the control stream cannot be read")]
+    Read(#[from] quinn::ReadError),
+    #[error("the control stream cannot be written")]
+    Write(#[from] quinn::WriteError),
+}
+
+impl SessionError {
+    fn close(&self) -> Close {
+        match self {
+            Self::Version => Close::Version,
+            Self::Refused => Close::Refused,
+            Self::Slow => Close::Timeout,
+            Self::Wire(_) | Self::Connection(_) | Self::Read(_) | Self::Write(_) => Close::Protocol,
+        }
+    }
+
+    fn reason(&self) -> String {
+        match self {
+            Self::Version => String::from_utf8_lossy(ALPN).into_owned(),
+            _ => self.to_string(),
+        }
+    }
+}

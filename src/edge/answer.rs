@@ -1,0 +1,146 @@
+//! One request: checked, routed, and answered.
+
+use std::any::Any;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+
+use ::http::header::{CONNECTION, LOCATION};
+use ::http::request::Parts;
+use ::http::{HeaderValue, Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
+use tracing::{debug, error};
+
+use super::body::VisitorBody;
+use super::forward::Forward;
+use super::guard::Verdicts;
+use super::page::{Audience, Fault};
+use super::validate::{self, Authority};
+use super::violation::Violation;
+use super::visitors::Visitors;
+use crate::proto::Scheme;
+
+/// A visitor and the way in that it took.
+pub struct Visit {
+    pub visitors: Arc<Visitors>,
+    pub visitor: SocketAddr,
+    pub scheme: Scheme,
+    /// What the guard found in the head; HTTP/2 has none.
+    pub verdicts: Option<Verdicts>,
+}
+
+impl Visit {
+    /// Answer a request. A panic on the way is this request's alone.
+    pub async fn answer(self, request: Request<Incoming>) -> Response<VisitorBody> {
+        let audience = Audience::of(request.method(), request.headers());
+        let verdicts = self.verdicts.clone();
+        let mut answer = pin!(self.route(request, audience.clone()));
+        let answered: Result<_, Box<dyn Any + Send>> =
+            poll_fn(
+                |cx| match catch_unwind(AssertUnwindSafe(|| answer.as_mut().poll(cx))) {
+                    Ok(Poll::Ready(response)) => Poll::Ready(Ok(response)),
+                    Ok(Poll::Pending) => Poll::Pending,
+                    Err(panic) => Poll::Ready(Err(panic)),
+                },
+            )
+            .await;
+        let answer = answered.unwrap_or_else(|_| {
+            error!("answering a request panicked");
+            audience.tell(Fault::Internal, None)
+        });
+        if let Some(verdicts) = verdicts {
+            verdicts.upgraded(answer.status() == StatusCode::SWITCHING_PROTOCOLS);
+        }
+        answer
+    }
+
+    async fn route(self, request: Request<Incoming>, audience: Audience) -> Response<VisitorBody> {
+        let (parts, body) = request.into_parts();
+        let (authority, may_upgrade) = match self.check(&parts) {
+            Ok(checked) => checked,
+            Err(violation) => return self.refuse(&audience, parts.version, violation),
+        };
+        if parts.uri.path().starts_with(OWN_PATHS) {
+            return audience.tell(Fault::NotFound, None);
+        }
+        if let (Scheme::Http, Some(port)) = (self.scheme, self.visitors.redirect) {
+            return redirect(&parts, &authority, port);
+        }
+        let Some(tunnel) = self
+            .name(&authority)
+            .and_then(|name| self.visitors.registry.find(name))
+        else {
+            return audience.tell(Fault::NoSuchTunnel, None);
+        };
+        Forward {
+            visit: self,
+            audience,
+            authority,
+            may_upgrade,
+            tunnel,
+        }
+        .run(parts, body)
+        .await
+    }
+
+    /// Find the host that the request is for, and whether it may be upgraded.
+    fn check(&self, parts: &Parts) -> Result<(Authority, bool), Violation> {
+        let facts = self.verdicts.as_ref().map(Verdicts::next).transpose()?;
+        Ok((
+            validate::check(parts)?,
+            facts.is_some_and(|facts| facts.expects_upgrade),
+        ))
+    }
+
+    fn refuse(
+        &self,
+        audience: &Audience,
+        version: Version,
+        violation: Violation,
+    ) -> Response<VisitorBody> {
+        debug!(%violation, "request refused");
+        let mut response = audience.tell(
+            Fault::BadRequest(violation.status()),
+            Some(&format!("{violation}.")),
+        );
+        if version != Version::HTTP_2 {
+            response
+                .headers_mut()
+                .insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+
+    /// Take the label in front of the domain.
+    fn name<'a>(&self, authority: &'a Authority) -> Option<&'a str> {
+        authority
+            .host
+            .strip_suffix(self.visitors.domain.as_str())?
+            .strip_suffix('.')
+    }
+}
+
+fn redirect(parts: &Parts, authority: &Authority, port: u16) -> Response<VisitorBody> {
+    let target = parts
+        .uri
+        .path_and_query()
+        .map_or("/", |target| target.as_str());
+    let port = if port == 443 {
+        String::new()
+    } else {
+        format!(":{port}")
+    };
+    let mut response = Response::new(VisitorBody::Empty);
+    *response.status_mut() = StatusCode::PERMANENT_REDIRECT;
+    if let Ok(location) = HeaderValue::try_from(format!("https://{}{port}{target}", authority.host))
+    {
+        response.headers_mut().insert(LOCATION, location);
+    }
+    response
+}
+
+/// Paths that belong to the edge on every host.
+const OWN_PATHS: &str = "/_qtunnel/";

@@ -1,0 +1,100 @@
+//! What an edge is told.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::proto::Secret;
+
+/// How to run an edge.
+#[derive(Debug, Clone)]
+pub struct EdgeConfig {
+    /// Tunnels are published directly below this domain.
+    pub domain: String,
+    /// Where to listen for visitors in clear text.
+    pub http: Vec<SocketAddr>,
+    /// Where to listen for visitors over TLS.
+    pub https: Vec<SocketAddr>,
+    /// Where to listen for agents, over UDP.
+    pub quic: Vec<SocketAddr>,
+    /// What to prove the edge's identity with.
+    pub identity: EdgeIdentity,
+    /// Where to keep what a restarted edge must find again.
+    pub state_dir: PathBuf,
+    /// The tokens that agents may show; `None` accepts every agent.
+    pub tokens: Option<Vec<Secret>>,
+    /// Proxies in front of the edge, whose word about the visitor is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Answer plain HTTP with a redirection to HTTPS.
+    pub redirect_https: bool,
+    /// How long conversations may go on once the edge is told to stop.
+    pub grace_period: Duration,
+    /// What visitors and agents may use up.
+    pub limits: EdgeLimits,
+}
+
+/// Where the edge's certificate comes from.
+#[derive(Debug, Clone)]
+pub enum EdgeIdentity {
+    /// A certificate issued by a CA that the edge keeps in its state directory.
+    LocalCa,
+    /// A chain and its key, in PEM files.
+    Files {
+        /// The chain, the edge's own certificate first.
+        chain: PathBuf,
+        /// Its private key.
+        key: PathBuf,
+    },
+}
+
+/// What visitors and agents may use up.
+#[derive(Debug, Clone, Copy)]
+pub struct EdgeLimits {
+    /// Connections of one visitor (an IPv4 address or an IPv6 /64) at the same time.
+    pub connections_per_visitor: usize,
+    /// Connections of all visitors together.
+    pub connections: usize,
+    /// Sessions of agents at the same time.
+    pub sessions: usize,
+    /// Tunnels of one agent.
+    pub tunnels_per_agent: u32,
+    /// How long a visitor may take for a head, once it has begun.
+    pub head: Duration,
+    /// How long a connection may wait for its next request.
+    pub idle: Duration,
+}
+
+impl Default for EdgeLimits {
+    fn default() -> Self {
+        Self {
+            connections_per_visitor: 64,
+            connections: 10_000,
+            sessions: 10_000,
+            tunnels_per_agent: 100,
+            head: Duration::from_secs(10),
+            idle: Duration::from_secs(75),
+        }
+    }
+}
+
+impl Default for EdgeConfig {
+    /// A local edge, with nothing but loopback addresses and ports of the system's choice.
+    fn default() -> Self {
+        let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self {
+            domain: "localhost".into(),
+            http: vec![loopback],
+            https: vec![loopback],
+            quic: vec![loopback],
+            identity: EdgeIdentity::LocalCa,
+            state_dir: PathBuf::from("qtunnel-state"),
+            tokens: None,
+            trusted_proxies: Vec::new(),
+            redirect_https: false,
+            grace_period: Duration::from_secs(30),
+            limits: EdgeLimits::default(),
+        }
+    }
+}

@@ -1,0 +1,363 @@
+//! One request on its way through the tunnel, and its response on the way back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::http::header::{
+    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderValue, TE, UPGRADE,
+};
+use ::http::request::Parts;
+use ::http::{Method, Response, StatusCode, Version};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper::ext::{Protocol, ReasonPhrase};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+use tracing::{Instrument, debug};
+
+use super::answer::Visit;
+use super::body::{Upload, VisitorBody};
+use super::page::{Audience, Fault};
+use super::registry::Tunnel;
+use super::validate::Authority;
+use crate::http::forwarded::{Arrival, append_forwarded, set_forwarded};
+use crate::http::hygiene::{join_cookies, strip_hop_by_hop};
+use crate::http::{Activity, ReceiveError, Receiver, Sender, relay};
+use crate::proto::{BodyLength, RequestHead, ResponseHead, Scheme, StreamHead};
+
+/// A request that has found its tunnel.
+pub struct Forward {
+    pub visit: Visit,
+    pub audience: Audience,
+    pub authority: Authority,
+    /// Whether the guard waits to be told what follows the head (HTTP/1.1).
+    pub may_upgrade: bool,
+    pub tunnel: Arc<Tunnel>,
+}
+
+impl Forward {
+    /// Carry the request to the agent and return what comes back.
+    pub async fn run(self, mut parts: Parts, body: Incoming) -> Response<VisitorBody> {
+        let on_upgrade = parts.extensions.remove::<OnUpgrade>();
+        let version = parts.version;
+        let expects = parts
+            .headers
+            .get(EXPECT)
+            .is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+        let head = self.head(parts, &body);
+        let wants_upgrade = head.upgrade.is_some();
+
+        let mut exchange = match self.send(head, body, expects).await {
+            Ok(exchange) => exchange,
+            Err(fault) => return self.fail(fault),
+        };
+        let head = match exchange.head(&self).await {
+            Ok(head) => head,
+            Err(fault) => return self.fail(fault),
+        };
+        let (status, reason, length, fields) = match head {
+            ResponseHead::Final {
+                status,
+                reason,
+                body,
+                fields,
+            } => (status, reason, body, fields.0),
+            ResponseHead::Failed(failure) => return self.fail(failure.into()),
+            ResponseHead::Informational { .. } => return self.fail(Fault::Internal),
+        };
+        if status == StatusCode::SWITCHING_PROTOCOLS {
+            return match on_upgrade {
+                Some(on_upgrade) if wants_upgrade => {
+                    self.switch(exchange, on_upgrade, version, fields)
+                }
+                // Nobody asked for it: what follows would not be HTTP.
+                _ => self.fail(Fault::UpstreamInvalid),
+            };
+        }
+        let mut response = Response::new(exchange.into_body(length));
+        *response.status_mut() = status;
+        *response.headers_mut() = response_fields(fields, status, length, &self.audience);
+        if let Some(reason) = reason.and_then(|reason| ReasonPhrase::try_from(reason).ok()) {
+            response.extensions_mut().insert(reason);
+        }
+        response
+    }
+
+    /// Make the head that the agent gets.
+    fn head(&self, parts: Parts, body: &Incoming) -> RequestHead {
+        let Parts {
+            mut method,
+            uri,
+            version,
+            mut headers,
+            extensions,
+            ..
+        } = parts;
+        let hop = strip_hop_by_hop(&mut headers);
+        let mut body = match body.size_hint().exact() {
+            _ if body.is_end_stream() => BodyLength::Empty,
+            Some(length) => BodyLength::Known(length),
+            None => BodyLength::Unknown,
+        };
+        let mut upgrade = hop
+            .upgrade
+            .filter(|_| self.may_upgrade)
+            .and_then(|protocol| protocol.to_str().ok().map(str::to_owned));
+        if let Some(protocol) = extensions.get::<Protocol>() {
+            // RFC 8441: what HTTP/1.1 calls a GET with Upgrade. The "body" is the conversation.
+            upgrade = Some(protocol.as_str().to_owned());
+            method = Method::GET;
+            body = BodyLength::Empty;
+        }
+        join_cookies(&mut headers);
+        if hop.takes_trailers {
+            // gRPC servers refuse requests without it.
+            headers.insert(TE, HeaderValue::from_static("trailers"));
+        }
+        headers.insert(HOST, self.authority.raw.clone());
+        let arrival = Arrival {
+            peer: self.visit.visitor.ip(),
+            scheme: match self.visit.scheme {
+                Scheme::Http => &::http::uri::Scheme::HTTP,
+                Scheme::Https => &::http::uri::Scheme::HTTPS,
+            },
+            host: &self.authority.raw,
+            by: None,
+        };
+        if self
+            .visit
+            .visitors
+            .trusted_proxies
+            .iter()
+            .any(|net| net.contains(&arrival.peer))
+        {
+            append_forwarded(&mut headers, &arrival);
+        } else {
+            set_forwarded(&mut headers, &arrival);
+        }
+        let target = match uri.path_and_query().map(|target| target.as_str()) {
+            None | Some("") => "/".to_owned(),
+            // Absolute form without a path: the query belongs to the root.
+            Some(query) if query.starts_with('?') => format!("/{query}"),
+            Some(target) => target.to_owned(),
+        };
+        RequestHead {
+            tunnel: self.tunnel.number,
+            visitor: self.visit.visitor,
+            scheme: self.visit.scheme,
+            version: version.into(),
+            method,
+            target,
+            upgrade,
+            body,
+            fields: crate::proto::Fields(headers),
+        }
+    }
+
+    /// Open a stream and begin to send.
+    async fn send(
+        &self,
+        head: RequestHead,
+        body: Incoming,
+        expects: bool,
+    ) -> Result<Exchange, Fault> {
+        let (send, receive) = timeout(OPEN_STREAM, self.tunnel.connection.open_bi())
+            .await
+            .map_err(|_| Fault::Busy)?
+            .map_err(|_| Fault::AgentOffline)?;
+        let mut sender = Sender::new(send);
+        let (length, upgrade) = (head.body, head.upgrade.is_some());
+        sender.head(&StreamHead::Http(head)).await.map_err(|err| {
+            debug!(err = &err as &dyn std::error::Error, "head not sent");
+            match err {
+                crate::http::SendError::Wire(_) => {
+                    Fault::BadRequest(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)
+                }
+                _ => Fault::AgentLost,
+            }
+        })?;
+        let receiver = Receiver::new(receive);
+        let wanted = Arc::new(Notify::new());
+        if upgrade {
+            return Ok(Exchange {
+                receiver,
+                sender: Some(sender),
+                upload: None,
+                wanted,
+            });
+        }
+        if length == BodyLength::Empty {
+            sender.finish();
+            return Ok(Exchange {
+                receiver,
+                sender: None,
+                upload: None,
+                wanted,
+            });
+        }
+        if !expects {
+            wanted.notify_one();
+        }
+        let upload = upload(sender, body, wanted.clone());
+        Ok(Exchange {
+            receiver,
+            sender: None,
+            upload: Some(Box::pin(upload)),
+            wanted,
+        })
+    }
+
+    /// Answer a successful upgrade, and relay raw bytes from then on.
+    fn switch(
+        &self,
+        exchange: Exchange,
+        on_upgrade: OnUpgrade,
+        version: Version,
+        mut fields: HeaderMap,
+    ) -> Response<VisitorBody> {
+        let protocol = strip_hop_by_hop(&mut fields).upgrade;
+        let Exchange {
+            receiver,
+            sender: Some(sender),
+            ..
+        } = exchange
+        else {
+            return self.fail(Fault::Internal);
+        };
+        let closing = self.visit.visitors.closing.clone();
+        let relayed = async move {
+            match on_upgrade.await {
+                Ok(upgraded) => tokio::select! {
+                    _ = relay(TokioIo::new(upgraded), sender, receiver) => {}
+                    () = closing.cancelled() => {}
+                },
+                Err(err) => debug!(%err, "the visitor's connection was not upgraded"),
+            }
+        };
+        // Whoever drains the edge waits for these (or cuts them).
+        self.visit
+            .visitors
+            .upgrades
+            .spawn(relayed.in_current_span());
+
+        let mut response = Response::new(VisitorBody::Empty);
+        if version == Version::HTTP_2 {
+            // The handshake fields of HTTP/1.1 mean nothing here (RFC 8441 §5).
+            fields.remove("sec-websocket-accept");
+        } else {
+            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+            fields.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+            if let Some(protocol) = protocol {
+                fields.insert(UPGRADE, protocol);
+            }
+        }
+        fields.remove(CONTENT_LENGTH);
+        *response.headers_mut() = fields;
+        response
+    }
+
+    fn fail(&self, fault: Fault) -> Response<VisitorBody> {
+        self.audience.tell(fault, None)
+    }
+
+    /// Pass a 1xx answer on, where the libraries allow it: hyper's HTTP/2 server has no way.
+    fn hint(&self, status: StatusCode, mut fields: HeaderMap) {
+        strip_hop_by_hop(&mut fields);
+        if let Some(verdicts) = &self.visit.verdicts {
+            verdicts.inform(status, &fields);
+        }
+    }
+}
+
+/// A request that is being sent and whose response is awaited.
+struct Exchange {
+    receiver: Receiver,
+    /// Kept for what follows an upgrade.
+    sender: Option<Sender>,
+    upload: Option<Upload>,
+    /// Says that the body may be read: `Expect: 100-continue` is end to end.
+    wanted: Arc<Notify>,
+}
+
+impl Exchange {
+    /// Wait for the final head, passing informational ones on, while the body is being sent.
+    async fn head(&mut self, forward: &Forward) -> Result<ResponseHead, Fault> {
+        loop {
+            let head = tokio::select! {
+                head = self.receiver.head() => head,
+                () = async { self.upload.as_mut().expect("checked by the guard").await }, if self.upload.is_some() => {
+                    self.upload = None;
+                    continue;
+                }
+            };
+            match head {
+                Ok(ResponseHead::Informational {
+                    status: StatusCode::CONTINUE,
+                    ..
+                }) => self.wanted.notify_one(),
+                Ok(ResponseHead::Informational { status, fields }) => {
+                    forward.hint(status, fields.0)
+                }
+                Ok(head) => return Ok(head),
+                Err(ReceiveError::Wire(err)) => {
+                    debug!(%err, "the agent's answer is not understood");
+                    return Err(Fault::AgentLost);
+                }
+                Err(err) => {
+                    debug!(%err, "the agent was lost");
+                    return Err(Fault::AgentLost);
+                }
+            }
+        }
+    }
+
+    fn into_body(self, length: BodyLength) -> VisitorBody {
+        match length {
+            BodyLength::Empty => VisitorBody::Empty,
+            _ => VisitorBody::Tunnel {
+                body: self.receiver.into_body(length, Arc::new(Activity::start())),
+                upload: self.upload,
+            },
+        }
+    }
+}
+
+/// Send a request's body once it is wanted.
+async fn upload(sender: Sender, body: Incoming, wanted: Arc<Notify>) {
+    // An upstream that does not know `Expect` says nothing, and gets the body all the same.
+    let _ = timeout(EXPECT_PATIENCE, wanted.notified()).await;
+    if let Err(err) = sender.body(body, &Activity::start()).await {
+        debug!(err = %super::visitors::chain(&err), "the request's body was not sent to its end");
+    }
+}
+
+/// Make the fields that frame the message agree with the body that follows: the agent's word is
+/// not taken for it.
+fn response_fields(
+    mut fields: HeaderMap,
+    status: StatusCode,
+    length: BodyLength,
+    audience: &Audience,
+) -> HeaderMap {
+    strip_hop_by_hop(&mut fields);
+    let bodiless = audience.is_head() || status == StatusCode::NOT_MODIFIED;
+    match length {
+        // There it says what a GET would get (RFC 9110 §8.6).
+        BodyLength::Empty if bodiless => {}
+        BodyLength::Empty | BodyLength::Unknown => {
+            fields.remove(CONTENT_LENGTH);
+        }
+        BodyLength::Known(length) => {
+            fields.insert(CONTENT_LENGTH, length.into());
+        }
+    }
+    fields
+}
+
+/// How long to wait for a stream while the agent serves as many conversations as it may.
+const OPEN_STREAM: Duration = Duration::from_secs(5);
+
+/// RFC 9110 §10.1.1 lets clients wait for a while of their choice; curl waits one second.
+const EXPECT_PATIENCE: Duration = Duration::from_secs(1);

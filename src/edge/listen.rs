@@ -1,0 +1,70 @@
+//! Binding addresses, with errors that say what to do.
+
+use std::io;
+use std::net::SocketAddr;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpListener;
+
+/// Listen for TCP connections.
+///
+/// # Errors
+/// [`ListenError`] names the address.
+pub fn tcp(addr: SocketAddr) -> Result<TcpListener, ListenError> {
+    let listen = || {
+        let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+        if addr.is_ipv6() {
+            // The unspecified address stands for both families.
+            socket.set_only_v6(!addr.ip().is_unspecified())?;
+        }
+        // A restarted edge must not wait for its predecessor's connections to be forgotten.
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&addr.into())?;
+        socket.listen(BACKLOG)?;
+        TcpListener::from_std(socket.into())
+    };
+    listen().map_err(|err| ListenError::new("TCP", addr, err))
+}
+
+/// Connections that the system keeps while we do not accept; it may hold fewer (`somaxconn`).
+const BACKLOG: i32 = 4096;
+
+/// An address cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {addr} ({protocol}){}", advice(*addr, source))]
+pub struct ListenError {
+    protocol: &'static str,
+    addr: SocketAddr,
+    source: io::Error,
+}
+
+impl ListenError {
+    /// Explain why binding failed.
+    pub fn new(protocol: &'static str, addr: SocketAddr, source: io::Error) -> Self {
+        Self {
+            protocol,
+            addr,
+            source,
+        }
+    }
+}
+
+fn advice(addr: SocketAddr, err: &io::Error) -> String {
+    match err.kind() {
+        io::ErrorKind::AddrInUse => format!(
+            ": port {} is in use by another process; stop it (`ss -lptun 'sport = :{}'` shows it) or \
+             choose another with --http, --https and --quic",
+            addr.port(),
+            addr.port()
+        ),
+        io::ErrorKind::PermissionDenied if addr.port() < 1024 => format!(
+            ": ports below 1024 need a right; grant it with `sudo setcap cap_net_bind_service=+ep \
+             $(command -v qtunnel)` (or AmbientCapabilities=CAP_NET_BIND_SERVICE under systemd), or \
+             choose another port than {} with --http, --https and --quic",
+            addr.port()
+        ),
+        io::ErrorKind::AddrNotAvailable => ": this machine does not have that address".to_owned(),
+        _ => String::new(),
+    }
+}

@@ -1,0 +1,243 @@
+//! The answers that qtunnel makes itself, when there is none of the upstream's to pass on.
+
+use ::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
+use ::http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use bytes::Bytes;
+use http_body_util::Full;
+
+use super::body::VisitorBody;
+use crate::proto::Failure;
+
+/// What went wrong, as in the table of errors. The code stands in `X-Qtunnel-Error`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// No tunnel has that name.
+    NoSuchTunnel,
+    /// The agent is away.
+    AgentOffline,
+    /// The agent was lost before it answered.
+    AgentLost,
+    /// The upstream refuses connections.
+    UpstreamUnreachable,
+    /// The upstream does not answer.
+    UpstreamTimeout,
+    /// The upstream answers something that is not HTTP.
+    UpstreamInvalid,
+    /// The visitor's request is not HTTP as it should be.
+    BadRequest(StatusCode),
+    /// Too many conversations at once.
+    Busy,
+    /// The visitor has too many connections.
+    TooManyConnections,
+    /// The edge has no such page.
+    NotFound,
+    /// A bug of ours.
+    Internal,
+}
+
+impl Fault {
+    /// Return the word by which programs recognise the error.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::NoSuchTunnel => "no_such_tunnel",
+            Self::AgentOffline => "agent_offline",
+            Self::AgentLost => "agent_lost",
+            Self::UpstreamUnreachable => "upstream_unreachable",
+            Self::UpstreamTimeout => "upstream_timeout",
+            Self::UpstreamInvalid => "upstream_invalid",
+            Self::BadRequest(StatusCode::URI_TOO_LONG) => "target_too_long",
+            Self::BadRequest(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE) => "head_too_large",
+            Self::BadRequest(_) => "bad_request",
+            Self::Busy => "busy",
+            Self::TooManyConnections => "too_many_connections",
+            Self::NotFound => "not_found",
+            Self::Internal => "internal",
+        }
+    }
+
+    /// Return the status that visitors see.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::NoSuchTunnel | Self::NotFound => StatusCode::NOT_FOUND,
+            Self::AgentOffline
+            | Self::AgentLost
+            | Self::UpstreamUnreachable
+            | Self::UpstreamInvalid => StatusCode::BAD_GATEWAY,
+            Self::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::BadRequest(status) => status,
+            Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
+            Self::TooManyConnections => StatusCode::TOO_MANY_REQUESTS,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// Return when trying again makes sense, in seconds.
+    fn retry_after(self) -> Option<&'static str> {
+        match self {
+            Self::AgentOffline | Self::AgentLost => Some("5"),
+            Self::Busy | Self::TooManyConnections => Some("1"),
+            _ => None,
+        }
+    }
+
+    /// Say which hop failed and what to do next, without any address of the inside.
+    fn explain(self) -> (&'static str, &'static str) {
+        match self {
+            Self::NoSuchTunnel => (
+                "There is no tunnel of this name.",
+                "Check the address. If the tunnel is yours, start it with `qtunnel connect`.",
+            ),
+            Self::AgentOffline => (
+                "The tunnel's agent is not connected at the moment.",
+                "Try again soon. If the tunnel is yours, see whether `qtunnel connect` is running.",
+            ),
+            Self::AgentLost => (
+                "The connection to the tunnel's agent broke before it answered.",
+                "Try again. Whether the request was processed is not known.",
+            ),
+            Self::UpstreamUnreachable => (
+                "The tunnel works, but nothing answers at the service behind it.",
+                "If it is yours, start it, or see the agent's log for the address that it tried.",
+            ),
+            Self::UpstreamTimeout => (
+                "The tunnel works, but the service behind it did not answer in time.",
+                "Try again later. If it is yours, the agent's log has the address, and \
+                 `--upstream-timeout` the limit.",
+            ),
+            Self::UpstreamInvalid => (
+                "The tunnel works, but the service behind it did not answer in HTTP.",
+                "If it is yours, check that the agent was given the right port and scheme.",
+            ),
+            Self::BadRequest(_) => (
+                "The edge refused this request because it is not valid HTTP or too large.",
+                "Check the program that sent it.",
+            ),
+            Self::Busy => (
+                "The tunnel has as many conversations as it may.",
+                "Try again in a moment.",
+            ),
+            Self::TooManyConnections => (
+                "There are too many connections from your address.",
+                "Close some, or try again in a moment.",
+            ),
+            Self::NotFound => ("The edge has no such page.", "Check the address."),
+            Self::Internal => (
+                "The edge failed at this request. This is a bug of qtunnel.",
+                "Try again; if it happens again, please report it.",
+            ),
+        }
+    }
+}
+
+impl From<Failure> for Fault {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::NoSuchTunnel => Self::NoSuchTunnel,
+            Failure::UpstreamUnreachable => Self::UpstreamUnreachable,
+            Failure::UpstreamTimeout => Self::UpstreamTimeout,
+            Failure::UpstreamInvalid => Self::UpstreamInvalid,
+            Failure::Busy => Self::Busy,
+        }
+    }
+}
+
+/// What of a request decides how an error is shown.
+#[derive(Debug, Clone, Default)]
+pub struct Audience {
+    format: Format,
+    head_only: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Format {
+    #[default]
+    Text,
+    Html,
+    Json,
+}
+
+impl Audience {
+    /// Look at a request's `Accept` and method.
+    pub fn of(method: &Method, headers: &HeaderMap) -> Self {
+        let accept = headers
+            .get(ACCEPT)
+            .and_then(|accept| accept.to_str().ok())
+            .unwrap_or("");
+        // Browsers name text/html first; programs that want JSON name nothing else.
+        let format = accept
+            .split(',')
+            .find_map(|range| match range.split(';').next().unwrap_or("").trim() {
+                "text/html" | "application/xhtml+xml" => Some(Format::Html),
+                "application/json" => Some(Format::Json),
+                range if range.ends_with("+json") => Some(Format::Json),
+                _ => None,
+            })
+            .unwrap_or_default();
+        Self {
+            format,
+            head_only: method == Method::HEAD,
+        }
+    }
+
+    /// Report whether the request was a HEAD, whose answer has no body.
+    pub fn is_head(&self) -> bool {
+        self.head_only
+    }
+
+    /// Make the answer, with an optional sentence that says more.
+    pub fn tell(&self, fault: Fault, detail: Option<&str>) -> Response<VisitorBody> {
+        let (what, next) = fault.explain();
+        let what = detail.unwrap_or(what);
+        let (kind, text) = match self.format {
+            Format::Text => (
+                "text/plain; charset=utf-8",
+                format!(
+                    "{} {}: {what} {next}\n",
+                    fault.status().as_u16(),
+                    fault.code()
+                ),
+            ),
+            Format::Json => ("application/json", json(fault, what, next)),
+            Format::Html => ("text/html; charset=utf-8", html(fault, what, next)),
+        };
+        let body = if self.head_only {
+            Bytes::new()
+        } else {
+            Bytes::from(text)
+        };
+        let mut response = Response::new(VisitorBody::Page(Full::new(body)));
+        *response.status_mut() = fault.status();
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert("x-qtunnel-error", HeaderValue::from_static(fault.code()));
+        if let Some(seconds) = fault.retry_after() {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static(seconds));
+        }
+        response
+    }
+}
+
+fn json(fault: Fault, what: &str, next: &str) -> String {
+    let (error, status) = (fault.code(), fault.status().as_u16());
+    let value =
+        serde_json::json!({ "error": error, "status": status, "message": what, "next": next });
+    format!("{value}\n")
+}
+
+fn html(fault: Fault, what: &str, next: &str) -> String {
+    let (status, code) = (fault.status(), fault.code());
+    let [what, next] = [what, next].map(|text| {
+        text.replace('&', "&amp;")
+            .replace('<', "&lt;")
+            .replace('>', "&gt;")
+    });
+    format!(
+        "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
+         <title>{status}</title>\
+         <style>body{{font:1.1rem/1.6 system-ui,sans-serif;max-width:36rem;margin:15vh auto;\
+         padding:0 1.5rem;color-scheme:light dark}}code{{opacity:.7}}</style>\
+         <h1>{status}</h1><p>{what}</p><p>{next}</p><p><code>{code}</code></p></html>\n"
+    )
+}

@@ -1,0 +1,329 @@
+//! Visitors' connections: accepting them, TLS, and handing requests to be answered.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use ipnet::IpNet;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument, debug, debug_span, error, warn};
+
+use super::answer::Visit;
+use super::config::EdgeLimits;
+use super::guard::Guard;
+use super::page::{Audience, Fault};
+use super::registry::Registry;
+use crate::proto::Scheme;
+
+/// What all visitors' connections share.
+pub struct Visitors {
+    pub registry: Registry,
+    /// In lower case.
+    pub domain: String,
+    pub limits: EdgeLimits,
+    pub crowd: Crowd,
+    /// Whose word about the visitor is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// The port of HTTPS, if plain HTTP is answered with a redirection.
+    pub redirect: Option<u16>,
+    /// Conversations that have outlived their HTTP connection.
+    pub upgrades: TaskTracker,
+    /// No new conversations any more.
+    pub draining: CancellationToken,
+    /// What is left is cut.
+    pub closing: CancellationToken,
+}
+
+/// Where visitors come in.
+pub struct Listener {
+    pub tcp: TcpListener,
+    pub tls: Option<TlsAcceptor>,
+}
+
+impl Visitors {
+    /// Accept visitors until draining begins, then wait for those that are here.
+    pub async fn accept(self: Arc<Self>, listener: Listener) {
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                biased;
+                () = self.draining.cancelled() => break,
+                Some(ended) = connections.join_next() => report(ended),
+                accepted = listener.tcp.accept() => match accepted {
+                    Ok((tcp, visitor)) => {
+                        let span = debug_span!("visitor", %visitor);
+                        let serve = self.clone().serve(tcp, visitor, listener.tls.clone());
+                        connections.spawn(serve.instrument(span));
+                    }
+                    Err(err) => pause_after(err).await,
+                },
+            }
+        }
+        drop(listener);
+        while let Some(ended) = connections.join_next().await {
+            report(ended);
+        }
+    }
+
+    async fn serve(self: Arc<Self>, tcp: TcpStream, visitor: SocketAddr, tls: Option<TlsAcceptor>) {
+        let _ = tcp.set_nodelay(true);
+        let visitor = SocketAddr::new(visitor.ip().to_canonical(), visitor.port());
+        let Some(_place) = self.crowd.enter(visitor.ip(), &self.limits) else {
+            return self.turn_away(tcp, tls.is_some()).await;
+        };
+        let Some(tls) = tls else {
+            return self.http1(tcp, visitor, Scheme::Http).await;
+        };
+        let stream = match timeout(TLS_HANDSHAKE, tls.accept(tcp)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(err)) => return debug!(%err, "no TLS handshake"),
+            Err(_) => return debug!("the TLS handshake took too long"),
+        };
+        if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+            self.http2(stream, visitor).await;
+        } else {
+            self.http1(stream, visitor, Scheme::Https).await;
+        }
+    }
+
+    async fn http1<S>(self: Arc<Self>, io: S, visitor: SocketAddr, scheme: Scheme)
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let (io, verdicts) = Guard::new(io, self.limits.head);
+        let (draining, closing) = (self.draining.clone(), self.closing.clone());
+        let idle = self.limits.idle + self.limits.head;
+        let service = service_fn(move |request| {
+            let visit = Visit {
+                visitors: self.clone(),
+                visitor,
+                scheme,
+                verdicts: Some(verdicts.clone()),
+            };
+            async move { Ok::<_, Infallible>(visit.answer(request).await) }
+        });
+        let mut connection = std::pin::pin!(
+            http1::Builder::new()
+                .timer(TokioTimer::new())
+                // hyper sees heads when they are whole: for it this is the time between requests.
+                .header_read_timeout(idle)
+                .max_headers(HYPER_FIELDS)
+                .serve_connection(TokioIo::new(io), service)
+                .with_upgrades()
+        );
+        let ended = tokio::select! {
+            ended = &mut connection => ended,
+            () = closing.cancelled() => return,
+            () = draining.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                tokio::select! {
+                    ended = &mut connection => ended,
+                    () = closing.cancelled() => return,
+                }
+            }
+        };
+        if let Err(err) = ended {
+            debug!(err = %chain(&err), "the visitor's connection broke");
+        }
+    }
+
+    async fn http2<S>(self: Arc<Self>, io: S, visitor: SocketAddr)
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let (draining, closing) = (self.draining.clone(), self.closing.clone());
+        let service = service_fn(move |request| {
+            let visit = Visit {
+                visitors: self.clone(),
+                visitor,
+                scheme: Scheme::Https,
+                verdicts: None,
+            };
+            async move { Ok::<_, Infallible>(visit.answer(request).await) }
+        });
+        let mut connection = std::pin::pin!(
+            http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .max_concurrent_streams(H2_STREAMS)
+                .max_header_list_size(H2_HEAD)
+                .max_local_error_reset_streams(H2_RESETS)
+                .initial_stream_window_size(H2_STREAM_WINDOW)
+                .initial_connection_window_size(H2_CONNECTION_WINDOW)
+                .max_send_buf_size(H2_SEND_BUFFER)
+                .keep_alive_interval(H2_PING)
+                .keep_alive_timeout(H2_PING_TIMEOUT)
+                .enable_connect_protocol()
+                .serve_connection(TokioIo::new(io), service)
+        );
+        let ended = tokio::select! {
+            ended = &mut connection => ended,
+            () = closing.cancelled() => return,
+            () = draining.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                tokio::select! {
+                    ended = &mut connection => ended,
+                    () = closing.cancelled() => return,
+                }
+            }
+        };
+        if let Err(err) = ended {
+            debug!(err = %chain(&err), "the visitor's connection broke");
+        }
+    }
+
+    /// Refuse a connection that is one too many, in words where that costs no handshake.
+    async fn turn_away(&self, tcp: TcpStream, tls: bool) {
+        debug!("too many connections");
+        if tls {
+            return;
+        }
+        let service = service_fn(
+            |request: ::http::Request<hyper::body::Incoming>| async move {
+                let audience = Audience::of(request.method(), request.headers());
+                let mut response = audience.tell(Fault::TooManyConnections, None);
+                response
+                    .headers_mut()
+                    .insert("connection", ::http::HeaderValue::from_static("close"));
+                Ok::<_, Infallible>(response)
+            },
+        );
+        let connection = http1::Builder::new()
+            .keep_alive(false)
+            .serve_connection(TokioIo::new(tcp), service);
+        let _ = timeout(TURN_AWAY, connection).await;
+    }
+}
+
+/// How many connections there are, and whose.
+#[derive(Debug, Clone, Default)]
+pub struct Crowd(Arc<Mutex<Present>>);
+
+#[derive(Debug, Default)]
+struct Present {
+    all: usize,
+    households: HashMap<IpAddr, usize>,
+}
+
+impl Crowd {
+    /// Take a place until the returned value is dropped, or `None` if there are too many.
+    ///
+    /// Connections from this machine count only in all: a proxy in front of the edge brings
+    /// everybody's.
+    fn enter(&self, visitor: IpAddr, limits: &EdgeLimits) -> Option<Place> {
+        let house = household(visitor);
+        let mut present = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let here = present.households.get(&house).copied().unwrap_or(0);
+        let crowded = here >= limits.connections_per_visitor && !visitor.is_loopback();
+        if crowded || present.all >= limits.connections {
+            return None;
+        }
+        present.all += 1;
+        *present.households.entry(house).or_default() += 1;
+        Some(Place {
+            crowd: self.clone(),
+            house,
+        })
+    }
+}
+
+/// A visitor's place among the connections.
+struct Place {
+    crowd: Crowd,
+    house: IpAddr,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut present = self.crowd.0.lock().unwrap_or_else(PoisonError::into_inner);
+        present.all -= 1;
+        if let Some(here) = present.households.get_mut(&self.house) {
+            *here -= 1;
+            if *here == 0 {
+                present.households.remove(&self.house);
+            }
+        }
+    }
+}
+
+/// One subscriber of IPv6 has a /64 and may use all its addresses.
+fn household(visitor: IpAddr) -> IpAddr {
+    match visitor {
+        IpAddr::V4(_) => visitor,
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, ..] = v6.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+    }
+}
+
+fn report(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(err) = ended
+        && err.is_panic()
+    {
+        error!(%err, "a visitor's connection panicked");
+    }
+}
+
+/// Out of descriptors, most likely: trying again at once would only burn time.
+async fn pause_after(err: std::io::Error) {
+    warn!(%err, "cannot accept a visitor");
+    tokio::time::sleep(ACCEPT_PAUSE).await;
+}
+
+/// An error with its causes, on one line.
+pub fn chain(err: &dyn std::error::Error) -> String {
+    let mut text = err.to_string();
+    let mut cause = err.source();
+    while let Some(err) = cause {
+        text = format!("{text}: {err}");
+        cause = err.source();
+    }
+    text
+}
+
+/// How long a visitor may take for the TLS handshake.
+const TLS_HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// How long a visitor that is turned away may take to hear it.
+const TURN_AWAY: Duration = Duration::from_secs(2);
+
+/// How long to wait before accepting again after an error.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The guard allows 100 and says so; hyper only has to hold them.
+const HYPER_FIELDS: usize = 128;
+
+/// Streams of one HTTP/2 connection.
+const H2_STREAMS: u32 = 100;
+
+/// The decoded list of fields (RFC 9113 §6.5.2 counts 32 bytes for each).
+const H2_HEAD: u32 = 16 << 10;
+
+/// Streams that a visitor may make us reset (CVE-2023-44487, CVE-2025-8671).
+const H2_RESETS: usize = 256;
+
+/// What a visitor may send ahead on one stream.
+const H2_STREAM_WINDOW: u32 = 1 << 20;
+
+/// What a visitor may send ahead on one connection.
+const H2_CONNECTION_WINDOW: u32 = 4 << 20;
+
+/// What one stream may have waiting for the visitor to read it.
+const H2_SEND_BUFFER: usize = 256 << 10;
+
+/// Connections whose far end has vanished are found by pings.
+const H2_PING: Duration = Duration::from_secs(30);
+
+/// How long a ping may go unanswered.
+const H2_PING_TIMEOUT: Duration = Duration::from_secs(20);
