@@ -100,7 +100,7 @@ impl TunnelBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, ReceiveError>>> {
         loop {
-            match self.decoder.next()? {
+            match self.decoder.next_frame()? {
                 Some(proto::Frame::Data(data)) => {
                     if let Some(left) = &mut self.left {
                         *left = left

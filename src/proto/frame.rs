@@ -64,7 +64,7 @@ impl BodyDecoder {
         }
     }
 
-    /// Add what has arrived. Call it only after [`next`](Self::next) has given all it could.
+    /// Add what has arrived. Call it only after [`next_frame`](Self::next_frame) has given all it could.
     pub fn push(&mut self, input: Bytes) {
         debug_assert!(
             self.input.is_empty(),
@@ -77,7 +77,7 @@ impl BodyDecoder {
     ///
     /// # Errors
     /// A [`WireError`] ends the body; the stream should then be reset.
-    pub fn next(&mut self) -> Result<Option<Frame>, WireError> {
+    pub fn next_frame(&mut self) -> Result<Option<Frame>, WireError> {
         while !self.input.is_empty() {
             match &mut self.state {
                 State::Header { partial, have } => {

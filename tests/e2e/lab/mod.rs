@@ -1,0 +1,223 @@
+//! The harness: a [`Lab`] owns an edge, its agents and their upstreams, on loopback and on ports of
+//! the system's choice. Its methods return when the thing is ready, so that no test ever sleeps.
+
+pub mod process;
+pub mod upstream;
+pub mod visitor;
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use qtunnel::proto::{AgentId, Secret};
+use qtunnel::{
+    Agent, AgentConfig, Edge, EdgeConfig, Event, HostHeader, Observer, ServerAddr, Trust,
+    TunnelConfig, Upstream,
+};
+use tempfile::TempDir;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+pub use upstream::Server;
+pub use visitor::{Reply, Visitor};
+
+/// How long a test waits for something that should happen, before it fails.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Wait for something, and fail the test with its name if it does not happen.
+pub async fn within<T>(what: &str, event: impl Future<Output = T>) -> T {
+    timeout(PATIENCE, event)
+        .await
+        .unwrap_or_else(|_| panic!("{what} did not happen within {PATIENCE:?}"))
+}
+
+/// An edge and what belongs to it.
+pub struct Lab {
+    pub http: SocketAddr,
+    pub https: SocketAddr,
+    pub quic: SocketAddr,
+    pub domain: String,
+    pub trust: Trust,
+    pub state: TempDir,
+    stop: Option<oneshot::Sender<()>>,
+    served: Option<JoinHandle<()>>,
+}
+
+impl Lab {
+    /// Start an edge for `*.localhost`.
+    pub async fn start() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    /// Start an edge, with some of its configuration changed.
+    pub async fn with(change: impl FnOnce(&mut EdgeConfig)) -> Self {
+        let state = tempfile::tempdir().expect("a temporary directory");
+        let mut config = EdgeConfig {
+            state_dir: state.path().into(),
+            grace_period: Duration::from_secs(5),
+            ..EdgeConfig::default()
+        };
+        change(&mut config);
+        let domain = config.domain.clone();
+        let edge = Edge::bind(config).await.expect("the edge binds");
+        let first =
+            |addrs: &[SocketAddr]| addrs.first().copied().unwrap_or(([127, 0, 0, 1], 0).into());
+        let (http, https, quic) = (
+            first(edge.http_addrs()),
+            first(edge.https_addrs()),
+            first(edge.quic_addrs()),
+        );
+        let trust = Trust::Pins(vec![edge.pin()]);
+        let (stop, stopped) = oneshot::channel::<()>();
+        let served = tokio::spawn(edge.serve(async move {
+            let _ = stopped.await;
+        }));
+        Self {
+            http,
+            https,
+            quic,
+            domain,
+            trust,
+            state,
+            stop: Some(stop),
+            served: Some(served),
+        }
+    }
+
+    /// Connect an agent that publishes `upstream` under `name`.
+    pub async fn agent(&self, name: &str, upstream: impl Into<Upstream>) -> Running {
+        self.agent_with(name, upstream, |_| {}).await
+    }
+
+    /// Connect an agent, with some of its configuration changed.
+    pub async fn agent_with(
+        &self,
+        name: &str,
+        upstream: impl Into<Upstream>,
+        change: impl FnOnce(&mut AgentConfig),
+    ) -> Running {
+        let mut config = self.agent_config(name, upstream);
+        change(&mut config);
+        Running::start(config).await
+    }
+
+    /// The configuration of an agent of this edge.
+    pub fn agent_config(&self, name: &str, upstream: impl Into<Upstream>) -> AgentConfig {
+        AgentConfig {
+            server: ServerAddr {
+                host: self.quic.ip().to_string(),
+                port: self.quic.port(),
+            },
+            trust: self.trust.clone(),
+            token: Secret::default(),
+            id: AgentId::random(),
+            tunnels: vec![TunnelConfig {
+                name: name.parse().expect("a valid name"),
+                upstream: upstream.into(),
+                host_header: HostHeader::Preserve,
+            }],
+            grace_period: Duration::from_secs(5),
+            upstream_timeout: Duration::from_secs(60),
+            exit_on_failure: false,
+            observer: Observer::default(),
+        }
+    }
+
+    /// Return a visitor of the tunnel `name` over plain HTTP/1.1.
+    pub fn visitor(&self, name: &str) -> Visitor {
+        Visitor::new(self.http, format!("{name}.{}", self.domain))
+    }
+
+    /// Tell the edge to stop, without waiting for it.
+    pub fn begin_stop(&mut self) -> JoinHandle<()> {
+        drop(self.stop.take());
+        self.served.take().expect("the edge is stopped once")
+    }
+
+    /// The certificate authority that visitors over TLS may be told to trust.
+    pub fn ca(&self) -> std::path::PathBuf {
+        self.state.path().join("ca.pem")
+    }
+}
+
+/// An agent that is connected, and what it has reported.
+pub struct Running {
+    stop: Option<oneshot::Sender<()>>,
+    served: JoinHandle<Result<(), qtunnel::AgentError>>,
+    events: Arc<Mutex<Vec<Event>>>,
+    changed: watch::Receiver<()>,
+    pub urls: Vec<String>,
+}
+
+impl Running {
+    async fn start(mut config: AgentConfig) -> Self {
+        let events = Arc::<Mutex<Vec<Event>>>::default();
+        let (change, changed) = watch::channel(());
+        let seen = events.clone();
+        config.observer = Observer::new(move |event| {
+            seen.lock().expect("no panic while it is held").push(event);
+            change.send_replace(());
+        });
+        let agent = within("connecting", Agent::connect(config))
+            .await
+            .expect("the agent connects");
+        let urls = agent
+            .tunnels()
+            .iter()
+            .flat_map(|tunnel| tunnel.urls.clone())
+            .collect();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let served = tokio::spawn(agent.serve(async move {
+            let _ = stopped.await;
+        }));
+        Self {
+            stop: Some(stop),
+            served,
+            events,
+            changed,
+            urls,
+        }
+    }
+
+    /// Wait until the agent has reported an event that `pick` takes, and return what it took. Events
+    /// of the past count.
+    pub async fn event<T>(&mut self, mut pick: impl FnMut(&Event) -> Option<T>) -> T {
+        within("the agent's event", async {
+            loop {
+                self.changed.borrow_and_update();
+                let found = self
+                    .events
+                    .lock()
+                    .expect("no panic while it is held")
+                    .iter()
+                    .find_map(&mut pick);
+                if let Some(found) = found {
+                    return found;
+                }
+                self.changed.changed().await.expect("the agent is running");
+            }
+        })
+        .await
+    }
+
+    /// Tell the agent to stop and wait until it has.
+    pub async fn stop(mut self) -> Result<(), qtunnel::AgentError> {
+        drop(self.stop.take());
+        within("stopping", self.served)
+            .await
+            .expect("the agent does not panic")
+    }
+
+    /// Tell the agent to stop, without waiting for it.
+    pub fn begin_stop(&mut self) {
+        drop(self.stop.take());
+    }
+
+    /// Wait until the agent has ended.
+    pub async fn ended(self) -> Result<(), qtunnel::AgentError> {
+        within("the agent's end", self.served)
+            .await
+            .expect("the agent does not panic")
+    }
+}

@@ -1,0 +1,130 @@
+//! The program itself, and other programs, as processes.
+
+use std::ffi::OsStr;
+use std::process::{ExitStatus, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::mpsc;
+
+use super::within;
+
+/// A process whose lines (stdout and stderr alike) can be waited for. Dropped, it is killed.
+pub struct Process {
+    child: Child,
+    lines: mpsc::UnboundedReceiver<String>,
+    /// Every line that was waited past.
+    pub seen: Vec<String>,
+}
+
+impl Process {
+    /// Start qtunnel with these arguments, in a home directory of its own if `home` is given.
+    pub fn qtunnel<A: AsRef<OsStr>>(
+        home: &std::path::Path,
+        args: impl IntoIterator<Item = A>,
+    ) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_qtunnel"));
+        command
+            .args(args)
+            .current_dir(home)
+            .env("HOME", home)
+            .env_remove("XDG_CONFIG_HOME")
+            .env_remove("XDG_STATE_HOME")
+            .env_remove("STATE_DIRECTORY");
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("QTUNNEL_")) {
+            command.env_remove(name);
+        }
+        Self::spawn(command)
+    }
+
+    /// Start any program.
+    pub fn spawn(mut command: Command) -> Self {
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        let mut child = command
+            .spawn()
+            .unwrap_or_else(|err| panic!("{command:?} does not start: {err}"));
+        let (sender, lines) = mpsc::unbounded_channel();
+        if let Some(stdout) = child.stdout.take() {
+            follow(stdout, sender.clone());
+        }
+        if let Some(stderr) = child.stderr.take() {
+            follow(stderr, sender);
+        }
+        Self {
+            child,
+            lines,
+            seen: Vec::new(),
+        }
+    }
+
+    /// Wait for a line that contains a text, and return it.
+    pub async fn line(&mut self, text: &str) -> String {
+        let found = within(&format!("a line with {text:?}"), async {
+            while let Some(line) = self.lines.recv().await {
+                self.seen.push(line.clone());
+                if line.contains(text) {
+                    return Some(line);
+                }
+            }
+            None
+        })
+        .await;
+        found.unwrap_or_else(|| {
+            panic!(
+                "the program ended without saying {text:?}; it said {:#?}",
+                self.seen
+            )
+        })
+    }
+
+    /// Send a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).expect("the process is there");
+    }
+
+    /// The process's id.
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().expect("the process is running") as i32)
+    }
+
+    /// Wait for the end, and return the exit status. All it said is in `seen` afterwards.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let status = within("the program's end", self.child.wait())
+            .await
+            .expect("a child");
+        while let Some(line) = self.lines.recv().await {
+            self.seen.push(line);
+        }
+        status
+    }
+
+    /// The most memory that the process has had resident, in KiB.
+    pub fn peak_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))
+            .expect("a live process");
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmHWM:"))
+            .expect("Linux says so");
+        line.split_whitespace()
+            .nth(1)
+            .and_then(|kib| kib.parse().ok())
+            .expect("a number")
+    }
+}
+
+fn follow(stream: impl AsyncRead + Unpin + Send + 'static, lines: mpsc::UnboundedSender<String>) {
+    // It ends with the process's output.
+    tokio::spawn(async move {
+        let mut reader = BufReader::new(stream).lines();
+        while let Ok(Some(line)) = reader.next_line().await {
+            let _ = lines.send(line);
+        }
+    });
+}

@@ -1,0 +1,137 @@
+//! Upstreams: real servers on loopback.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Incoming};
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use qtunnel::{Address, Target, Upstream};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+
+/// A server that stops when it is dropped.
+pub struct Server {
+    pub addr: SocketAddr,
+    h2c: bool,
+    task: JoinHandle<()>,
+}
+
+impl Server {
+    /// Answer HTTP/1.1 requests with a function.
+    pub async fn http<F, Fut, B>(answer: F) -> Self
+    where
+        F: Fn(Request<Incoming>) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = Response<B>> + Send + 'static,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        Self::raw(move |stream| {
+            let answer = answer.clone();
+            async move {
+                let service = service_fn(move |request| {
+                    let answered = answer(request);
+                    async move { Ok::<_, Infallible>(answered.await) }
+                });
+                let _ = http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), service)
+                    .with_upgrades()
+                    .await;
+            }
+        })
+        .await
+    }
+
+    /// Answer HTTP/2 requests in clear text with a function.
+    pub async fn h2c<F, Fut, B>(answer: F) -> Self
+    where
+        F: Fn(Request<Incoming>) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = Response<B>> + Send + 'static,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let mut server = Self::raw(move |stream| {
+            let answer = answer.clone();
+            async move {
+                let service = service_fn(move |request| {
+                    let answered = answer(request);
+                    async move { Ok::<_, Infallible>(answered.await) }
+                });
+                let _ = http2::Builder::new(TokioExecutor::new())
+                    .serve_connection(TokioIo::new(stream), service)
+                    .await;
+            }
+        })
+        .await;
+        server.h2c = true;
+        server
+    }
+
+    /// Do anything with each connection: for answers that no HTTP library would give.
+    pub async fn raw<F, Fut>(serve: F) -> Self
+    where
+        F: Fn(TcpStream) -> Fut + Send + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+        let addr = listener.local_addr().expect("bound");
+        let task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let _ = stream.set_nodelay(true);
+                // It ends with its connection, which the test's end closes.
+                tokio::spawn(serve(stream));
+            }
+        });
+        Self {
+            addr,
+            h2c: false,
+            task,
+        }
+    }
+
+    /// Echo the request's body, and its head in `x-method`, `x-target` and `x-host`.
+    pub async fn echo() -> Self {
+        Self::http(|request: Request<Incoming>| async move {
+            let mut response = Response::builder()
+                .header("x-method", request.method().as_str())
+                .header("x-target", request.uri().to_string());
+            if let Some(host) = request.headers().get("host") {
+                response = response.header("x-host", host);
+            }
+            response
+                .body(request.into_body())
+                .expect("a valid response")
+        })
+        .await
+    }
+
+    /// Answer every request with a text.
+    pub async fn text(text: &'static str) -> Self {
+        Self::http(move |request: Request<Incoming>| async move {
+            let _ = request.into_body().collect().await;
+            Response::new(Full::new(Bytes::from_static(text.as_bytes())))
+        })
+        .await
+    }
+}
+
+impl From<&Server> for Upstream {
+    fn from(server: &Server) -> Self {
+        let (host, port) = (server.addr.ip().to_string(), server.addr.port());
+        Address::Target(match server.h2c {
+            true => Target::H2c { host, port },
+            false => Target::Http { host, port },
+        })
+        .into()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

@@ -1,0 +1,5 @@
+//! What a visitor, an operator or an agent can observe, over real sockets.
+
+mod lab;
+
+mod first;
