@@ -17,7 +17,8 @@ peer_present() {
   rusnel*) [ -x "$PEERS/bin/rusnel" ] ;;
   ssh) [ -x /usr/sbin/sshd ] && command -v ssh >/dev/null ;;
   frp) command -v frps >/dev/null && command -v frpc >/dev/null ;;
-  qtunnel*) [ -x "$QTUNNEL" ] ;;
+  qtunnel) [ -x "$QTUNNEL" ] ;;
+  qtunnel-websocket) [ -x "$QTUNNEL" ] && has_transports ;;
   *) die "no peer named $1; there are: ${ALL_PEERS[*]}" ;;
   esac
 }
@@ -178,14 +179,16 @@ start_qtunnel() { # start_qtunnel quic|websocket
   echo lab-token >"$RUN/token"
   mkdir -p "$RUN/edge-state"
   spawn edge $SPACE_A "$QTUNNEL" serve --domain qt.test --token-file "$RUN/token" --state-dir "$RUN/edge-state" \
-    --http $EDGE:9000 --https $EDGE:9443 --quic $EDGE:9443
+    --http $EDGE:9000 --https $EDGE:9443 --quic $EDGE:9443 --connections-per-visitor 1000
   until_true 10 edge_pin >/dev/null
   add_qtunnel_agent agent lab "$1"
   URL=http://$EDGE:9000 HOST=lab.qt.test
 }
 add_qtunnel_agent() { # add_qtunnel_agent PROCESS SUBDOMAIN TRANSPORT
   mkdir -p "$RUN/$1-state"
-  spawn "$1" $AGENT_SPACE env STATE_DIRECTORY="$RUN/$1-state" "$QTUNNEL" connect 8080 --server $EDGE:9443 \
-    --token-file "$RUN/token" --subdomain "$2" --transport "$3" --pin "$(edge_pin)"
+  spawn "$1" $AGENT_SPACE "$QTUNNEL" connect 8080 --server $EDGE:9443 --state-dir "$RUN/$1-state" \
+    --token-file "$RUN/token" --subdomain "$2" --pin "$(edge_pin)" $(! has_transports || echo --transport "$3")
 }
+# A binary from before there was a choice has only QUIC over UDP.
+has_transports() { "$QTUNNEL" connect --help | grep -q -- --transport; }
 edge_pin() { grep -ohEm 1 'sha256/[A-Za-z0-9+/=_-]+' "$RUN/edge.log"; }
