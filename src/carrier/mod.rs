@@ -1,8 +1,7 @@
 //! How packets travel: sockets, transport settings and congestion control. Above this module there
 //! is a `quinn::Connection`, and nothing asks how its packets get there except to show it.
 
-#[allow(dead_code, reason = "not used until the transport settings name it")]
-pub mod congestion;
+mod congestion;
 mod transport;
 mod udp;
 

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use quinn::{MtuDiscoveryConfig, TransportConfig, VarInt};
 
+use super::congestion;
+
 /// Settings of the edge, which opens streams and whose agents open one.
 pub fn edge_transport() -> Arc<TransportConfig> {
     let mut config = common();
@@ -30,6 +32,7 @@ fn common() -> TransportConfig {
     // The largest payload of a UDP packet over IPv6 over Ethernet: 1500 - 40 - 8.
     mtu.upper_bound(1452);
     config
+        .congestion_controller_factory(Arc::new(congestion::Config::default()))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
         .send_window(u64::from(SESSION_WINDOW))
