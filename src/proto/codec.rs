@@ -81,7 +81,7 @@ impl Splitter {
         self.buf.freeze()
     }
 
-    /// Report whether a message has begun and not ended.
+    /// Report whether nothing has arrived that was not given out.
     pub fn is_empty(&self) -> bool {
         self.buf.is_empty()
     }

@@ -105,9 +105,7 @@ impl BodyDecoder {
                     let Some(list) = splitter.next(TRAILERS_LIMIT)? else {
                         return Ok(None);
                     };
-                    if !splitter.is_empty() {
-                        return Err(WireError::AfterTrailers);
-                    }
+                    self.input = std::mem::take(splitter).into_rest();
                     self.state = State::End;
                     return Ok(Some(Frame::Trailers(decode::<Fields>(&list)?.0)));
                 }

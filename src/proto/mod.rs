@@ -53,7 +53,11 @@ mod codec;
 mod control;
 mod fields;
 mod frame;
+#[cfg(test)]
+mod golden;
 mod head;
+#[cfg(test)]
+mod properties;
 
 pub use close::{Close, Reset};
 pub use codec::{Splitter, WireError, decode, encode, put_varint};

@@ -1,0 +1,189 @@
+//! The messages of the control stream.
+
+use super::golden;
+use crate::proto::*;
+
+#[test]
+fn a_length_stands_in_front_in_its_four_byte_form() {
+    let message = encode(&AgentMessage::Shut(5), CONTROL_LIMIT).unwrap();
+
+    assert_eq!(&message[..], [0x80, 0, 0, 2, /* Shut */ 2, /* 5 */ 5]);
+}
+
+#[test]
+fn hello() {
+    golden(
+        AgentMessage::Hello(Hello {
+            token: Secret::new("s3cret"),
+            agent: AgentId([7; 16]),
+            epoch: 300,
+            software: "q/1".into(),
+            tunnels: vec![tunnel_request()],
+        }),
+        &[
+            &[0],          // Hello
+            b"\x06s3cret", // token
+            &[7; 16],      // agent
+            &[0xac, 2],    // epoch: 0x2c + (2 << 7)
+            b"\x03q/1",    // software
+            &[1],          // tunnels: one
+            &[1],          // its number
+            b"\x04blog",   // its name
+        ],
+    );
+}
+
+#[test]
+fn later_messages_of_an_agent() {
+    golden(
+        AgentMessage::Open(tunnel_request()),
+        &[
+            &[1],        // Open
+            &[1],        // tunnel
+            b"\x04blog", // name
+        ],
+    );
+    golden(
+        AgentMessage::Shut(128),
+        &[
+            &[2],       // Shut
+            &[0x80, 1], // tunnel: 0x00 + (1 << 7)
+        ],
+    );
+    golden(
+        AgentMessage::Draining {
+            deadline_ms: 30_000,
+        },
+        &[
+            &[3],                // Draining
+            &[0xb0, 0xea, 0x01], // deadline_ms
+        ],
+    );
+}
+
+#[test]
+fn welcome() {
+    golden(
+        EdgeMessage::Welcome(Welcome {
+            session: 9,
+            software: "q/1".into(),
+            tunnels: vec![tunnel_grant()],
+            limits: Limits {
+                tunnels: 100,
+                streams: 1000,
+            },
+        }),
+        &[
+            &[0],               // Welcome
+            &[9],               // session
+            b"\x03q/1",         // software
+            &[1],               // tunnels: one
+            &[1],               // its number
+            b"\x04blog",        // its name
+            &[1],               // urls: one
+            b"\x0bhttps://b.c", // the URL
+            &[100],             // limits: tunnels
+            &[0xe8, 7],         // limits: streams
+        ],
+    );
+}
+
+#[test]
+fn refusals() {
+    let refused = |refusal, bytes: &[&[u8]]| {
+        golden(EdgeMessage::Refused(refusal), &[&[1], &bytes.concat()]);
+    };
+    refused(Refusal::Unauthorized, &[&[0]]);
+    refused(
+        Refusal::NameTaken {
+            name: "blog".into(),
+            holder: "another".into(),
+        },
+        &[
+            &[1],           // NameTaken
+            b"\x04blog",    // name
+            b"\x07another", // holder
+        ],
+    );
+    refused(
+        Refusal::NameInvalid {
+            name: "-".into(),
+            reason: "a hyphen".into(),
+        },
+        &[
+            &[2],            // NameInvalid
+            b"\x01-",        // name
+            b"\x08a hyphen", // reason
+        ],
+    );
+    refused(
+        Refusal::TooManyTunnels { limit: 100 },
+        &[
+            &[3],   // TooManyTunnels
+            &[100], // limit
+        ],
+    );
+    refused(
+        Refusal::Busy {
+            reason: "draining".into(),
+        },
+        &[
+            &[4],            // Busy
+            b"\x08draining", // reason
+        ],
+    );
+}
+
+#[test]
+fn later_messages_of_an_edge() {
+    golden(
+        EdgeMessage::Opened(tunnel_grant()),
+        &[
+            &[2],               // Opened
+            &[1],               // tunnel
+            b"\x04blog",        // name
+            &[1],               // urls: one
+            b"\x0bhttps://b.c", // the URL
+        ],
+    );
+    golden(
+        EdgeMessage::NotOpened {
+            tunnel: 1,
+            refusal: Refusal::Unauthorized,
+        },
+        &[
+            &[3], // NotOpened
+            &[1], // tunnel
+            &[0], // refusal: Unauthorized
+        ],
+    );
+    golden(
+        EdgeMessage::Draining { deadline_ms: 1 },
+        &[
+            &[4], // Draining
+            &[1], // deadline_ms
+        ],
+    );
+    golden(
+        EdgeMessage::Notice("hi".into()),
+        &[
+            &[5],      // Notice
+            b"\x02hi", // its text
+        ],
+    );
+}
+
+fn tunnel_request() -> TunnelRequest {
+    TunnelRequest {
+        tunnel: 1,
+        name: "blog".into(),
+    }
+}
+
+fn tunnel_grant() -> TunnelGrant {
+    TunnelGrant {
+        tunnel: 1,
+        name: "blog".into(),
+        urls: vec!["https://b.c".into()],
+    }
+}

@@ -1,0 +1,65 @@
+//! Every message, byte for byte: what another implementation of the wire would have to write.
+
+mod body;
+mod control;
+mod head;
+mod refused;
+
+use std::fmt::Debug;
+
+use ::http::{HeaderMap, HeaderName, HeaderValue};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::*;
+
+#[test]
+fn codes() {
+    let closes = [
+        (Close::Done, 0),
+        (Close::Protocol, 1),
+        (Close::Timeout, 2),
+        (Close::Superseded, 3),
+        (Close::Busy, 4),
+        (Close::Refused, 401),
+        (Close::Version, 426),
+    ];
+    for (close, code) in closes {
+        assert_eq!(close.code().into_inner(), code);
+        assert_eq!(Close::from_code(close.code()), Some(close));
+    }
+    assert_eq!(Close::from_code(5u32.into()), None);
+    let resets = [(Reset::Gone, 1), (Reset::Protocol, 2), (Reset::Enough, 3)];
+    for (reset, code) in resets {
+        assert_eq!(reset.code().into_inner(), code);
+    }
+}
+
+/// Check that the length and `payload` are `value`, both ways, and that nothing shorter or longer is.
+fn golden<T: Serialize + DeserializeOwned + PartialEq + Debug>(value: T, payload: &[&[u8]]) {
+    let payload = payload.concat();
+    let length = (payload.len() as u32 | 0x8000_0000).to_be_bytes();
+    let message = [&length[..], &payload].concat();
+
+    assert_eq!(&encode(&value, CONTROL_LIMIT).unwrap()[..], message);
+    assert_eq!(decode::<T>(&payload).unwrap(), value);
+
+    for end in 0..message.len() {
+        let mut splitter = Splitter::default();
+        splitter.push(&message[..end]);
+        assert_eq!(splitter.next(CONTROL_LIMIT), Ok(None), "{end} bytes");
+    }
+    for end in 0..payload.len() {
+        let cut = decode::<T>(&payload[..end]);
+        assert_eq!(cut, Err(WireError::Malformed), "{end} bytes");
+    }
+    let longer = decode::<T>(&[&payload[..], &[0]].concat());
+    assert_eq!(longer, Err(WireError::Malformed));
+}
+
+fn fields(list: &[(&'static str, &[u8])]) -> Fields {
+    Fields(HeaderMap::from_iter(list.iter().map(|(name, value)| {
+        let value = HeaderValue::from_bytes(value).unwrap();
+        (HeaderName::from_static(name), value)
+    })))
+}
