@@ -22,7 +22,14 @@ spawn() {
   local name=$1 space=$2
   shift 2
   # ip becomes the command, so that the pid is the command's own.
-  ip netns exec "$space" "$@" >"$RUN/$name.log" 2>&1 &
+  run_behind "$name" ip netns exec "$space" "$@"
+}
+run_behind() { # run_behind NAME COMMAND...: spawn, but outside of any namespace
+  local name=$1
+  shift
+  # Emptied here and not by the child: whoever waits for a line must not find that of the process before.
+  : >"$RUN/$name.log"
+  "$@" >>"$RUN/$name.log" 2>&1 &
   echo $! >"$RUN/$name.pid"
 }
 
@@ -100,8 +107,7 @@ link_ground() { # link_ground CONGESTION LINK-OPTIONS...
   make_spaces "$congestion"
   AGENT_SPACE=$SPACE_B EDGE=$LINK_A ORIGIN=$LINK_B
   # The link itself stays outside of the namespaces that it joins.
-  "$TOOLS/link" --a "$SPACE_A=$LINK_A/24" --b "$SPACE_B=$LINK_B/24" "$@" >"$RUN/link.log" 2>&1 &
-  echo $! >"$RUN/link.pid"
+  run_behind link "$TOOLS/link" --a "$SPACE_A=$LINK_A/24" --b "$SPACE_B=$LINK_B/24" "$@"
   until_true 5 grep -q '^link is up' "$RUN/link.log" || die "the link does not come up: $(tail -n 3 "$RUN/link.log")"
 }
 

@@ -31,7 +31,7 @@ peer_version() {
   rusnel*) "$PEERS/bin/rusnel" --version ;;
   ssh) ssh -V 2>&1 ;;
   frp) echo "frp $(frps --version)" ;;
-  qtunnel*) echo "$("$QTUNNEL" --version), $(git -C "$ROOT" describe --always --dirty)" ;;
+  qtunnel*) echo "$("$QTUNNEL" --version)$(built_here && echo ", commit $(git -C "$ROOT" describe --always --dirty)")" ;;
   esac
 }
 

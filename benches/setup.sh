@@ -22,7 +22,7 @@ build_lab() {
 
 # The binary is part of the bench unless the user brings one or measures only others.
 build_qtunnel() {
-  [ "$QTUNNEL" = "$ROOT/target/release/qtunnel" ] || return 0
+  built_here || return 0
   [ ${#NAMED_PEERS[@]} -eq 0 ] || [[ " ${NAMED_PEERS[*]}" = *" qtunnel"* ]] || return 0
   cargo build -q --release --locked --manifest-path "$ROOT/Cargo.toml" || die "cannot build qtunnel"
 }
@@ -47,3 +47,5 @@ install_peers() {
     cargo install -q --locked --root "$PEERS" "${peer#*:}" || say "cannot install ${peer#*:}; leaving it out"
   done
 }
+
+built_here() { [ "$QTUNNEL" = "$ROOT/target/release/qtunnel" ]; }
