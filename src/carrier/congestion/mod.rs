@@ -51,6 +51,7 @@ struct RateModel {
     delivery: Delivery,
     smoothed_rtt: Duration,
     stage: Stage,
+    stage_since: Instant,
     /// Rounds since the stage began.
     rounds: u32,
     /// A round ends when a packet is acknowledged that was sent after this much was delivered.
@@ -65,6 +66,16 @@ struct RateModel {
     rate_before: f64,
     /// Acknowledgements in a row that met a queue.
     queued: u32,
+    /// Lowest round trip of this round.
+    round_least: Duration,
+    /// Round trips of packets that were sent in this stage.
+    own: Tally,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Tally {
+    count: u32,
+    sum: Duration,
 }
 
 /// What the controller is doing.
@@ -73,20 +84,15 @@ enum Stage {
     /// Doubling each round, until a queue builds or the rate no longer grows.
     Startup { rate: f64, flat_rounds: u32 },
     /// Sending at the rate of the path.
-    Cruise,
+    Cruise { rounds: u32 },
     /// Sending more, to see whether more arrives.
     Probe,
     /// Sending less, so that the queue of a probe goes away and the base is seen.
     Relax,
-    /// The rate has fallen: sending next to nothing until the queue is gone.
-    Drain {
-        empty_since: Option<Instant>,
-        failed: u32,
-    },
-    /// Somebody else keeps the queue filled: holding `base`, the round trip when we send half.
-    Contend { base: Duration },
-    /// Finding that base.
-    Yield,
+    /// The queue is long: sending next to nothing until what is in flight would pass without one.
+    Drain,
+    /// Looking whether the queue is gone then. What is left of it is somebody else's.
+    Verify,
 }
 
 impl RateModel {
@@ -101,6 +107,7 @@ impl RateModel {
                 rate: 0.0,
                 flat_rounds: 0,
             },
+            stage_since: now,
             rounds: 0,
             round_end: 0,
             window_used: false,
@@ -108,118 +115,163 @@ impl RateModel {
             batch: 0,
             rate_before: 0.0,
             queued: 0,
+            round_least: Duration::MAX,
+            own: Tally::default(),
         }
     }
 
-    fn enter(&mut self, stage: Stage) {
+    fn enter(&mut self, stage: Stage, now: Instant) {
         self.stage = stage;
+        self.stage_since = now;
         self.rounds = 0;
         self.round_end = self.delivery.delivered;
         self.rate_before = self.path.rate();
         self.queued = 0;
+        self.own = Tally::default();
+        self.round_least = Duration::MAX;
     }
 
-    fn start_again(&mut self) {
-        self.enter(Stage::Startup {
-            rate: self.path.rate(),
-            flat_rounds: 0,
-        });
+    fn start_again(&mut self, now: Instant) {
+        self.enter(
+            Stage::Startup {
+                rate: self.path.rate(),
+                flat_rounds: 0,
+            },
+            now,
+        );
     }
 
-    /// What keeps the path busy although round trips vary and senders sleep.
-    fn margin(&self) -> f64 {
-        self.path.noise().max(MARGIN)
+    fn cruise(&mut self, now: Instant) {
+        // Connections that probe in step learn nothing from each other: what was delivered so far
+        // serves as a die.
+        let rounds = CRUISE_ROUNDS + (self.delivery.delivered / self.path.mtu % 4) as u32;
+        self.enter(Stage::Cruise { rounds }, now);
     }
 
-    /// The queue that cruising leaves, in seconds.
-    fn queue_expected(&self) -> f64 {
-        self.margin() + (KEEP * self.path.mtu) as f64 / self.path.rate().max(1.0)
+    /// Round trips beyond the bare one that must be bridged: they vary, and senders sleep.
+    fn margin(&self) -> Duration {
+        let short = MARGIN.saturating_sub(self.path.base() / 8);
+        self.path.noise().max(self.path.residue()).max(short)
     }
 
-    /// The queue that is not of our making, or of a rate that is no more, in seconds.
-    fn queue_high(&self) -> f64 {
-        let probe = self.path.base().as_secs_f64() * (PROBE - 1.0);
-        probe.max(QUEUE_MIN) + self.queue_expected() + self.path.noise()
+    /// Bytes of ours that should wait at the bottleneck. Less than proportional to the rate, which
+    /// is what makes the shares of connections equal (TCP Vegas keeps a constant).
+    fn keep(&self) -> f64 {
+        let packets = self.path.rate() * KEEP.as_secs_f64() / self.path.mtu as f64;
+        (KEEP_LEAST + packets.sqrt()) * self.path.mtu as f64
     }
 
-    fn on_ack_in_startup(&mut self, rtt: Duration) {
-        let base = self.path.base();
-        let high = (base / 8)
-            .clamp(STARTUP_QUEUE.0, STARTUP_QUEUE.1)
-            .as_secs_f64();
-        if rtt.saturating_sub(base).as_secs_f64() > high + self.path.noise() {
+    /// The queue of ours that cruising leaves.
+    fn queue_expected(&self) -> Duration {
+        self.margin() + self.queue_kept()
+    }
+
+    fn queue_kept(&self) -> Duration {
+        seconds(self.keep() / self.path.rate().max(1.0))
+    }
+
+    /// The queue that is not of our making, or of a rate that is no more.
+    fn queue_high(&self) -> Duration {
+        let probe = self.path.base().mul_f64(PROBE - 1.0);
+        probe.max(QUEUE_MIN) + self.queue_expected()
+    }
+
+    /// The queue of our making.
+    fn queue(&self) -> Duration {
+        self.path.queue().saturating_sub(self.path.residue())
+    }
+
+    /// As many acknowledgements as there are for half a window, within reason.
+    fn some_acks(&self) -> u32 {
+        (self.window / self.path.mtu / 4).clamp(SOME_ACKS.0, SOME_ACKS.1) as u32
+    }
+
+    fn on_ack_in_startup(&mut self, now: Instant, rtt: Duration) {
+        let high = (self.path.base() / 8).clamp(STARTUP_QUEUE.0, STARTUP_QUEUE.1);
+        if rtt > self.path.base() + self.margin() + high {
             self.queued += 1;
         } else {
             self.queued = 0;
         }
-        if self.queued >= STARTUP_ACKS {
-            self.enter(Stage::Relax);
+        if self.queued >= self.some_acks() {
+            self.enter(Stage::Relax, now);
         }
     }
 
     fn on_tick(&mut self, now: Instant, in_flight: u64) {
-        let (Some(queue), high) = (self.path.queue(), self.queue_high()) else {
-            return;
-        };
-        let rate_now = self.path.rate_now(now, self.delivery.delivered);
+        let (queue, high) = (self.queue(), self.queue_high());
+        let elapsed = now.saturating_duration_since(self.stage_since);
+        let patience = 2 * self.path.base() + self.path.noise();
         match self.stage {
-            Stage::Cruise | Stage::Probe | Stage::Relax if queue > high => {
-                self.path.set_rate(rate_now.min(self.path.rate()), now);
-                self.enter(Stage::Drain {
-                    empty_since: None,
-                    failed: 0,
-                });
-            }
-            Stage::Drain { .. } if queue < high / 2.0 => self.enter(Stage::Cruise),
-            Stage::Drain {
-                empty_since: None, ..
-            } if in_flight > self.window => {
-                self.path.set_rate(rate_now.min(self.path.rate()), now);
-            }
-            Stage::Drain {
-                empty_since,
-                failed,
-            } => {
-                let since = empty_since.unwrap_or(now);
-                if now.saturating_duration_since(since) <= 2 * self.path.base() {
-                    self.stage = Stage::Drain {
-                        empty_since: Some(since),
-                        failed,
-                    };
-                } else if failed < DRAINS {
-                    self.stage = Stage::Drain {
-                        empty_since: None,
-                        failed: failed + 1,
-                    };
-                } else {
-                    self.enter(Stage::Yield);
-                }
-            }
-            Stage::Contend { .. } | Stage::Yield if queue < high / 2.0 => self.enter(Stage::Cruise),
+            Stage::Cruise { .. } | Stage::Probe if queue > high => self.drain(now),
+            Stage::Relax if queue > high && elapsed > patience => self.drain(now),
+            Stage::Drain if queue < high / 2 => self.cruise(now),
+            Stage::Drain if in_flight > self.window => self.lower_rate(now),
+            Stage::Drain => self.enter(Stage::Verify, now),
             _ => {}
         }
+    }
+
+    /// Judge what packets met that were sent when no queue of ours was left.
+    fn on_ack_when_relaxed(&mut self, now: Instant, rtt: Duration) {
+        self.own.count += 1;
+        self.own.sum += rtt;
+        if self.own.count < self.some_acks() {
+            return;
+        }
+        let mean = self.own.sum / self.own.count;
+        let excess = mean.saturating_sub(self.path.base());
+        if self.stage == Stage::Verify && excess > self.queue_high() / 2 {
+            self.path.reset_residue(mean);
+        } else {
+            self.path.observe_residue(mean);
+        }
+        self.cruise(now);
+    }
+
+    /// A router has marked a packet instead of losing it (RFC 3168): once in a probing cycle, this
+    /// is taken for a sign that there is too much of ours.
+    fn on_mark(&mut self, now: Instant) {
+        if let Stage::Startup { .. } | Stage::Cruise { .. } | Stage::Probe = self.stage {
+            self.path.set_rate(self.path.rate() * MARKED, now);
+            self.enter(Stage::Relax, now);
+        }
+    }
+
+    fn drain(&mut self, now: Instant) {
+        self.lower_rate(now);
+        self.enter(Stage::Drain, now);
+    }
+
+    /// Believe only what is delivered now, as long as a queue of ours keeps the path busy.
+    fn lower_rate(&mut self, now: Instant) {
+        let rtt = self.path.rtt_now().as_secs_f64();
+        let least = (LEAST * self.path.mtu) as f64 / (2.0 * rtt);
+        let rate = self.path.rate_now(now, self.delivery.delivered).max(least);
+        self.path.set_rate(rate.min(self.path.rate()), now);
     }
 
     fn on_round(&mut self, now: Instant) {
         self.rounds += 1;
         if self.window_used || !self.app_limited {
-            self.advance();
+            self.advance(now);
             self.path.next_round();
         }
         if self.path.take_loss() > Some(LOSS_TOLERATED) {
             self.path.set_rate(self.path.rate() * HEAVY_LOSS, now);
             if let Stage::Startup { .. } = self.stage {
-                self.enter(Stage::Cruise);
+                self.cruise(now);
             }
         }
         (self.window_used, self.app_limited) = (false, false);
+        self.round_least = Duration::MAX;
         self.round_end = self.delivery.delivered;
     }
 
     /// Move on after a round that the application filled.
-    fn advance(&mut self) {
+    fn advance(&mut self, now: Instant) {
         let rate = self.path.rate();
-        let queue = self.path.queue().unwrap_or_default();
+        let queue = self.queue();
         match self.stage {
             Stage::Startup {
                 rate: before,
@@ -232,57 +284,56 @@ impl RateModel {
                 };
                 self.stage = Stage::Startup { rate, flat_rounds };
                 if flat_rounds >= STARTUP_ROUNDS {
-                    self.enter(Stage::Relax);
+                    self.enter(Stage::Relax, now);
                 }
             }
-            Stage::Cruise => {
-                let idle = self.rounds >= 2 && queue < self.queue_expected() / 4.0;
-                if idle || self.rounds >= CRUISE_ROUNDS {
-                    self.enter(Stage::Probe);
+            Stage::Cruise { rounds } => {
+                let kept = self.queue_kept();
+                let bare = self.path.base() + self.path.residue();
+                let queue = self.round_least.saturating_sub(bare);
+                let idle = self.rounds >= 3 && queue < kept / 4 && self.path.noise() < kept;
+                if idle && kept > SURE_QUEUE {
+                    self.start_again(now);
+                } else if idle || self.rounds >= rounds {
+                    self.enter(Stage::Probe, now);
                 }
             }
             Stage::Probe => {
-                if rate > self.rate_before * 1.1 && queue < self.queue_expected() {
-                    self.start_again();
+                if rate > self.rate_before * PROBE_FOUND && queue < self.queue_expected() {
+                    self.start_again(now);
                 } else if self.rounds >= 2 {
-                    self.enter(Stage::Relax);
+                    self.enter(Stage::Relax, now);
                 }
             }
-            Stage::Relax => self.enter(Stage::Cruise),
-            Stage::Drain { .. } => {}
-            Stage::Contend { .. } => {
-                if self.rounds >= CONTEND_ROUNDS {
-                    self.enter(Stage::Yield);
-                }
-            }
-            Stage::Yield => {
-                if self.rounds >= 2 {
-                    self.enter(Stage::Contend {
-                        base: self.path.rtt_now(),
-                    });
-                }
-            }
+            Stage::Relax | Stage::Drain | Stage::Verify => {}
         }
     }
 
     fn update_window(&mut self) {
-        let PathModel { mtu, .. } = self.path;
-        let base = self.path.base();
-        let keep = (KEEP * mtu) as f64;
-        let cruise = self.path.in_flight(base, self.margin()) + keep;
+        let mtu = self.path.mtu;
+        let foreign = self.path.residue().div_duration_f64(self.path.base());
+        let contend = 1.0 + CONTEND * foreign.min(1.0);
+        let busy = self.path.in_flight(self.path.base() + self.margin());
+        let cruise = busy * contend + self.keep();
         let grown = self.window + self.batch;
+        let short = MARGIN.saturating_sub(self.path.base() / 8);
+        let drained = self
+            .path
+            .in_flight(self.path.base() + short.max(self.path.noise()));
         let target = match self.stage {
             Stage::Startup { .. } if self.window_used => return self.window = grown,
             Stage::Startup { .. } => return,
-            Stage::Cruise => cruise,
-            Stage::Probe => (cruise * PROBE).max(cruise + (2 * mtu) as f64),
-            Stage::Relax => self.path.in_flight(base, 0.0) * RELAX,
-            Stage::Drain { .. } => self.path.in_flight(base, 0.0) * DRAIN,
-            Stage::Contend { base } => self.path.in_flight(base, self.margin()) * CONTEND + keep,
-            Stage::Yield => self.path.in_flight(self.path.rtt_now(), 0.0) * YIELD,
+            Stage::Cruise { .. } => cruise,
+            Stage::Probe => (cruise * PROBE).max(cruise + 2.0 * mtu as f64),
+            Stage::Relax => drained * RELAX,
+            Stage::Drain | Stage::Verify => drained * DRAIN,
         };
         self.window = (target as u64).min(grown).max(LEAST * mtu);
     }
+}
+
+fn seconds(seconds: f64) -> Duration {
+    Duration::from_secs_f64(seconds.min(1e6))
 }
 
 impl Controller for RateModel {
@@ -321,15 +372,19 @@ impl Controller for RateModel {
 
     fn on_congestion_event(
         &mut self,
-        _now: Instant,
+        now: Instant,
         _sent: Instant,
         persistent: bool,
         lost_bytes: u64,
     ) {
         self.path.observe_delivery(0, lost_bytes);
+        if lost_bytes == 0 {
+            self.on_mark(now);
+        }
         if persistent {
+            self.path.set_rate(0.0, now);
             self.window = self.window.min(self.initial_window);
-            self.start_again();
+            self.start_again(now);
         }
     }
 
@@ -338,7 +393,13 @@ impl Controller for RateModel {
     }
 
     fn window(&self) -> u64 {
-        self.window
+        // quinn paces by the smoothed RTT, which remembers a queue for long after it has gone.
+        let (smoothed, longest) = (self.smoothed_rtt, self.path.longest_now());
+        if smoothed < longest || longest.is_zero() {
+            return self.window;
+        }
+        let stretch = smoothed.div_duration_f64(longest) / PACING;
+        (self.window as f64 * stretch.max(1.0)) as u64
     }
 
     fn clone_box(&self) -> Box<dyn Controller> {
@@ -358,14 +419,22 @@ impl RateModel {
     fn on_sample(&mut self, now: Instant, in_flight: u64, app_limited: bool, sample: &Sample) {
         self.path.observe_delivery(self.batch, 0);
         let rtt = self.path.observe_rtt(now, sample.sent);
-        self.window_used |= !app_limited && (in_flight + self.batch) * 4 >= self.window * 3;
+        self.round_least = self.round_least.min(rtt);
+        let paced = self.smoothed_rtt > rtt.mul_f64(1.25);
+        self.window_used |=
+            !app_limited && (paced || (in_flight + self.batch) * 4 >= self.window * 3);
         self.app_limited |= sample.app_limited;
         match self.stage {
-            Stage::Drain { .. } => {}
+            Stage::Drain | Stage::Verify => {}
             _ => self.path.observe_rate(sample),
         }
         if let Stage::Startup { .. } = self.stage {
-            self.on_ack_in_startup(rtt);
+            self.on_ack_in_startup(now, rtt);
+        }
+        if let Stage::Relax | Stage::Verify = self.stage
+            && sample.sent >= self.stage_since
+        {
+            self.on_ack_when_relaxed(now, rtt);
         }
         if sample.delivered_before >= self.round_end {
             self.on_round(now);
@@ -384,55 +453,61 @@ const INITIAL_WINDOW: u64 = 32 * 1200;
 /// Packets that remain when nothing seems to pass, so that acknowledgements keep coming.
 const LEAST: u64 = 4;
 
-/// Packets of ours that should wait at the bottleneck: the same number for each connection, which
-/// is what makes their shares equal (as in TCP Vegas).
-const KEEP: u64 = 3;
+/// The share of the rate of which the square root, in packets, waits at the bottleneck: 6 at
+/// 50 Mbit/s, 1 at 1 Mbit/s, besides [`KEEP_LEAST`].
+const KEEP: Duration = Duration::from_millis(8);
 
-/// Seconds of queue to bridge delayed acknowledgements and the scheduling of either end.
-const MARGIN: f64 = 0.002;
+/// Packets that wait at the bottleneck at any rate.
+const KEEP_LEAST: f64 = 2.0;
+
+/// What bridges the scheduling of either end, where the round trip itself does not.
+const MARGIN: Duration = Duration::from_millis(2);
+
+/// quinn paces at this many windows per smoothed RTT.
+const PACING: f64 = 1.25;
+
+/// How much more is sent where others keep the queue filled, in proportion to their part of the
+/// round trip: enough not to be pushed out by TCP, too little to push it out.
+const CONTEND: f64 = 0.2;
 
 /// How much more a probe sends.
-const PROBE: f64 = 1.25;
+const PROBE: f64 = 1.2;
 
 /// What share of the path is used to let a probe's queue go.
-const RELAX: f64 = 0.9;
+const RELAX: f64 = 0.95;
 
 /// What share of the path is used to find out whether a queue is ours.
 const DRAIN: f64 = 0.85;
 
-/// Times that a queue may outlast a drain before it is taken for somebody else's.
-const DRAINS: u32 = 1;
+/// How much faster data must arrive for a probe to have found something.
+const PROBE_FOUND: f64 = 1.08;
 
-/// How much more than its part of a contended path a connection takes: with [`YIELD`] it settles
-/// where half of its packets are 20 % of the round trip, at about 40 % of the path.
-const CONTEND: f64 = 1.25;
-
-/// What share of its part a connection sends to see the queue of the others.
-const YIELD: f64 = 0.5;
-
-/// Rounds between two such looks.
-const CONTEND_ROUNDS: u32 = 8;
+/// The absence of a queue that should be so long, at least, is no matter of chance.
+const SURE_QUEUE: Duration = Duration::from_millis(4);
 
 /// Rounds between two probes: a probe's queue then takes a tenth of the time.
 const CRUISE_ROUNDS: u32 = 8;
 
 /// Rounds in which the rate grew by less than a quarter, after which it is taken to be found (BBR).
-const STARTUP_ROUNDS: u32 = 3;
+const STARTUP_ROUNDS: u32 = 2;
 
 /// Acknowledgements in a row that meet a queue and so end the start-up (HyStart, RFC 9406 §4.2).
-const STARTUP_ACKS: u32 = 8;
+const SOME_ACKS: (u64, u64) = (3, 8);
 
 /// What counts as a queue there: an eighth of the round trip, within these (RFC 9406 §4.3).
 const STARTUP_QUEUE: (Duration, Duration) = (Duration::from_millis(4), Duration::from_millis(16));
 
-/// Less than this many seconds of queue is never taken for a change of the path.
-const QUEUE_MIN: f64 = 0.008;
+/// A queue shorter than this is never taken for a change of the path.
+const QUEUE_MIN: Duration = Duration::from_millis(8);
 
 /// The share of packets that may be lost for reasons other than congestion.
 const LOSS_TOLERATED: f64 = 0.2;
 
 /// What is left of the rate after loss above that.
 const HEAVY_LOSS: f64 = 0.7;
+
+/// What is left of the rate after a mark.
+const MARKED: f64 = 0.85;
 
 /// Packets up to this size hold nothing but acknowledgements, most often. Those are never
 /// acknowledged themselves, and not worth remembering.

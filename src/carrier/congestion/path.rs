@@ -18,11 +18,17 @@ pub(super) struct PathModel {
     /// Lowest round trip of the span before, and of this one.
     base: [Duration; 2],
     base_since: Instant,
+    /// What was left of the queue the last times when ours was gone.
+    residues: [Duration; RESIDUES],
+    residues_at: usize,
     earlier: Tick,
     tick: Tick,
-    /// How far round trips were apart in each of the last ticks, in seconds.
-    spreads: [f64; SPREAD_TICKS],
-    spreads_at: usize,
+    /// The highest jump from a round trip to the next in each of the last ticks.
+    jumps: [Duration; JUMP_TICKS],
+    jumps_at: usize,
+    /// Their median.
+    noise: Duration,
+    last_rtt: Duration,
     acked: u64,
     lost: u64,
     loss: f64,
@@ -35,6 +41,7 @@ struct Tick {
     delivered: u64,
     shortest: Duration,
     longest: Duration,
+    jump: Duration,
     samples: u32,
 }
 
@@ -47,10 +54,14 @@ impl PathModel {
             rates_from: now,
             base: [Duration::MAX; 2],
             base_since: now,
+            residues: [Duration::ZERO; RESIDUES],
+            residues_at: 0,
             earlier: Tick::new(now, 0),
             tick: Tick::new(now, 0),
-            spreads: [0.0; SPREAD_TICKS],
-            spreads_at: 0,
+            jumps: [Duration::ZERO; JUMP_TICKS],
+            jumps_at: 0,
+            noise: Duration::ZERO,
+            last_rtt: Duration::MAX,
             acked: 0,
             lost: 0,
             loss: 0.0,
@@ -59,14 +70,19 @@ impl PathModel {
 
     /// Take in the round trip of a packet that was sent at `sent`.
     pub(super) fn observe_rtt(&mut self, now: Instant, sent: Instant) -> Duration {
-        let rtt = now.saturating_duration_since(sent);
+        let rtt = now.saturating_duration_since(sent).max(RTT_MIN);
         if now.saturating_duration_since(self.base_since) > BASE_SPAN {
+            let before = self.base();
             self.base = [self.base[1], rtt];
             self.base_since = now;
+            let risen = self.base().saturating_sub(before);
+            self.residues = self.residues.map(|residue| residue.saturating_sub(risen));
         }
         self.base[1] = self.base[1].min(rtt);
         self.tick.shortest = self.tick.shortest.min(rtt);
         self.tick.longest = self.tick.longest.max(rtt);
+        self.tick.jump = self.tick.jump.max(rtt.saturating_sub(self.last_rtt));
+        self.last_rtt = rtt;
         self.tick.samples += 1;
         rtt
     }
@@ -112,23 +128,19 @@ impl PathModel {
 
     /// Whether a tick is over.
     pub(super) fn tick_is_over(&self, now: Instant) -> bool {
-        let length = (self.base() / 2).max(TICK_MIN);
-        now.saturating_duration_since(self.tick.since) > length
+        let length = (self.base() / 2).max(TICK_MIN).max(self.noise());
+        self.tick.samples >= FEW && now.saturating_duration_since(self.tick.since) > length
     }
 
     /// Begin the next tick.
     pub(super) fn next_tick(&mut self, now: Instant, delivered: u64) {
-        if self.tick.samples >= FEW {
-            // Packets leave in bursts of ten: that much spread is our own doing.
-            let burst = (BURST * self.mtu) as f64 / self.rate().max(1.0);
-            let spread = self
-                .tick
-                .longest
-                .saturating_sub(self.tick.shortest)
-                .as_secs_f64();
-            self.spreads_at = (self.spreads_at + 1) % SPREAD_TICKS;
-            self.spreads[self.spreads_at] = (spread - burst).max(0.0);
-        }
+        // An acknowledgement is for two packets, the second of which waited for the first.
+        let pair = Duration::from_secs_f64((2 * self.mtu) as f64 / self.rate().max(1.0));
+        self.jumps_at = (self.jumps_at + 1) % JUMP_TICKS;
+        self.jumps[self.jumps_at] = self.tick.jump.saturating_sub(pair);
+        let mut jumps = self.jumps;
+        jumps.sort_unstable();
+        self.noise = jumps[JUMP_TICKS / 2];
         self.earlier = self.tick;
         self.tick = Tick::new(now, delivered);
     }
@@ -156,15 +168,42 @@ impl PathModel {
         self.tick.shortest.min(self.earlier.shortest)
     }
 
-    /// How long packets wait at the bottleneck now, in seconds; `None` if too few were seen.
-    pub(super) fn queue(&self) -> Option<f64> {
-        let known = self.tick.samples + self.earlier.samples >= FEW;
-        known.then(|| self.rtt_now().saturating_sub(self.base()).as_secs_f64())
+    /// By how much round trips exceed the base without a queue of ours: they vary, or somebody else
+    /// fills the queue.
+    pub(super) fn residue(&self) -> Duration {
+        self.residues.iter().copied().min().unwrap_or_default()
     }
 
-    /// How far round trips are apart for reasons other than our own queue, in seconds.
-    pub(super) fn noise(&self) -> f64 {
-        self.spreads.iter().copied().fold(f64::INFINITY, f64::min)
+    /// Take in the mean round trip of packets that met no queue of ours.
+    pub(super) fn observe_residue(&mut self, mean: Duration) {
+        self.residues_at = (self.residues_at + 1) % RESIDUES;
+        self.residues[self.residues_at] = self.residue_of(mean);
+    }
+
+    /// The same, and forget earlier ones.
+    pub(super) fn reset_residue(&mut self, mean: Duration) {
+        self.residues = [self.residue_of(mean); RESIDUES];
+    }
+
+    fn residue_of(&self, mean: Duration) -> Duration {
+        let packets = (super::LEAST * self.mtu) as f64 / self.rate().max(1.0);
+        mean.saturating_sub(self.base() + RESIDUE_MIN + Duration::from_secs_f64(packets))
+    }
+
+    /// The longest round trip during this tick and the one before.
+    pub(super) fn longest_now(&self) -> Duration {
+        self.tick.longest.max(self.earlier.longest)
+    }
+
+    /// How long packets wait at the bottleneck, whoever filled its queue.
+    pub(super) fn queue(&self) -> Duration {
+        self.rtt_now().saturating_sub(self.base())
+    }
+
+    /// How much round trips differ for reasons other than our own queue, which grows gradually: the
+    /// median of the jumps of the last ticks.
+    pub(super) fn noise(&self) -> Duration {
+        self.noise
     }
 
     /// The share of packets that the path loses.
@@ -172,10 +211,10 @@ impl PathModel {
         self.loss
     }
 
-    /// Bytes that must be in flight to keep the path busy for `base` and `margin` seconds. Lost
-    /// packets are in flight too, until they are missed.
-    pub(super) fn in_flight(&self, base: Duration, margin: f64) -> f64 {
-        self.rate() * (base.as_secs_f64() + margin) / (1.0 - self.loss.min(super::LOSS_TOLERATED))
+    /// Bytes that must be in flight to keep the path busy for so long a round trip. Lost packets
+    /// are in flight too, until they are missed.
+    pub(super) fn in_flight(&self, rtt: Duration) -> f64 {
+        self.rate() * rtt.as_secs_f64() / (1.0 - self.loss.min(super::LOSS_TOLERATED))
     }
 }
 
@@ -186,6 +225,7 @@ impl Tick {
             delivered,
             shortest: Duration::MAX,
             longest: Duration::ZERO,
+            jump: Duration::ZERO,
             samples: 0,
         }
     }
@@ -197,20 +237,28 @@ const RATE_ROUNDS: usize = 10;
 /// The base is the lowest round trip of the last one to two spans (BBR: ten seconds).
 const BASE_SPAN: Duration = Duration::from_secs(10);
 
-/// The noise is the lowest spread of these: some of them meet a steady queue.
-const SPREAD_TICKS: usize = 8;
+/// What no network is faster than; it keeps divisions sane.
+const RTT_MIN: Duration = Duration::from_micros(1);
+
+/// Ticks by which the noise is judged.
+const JUMP_TICKS: usize = 8;
+
+/// The residue is the least of these: in between, others may have probed.
+const RESIDUES: usize = 3;
+
+/// Residues up to this, and up to the time of the least packets, are not counted: the queues that
+/// connections see of each other would add up.
+const RESIDUE_MIN: Duration = Duration::from_millis(4);
 
 /// Where round trips take microseconds, scheduling decides about what happens within this.
 const TICK_MIN: Duration = Duration::from_millis(2);
 
-/// Acknowledgements from which on a tick tells something.
-const FEW: u32 = 4;
+/// Acknowledgements in a tick at least: one may have been delayed by 25 ms.
+const FEW: u32 = 3;
 
-/// Packets that quinn's pacer lets go at once at least.
-const BURST: u64 = 10;
-
-/// Packets over which loss is judged: five bursts of five are no more than chance among 128.
-const LOSS_PACKETS: u64 = 128;
+/// Packets over which loss is judged. At 5 % in bursts of five, a fifth of so many is lost by chance
+/// once in a thousand times.
+const LOSS_PACKETS: u64 = 256;
 
 /// Weight of the newest judgement.
-const LOSS_WEIGHT: f64 = 0.5;
+const LOSS_WEIGHT: f64 = 0.2;

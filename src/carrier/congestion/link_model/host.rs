@@ -98,6 +98,13 @@ impl Host {
         self.connection.as_ref().map(|(_, connection)| connection)
     }
 
+    /// Write so many more bytes.
+    pub(super) fn send(&mut self, bytes: u64) {
+        if let Some(work) = &mut self.work {
+            work.pending += bytes;
+        }
+    }
+
     pub(super) fn stop(&mut self) {
         if let Some(work) = &mut self.work {
             work.stopped = true;

@@ -110,6 +110,12 @@ impl LinkModel {
         id
     }
 
+    /// Write so many more bytes on a connection.
+    pub(crate) fn send(&mut self, flow: FlowId, bytes: u64) {
+        self.flows[flow].ends[SENDER].send(bytes);
+        self.drive(flow, SENDER);
+    }
+
     /// Write nothing more on a connection.
     pub(crate) fn stop(&mut self, flow: FlowId) {
         self.flows[flow].ends[SENDER].stop();
@@ -214,7 +220,8 @@ impl LinkModel {
                     .remove(&serial)
                     .expect("scheduled with its event");
                 self.flows[datagram.flow].ends[datagram.to].arrive(at, &datagram.data);
-                self.drive(datagram.flow, datagram.to);
+                // Whatever arrives at the same time is handled before anything is sent.
+                self.wake(datagram.flow, datagram.to, at);
             }
             Event::Sample => {
                 self.backlogs.push(self.forward.backlog(at));
@@ -265,12 +272,19 @@ impl LinkModel {
                 self.schedule(serve, Event::Serve { forward });
             }
         }
-        let wake = wake.map(|at| at.max(self.now + Duration::from_nanos(1)));
-        if wake != self.flows[flow].wakes[end] {
-            self.flows[flow].wakes[end] = wake;
-            if let Some(at) = wake {
-                self.schedule(at, Event::Wake { flow, end });
-            }
+        if let Some(at) = wake {
+            self.wake(flow, end, at.max(self.now + Duration::from_nanos(1)));
+        } else {
+            self.flows[flow].wakes[end] = None;
+        }
+    }
+
+    /// Drive an end at that time, instead of any later one.
+    fn wake(&mut self, flow: FlowId, end: usize, at: Instant) {
+        let planned = &mut self.flows[flow].wakes[end];
+        if *planned != Some(at) {
+            *planned = Some(at);
+            self.schedule(at, Event::Wake { flow, end });
         }
     }
 
