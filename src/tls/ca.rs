@@ -59,13 +59,38 @@ impl LocalCa {
     ///
     /// # Errors
     /// [`CaError`] if the key cannot be kept or the domain cannot stand in a certificate.
-    pub fn issue(&self, domain: &str) -> Result<Identity, CaError> {
+    pub fn issue(self, domain: &str) -> Result<Identity, CaError> {
         let key = keep_key(&self.state, "edge.key")?;
         let names = vec![
             domain.to_owned(),
             format!("*.{domain}"),
             "localhost".to_owned(),
         ];
+        let leaf = self.sign(names, domain, &key)?;
+        let chain = vec![leaf, self.certificate.clone()];
+        let private = PrivateKeyDer::try_from(key.serialize_der()).expect("rcgen writes PKCS #8");
+        let identity = Identity::new(chain, private).map_err(|err| match err {
+            Unusable::Invalid(err) => CaError::Unusable(err),
+            Unusable::Empty | Unusable::Mismatch => {
+                unreachable!("chain and key were made together")
+            }
+        })?;
+        if domain.contains('.') {
+            return Ok(identity);
+        }
+        let (domain, signer) = (domain.to_owned(), self);
+        Ok(identity.per_name(domain.clone(), move |name| {
+            let leaf = signer.sign(vec![name.to_owned()], &domain, &key).ok()?;
+            Some(vec![leaf, signer.certificate.clone()])
+        }))
+    }
+
+    fn sign(
+        &self,
+        names: Vec<String>,
+        domain: &str,
+        key: &KeyPair,
+    ) -> Result<CertificateDer<'static>, CaError> {
         let mut params = CertificateParams::new(names)?;
         for ip in [
             IpAddr::from([127, 0, 0, 1]),
@@ -77,15 +102,7 @@ impl LocalCa {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
         validity(&mut params, LEAF_DAYS);
-        let leaf = params.signed_by(&key, &self.issuer)?;
-        let chain = vec![leaf.into(), self.certificate.clone()];
-        let key = PrivateKeyDer::try_from(key.serialize_der()).expect("rcgen writes PKCS #8");
-        Identity::new(chain, key).map_err(|err| match err {
-            Unusable::Invalid(err) => CaError::Unusable(err),
-            Unusable::Empty | Unusable::Mismatch => {
-                unreachable!("chain and key were made together")
-            }
-        })
+        Ok(params.signed_by(key, &self.issuer)?.into())
     }
 }
 

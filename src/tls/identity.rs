@@ -11,12 +11,14 @@ use rustls::server::ResolvesServerCert;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 
 use super::Pin;
+use super::per_name::PerName;
 
 /// A certificate chain and its private key, known to belong together.
 #[derive(Debug, Clone)]
 pub struct Identity {
-    key: Arc<CertifiedKey>,
+    pub(super) key: Arc<CertifiedKey>,
     pin: Pin,
+    resolver: Arc<dyn ResolvesServerCert>,
 }
 
 impl Identity {
@@ -59,15 +61,30 @@ impl Identity {
             .map_err(Unusable::Invalid)?;
         let key = CertifiedKey::new(chain, signer);
         match key.keys_match() {
-            Ok(()) => Ok(Self {
-                key: Arc::new(key),
-                pin,
-            }),
+            Ok(()) => {
+                let key = Arc::new(key);
+                Ok(Self {
+                    resolver: Arc::new(SingleCertAndKey::from(key.clone())),
+                    key,
+                    pin,
+                })
+            }
             Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::KeyMismatch)) => {
                 Err(Unusable::Mismatch)
             }
             Err(err) => Err(Unusable::Invalid(err)),
         }
+    }
+
+    /// Show whoever asks for a name directly below `domain` a chain that `issue` makes for that very
+    /// name, with the same key.
+    pub(super) fn per_name(
+        mut self,
+        domain: String,
+        issue: impl Fn(&str) -> Option<Vec<CertificateDer<'static>>> + Send + Sync + 'static,
+    ) -> Self {
+        self.resolver = Arc::new(PerName::new(self.key.clone(), domain, issue));
+        self
     }
 
     /// Return the pin that an agent may use to recognise this identity.
@@ -96,7 +113,7 @@ impl Identity {
             .with_safe_default_protocol_versions()
             .expect("the provider has suites for both versions")
             .with_no_client_auth()
-            .with_cert_resolver(self.resolver());
+            .with_cert_resolver(self.resolver.clone());
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         config
     }
@@ -107,13 +124,9 @@ impl Identity {
             .with_protocol_versions(&[&rustls::version::TLS13])
             .expect("the provider has suites for TLS 1.3")
             .with_no_client_auth()
-            .with_cert_resolver(self.resolver());
+            .with_cert_resolver(self.resolver.clone());
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
         config
-    }
-
-    fn resolver(&self) -> Arc<dyn ResolvesServerCert> {
-        Arc::new(SingleCertAndKey::from(self.key.clone()))
     }
 }
 

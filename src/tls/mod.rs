@@ -2,6 +2,7 @@
 
 mod ca;
 mod identity;
+mod per_name;
 mod pin;
 mod trust;
 

@@ -29,7 +29,10 @@ impl Trust {
     ///
     /// # Errors
     /// [`TrustError`] if the CA file cannot be used, or the machine has no certificate store.
-    pub fn client_config(&self, alpn: &[&[u8]]) -> Result<(ClientConfig, Distrust), TrustError> {
+    pub(crate) fn client_config(
+        &self,
+        alpn: &[&[u8]],
+    ) -> Result<(ClientConfig, Distrust), TrustError> {
         let distrust = Distrust::default();
         let check = match self {
             Self::System => Check::WebPki(system_verifier()?),

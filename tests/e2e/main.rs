@@ -2,4 +2,5 @@
 
 mod lab;
 
+mod clients;
 mod first;

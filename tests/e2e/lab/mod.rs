@@ -2,6 +2,7 @@
 //! the system's choice. Its methods return when the thing is ready, so that no test ever sleeps.
 
 pub mod process;
+pub mod tools;
 pub mod upstream;
 pub mod visitor;
 

@@ -2,14 +2,50 @@
 
 use std::ffi::OsStr;
 use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use super::within;
+
+/// How long a program may run that moves a hundred megabytes or starts a browser, on a machine that
+/// does other things too.
+const RUN: Duration = Duration::from_secs(120);
+
+/// What a program has said, and how it ended.
+#[derive(Debug)]
+pub struct Finished {
+    pub status: ExitStatus,
+    pub stdout: Vec<u8>,
+    pub stderr: String,
+}
+
+/// Run a program to its end, whatever that is.
+pub async fn run(mut command: Command) -> Finished {
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    let output = timeout(RUN, command.output())
+        .await
+        .unwrap_or_else(|_| panic!("{command:?} did not end within {RUN:?}"))
+        .unwrap_or_else(|err| panic!("{command:?} does not start: {err}"));
+    Finished {
+        status: output.status,
+        stdout: output.stdout,
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// Run a program that must succeed, and return what it said on stdout.
+pub async fn succeed(command: Command) -> String {
+    let shown = format!("{command:?}");
+    let finished = run(command).await;
+    assert!(finished.status.success(), "{shown} failed: {finished:#?}");
+    String::from_utf8(finished.stdout).expect("text")
+}
 
 /// A process whose lines (stdout and stderr alike) can be waited for. Dropped, it is killed.
 pub struct Process {
@@ -65,22 +101,45 @@ impl Process {
 
     /// Wait for a line that contains a text, and return it.
     pub async fn line(&mut self, text: &str) -> String {
-        let found = within(&format!("a line with {text:?}"), async {
+        self.line_that(&format!("a line with {text:?}"), |line| line.contains(text))
+            .await
+    }
+
+    /// Wait for lines that contain these texts, in any order.
+    pub async fn lines(&mut self, mut texts: Vec<&str>) {
+        while !texts.is_empty() {
+            let line = self
+                .line_that(&format!("a line with one of {texts:?}"), |line| {
+                    texts.iter().any(|text| line.contains(text))
+                })
+                .await;
+            texts.retain(|text| !line.contains(text));
+        }
+    }
+
+    async fn line_that(&mut self, what: &str, found: impl Fn(&str) -> bool) -> String {
+        let next = async {
             while let Some(line) = self.lines.recv().await {
                 self.seen.push(line.clone());
-                if line.contains(text) {
+                if found(&line) {
                     return Some(line);
                 }
             }
             None
-        })
-        .await;
-        found.unwrap_or_else(|| {
-            panic!(
-                "the program ended without saying {text:?}; it said {:#?}",
-                self.seen
-            )
-        })
+        };
+        let ended = match timeout(super::PATIENCE, next).await {
+            Ok(Some(line)) => return line,
+            Ok(None) => "the program ended",
+            Err(_) => "the program went on",
+        };
+        panic!("{ended} without {what}; it said {:#?}", self.seen)
+    }
+
+    /// Wait until the program has said on which port of 127.0.0.1 it is "listening".
+    pub async fn port(&mut self) -> u16 {
+        let line = self.line("listening ").await;
+        let port = line.rsplit(' ').next().and_then(|port| port.parse().ok());
+        port.unwrap_or_else(|| panic!("no port in {line:?}"))
     }
 
     /// Send a signal.

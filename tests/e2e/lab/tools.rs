@@ -1,0 +1,100 @@
+//! Other people's programs that tests run: the system's, and libraries where `scripts/test` has put
+//! them. One that is missing fails its test under `CI=true`; elsewhere the test says that it is
+//! skipped.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use tokio::process::Command;
+
+/// A program that is there.
+pub struct Tool {
+    pub path: PathBuf,
+    environment: Vec<(&'static str, OsString)>,
+}
+
+impl Tool {
+    /// Begin a command. Proxies and settings of the machine do not reach it.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(&self.path);
+        for name in ["http_proxy", "https_proxy", "all_proxy", "no_proxy"] {
+            command.env_remove(name).env_remove(name.to_uppercase());
+        }
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::null()).kill_on_drop(true);
+        command
+    }
+
+    /// Begin a command that runs a script of `tests/e2e/programs`.
+    pub fn script(&self, name: &str) -> Command {
+        let mut command = self.command();
+        command.arg(
+            PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+                .join("tests/e2e/programs")
+                .join(name),
+        );
+        command
+    }
+}
+
+/// Find a program on the search path.
+pub fn program(name: &str) -> Option<Tool> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path)
+        .map(|directory| directory.join(name))
+        .find(|path| path.is_file());
+    found
+        .map(|path| Tool {
+            path,
+            environment: Vec::new(),
+        })
+        .or_else(|| missing(name))
+}
+
+/// Find Python with the libraries that the tests use.
+pub fn python() -> Option<Tool> {
+    let home = cache().join("python");
+    if !home.join("installed").is_file() {
+        return missing("Python's libraries");
+    }
+    Some(Tool {
+        path: home.join("bin/python"),
+        environment: vec![("PYTHONUNBUFFERED", "1".into())],
+    })
+}
+
+/// Find Node.js with the libraries that the tests use: scripts find them below `NODE_LIBRARIES`.
+pub fn node() -> Option<Tool> {
+    let home = cache().join("node");
+    if !home.join("installed").is_file() {
+        return missing("Node.js's libraries");
+    }
+    let mut node = program("node")?;
+    node.environment
+        .push(("NODE_LIBRARIES", home.join("node_modules").into()));
+    Some(node)
+}
+
+fn missing(what: &str) -> Option<Tool> {
+    let test = std::thread::current();
+    let test = test.name().unwrap_or("a test");
+    let hint = format!("{test} needs {what}, which scripts/test installs");
+    assert!(
+        std::env::var_os("CI").is_none_or(|ci| ci.is_empty() || ci == "false"),
+        "{hint}"
+    );
+    // Not `eprintln!`, which the test runner hides when the test passes.
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {hint}");
+    None
+}
+
+fn cache() -> PathBuf {
+    match std::env::var_os("QTUNNEL_TEST_TOOLS") {
+        Some(cache) => cache.into(),
+        None => {
+            PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache/qtunnel-test")
+        }
+    }
+}
