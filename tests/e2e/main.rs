@@ -2,5 +2,9 @@
 
 mod lab;
 
+mod browser;
 mod clients;
 mod first;
+mod git;
+mod grpc;
+mod upstreams;

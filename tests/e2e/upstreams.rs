@@ -1,0 +1,107 @@
+//! Upstreams that are not plain HTTP on a port, with other people's servers.
+
+use std::path::{Path, PathBuf};
+
+use qtunnel::{Address, Event, Upstream};
+
+use crate::lab::Lab;
+use crate::lab::process::Process;
+use crate::lab::tools;
+
+#[tokio::test]
+async fn an_upstream_on_a_unix_socket_is_reached() {
+    let Some(node) = tools::program("node") else {
+        return;
+    };
+    let lab = Lab::start().await;
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("app.sock");
+    let mut command = node.script("socket_server.mjs");
+    command.arg(&socket);
+    let mut server = Process::spawn(command);
+    server.line("listening").await;
+    let _agent = lab
+        .agent("app", upstream(&format!("unix:{}", socket.display())))
+        .await;
+
+    let reply = lab.visitor("app").post("/a?b", "hello").await;
+
+    assert_eq!((reply.status, reply.text()), (200, "POST /a?b: hello"));
+}
+
+#[tokio::test]
+async fn an_upstream_whose_certificate_nobody_signed_is_reached_if_that_is_wanted() {
+    let Some(secure) = Secure::start().await else {
+        return;
+    };
+    let lab = Lab::start().await;
+    let address = format!("https+insecure://localhost:{}", secure.port);
+    let _agent = lab.agent("app", upstream(&address)).await;
+
+    let reply = lab.visitor("app").post("/a?b", "hello").await;
+
+    assert_eq!((reply.status, reply.text()), (200, "POST /a?b: hello"));
+    assert_eq!(reply.header("x-version"), "2.0");
+}
+
+#[tokio::test]
+async fn an_upstream_whose_certificate_nobody_signed_is_refused_otherwise() {
+    let Some(secure) = Secure::start().await else {
+        return;
+    };
+    let lab = Lab::start().await;
+    let address = format!("https://localhost:{}", secure.port);
+    let mut agent = lab.agent("app", upstream(&address)).await;
+
+    let reply = lab.visitor("app").get("/").await;
+
+    assert_eq!(
+        (reply.status, reply.header("x-qtunnel-error")),
+        (502, "upstream_unreachable")
+    );
+    let problem = agent
+        .event(|event| match event {
+            Event::Request(log) => log.problem.clone(),
+            _ => None,
+        })
+        .await;
+    assert!(problem.contains(&address), "{problem}");
+    assert!(problem.contains("https+insecure://"), "{problem}");
+    assert!(problem.contains("certificate"), "{problem}");
+    assert!(!reply.text().contains("localhost:"), "{}", reply.text());
+}
+
+/// An HTTPS server with a certificate that only it believes in.
+struct Secure {
+    port: u16,
+    _server: Process,
+    _directory: tempfile::TempDir,
+}
+
+impl Secure {
+    async fn start() -> Option<Self> {
+        let node = tools::program("node")?;
+        let directory = tempfile::tempdir().unwrap();
+        let (certificate, key) = self_signed(directory.path());
+        let mut command = node.script("tls_server.mjs");
+        command.arg(certificate).arg(key);
+        let mut server = Process::spawn(command);
+        Some(Self {
+            port: server.port().await,
+            _server: server,
+            _directory: directory,
+        })
+    }
+}
+
+fn self_signed(directory: &Path) -> (PathBuf, PathBuf) {
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+    let paths = (directory.join("cert.pem"), directory.join("key.pem"));
+    std::fs::write(&paths.0, made.cert.pem()).unwrap();
+    std::fs::write(&paths.1, made.signing_key.serialize_pem()).unwrap();
+    paths
+}
+
+fn upstream(address: &str) -> Upstream {
+    address.parse::<Address>().unwrap().into()
+}
