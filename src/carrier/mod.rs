@@ -1,9 +1,90 @@
 //! How packets travel: sockets, transport settings and congestion control. Above this module there
 //! is a `quinn::Connection`, and nothing asks how its packets get there except to show it.
+//!
+//! There is one protocol, QUIC; a carrier moves its packets, over UDP or inside a WebSocket, and a
+//! connection changes between them while it is in use.
+//!
+//! ```text
+//!            agent                                                  edge
+//!   quinn ─ agent_socket ─┬─ UDP ═══════════════════════════ UDP ─┬─ edge_socket ─ quinn
+//!              ▲          └─ queue ─ websocket ═ HTTP(S) ═ websocket ─ queue ─┘
+//!    path ─ judge ◀─ evidence
+//! ```
+//!
+//! `message` is what travels in a WebSocket, `dial` is how an agent comes by a connection, `hop`
+//! and `proxy` are its way through TCP, `path` keeps it alive and `judge` decides over what.
 
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "the edge and the agent do not use it yet"
+)]
+
+use std::fmt;
+
+mod agent_socket;
+mod bind;
 mod congestion;
+pub mod dial;
+mod edge_socket;
+mod evidence;
+mod hop;
+mod inbox;
+mod judge;
+mod lines;
+mod message;
+mod meter;
+mod network;
+mod outer_tls;
+mod path;
+mod probe;
+mod proxy;
+mod queue;
+mod switch;
 mod transport;
 mod udp;
+mod upgrade;
+mod websocket;
 
+pub use edge_socket::{
+    CarrierInfo, EdgeSocket, TooManyWebSockets, edge_endpoint as edge_endpoint_for_all,
+};
+pub use hop::{Hop, HopError};
+pub use outer_tls::outer_tls;
+pub use path::{CarrierState, Driver};
+pub use proxy::Proxy;
 pub use transport::{AGENT_STREAMS, SESSION_WINDOW, agent_transport, edge_transport};
 pub use udp::{DialError, EdgeKeys, dial, edge_endpoint};
+pub use upgrade::{NotAWebSocket, WEBSOCKET_PATH, check_extended_connect, upgrade_response};
+pub use websocket::{Ended, shorten_send_queue};
+
+#[cfg(test)]
+mod testbed;
+
+/// What moves the packets of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carrier {
+    Udp,
+    WebSocket,
+}
+
+impl fmt::Display for Carrier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Udp => "udp",
+            Self::WebSocket => "websocket",
+        })
+    }
+}
+
+/// Which carriers a connection may use: `--transport`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Transport {
+    /// Whichever works, UDP preferred.
+    #[default]
+    Auto,
+    /// UDP alone.
+    Quic,
+    /// A WebSocket alone.
+    Websocket,
+}

@@ -1,0 +1,100 @@
+//! The agent's socket: quinn sees one edge at one address, whatever carries the packets.
+//!
+//! It is a face of the [`Switch`]. quinn gets a new one each time that it shall notice a change: it
+//! then pings, and uses another connection id (RFC 9000 §9.5).
+
+use std::{
+    fmt,
+    io::{self, IoSliceMut},
+    net::{Ipv6Addr, SocketAddr},
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use quinn::{
+    AsyncUdpSocket, UdpPoller,
+    udp::{RecvMeta, Transmit},
+};
+
+use super::{
+    inbox,
+    queue::Poller,
+    switch::{EDGE, Switch},
+};
+
+/// What quinn holds.
+pub(super) struct AgentSocket {
+    switch: Arc<Switch>,
+    /// Set once quinn has another face: quinn then stops reading this one.
+    retired: AtomicBool,
+}
+
+impl AgentSocket {
+    pub(super) fn new(switch: Arc<Switch>) -> Arc<Self> {
+        Arc::new(Self {
+            switch,
+            retired: AtomicBool::new(false),
+        })
+    }
+
+    /// Make quinn let go of this face. Only after it has been given another one: from the socket
+    /// in use an error ends the endpoint.
+    pub(super) fn retire(&self) {
+        self.retired.store(true, Ordering::Relaxed);
+    }
+}
+
+impl AsyncUdpSocket for AgentSocket {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        let udp = self.switch.udp_route();
+        Box::pin(Poller::new(udp.map(|udp| udp.socket.create_io_poller())))
+    }
+
+    fn try_send(&self, transmit: &Transmit) -> io::Result<()> {
+        self.switch.try_send(transmit)
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        if self.retired.load(Ordering::Relaxed) {
+            // Not `ConnectionReset`, which quinn answers by reading again without end.
+            return Poll::Ready(Err(io::Error::other("another socket has taken over")));
+        }
+        self.switch.poll_recv(cx, bufs, meta).map(Ok)
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok((Ipv6Addr::UNSPECIFIED, EDGE.port()).into())
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.switch.max_transmit_segments()
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        let udp = self.switch.udp_route();
+        let udp = udp.map_or(1, |udp| udp.socket.max_receive_segments());
+        udp.max(inbox::SEGMENTS)
+    }
+
+    fn may_fragment(&self) -> bool {
+        let udp = self.switch.udp_route();
+        udp.is_some_and(|udp| udp.socket.may_fragment())
+    }
+}
+
+impl fmt::Debug for AgentSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AgentSocket")
+            .field("carrier", &self.switch.current())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,353 @@
+//! The edge's socket: one `quinn::Endpoint` for agents that come over UDP and over WebSockets.
+//!
+//! quinn knows every WebSocket by a made-up address. When an agent moves from one carrier to the
+//! other, quinn sees a client whose address has changed and migrates the connection (RFC 9000 §9).
+//! Who may open a WebSocket, and on which listener, is decided above.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    io::{self, IoSliceMut},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    pin::Pin,
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
+};
+
+use quinn::{
+    AsyncUdpSocket, Endpoint, EndpointConfig, Runtime, ServerConfig, TokioRuntime, UdpPoller,
+    udp::{RecvMeta, Transmit},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::mpsc,
+};
+use tokio_tungstenite::tungstenite::protocol::Role;
+
+use super::{
+    Carrier,
+    inbox::{self, Arrival, Inbox},
+    probe,
+    queue::{Gate, Poller, blocked_by},
+    websocket::{self, Ended, Line},
+};
+
+/// The port of every made-up address: quinn needs one that is not 0, and nothing else reads it.
+const PORT: u16 = 1;
+
+/// How an agent's packets reach the edge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CarrierInfo {
+    pub carrier: Carrier,
+    /// The address that the agent, or the proxy in front of the edge, really has.
+    pub peer: SocketAddr,
+}
+
+/// A handle to the socket underneath the edge's endpoint; clones share it.
+#[derive(Clone)]
+pub struct EdgeSocket(Arc<Shared>);
+
+struct Shared {
+    udp: Option<Arc<dyn AsyncUdpSocket>>,
+    local: SocketAddr,
+    inbox: Inbox,
+    arrivals: mpsc::Sender<Arrival>,
+    /// The upper half of the made-up addresses.
+    prefix: [u16; 4],
+    /// The open WebSockets, by the lower half of their made-up address.
+    websockets: RwLock<HashMap<u64, Arc<Line>>>,
+    next: AtomicU64,
+    limit: usize,
+}
+
+/// Too many WebSockets are open already.
+#[derive(Debug, thiserror::Error)]
+#[error("{limit} websockets are open already")]
+pub struct TooManyWebSockets {
+    limit: usize,
+}
+
+/// Make the edge's endpoint over a bound UDP socket and any number of WebSockets up to `limit`.
+///
+/// Without `udp` (`--quic off`) agents come over WebSockets alone. Errors are those of setting up
+/// the socket; its buffers are enlarged as far as the system allows.
+pub fn edge_endpoint(
+    udp: Option<std::net::UdpSocket>,
+    config: EndpointConfig,
+    server: ServerConfig,
+    limit: usize,
+) -> io::Result<(Endpoint, EdgeSocket)> {
+    let udp = match udp {
+        Some(udp) => {
+            super::bind::enlarge_buffers(&udp);
+            Some(TokioRuntime.wrap_udp_socket(udp)?)
+        }
+        None => None,
+    };
+    edge_endpoint_over(udp, config, server, limit)
+}
+
+/// [`edge_endpoint`] over whatever moves UDP packets.
+pub(super) fn edge_endpoint_over(
+    udp: Option<Arc<dyn AsyncUdpSocket>>,
+    config: EndpointConfig,
+    server: ServerConfig,
+    limit: usize,
+) -> io::Result<(Endpoint, EdgeSocket)> {
+    let local = match &udp {
+        Some(udp) => udp.local_addr()?,
+        None => (Ipv6Addr::UNSPECIFIED, PORT).into(),
+    };
+    let (arrivals, inbox) = Inbox::new();
+    let socket = EdgeSocket(Arc::new(Shared {
+        udp,
+        local,
+        inbox,
+        arrivals,
+        prefix: random_prefix()?,
+        websockets: RwLock::default(),
+        next: AtomicU64::new(1),
+        limit,
+    }));
+    let endpoint = Endpoint::new_with_abstract_socket(
+        config,
+        Some(server),
+        Arc::new(socket.clone()),
+        Arc::new(TokioRuntime),
+    )?;
+    Ok((endpoint, socket))
+}
+
+impl EdgeSocket {
+    /// Tell how the packets of a connection travel, from its `remote_address()`.
+    ///
+    /// `None` is a WebSocket that has closed; the agent will be back under another address.
+    pub fn carrier(&self, remote: SocketAddr) -> Option<CarrierInfo> {
+        let Some(id) = self.0.id(remote.ip()) else {
+            return Some(CarrierInfo {
+                carrier: Carrier::Udp,
+                peer: remote,
+            });
+        };
+        self.0.line(id).map(|line| CarrierInfo {
+            carrier: Carrier::WebSocket,
+            peer: line.peer,
+        })
+    }
+
+    /// Count the open WebSockets.
+    pub fn websockets(&self) -> usize {
+        let websockets = self.0.websockets.read();
+        websockets.unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Carry packets over an upgraded connection until it ends; `peer` is its real address.
+    ///
+    /// The future owns everything: dropped, it closes the connection and frees its place. It is
+    /// bounded by itself (see [`Ended`]): a peer that does not speak QUIC is sent away.
+    pub fn accept<S>(
+        &self,
+        io: S,
+        peer: SocketAddr,
+    ) -> Result<impl Future<Output = Ended> + Send + use<S>, TooManyWebSockets>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        let attached = self.attach(peer)?;
+        Ok(async move {
+            let arrivals = attached.socket.0.arrivals.clone();
+            websocket::run(io, Role::Server, &attached.line, arrivals).await
+        })
+    }
+
+    fn attach(&self, peer: SocketAddr) -> Result<Attached, TooManyWebSockets> {
+        let limit = self.0.limit;
+        let mut websockets = self
+            .0
+            .websockets
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        if websockets.len() >= limit {
+            return Err(TooManyWebSockets { limit });
+        }
+        let id = self.0.next.fetch_add(1, Ordering::Relaxed);
+        let line = Arc::new(Line::new(self.0.address(id), peer));
+        websockets.insert(id, line.clone());
+        Ok(Attached {
+            socket: self.clone(),
+            id,
+            line,
+        })
+    }
+}
+
+/// A WebSocket's place in the table; dropped, the socket forgets its address.
+struct Attached {
+    socket: EdgeSocket,
+    id: u64,
+    line: Arc<Line>,
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        let websockets = self.socket.0.websockets.write();
+        websockets
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&self.id);
+        // A connection may be waiting for room that nobody will make any more.
+        self.line.queue.become_hole();
+    }
+}
+
+impl Shared {
+    fn address(&self, id: u64) -> SocketAddr {
+        let [a, b, c, d] = self.prefix;
+        let mut bits = u128::from(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0));
+        bits |= u128::from(id);
+        (Ipv6Addr::from(bits), PORT).into()
+    }
+
+    /// The WebSocket that a made-up address stands for, or `None` for a real address.
+    fn id(&self, ip: IpAddr) -> Option<u64> {
+        match ip {
+            IpAddr::V6(ip) if ip.segments()[..4] == self.prefix => Some(u128::from(ip) as u64),
+            _ => None,
+        }
+    }
+
+    fn line(&self, id: u64) -> Option<Arc<Line>> {
+        let websockets = self.websockets.read();
+        websockets
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&id)
+            .cloned()
+    }
+
+    fn send_to_websocket(&self, id: u64, transmit: &Transmit) -> io::Result<()> {
+        let Some(line) = self.line(id) else {
+            return Ok(());
+        };
+        if !probe::is_version_negotiation(transmit.contents) {
+            line.answered();
+        }
+        line.queue
+            .try_push(transmit.segment_size, transmit.contents)
+            .map_err(|_| blocked_by(Gate::WebSocket(line.queue.clone())))
+    }
+
+    fn send_to_udp(&self, transmit: &Transmit) -> io::Result<()> {
+        let Some(udp) = &self.udp else {
+            return Ok(());
+        };
+        let destination = match transmit.destination {
+            SocketAddr::V4(v4) if self.local.is_ipv6() => {
+                (v4.ip().to_ipv6_mapped(), v4.port()).into()
+            }
+            other => other,
+        };
+        let outgoing = Transmit {
+            destination,
+            // After a migration quinn still asks for the local address of the first path.
+            src_ip: transmit
+                .src_ip
+                .filter(|ip| same_family(*ip, destination.ip())),
+            ..transmit.clone()
+        };
+        match udp.try_send(&outgoing) {
+            Err(err) if err.kind() == io::ErrorKind::WouldBlock => Err(blocked_by(Gate::Udp)),
+            // QUIC repeats what the network loses; an error here would end the connection.
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+}
+
+impl AsyncUdpSocket for EdgeSocket {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        let udp = self.0.udp.clone().map(|udp| udp.create_io_poller());
+        Box::pin(Poller::new(udp))
+    }
+
+    fn try_send(&self, transmit: &Transmit) -> io::Result<()> {
+        match self.0.id(transmit.destination.ip()) {
+            Some(id) => self.0.send_to_websocket(id, transmit),
+            None => self.0.send_to_udp(transmit),
+        }
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        let filled = ready!(
+            self.0
+                .inbox
+                .poll_both(self.0.udp.as_deref(), cx, bufs, meta)
+        );
+        let all = filled.websocket + filled.udp;
+        for meta in &mut meta[filled.websocket..all] {
+            // quinn keeps what it has learnt about a path when only the port of an IPv4 client
+            // changes; it must see that it is one.
+            meta.addr.set_ip(meta.addr.ip().to_canonical());
+            if self.0.id(meta.addr.ip()).is_some() {
+                meta.len = 0;
+            }
+        }
+        Poll::Ready(Ok(all))
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(self.0.local)
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.0
+            .udp
+            .as_ref()
+            .map_or(inbox::SEGMENTS, |udp| udp.max_transmit_segments())
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        let udp = self
+            .0
+            .udp
+            .as_ref()
+            .map_or(1, |udp| udp.max_receive_segments());
+        udp.max(inbox::SEGMENTS)
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.0.udp.as_ref().is_some_and(|udp| udp.may_fragment())
+    }
+}
+
+impl fmt::Debug for EdgeSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EdgeSocket")
+            .field("local", &self.0.local)
+            .field("websockets", &self.websockets())
+            .finish_non_exhaustive()
+    }
+}
+
+fn same_family(source: IpAddr, destination: IpAddr) -> bool {
+    source.to_canonical().is_ipv4() == destination.to_canonical().is_ipv4()
+}
+
+/// A /64 from the range for local use (RFC 4193 §3.2.2), random so that nobody can send UDP
+/// packets that seem to come from a WebSocket.
+fn random_prefix() -> io::Result<[u16; 4]> {
+    let mut random = [0; 8];
+    aws_lc_rs::rand::fill(&mut random).map_err(|_| io::Error::other("no randomness"))?;
+    let [_, a, b, c, d, e, f, g] = random;
+    Ok([
+        u16::from_be_bytes([0xfd, a]),
+        u16::from_be_bytes([b, c]),
+        u16::from_be_bytes([d, e]),
+        u16::from_be_bytes([f, g]),
+    ])
+}

@@ -1,0 +1,261 @@
+//! Keeping one connection alive on whatever the network offers, for as long as it lives.
+//!
+//! [`Driver`] shows the evidence to the [`Judge`], does what it says and tells the world about it.
+//! It owns the WebSocket tasks. How carriers are made is told by [`Ways`].
+
+use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+
+use futures_util::future::BoxFuture;
+use quinn::{AsyncUdpSocket, Connection, Endpoint};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep, timeout},
+};
+use tracing::{debug, info};
+
+use super::{
+    Carrier, Transport,
+    agent_socket::AgentSocket,
+    hop::HopError,
+    judge::{Act, Judge, Sight},
+    lines::{LineEvent, Lines, Upgraded},
+    network::Change,
+    switch::{Switch, UdpRoute},
+};
+
+/// How long a closed connection may take to say goodbye.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// How long the UDP socket before the present one is read: several round trips.
+const PREVIOUS: Duration = Duration::from_secs(3);
+
+/// Between two new UDP sockets: a storm of network events is one change.
+const REFRESH: Duration = Duration::from_millis(250);
+
+/// How an agent's carriers are made.
+pub(super) trait Ways: Send + Sync + 'static {
+    /// Bind a UDP socket on the present network.
+    fn bind(&self) -> io::Result<Arc<dyn AsyncUdpSocket>>;
+
+    /// Dial a WebSocket.
+    fn dial(&self) -> BoxFuture<'static, Result<Upgraded, HopError>>;
+}
+
+/// Which carrier is in use, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CarrierState {
+    pub carrier: Carrier,
+    /// For people: `udp silent for 1.2 s, moved to websocket`.
+    pub reason: Arc<str>,
+}
+
+/// Watches and moves one connection. Does nothing unless [`run`](Self::run) is polled.
+pub struct Driver {
+    connection: Connection,
+    endpoint: Endpoint,
+    transport: Transport,
+    switch: Arc<Switch>,
+    face: Arc<AgentSocket>,
+    ways: Arc<dyn Ways>,
+    judge: Judge,
+    lines: Lines,
+    changes: mpsc::Receiver<Change>,
+    state: watch::Sender<CarrierState>,
+    refreshed: Instant,
+}
+
+/// What a connection and its carriers are when the handshake is done.
+pub(super) struct Established {
+    pub(super) connection: Connection,
+    pub(super) endpoint: Endpoint,
+    pub(super) switch: Arc<Switch>,
+    pub(super) face: Arc<AgentSocket>,
+    pub(super) lines: Lines,
+}
+
+impl Driver {
+    pub(super) fn new(
+        established: Established,
+        transport: Transport,
+        ways: Arc<dyn Ways>,
+        changes: mpsc::Receiver<Change>,
+        reason: &str,
+    ) -> (Self, watch::Receiver<CarrierState>) {
+        let carrier = established.switch.current();
+        let (state, watched) = watch::channel(CarrierState {
+            carrier,
+            reason: reason.into(),
+        });
+        let now = Instant::now();
+        let driver = Self {
+            connection: established.connection,
+            endpoint: established.endpoint,
+            transport,
+            switch: established.switch,
+            face: established.face,
+            ways,
+            judge: Judge::new(transport, carrier, now),
+            lines: established.lines,
+            changes,
+            state,
+            refreshed: now,
+        };
+        (driver, watched)
+    }
+
+    /// Keep the connection going until it is closed, by either end or for lack of any network.
+    ///
+    /// Returns when the farewell is sent, or not possible. Dropped, it leaves the connection on
+    /// the carrier it is on, and closes its WebSocket.
+    pub async fn run(mut self) {
+        let connection = self.connection.clone();
+        let mut closed = pin!(connection.closed());
+        loop {
+            let sight = self.sight();
+            let acts = self.judge.look(&sight);
+            self.perform(acts);
+            let idle = self.judge.may_sleep(&sight);
+            let switch = self.switch.clone();
+            tokio::select! {
+                biased;
+                _ = &mut closed => break,
+                event = self.lines.next() => self.line_event(event),
+                Some(change) = self.changes.recv() => self.network_changed(&change),
+                () = switch.something_happens(), if idle.is_some() => {}
+                () = sleep(idle.unwrap_or(Judge::pace())) => {}
+            }
+            for edge in self.switch.take_answers() {
+                self.prefer(edge);
+                self.judge.probe_answered();
+            }
+            self.forget_previous_udp();
+        }
+        let _ = timeout(FAREWELL, self.endpoint.wait_idle()).await;
+    }
+
+    fn sight(&self) -> Sight {
+        Sight {
+            now: Instant::now(),
+            udp: self.switch.udp_seen(),
+            websocket: self.switch.websocket_seen(),
+            rtt: self.connection.rtt(),
+        }
+    }
+
+    fn line_event(&mut self, event: LineEvent) {
+        let now = Instant::now();
+        let acts = match event {
+            LineEvent::Dialled(Ok(upgraded)) => {
+                let line = self.lines.carry(upgraded, self.switch.arrivals());
+                self.switch.set_websocket(Some(line));
+                self.judge.websocket_up(now)
+            }
+            LineEvent::Dialled(Err(err)) => {
+                debug!(%err, carrier = "websocket", "dialling failed");
+                self.judge.websocket_failed(now);
+                Vec::new()
+            }
+            LineEvent::Ended(_, ended) => {
+                self.switch.set_websocket(None);
+                self.judge.websocket_lost(now, &ended.to_string())
+            }
+        };
+        self.perform(acts);
+    }
+
+    fn network_changed(&mut self, change: &Change) {
+        info!(%change, "network changed");
+        let acts = self
+            .judge
+            .network_changed(Instant::now(), &change.to_string());
+        self.perform(acts);
+    }
+
+    fn perform(&mut self, acts: Vec<Act>) {
+        for act in acts {
+            match act {
+                Act::Probe => self.switch.probe_udp(),
+                Act::Dial => self.lines.dial(&*self.ways),
+                Act::HangUp => {
+                    self.lines.hang_up();
+                    self.switch.set_websocket(None);
+                }
+                Act::Move { to, reason } => self.move_to(to, reason),
+                Act::Refresh => self.refresh(),
+            }
+        }
+        self.switch.set_doubt(self.judge.in_doubt());
+    }
+
+    fn move_to(&mut self, carrier: Carrier, reason: String) {
+        if carrier != self.switch.current() {
+            info!(%carrier, reason, "carrier changed");
+            self.state.send_replace(CarrierState {
+                carrier,
+                reason: reason.into(),
+            });
+        }
+        self.switch.select(carrier);
+        self.speak_up();
+    }
+
+    /// Use a new UDP port: a NAT may have forgotten the old one, and a change of address makes the
+    /// edge start again at once instead of waiting for a timeout that has grown long.
+    fn refresh(&mut self) {
+        let now = Instant::now();
+        if self.transport != Transport::Websocket && now >= self.refreshed + REFRESH {
+            self.refreshed = now;
+            match (self.ways.bind(), self.switch.udp_route()) {
+                (Ok(socket), Some(before)) => self.switch.set_udp(UdpRoute {
+                    socket,
+                    previous: Some(before.socket),
+                    edge: before.edge,
+                }),
+                (Err(err), _) => debug!(%err, carrier = "udp", "no new socket"),
+                (Ok(_), None) => {}
+            }
+        }
+        self.speak_up();
+    }
+
+    /// Have something sent over the current carrier now, so that the edge learns of it.
+    ///
+    /// quinn pings when its socket has changed, unless too much is in flight; then what was sent
+    /// last is sent again.
+    fn speak_up(&mut self) {
+        self.switch.send_last_again();
+        let face = AgentSocket::new(self.switch.clone());
+        if self.endpoint.rebind_abstract(face.clone()).is_ok() {
+            std::mem::replace(&mut self.face, face).retire();
+        }
+    }
+
+    /// Send to the address that answers, if the one in use may not.
+    fn prefer(&self, edge: SocketAddr) {
+        let Some(mut route) = self.switch.udp_route() else {
+            return;
+        };
+        let in_use = self.switch.current() == Carrier::Udp && !self.judge.in_doubt();
+        if in_use || route.edge.first() == Some(&edge) {
+            return;
+        }
+        if let Some(at) = route.edge.iter().position(|known| *known == edge) {
+            route.edge.swap(0, at);
+            self.switch.set_udp(route);
+        }
+    }
+
+    fn forget_previous_udp(&self) {
+        if Instant::now() < self.refreshed + PREVIOUS {
+            return;
+        }
+        if let Some(route) = self.switch.udp_route()
+            && route.previous.is_some()
+        {
+            self.switch.set_udp(UdpRoute {
+                previous: None,
+                ..route
+            });
+        }
+    }
+}

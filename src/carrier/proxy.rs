@@ -1,0 +1,182 @@
+//! Proxies between an agent and the edge: HTTP CONNECT and SOCKS5, chosen as curl chooses them.
+
+use std::{fmt, net::SocketAddr, sync::Arc};
+
+use bytes::Bytes;
+use http::{
+    HeaderValue, Request, StatusCode, Uri,
+    header::{HOST, PROXY_AUTHORIZATION},
+};
+use http_body_util::Empty;
+use hyper_util::client::proxy::matcher::{Intercept, Matcher};
+use tokio::time::timeout;
+use tokio_socks::tcp::Socks5Stream;
+
+use super::{
+    hop::{self, Answer, HOP, Hop, HopError},
+    lines::Io,
+};
+
+/// Which proxy to use for WebSockets. UDP never goes through one.
+#[derive(Clone, Default)]
+pub enum Proxy {
+    /// `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`, read when dialling.
+    #[default]
+    FromEnvironment,
+    /// None, whatever the environment says.
+    Direct,
+    /// This one: `http://`, `https://` or `socks5://`, with credentials in the URL if it wants any.
+    Url(String),
+}
+
+impl fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::FromEnvironment => "FromEnvironment",
+            Self::Direct => "Direct",
+            // It may hold a password.
+            Self::Url(_) => "Url(..)",
+        })
+    }
+}
+
+impl Proxy {
+    fn intercept(
+        &self,
+        secure: bool,
+        host: &str,
+        port: u16,
+    ) -> Result<Option<Intercept>, HopError> {
+        let scheme = if secure { "https" } else { "http" };
+        let target: Uri = match format!("{scheme}://{host}:{port}/").parse() {
+            Ok(target) => target,
+            Err(_) => return Ok(None),
+        };
+        match self {
+            Self::Direct => Ok(None),
+            Self::FromEnvironment => Ok(Matcher::from_env().intercept(&target)),
+            Self::Url(url) => match Matcher::builder()
+                .all(url.clone())
+                .build()
+                .intercept(&target)
+            {
+                Some(proxy) => Ok(Some(proxy)),
+                None => Err(HopError::ProxyUrl(without_credentials(url))),
+            },
+        }
+    }
+}
+
+/// Connect to the edge's TCP port, through a proxy if there is one; tells the first hop's address.
+pub(super) async fn connect(
+    proxy: &Proxy,
+    secure: bool,
+    host: &str,
+    port: u16,
+    proxy_tls: &Arc<rustls::ClientConfig>,
+) -> Result<(Box<dyn Io>, SocketAddr), HopError> {
+    let Some(proxy) = proxy.intercept(secure, host, port)? else {
+        let hop = Hop::Edge(format!("{host}:{port}"));
+        return direct(&hop, host, port).await;
+    };
+    let uri = proxy.uri();
+    let scheme = uri.scheme_str().unwrap_or_default();
+    let via = uri
+        .host()
+        .ok_or_else(|| HopError::ProxyUrl(uri.to_string()))?;
+    let via_port = uri.port_u16().unwrap_or(match scheme {
+        "https" => 443,
+        "http" => 80,
+        _ => 1080,
+    });
+    let hop = Hop::Proxy(format!("{via}:{via_port}"));
+    let (io, peer) = direct(&hop, via, via_port).await?;
+    let io = match scheme {
+        "http" => tunnel(&hop, io, host, port, proxy.basic_auth()).await?,
+        "https" => {
+            let io = hop::secure(&hop, via, io, proxy_tls).await?;
+            tunnel(&hop, io, host, port, proxy.basic_auth()).await?
+        }
+        "socks5" | "socks5h" => socks5(&hop, io, host, port, proxy.raw_auth()).await?,
+        _ => return Err(HopError::ProxyUrl(without_credentials(&uri.to_string()))),
+    };
+    Ok((io, peer))
+}
+
+async fn direct(hop: &Hop, host: &str, port: u16) -> Result<(Box<dyn Io>, SocketAddr), HopError> {
+    let addresses = hop::resolve(host, port).await?;
+    let first = addresses[0];
+    let tcp = hop::connect(hop, addresses).await?;
+    let peer = tcp.peer_addr().unwrap_or(first);
+    Ok((Box::new(tcp), peer))
+}
+
+/// HTTP CONNECT (RFC 9110 §9.3.6).
+async fn tunnel(
+    hop: &Hop,
+    io: Box<dyn Io>,
+    host: &str,
+    port: u16,
+    credentials: Option<&HeaderValue>,
+) -> Result<Box<dyn Io>, HopError> {
+    let target = format!("{host}:{port}");
+    let mut request = Request::connect(&target).header(HOST, &target);
+    if let Some(credentials) = credentials {
+        request = request.header(PROXY_AUTHORIZATION, credentials);
+    }
+    let Ok(request) = request.body(Empty::<Bytes>::new()) else {
+        return Err(HopError::ProxyUrl(target));
+    };
+    match hop::take_over(hop, io, request).await? {
+        Answer::Upgraded(_, io) => Ok(io),
+        Answer::Refused(StatusCode::PROXY_AUTHENTICATION_REQUIRED) => {
+            Err(HopError::ProxyAuthentication { hop: hop.clone() })
+        }
+        Answer::Refused(status) => Err(HopError::ProxyRefused {
+            hop: hop.clone(),
+            target,
+            status,
+        }),
+    }
+}
+
+/// SOCKS5 (RFC 1928, RFC 1929). The proxy resolves the name: where one is needed, the network on
+/// this side often cannot.
+async fn socks5(
+    hop: &Hop,
+    io: Box<dyn Io>,
+    host: &str,
+    port: u16,
+    credentials: Option<(&str, &str)>,
+) -> Result<Box<dyn Io>, HopError> {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let connecting = async {
+        match credentials {
+            Some((user, password)) => {
+                Socks5Stream::connect_with_password_and_socket(io, (bare, port), user, password)
+                    .await
+            }
+            None => Socks5Stream::connect_with_socket(io, (bare, port)).await,
+        }
+    };
+    match timeout(HOP, connecting).await {
+        Ok(Ok(stream)) => Ok(Box::new(stream.into_inner())),
+        Ok(Err(
+            tokio_socks::Error::AuthorizationRequired | tokio_socks::Error::NoAcceptableAuthMethods,
+        )) => Err(HopError::ProxyAuthentication { hop: hop.clone() }),
+        Ok(Err(err)) => Err(HopError::Socks {
+            hop: hop.clone(),
+            target: format!("{host}:{port}"),
+            err,
+        }),
+        Err(_) => Err(HopError::TimedOut { hop: hop.clone() }),
+    }
+}
+
+fn without_credentials(url: &str) -> String {
+    match (url.split_once("://"), url.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://{host}"),
+        (None, Some((_, host))) => host.into(),
+        (_, None) => url.into(),
+    }
+}

@@ -1,0 +1,285 @@
+//! The short queue between quinn and one WebSocket, and what quinn waits on when it is full.
+//!
+//! [`Queue`] takes transmits from quinn and gives messages to the task that writes the WebSocket.
+//! [`Gate`] and [`Poller`] tell a connection when it may send again: a socket that routes has many
+//! places that can be full, and quinn does not say to its poller which of them it ran into.
+
+use std::{
+    cell::Cell,
+    collections::VecDeque,
+    fmt, io,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker, ready},
+};
+
+use bytes::Bytes;
+use quinn::UdpPoller;
+use tokio::{sync::Notify, task};
+
+use super::message;
+
+/// Bytes waiting for the WebSocket before quinn is told to wait.
+///
+/// Short on purpose: what waits here is delay for every small request behind it (7 ms at
+/// 50 Mbit/s). It takes three of quinn's largest transmits, enough to keep the writing task busy.
+const FULL: usize = 40 * 1024;
+
+/// Bytes left when a waiting connection is woken: half, so that it sends several transmits per
+/// wake-up instead of one.
+const WAKE: usize = FULL / 2;
+
+/// Transmits on their way into one WebSocket.
+#[derive(Default)]
+pub(super) struct Queue {
+    state: Mutex<State>,
+    filled: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    messages: VecDeque<Bytes>,
+    bytes: usize,
+    /// Connections waiting for room.
+    waiting: Vec<Waker>,
+    /// Whether what is sent here is dropped at once, as a dead link would.
+    hole: bool,
+}
+
+impl Queue {
+    /// Take a transmit, or answer `WouldBlock` when the queue is full.
+    pub(super) fn try_push(&self, segment: Option<usize>, contents: &[u8]) -> io::Result<()> {
+        let mut state = self.lock();
+        if state.hole {
+            return Ok(());
+        }
+        if state.bytes >= FULL {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let Some(message) = message::encode(segment, contents) else {
+            return Ok(());
+        };
+        state.bytes += message.len();
+        state.messages.push_back(message);
+        drop(state);
+        self.filled.notify_one();
+        Ok(())
+    }
+
+    /// Wait for the next message. Cancel safe.
+    pub(super) async fn pop(&self) -> Bytes {
+        loop {
+            if let Some(message) = self.try_pop() {
+                return message;
+            }
+            self.filled.notified().await;
+        }
+    }
+
+    /// Take the next message if there is one.
+    pub(super) fn try_pop(&self) -> Option<Bytes> {
+        let mut state = self.lock();
+        let message = state.messages.pop_front()?;
+        state.bytes -= message.len();
+        if state.bytes <= WAKE {
+            state.wake();
+        }
+        Some(message)
+    }
+
+    /// Drop everything here and everything sent here until [`mend`](Self::mend).
+    ///
+    /// A link that has stopped moving must not hold the connections that wait for it: they may
+    /// have another way by now, and QUIC knows what to do about loss.
+    pub(super) fn become_hole(&self) {
+        let mut state = self.lock();
+        state.hole = true;
+        state.messages.clear();
+        state.bytes = 0;
+        state.wake();
+    }
+
+    /// Take transmits again.
+    pub(super) fn mend(&self) {
+        self.lock().hole = false;
+    }
+
+    fn poll_room(&self, cx: &mut Context) -> Poll<()> {
+        let mut state = self.lock();
+        if state.hole || state.bytes < FULL {
+            return Poll::Ready(());
+        }
+        if !state.waiting.iter().any(|w| w.will_wake(cx.waker())) {
+            state.waiting.push(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn wake(&mut self) {
+        for waker in self.waiting.drain(..) {
+            waker.wake();
+        }
+    }
+}
+
+impl fmt::Debug for Queue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.lock();
+        f.debug_struct("Queue")
+            .field("bytes", &state.bytes)
+            .field("hole", &state.hole)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What stood in the way of a transmit.
+#[derive(Debug)]
+pub(super) enum Gate {
+    /// The kernel's send buffer of the UDP socket.
+    Udp,
+    /// The queue of one WebSocket.
+    WebSocket(Arc<Queue>),
+}
+
+thread_local! {
+    static BLOCKED: Cell<Option<(Option<task::Id>, Gate)>> = const { Cell::new(None) };
+}
+
+/// Note what blocked the current task, for its [`Poller`], and answer `WouldBlock`.
+///
+/// quinn polls a connection's poller right after `try_send` has answered `WouldBlock`, in the same
+/// task and without yielding, so a note per thread reaches the right poller. The task's id guards
+/// it against the sends that nobody polls for (stateless answers of the endpoint).
+pub(super) fn blocked_by(gate: Gate) -> io::Error {
+    BLOCKED.set(Some((task::try_id(), gate)));
+    io::ErrorKind::WouldBlock.into()
+}
+
+/// Wakes one connection when whatever blocked it has room again.
+#[derive(Debug)]
+pub(super) struct Poller {
+    udp: Option<Pin<Box<dyn UdpPoller>>>,
+    waiting: Option<Gate>,
+}
+
+impl Poller {
+    /// `udp` is the poller of the UDP socket underneath, if there is one.
+    pub(super) fn new(udp: Option<Pin<Box<dyn UdpPoller>>>) -> Self {
+        Self { udp, waiting: None }
+    }
+}
+
+impl UdpPoller for Poller {
+    fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context) -> Poll<io::Result<()>> {
+        if let Some((task, gate)) = BLOCKED.take()
+            && task == task::try_id()
+        {
+            self.waiting = Some(gate);
+        }
+        match &self.waiting {
+            None => return Poll::Ready(Ok(())),
+            Some(Gate::WebSocket(queue)) => ready!(queue.poll_room(cx)),
+            Some(Gate::Udp) => {
+                if let Some(udp) = &mut self.udp {
+                    ready!(udp.as_mut().poll_writable(cx))?;
+                }
+            }
+        }
+        self.waiting = None;
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering},
+        task::Wake,
+    };
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn fill(queue: &Queue) {
+        while queue.try_push(None, &[7; 1200]).is_ok() {}
+    }
+
+    fn poll(poller: &mut Poller, woken: &Arc<Woken>) -> bool {
+        let waker = Waker::from(woken.clone());
+        Pin::new(poller)
+            .poll_writable(&mut Context::from_waker(&waker))
+            .is_ready()
+    }
+
+    #[test]
+    fn a_full_queue_blocks_and_wakes_whoever_waits_when_half_is_gone() {
+        let queue = Arc::new(Queue::default());
+        let woken = Arc::new(Woken::default());
+        let mut poller = Poller::new(None);
+        fill(&queue);
+        assert!(poll(&mut poller, &woken), "nothing was refused yet");
+
+        blocked_by(Gate::WebSocket(queue.clone()));
+
+        assert!(!poll(&mut poller, &woken));
+        queue.try_pop();
+        assert_eq!(woken.0.load(Ordering::Relaxed), 0);
+        while queue.lock().bytes > WAKE {
+            queue.try_pop();
+        }
+        assert_eq!(woken.0.load(Ordering::Relaxed), 1);
+        assert!(poll(&mut poller, &woken));
+    }
+
+    #[test]
+    fn a_full_queue_does_not_block_a_connection_that_sends_elsewhere() {
+        let queue = Arc::new(Queue::default());
+        let woken = Arc::new(Woken::default());
+        fill(&queue);
+
+        blocked_by(Gate::WebSocket(queue));
+
+        assert!(!poll(&mut Poller::new(None), &woken));
+        assert!(poll(&mut Poller::new(None), &woken));
+    }
+
+    #[test]
+    fn a_hole_swallows_what_it_holds_and_releases_whoever_waits() {
+        let queue = Arc::new(Queue::default());
+        let woken = Arc::new(Woken::default());
+        let mut poller = Poller::new(None);
+        fill(&queue);
+        blocked_by(Gate::WebSocket(queue.clone()));
+        assert!(!poll(&mut poller, &woken));
+
+        queue.become_hole();
+
+        assert_eq!(woken.0.load(Ordering::Relaxed), 1);
+        assert!(poll(&mut poller, &woken));
+        fill_does_nothing(&queue);
+        queue.mend();
+        queue.try_push(None, b"packet").unwrap();
+        assert!(queue.try_pop().is_some());
+    }
+
+    fn fill_does_nothing(queue: &Queue) {
+        for _ in 0..100 {
+            queue.try_push(None, &[7; 1200]).unwrap();
+        }
+        assert!(queue.try_pop().is_none());
+    }
+}

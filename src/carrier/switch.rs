@@ -1,0 +1,405 @@
+//! Both carriers of an agent's connection behind one address.
+//!
+//! Packets are accepted from both and sent over the current one, and what is seen of them is noted.
+//! Which one is current, is decided by `path`.
+
+use std::{
+    io::{self, IoSliceMut},
+    net::{Ipv6Addr, SocketAddr, SocketAddrV6},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, ready},
+};
+
+use quinn::{
+    AsyncUdpSocket,
+    udp::{RecvMeta, Transmit},
+};
+use tokio::{
+    sync::{Notify, mpsc},
+    time::Instant,
+};
+
+use super::{
+    Carrier,
+    evidence::{Clock, Seen},
+    inbox::{self, Arrival, Inbox},
+    probe::Probe,
+    queue::{Gate, blocked_by},
+    websocket::Line,
+};
+
+/// The edge's address as quinn knows it, from the range for local use (RFC 4193) so that it never
+/// is the address of a real one.
+pub(super) const EDGE: SocketAddr = SocketAddr::V6(SocketAddrV6::new(
+    Ipv6Addr::new(0xfd71, 0x7475, 0x6e6e, 0x656c, 0, 0, 0, 1),
+    1,
+    0,
+    0,
+));
+
+/// Questions that may be waiting for an answer: two seconds of the fastest probing to four
+/// addresses. Older ones are forgotten.
+const OPEN_PROBES: usize = 40;
+
+/// Both carriers of one connection.
+pub(super) struct Switch {
+    routes: RwLock<Routes>,
+    inbox: Inbox,
+    arrivals: mpsc::Sender<Arrival>,
+    udp: Clock,
+    websocket: Clock,
+    last: Mutex<Tail>,
+    probes: Mutex<Vec<(Probe, SocketAddr)>>,
+    /// The addresses that have answered a probe since someone last asked.
+    answers: Mutex<Vec<SocketAddr>>,
+    /// Whether the one who watches the carriers sleeps until something happens.
+    watcher_sleeps: AtomicBool,
+    happened: Notify,
+}
+
+struct Routes {
+    current: Carrier,
+    udp: Option<UdpRoute>,
+    websocket: Option<Arc<Line>>,
+    /// Send over the WebSocket too: UDP is the current carrier but may be dead.
+    doubt: bool,
+}
+
+/// A UDP socket and where it sends to.
+#[derive(Clone)]
+pub(super) struct UdpRoute {
+    pub(super) socket: Arc<dyn AsyncUdpSocket>,
+    /// The socket before this one: packets may still be on their way to it.
+    pub(super) previous: Option<Arc<dyn AsyncUdpSocket>>,
+    /// The edge's addresses, the one in use first. Packets from elsewhere are not looked at.
+    pub(super) edge: Vec<SocketAddr>,
+}
+
+/// The end of the latest transmit, to be sent again over another carrier.
+#[derive(Default)]
+struct Tail {
+    segment: usize,
+    bytes: Vec<u8>,
+}
+
+/// Packets that are sent again: two make the edge acknowledge at once (RFC 9000 §13.2.2).
+const TAIL_PACKETS: usize = 2;
+
+impl Switch {
+    /// Start on `current`, with the carriers there are.
+    pub(super) fn new(
+        current: Carrier,
+        udp: Option<UdpRoute>,
+        websocket: Option<Arc<Line>>,
+    ) -> Self {
+        let (arrivals, inbox) = Inbox::new();
+        Self {
+            routes: RwLock::new(Routes {
+                current,
+                udp,
+                websocket,
+                doubt: false,
+            }),
+            inbox,
+            arrivals,
+            udp: Clock::new(),
+            websocket: Clock::new(),
+            last: Mutex::default(),
+            probes: Mutex::default(),
+            answers: Mutex::default(),
+            watcher_sleeps: AtomicBool::new(false),
+            happened: Notify::new(),
+        }
+    }
+
+    /// Where a WebSocket of this agent delivers its packets.
+    pub(super) fn arrivals(&self) -> mpsc::Sender<Arrival> {
+        self.arrivals.clone()
+    }
+
+    pub(super) fn current(&self) -> Carrier {
+        self.routes().current
+    }
+
+    pub(super) fn udp_seen(&self) -> Seen {
+        self.udp.seen()
+    }
+
+    pub(super) fn websocket_seen(&self) -> Seen {
+        self.websocket.seen()
+    }
+
+    pub(super) fn udp_route(&self) -> Option<UdpRoute> {
+        self.routes().udp.clone()
+    }
+
+    /// The edge's addresses over UDP, the one in use first.
+    pub(super) fn edge(&self) -> Vec<SocketAddr> {
+        self.routes()
+            .udp
+            .as_ref()
+            .map_or(Vec::new(), |udp| udp.edge.clone())
+    }
+
+    /// Send over the current carrier.
+    ///
+    /// The only error is `WouldBlock`; what a network refuses is lost, and repeated by QUIC.
+    pub(super) fn try_send(&self, transmit: &Transmit) -> io::Result<()> {
+        let routes = self.routes();
+        match routes.current {
+            Carrier::WebSocket => {
+                routes.send_to_websocket(transmit)?;
+                self.websocket.sent(Instant::now());
+            }
+            Carrier::Udp => {
+                routes.send_to_udp(transmit)?;
+                self.udp.sent(Instant::now());
+                if routes.doubt
+                    && let Some(line) = &routes.websocket
+                {
+                    // A copy: nobody waits for room on its behalf.
+                    let _ = line
+                        .queue
+                        .try_push(transmit.segment_size, transmit.contents);
+                }
+            }
+        }
+        drop(routes);
+        self.keep_last(transmit);
+        self.happens();
+        Ok(())
+    }
+
+    /// Receive from both carriers, under the address that quinn knows.
+    pub(super) fn poll_recv(
+        &self,
+        cx: &mut Context,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<usize> {
+        let udp = self.udp_route();
+        if let Some(previous) = udp.as_ref().and_then(|udp| udp.previous.as_deref())
+            && let Poll::Ready(Ok(filled)) = previous.poll_recv(cx, bufs, meta)
+        {
+            self.inspect(bufs, &mut meta[..filled]);
+            return Poll::Ready(filled);
+        }
+        let socket = udp.as_ref().map(|udp| &*udp.socket);
+        let filled = ready!(self.inbox.poll_both(socket, cx, bufs, meta));
+        if filled.websocket > 0 {
+            self.websocket.heard(Instant::now());
+        }
+        let all = filled.websocket + filled.udp;
+        self.inspect(
+            &bufs[filled.websocket..all],
+            &mut meta[filled.websocket..all],
+        );
+        self.happens();
+        Poll::Ready(all)
+    }
+
+    /// Packets that one transmit may have.
+    pub(super) fn max_transmit_segments(&self) -> usize {
+        let routes = self.routes();
+        match (&routes.current, &routes.udp) {
+            (Carrier::Udp, Some(udp)) => udp.socket.max_transmit_segments(),
+            _ => inbox::SEGMENTS,
+        }
+    }
+
+    /// Send over another carrier from now on.
+    pub(super) fn select(&self, carrier: Carrier) {
+        let mut routes = self.routes_mut();
+        routes.current = carrier;
+        routes.doubt = false;
+        match carrier {
+            Carrier::Udp => self.udp.forget_asked(),
+            Carrier::WebSocket => self.websocket.forget_asked(),
+        }
+    }
+
+    pub(super) fn set_doubt(&self, doubt: bool) {
+        if self.routes().doubt != doubt {
+            self.routes_mut().doubt = doubt;
+        }
+    }
+
+    /// Replace the WebSocket. The connection no longer waits for the one that was there.
+    pub(super) fn set_websocket(&self, line: Option<Arc<Line>>) {
+        let gone = std::mem::replace(&mut self.routes_mut().websocket, line);
+        if let Some(gone) = gone {
+            gone.queue.become_hole();
+        }
+        self.websocket.forget_asked();
+    }
+
+    pub(super) fn set_udp(&self, route: UdpRoute) {
+        self.routes_mut().udp = Some(route);
+    }
+
+    /// Ask all addresses of the edge for a sign of life over UDP.
+    ///
+    /// Best effort: a probe that cannot be sent is one that is not answered.
+    pub(super) fn probe_udp(&self) {
+        let Some(udp) = self.udp_route() else { return };
+        for edge in udp.edge {
+            let Ok(probe) = Probe::new() else { return };
+            {
+                let mut open = lock(&self.probes);
+                if open.len() >= OPEN_PROBES {
+                    open.remove(0);
+                }
+                open.push((probe, edge));
+            }
+            let _ = udp.socket.try_send(&Transmit {
+                destination: reachable(edge, &*udp.socket),
+                ecn: None,
+                contents: &probe.datagram(),
+                segment_size: None,
+                src_ip: None,
+            });
+        }
+    }
+
+    /// Take the addresses that have answered a probe.
+    pub(super) fn take_answers(&self) -> Vec<SocketAddr> {
+        std::mem::take(&mut *lock(&self.answers))
+    }
+
+    /// Send the latest packets again over the current carrier.
+    ///
+    /// They are the newest that quinn has made, so the edge moves to the carrier that brings them
+    /// and acknowledges them, and the sender learns what was lost without waiting for a timeout.
+    /// If they had arrived after all, the edge discards them as duplicates.
+    pub(super) fn send_last_again(&self) {
+        let tail = lock(&self.last);
+        if tail.bytes.is_empty() {
+            return;
+        }
+        let transmit = Transmit {
+            destination: EDGE,
+            ecn: None,
+            contents: &tail.bytes,
+            segment_size: (tail.segment < tail.bytes.len()).then_some(tail.segment),
+            src_ip: None,
+        };
+        let routes = self.routes();
+        let _ = match routes.current {
+            Carrier::Udp => routes.send_to_udp(&transmit),
+            Carrier::WebSocket => routes.send_to_websocket(&transmit),
+        };
+    }
+
+    /// Wait until packets are sent or received again after a pause. For one watcher.
+    pub(super) async fn something_happens(&self) {
+        self.watcher_sleeps.store(true, Ordering::Relaxed);
+        self.happened.notified().await;
+    }
+
+    fn happens(&self) {
+        if self.watcher_sleeps.load(Ordering::Relaxed) {
+            self.watcher_sleeps.store(false, Ordering::Relaxed);
+            self.happened.notify_one();
+        }
+    }
+
+    fn keep_last(&self, transmit: &Transmit) {
+        let segment = transmit
+            .segment_size
+            .unwrap_or(transmit.contents.len())
+            .max(1);
+        let packets = transmit.contents.len().div_ceil(segment);
+        let start = packets.saturating_sub(TAIL_PACKETS) * segment;
+        let mut tail = lock(&self.last);
+        tail.segment = segment;
+        tail.bytes.clear();
+        tail.bytes.extend_from_slice(&transmit.contents[start..]);
+    }
+
+    /// Look at what came over UDP and give it the address that quinn knows.
+    fn inspect(&self, bufs: &[IoSliceMut<'_>], metas: &mut [RecvMeta]) {
+        let routes = self.routes();
+        let Some(udp) = &routes.udp else { return };
+        let mut heard = false;
+        for (buf, meta) in bufs.iter().zip(metas) {
+            meta.addr.set_ip(meta.addr.ip().to_canonical());
+            if !udp.edge.contains(&meta.addr) {
+                meta.len = 0;
+                continue;
+            }
+            heard |= !self.is_answer(&buf[..meta.len], meta.stride);
+            meta.addr = EDGE;
+            meta.dst_ip = None;
+        }
+        if heard {
+            self.udp.heard(Instant::now());
+        }
+    }
+
+    /// Whether a lone datagram answers a probe. An answer never shares a buffer with others that
+    /// it should be told from: it counts as received packets then, which it is.
+    fn is_answer(&self, datagram: &[u8], stride: usize) -> bool {
+        if datagram.len() > stride || datagram.first().is_none_or(|first| first & 0x80 == 0) {
+            return false;
+        }
+        let mut open = lock(&self.probes);
+        let Some(at) = open
+            .iter()
+            .position(|(probe, _)| probe.is_answered_by(datagram))
+        else {
+            return false;
+        };
+        let (_, edge) = open.swap_remove(at);
+        lock(&self.answers).push(edge);
+        self.happened.notify_one();
+        true
+    }
+
+    fn routes(&self) -> RwLockReadGuard<'_, Routes> {
+        self.routes.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn routes_mut(&self) -> RwLockWriteGuard<'_, Routes> {
+        self.routes.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Routes {
+    fn send_to_udp(&self, transmit: &Transmit) -> io::Result<()> {
+        let Some(udp) = &self.udp else { return Ok(()) };
+        let outgoing = Transmit {
+            destination: reachable(udp.edge[0], &*udp.socket),
+            src_ip: None,
+            ..transmit.clone()
+        };
+        match udp.socket.try_send(&outgoing) {
+            Err(err) if err.kind() == io::ErrorKind::WouldBlock => Err(blocked_by(Gate::Udp)),
+            // No route, no such interface, refused: the network of the next second may differ.
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    fn send_to_websocket(&self, transmit: &Transmit) -> io::Result<()> {
+        let Some(line) = &self.websocket else {
+            return Ok(());
+        };
+        line.queue
+            .try_push(transmit.segment_size, transmit.contents)
+            .map_err(|_| blocked_by(Gate::WebSocket(line.queue.clone())))
+    }
+}
+
+/// An address in the family of the socket that is to reach it.
+fn reachable(edge: SocketAddr, socket: &dyn AsyncUdpSocket) -> SocketAddr {
+    match (edge, socket.local_addr()) {
+        (SocketAddr::V4(v4), Ok(SocketAddr::V6(_))) => (v4.ip().to_ipv6_mapped(), v4.port()).into(),
+        (edge, _) => edge,
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

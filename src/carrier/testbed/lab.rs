@@ -1,0 +1,245 @@
+//! An edge, an agent, and conversations between them that check every byte.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use quinn::{AsyncUdpSocket, Connection, Endpoint, EndpointConfig};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+
+use super::{
+    certificate,
+    network::{EDGE, Network},
+    noise::noise,
+    pipe,
+    udp::MemoryUdp,
+};
+use crate::carrier::{
+    Carrier, Transport,
+    dial::{AttemptError, Race},
+    edge_socket::{EdgeSocket, edge_endpoint_over},
+    hop::{Hop, HopError},
+    lines::Upgraded,
+    network::Change,
+    path::{CarrierState, Ways},
+};
+
+/// Where the agent's TCP connections seem to come from.
+const PEER: ([u8; 4], u16) = ([198, 51, 100, 99], 4000);
+
+/// The longest conversation on the worst weather: everything heals within seconds.
+const CONVERSATION: Duration = Duration::from_secs(120);
+
+pub(in crate::carrier) struct Lab {
+    pub(in crate::carrier) network: Arc<Network>,
+    pub(in crate::carrier) edge_socket: EdgeSocket,
+    pub(in crate::carrier) carrier: watch::Receiver<CarrierState>,
+    pub(in crate::carrier) changes: mpsc::Sender<Change>,
+    pub(in crate::carrier) edge: Connection,
+    pub(in crate::carrier) agent: Connection,
+    edge_endpoint: Endpoint,
+    agent_endpoint: Endpoint,
+    tasks: JoinSet<()>,
+    websockets: Arc<Mutex<JoinSet<()>>>,
+}
+
+struct MemoryWays {
+    network: Arc<Network>,
+    edge: EdgeSocket,
+    tasks: Arc<Mutex<JoinSet<()>>>,
+}
+
+impl Ways for MemoryWays {
+    fn bind(&self) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+        Ok(MemoryUdp::open(&self.network, None))
+    }
+
+    fn dial(&self) -> BoxFuture<'static, Result<Upgraded, HopError>> {
+        let (network, edge, tasks) = (self.network.clone(), self.edge.clone(), self.tasks.clone());
+        Box::pin(async move {
+            let weather = network.weather();
+            // TCP, TLS and the upgrade take a round trip each.
+            sleep(weather.delay * 6).await;
+            if !weather.dialling || !network.tcp.borrow().moves {
+                let hop = Hop::Edge("edge.test".into());
+                return Err(HopError::TimedOut { hop });
+            }
+            let (near, far, between) = pipe::connection(network);
+            let mut tasks = tasks.lock().unwrap();
+            if let Ok(carrying) = edge.accept(far, SocketAddr::from(PEER)) {
+                tasks.spawn(async move {
+                    carrying.await;
+                });
+            }
+            tasks.spawn(between);
+            Ok(Upgraded {
+                io: Box::new(near),
+                peer: PEER.into(),
+            })
+        })
+    }
+}
+
+impl Lab {
+    /// Start an edge, and an agent that has reached it.
+    pub(in crate::carrier) async fn start(network: Arc<Network>, transport: Transport) -> Self {
+        Self::try_start(network, transport).await.unwrap()
+    }
+
+    pub(in crate::carrier) async fn try_start(
+        network: Arc<Network>,
+        transport: Transport,
+    ) -> Result<Self, Vec<AttemptError>> {
+        let certificate = certificate();
+        let udp = MemoryUdp::open(&network, Some(EDGE));
+        let (edge_endpoint, edge_socket) =
+            edge_endpoint_over(Some(udp), EndpointConfig::default(), certificate.server, 10)
+                .unwrap();
+        let websockets = Arc::new(Mutex::new(JoinSet::new()));
+        let ways = Arc::new(MemoryWays {
+            network: network.clone(),
+            edge: edge_socket.clone(),
+            tasks: websockets.clone(),
+        });
+        let race = Race {
+            quic: certificate.client,
+            endpoint: EndpointConfig::default(),
+            server_name: "edge.test".into(),
+            edge: vec![EDGE],
+            ways,
+        };
+        let accepting = tokio::spawn({
+            let endpoint = edge_endpoint.clone();
+            async move {
+                loop {
+                    // Of the handshakes in a race, the one that gets through is the agent's.
+                    let incoming = endpoint.accept().await.unwrap();
+                    if let Ok(connection) = incoming.await {
+                        return connection;
+                    }
+                }
+            }
+        });
+        let mut failed = Vec::new();
+        let Some(established) = race.run(transport, &mut failed).await else {
+            accepting.abort();
+            return Err(failed);
+        };
+        let agent = established.connection.clone();
+        let agent_endpoint = established.endpoint.clone();
+        let (changes, changed) = mpsc::channel(8);
+        let (driver, carrier) = race.drive(established, transport, changed);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(driver.run());
+        tasks.spawn(serve(agent.clone()));
+        Ok(Self {
+            network,
+            edge_socket,
+            carrier,
+            changes,
+            edge: accepting.await.unwrap(),
+            agent,
+            edge_endpoint,
+            agent_endpoint,
+            tasks,
+            websockets,
+        })
+    }
+
+    /// Send `up` bytes to the agent and take `down` bytes from it, and check them all.
+    pub(in crate::carrier) fn converse(&self, stream: u64, up: usize, down: usize) -> Conversation {
+        let edge = self.edge.clone();
+        let conversation = async move {
+            let (mut send, mut recv) = edge.open_bi().await.map_err(|err| err.to_string())?;
+            let asking = async {
+                for number in [stream, up as u64, down as u64] {
+                    send.write_all(&number.to_be_bytes())
+                        .await
+                        .map_err(|err| err.to_string())?;
+                }
+                send.write_all(&noise(stream, up))
+                    .await
+                    .map_err(|err| err.to_string())?;
+                send.finish().map_err(|err| err.to_string())
+            };
+            let listening = async {
+                recv.read_to_end(down + 1)
+                    .await
+                    .map_err(|err| err.to_string())
+            };
+            let (asked, heard) = tokio::join!(asking, listening);
+            asked?;
+            match heard? == noise(!stream, down) {
+                true => Ok(()),
+                false => Err(format!("stream {stream}: other bytes came back")),
+            }
+        };
+        Box::pin(async move {
+            let ended = timeout(CONVERSATION, conversation).await;
+            ended.unwrap_or_else(|_| Err(format!("stream {stream} never ended")))
+        })
+    }
+
+    /// Wait until the agent sends over this carrier.
+    pub(in crate::carrier) async fn moved_to(&mut self, carrier: Carrier) {
+        let moved = self.carrier.wait_for(|state| state.carrier == carrier);
+        timeout(CONVERSATION, moved)
+            .await
+            .expect("moves in time")
+            .unwrap();
+    }
+
+    /// End the connection and see that nothing is left of it.
+    pub(in crate::carrier) async fn end(mut self) {
+        self.agent.close(0_u32.into(), b"done");
+        timeout(CONVERSATION, async {
+            while self.tasks.join_next().await.is_some() {}
+            self.agent_endpoint.wait_idle().await;
+            self.edge_endpoint.wait_idle().await;
+        })
+        .await
+        .expect("everything ends");
+        self.network.tcp_moves(true);
+        let mut websockets = std::mem::take(&mut *self.websockets.lock().unwrap());
+        timeout(CONVERSATION, async {
+            while websockets.join_next().await.is_some() {}
+        })
+        .await
+        .expect("every websocket ends");
+        assert_eq!(self.edge_socket.websockets(), 0);
+    }
+}
+
+/// A conversation under way.
+pub(in crate::carrier) type Conversation = BoxFuture<'static, Result<(), String>>;
+
+/// The agent: answer each stream with the bytes it asks for, or not at all if it is not exact.
+async fn serve(connection: Connection) {
+    let mut conversations = JoinSet::new();
+    while let Ok((mut send, mut recv)) = connection.accept_bi().await {
+        conversations.spawn(async move {
+            let mut head = [0; 24];
+            recv.read_exact(&mut head).await.ok()?;
+            let [stream, up, down] = [0, 8, 16].map(|at| {
+                let number = head[at..at + 8].try_into().expect("eight bytes");
+                u64::from_be_bytes(number)
+            });
+            let answering = async { send.write_all(&noise(!stream, down as usize)).await.ok() };
+            let listening = async { recv.read_to_end(up as usize + 1).await.ok() };
+            let (answered, heard) = tokio::join!(answering, listening);
+            answered?;
+            match heard? == noise(stream, up as usize) {
+                true => send.finish().ok(),
+                false => send.reset(1_u32.into()).ok(),
+            }
+        });
+    }
+}

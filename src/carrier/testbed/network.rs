@@ -1,0 +1,179 @@
+//! The weather: what the network does to packets at the moment.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use tokio::{sync::watch, time::Instant};
+
+use super::{noise::Dice, udp::Mailbox};
+
+/// Where the edge's UDP socket is.
+pub(in crate::carrier) const EDGE: SocketAddr = SocketAddr::V4(std::net::SocketAddrV4::new(
+    std::net::Ipv4Addr::new(192, 0, 2, 1),
+    443,
+));
+
+/// How fast UDP is, either way, in bytes per second: a transfer of a few megabytes takes a while.
+const RATE: u64 = 4_000_000;
+
+/// How long a packet may wait for its turn before it is dropped.
+const QUEUE: Duration = Duration::from_millis(50);
+
+/// What the network is like.
+#[derive(Clone, Debug)]
+pub(in crate::carrier) struct Weather {
+    pub(in crate::carrier) delay: Duration,
+    /// Up to this much more, so that packets overtake each other.
+    pub(in crate::carrier) jitter: Duration,
+    pub(in crate::carrier) loss: f64,
+    pub(in crate::carrier) to_edge: bool,
+    pub(in crate::carrier) to_agent: bool,
+    /// Whether WebSockets can be dialled.
+    pub(in crate::carrier) dialling: bool,
+}
+
+pub(in crate::carrier) struct Network {
+    state: Mutex<State>,
+    /// Whether TCP moves, and how many times all TCP connections have been cut.
+    pub(super) tcp: watch::Sender<Tcp>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tcp {
+    pub(super) moves: bool,
+    pub(super) cuts: u32,
+}
+
+struct State {
+    dice: Dice,
+    weather: Weather,
+    mailboxes: HashMap<SocketAddr, Arc<Mailbox>>,
+    /// The agent's address as the world sees it.
+    nat: u8,
+    next_port: u16,
+    /// When the last packet to the edge, and the last one to the agent, will have left.
+    busy_until: [Instant; 2],
+}
+
+impl Network {
+    pub(in crate::carrier) fn new(seed: u64) -> Arc<Self> {
+        Arc::new(Self {
+            state: Mutex::new(State {
+                dice: Dice::new(seed),
+                weather: Weather {
+                    delay: Duration::from_millis(10),
+                    jitter: Duration::ZERO,
+                    loss: 0.0,
+                    to_edge: true,
+                    to_agent: true,
+                    dialling: true,
+                },
+                mailboxes: HashMap::new(),
+                nat: 1,
+                next_port: 50_000,
+                busy_until: [Instant::now(); 2],
+            }),
+            tcp: watch::channel(Tcp {
+                moves: true,
+                cuts: 0,
+            })
+            .0,
+        })
+    }
+
+    pub(in crate::carrier) fn weather(&self) -> Weather {
+        self.lock().weather.clone()
+    }
+
+    pub(in crate::carrier) fn change(&self, change: impl FnOnce(&mut Weather)) {
+        change(&mut self.lock().weather);
+    }
+
+    /// Let UDP pass, or drop all of it.
+    pub(in crate::carrier) fn udp(&self, passes: bool) {
+        self.change(|weather| (weather.to_edge, weather.to_agent) = (passes, passes));
+    }
+
+    /// Let TCP move, or hold everything back as a dead link does.
+    pub(in crate::carrier) fn tcp_moves(&self, moves: bool) {
+        self.tcp.send_modify(|tcp| tcp.moves = moves);
+    }
+
+    /// Cut all TCP connections.
+    pub(in crate::carrier) fn cut_tcp(&self) {
+        self.tcp.send_modify(|tcp| tcp.cuts += 1);
+    }
+
+    /// Give the agent another public address, as a NAT does that has forgotten it.
+    pub(in crate::carrier) fn rebind_nat(&self) {
+        let mut state = self.lock();
+        state.nat = state.nat.wrapping_add(1).max(1);
+    }
+
+    pub(super) fn open(&self, addr: Option<SocketAddr>) -> (SocketAddr, Arc<Mailbox>) {
+        let mut state = self.lock();
+        let addr = addr.unwrap_or_else(|| {
+            state.next_port += 1;
+            ([10, 0, 0, 1], state.next_port).into()
+        });
+        let mailbox = Arc::new(Mailbox::default());
+        state.mailboxes.insert(addr, mailbox.clone());
+        (addr, mailbox)
+    }
+
+    pub(super) fn close(&self, addr: SocketAddr) {
+        self.lock().mailboxes.remove(&addr);
+    }
+
+    /// Carry a datagram, if the weather lets it.
+    pub(super) fn carry(&self, from: SocketAddr, to: SocketAddr, datagram: &[u8]) {
+        let mut state = self.lock();
+        let weather = state.weather.clone();
+        let (open, from, to) = match from == EDGE {
+            true => match inside(to, state.nat) {
+                Some(to) => (weather.to_agent, from, to),
+                None => return,
+            },
+            false => (weather.to_edge, outside(from, state.nat), to),
+        };
+        if !open || state.dice.chance(weather.loss) {
+            return;
+        }
+        let late = match weather.jitter.as_micros() as u64 {
+            0 => 0,
+            jitter => state.dice.below(jitter),
+        };
+        let Some(mailbox) = state.mailboxes.get(&to).cloned() else {
+            return;
+        };
+        let now = Instant::now();
+        let busy_until = &mut state.busy_until[usize::from(from == EDGE)];
+        let turn = now.max(*busy_until);
+        if turn > now + QUEUE {
+            return;
+        }
+        *busy_until = turn + Duration::from_micros(datagram.len() as u64 * 1_000_000 / RATE);
+        let due = *busy_until + weather.delay + Duration::from_micros(late);
+        drop(state);
+        mailbox.put(due, from, datagram.to_vec());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+}
+
+/// The public address that the NAT gives to one of the agent's.
+fn outside(agent: SocketAddr, nat: u8) -> SocketAddr {
+    ([198, 51, 100, nat], agent.port()).into()
+}
+
+/// The agent's address behind a public one, while it is still valid.
+fn inside(public: SocketAddr, nat: u8) -> Option<SocketAddr> {
+    let port = public.port();
+    (public == outside(public, nat)).then_some(([10, 0, 0, 1], port).into())
+}

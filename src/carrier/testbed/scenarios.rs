@@ -1,0 +1,335 @@
+//! What the carriers survive.
+
+use std::time::Duration;
+
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+
+use super::{Lab, network::Network, noise::Dice};
+use crate::carrier::{Carrier, Transport, network::Change};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[tokio::test(start_paused = true)]
+async fn a_conversation_over_udp_is_exact() {
+    let lab = Lab::start(Network::new(1), Transport::Auto).await;
+
+    lab.converse(1, 100_000, 300_000).await.unwrap();
+
+    assert_eq!(lab.carrier.borrow().carrier, Carrier::Udp);
+    lab.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_conversation_over_a_websocket_is_exact() {
+    let lab = Lab::start(Network::new(1), Transport::Websocket).await;
+
+    lab.converse(1, 100_000, 300_000).await.unwrap();
+
+    assert_eq!(lab.carrier.borrow().carrier, Carrier::WebSocket);
+    lab.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_udp_is_blocked_an_agent_starts_on_a_websocket_within_a_second() {
+    let network = Network::new(1);
+    network.udp(false);
+    network.change(|weather| weather.delay = Duration::from_millis(20));
+    let started = Instant::now();
+
+    let lab = Lab::start(network, Transport::Auto).await;
+    lab.converse(1, 100, 100).await.unwrap();
+
+    assert!(started.elapsed() < SECOND, "{:?}", started.elapsed());
+    assert_eq!(lab.carrier.borrow().carrier, Carrier::WebSocket);
+    lab.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_nothing_passes_both_attempts_say_so() {
+    let network = Network::new(1);
+    network.udp(false);
+    network.change(|weather| weather.dialling = false);
+
+    let failed = Lab::try_start(network, Transport::Auto)
+        .await
+        .err()
+        .unwrap();
+
+    let failed: Vec<_> = failed.iter().map(ToString::to_string).collect();
+    assert_eq!(failed.len(), 2, "{failed:?}");
+    assert!(
+        failed
+            .iter()
+            .any(|text| text.starts_with("websocket: no answer from edge"))
+    );
+    assert!(
+        failed
+            .iter()
+            .any(|text| text.starts_with("udp to 192.0.2.1:443: no answer"))
+    );
+}
+
+/// How long until a transfer goes on after `change`: until its receiver has 50 KB more than what
+/// was on the way.
+async fn stall(up: usize, down: usize, change: impl FnOnce(&Network)) -> (Lab, Duration) {
+    let network = Network::new(7);
+    network.change(|weather| weather.delay = Duration::from_millis(20));
+    let lab = Lab::start(network.clone(), Transport::Auto).await;
+    let transfer = tokio::spawn(lab.converse(1, up, down));
+    let receiver = if down > up {
+        lab.edge.clone()
+    } else {
+        lab.agent.clone()
+    };
+    sleep(SECOND / 2).await;
+
+    change(&network);
+    let changed = Instant::now();
+    sleep(Duration::from_millis(50)).await;
+    let arrived = receiver.stats().udp_rx.bytes;
+    while receiver.stats().udp_rx.bytes < arrived + 50_000 {
+        assert!(changed.elapsed() < 20 * SECOND, "it never went on");
+        sleep(Duration::from_millis(5)).await;
+    }
+    let stalled = changed.elapsed();
+    transfer.await.unwrap().unwrap();
+    (lab, stalled)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_download_goes_on_over_a_websocket_when_udp_dies() {
+    let (lab, stalled) = stall(0, 8 << 20, |network| network.udp(false)).await;
+
+    assert!(stalled < SECOND * 3 / 2, "{stalled:?}");
+    assert_eq!(lab.carrier.borrow().carrier, Carrier::WebSocket);
+    lab.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upload_goes_on_over_a_websocket_when_udp_dies() {
+    let (lab, stalled) = stall(8 << 20, 0, |network| network.udp(false)).await;
+
+    assert!(stalled < SECOND * 3 / 2, "{stalled:?}");
+    lab.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_download_goes_on_when_udp_dies_on_the_way_to_the_agent_alone() {
+    let (lab, stalled) = stall(0, 8 << 20, |network| {
+        network.change(|weather| weather.to_agent = false)
+    })
+    .await;
+
+    assert!(stalled < SECOND * 2, "{stalled:?}");
+    lab.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn udp_is_used_again_within_half_a_minute_after_it_heals() {
+    let network = Network::new(3);
+    let mut lab = Lab::start(network.clone(), Transport::Auto).await;
+    for _ in 0..3 {
+        let transfer = tokio::spawn(lab.converse(1, 100, 2 << 20));
+        network.udp(false);
+        lab.moved_to(Carrier::WebSocket).await;
+        sleep(30 * SECOND).await;
+        transfer.await.unwrap().unwrap();
+
+        network.udp(true);
+        let healed = Instant::now();
+        lab.moved_to(Carrier::Udp).await;
+
+        assert!(healed.elapsed() < 30 * SECOND, "{:?}", healed.elapsed());
+        lab.converse(2, 100_000, 100_000).await.unwrap();
+    }
+    lab.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_websocket_is_replaced_at_once() {
+    let network = Network::new(3);
+    network.udp(false);
+    let lab = Lab::start(network.clone(), Transport::Auto).await;
+    let transfer = tokio::spawn(lab.converse(1, 100_000, 4 << 20));
+    sleep(SECOND / 2).await;
+    assert!(!transfer.is_finished());
+
+    network.cut_tcp();
+    let cut = Instant::now();
+    lab.converse(2, 100, 100).await.unwrap();
+
+    assert!(cut.elapsed() < SECOND, "{:?}", cut.elapsed());
+    transfer.await.unwrap().unwrap();
+    lab.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_websocket_does_not_hold_what_udp_could_carry() {
+    let network = Network::new(3);
+    network.udp(false);
+    let mut lab = Lab::start(network.clone(), Transport::Auto).await;
+    let up = tokio::spawn(lab.converse(1, 6 << 20, 100));
+    let down = tokio::spawn(lab.converse(2, 100, 6 << 20));
+    sleep(SECOND / 2).await;
+    assert!(!up.is_finished() && !down.is_finished());
+
+    network.tcp_moves(false);
+    network.udp(true);
+    let changed = Instant::now();
+    lab.moved_to(Carrier::Udp).await;
+    lab.converse(3, 100, 100).await.unwrap();
+
+    assert!(changed.elapsed() < 3 * SECOND, "{:?}", changed.elapsed());
+    up.await.unwrap().unwrap();
+    down.await.unwrap().unwrap();
+    lab.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_another_carrier_udp_goes_on_soon_after_ten_seconds_of_nothing() {
+    let network = Network::new(3);
+    network.change(|weather| weather.delay = Duration::from_millis(20));
+    let lab = Lab::start(network.clone(), Transport::Quic).await;
+    let up = tokio::spawn(lab.converse(1, 6 << 20, 100));
+    let down = tokio::spawn(lab.converse(2, 100, 6 << 20));
+    sleep(SECOND / 2).await;
+    network.udp(false);
+    sleep(10 * SECOND).await;
+
+    network.udp(true);
+    let healed = Instant::now();
+    lab.converse(3, 100, 100).await.unwrap();
+
+    assert!(healed.elapsed() < SECOND / 2, "{:?}", healed.elapsed());
+    up.await.unwrap().unwrap();
+    down.await.unwrap().unwrap();
+    lab.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_stays_where_it_is_and_hardly_probes() {
+    let network = Network::new(3);
+    let lab = Lab::start(network, Transport::Auto).await;
+    lab.converse(1, 100, 100).await.unwrap();
+    sleep(SECOND).await;
+    let before = lab.agent.stats().udp_tx.datagrams;
+
+    sleep(60 * SECOND).await;
+
+    assert_eq!(lab.carrier.borrow().carrier, Carrier::Udp);
+    let sent = lab.agent.stats().udp_tx.datagrams - before;
+    assert!(sent < 60, "{sent} datagrams");
+    lab.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flapping_network_fails_no_request() {
+    let network = Network::new(11);
+    network.change(|weather| weather.delay = Duration::from_millis(20));
+    let lab = Lab::start(network.clone(), Transport::Auto).await;
+    let mut requests = JoinSet::new();
+    requests.spawn(lab.converse(1, 100, 16 << 20));
+    for tick in 0..20 * 60_u64 {
+        match tick % (7 * 20) {
+            0 => network.udp(true),
+            100 => network.udp(false),
+            _ => {}
+        }
+        requests.spawn(lab.converse(2 + tick, 200, 2_000));
+        sleep(SECOND / 20).await;
+    }
+    network.udp(true);
+
+    while let Some(ended) = requests.join_next().await {
+        ended.unwrap().unwrap();
+    }
+    lab.end().await;
+}
+
+/// One run of weather that changes every few hundred milliseconds, by the seed.
+async fn storm(seed: u64) {
+    let network = Network::new(seed);
+    let mut dice = Dice::new(seed ^ 0x5707);
+    network.change(|weather| {
+        weather.delay = Duration::from_millis(1 + dice.below(60));
+        weather.jitter = Duration::from_millis(dice.below(15));
+    });
+    let lab = Lab::start(network.clone(), Transport::Auto).await;
+    let mut requests = JoinSet::new();
+    // Enough that something is on the way whatever happens when.
+    let mut stream = 1;
+    requests.spawn(lab.converse(stream, 1 << 20, 1 << 20));
+    for _ in 0..8 + dice.below(8) {
+        for _ in 0..dice.below(4) {
+            stream += 1;
+            let up = dice.size();
+            let down = dice.size();
+            requests.spawn(lab.converse(stream, up, down));
+        }
+        match dice.below(12) {
+            0 | 1 => network.udp(false),
+            2 => network.change(|weather| weather.to_edge = false),
+            3 => network.change(|weather| weather.to_agent = false),
+            4 => network.change(|weather| weather.loss = dice.below(30) as f64 / 100.0),
+            5 => network.cut_tcp(),
+            6 => network.tcp_moves(false),
+            7 => network.rebind_nat(),
+            8 => network.change(|weather| weather.dialling = !weather.dialling),
+            9 => {
+                let now = [10, 0, 0, dice.below(250) as u8].into();
+                lab.changes.send(Change::Address { now }).await.unwrap();
+            }
+            10 => {
+                let after = SECOND * 60;
+                lab.changes.send(Change::Woke { after }).await.unwrap();
+            }
+            _ => {}
+        }
+        sleep(Duration::from_millis(50 + dice.below(1_200))).await;
+        // Never everything at once for longer than a connection survives.
+        match dice.below(3) {
+            0 => network.udp(true),
+            1 => network.tcp_moves(true),
+            _ => {}
+        }
+    }
+    network.udp(true);
+    network.tcp_moves(true);
+    network.change(|weather| (weather.loss, weather.dialling) = (0.0, true));
+
+    while let Some(ended) = requests.join_next().await {
+        if let Err(err) = ended.unwrap() {
+            panic!("seed {seed}: {err}");
+        }
+    }
+    lab.end().await;
+}
+
+fn storms(seeds: std::ops::Range<u64>) {
+    for seed in seeds {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        runtime.block_on(storm(seed));
+    }
+}
+
+#[test]
+fn streams_are_exact_in_storms_0_to_99() {
+    storms(0..100);
+}
+
+#[test]
+fn streams_are_exact_in_storms_100_to_199() {
+    storms(100..200);
+}
+
+#[test]
+fn streams_are_exact_in_storms_200_to_299() {
+    storms(200..300);
+}
