@@ -3,7 +3,10 @@
 //! Each attempt is a QUIC handshake of its own, because a server answers a handshake to where it
 //! began. After it the connection may use either carrier.
 
-use std::{error::Error, fmt, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    error::Error, fmt, io, net::SocketAddr, ops::RangeInclusive, pin::pin, sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
@@ -25,10 +28,10 @@ use super::{
     Carrier, Transport,
     agent_socket::AgentSocket,
     bind,
-    hop::{self, Answer, Hop, HopError, STAGGER},
+    hop::{self, Answer, HOP, Hop, HopError, STAGGER},
     lines::{Lines, Upgraded},
     network,
-    path::{CarrierState, Driver, Established, Ways},
+    path::{CarrierState, Driver, Established, Watch, Ways},
     proxy::{self, Proxy},
     switch::{EDGE, Switch, UdpRoute},
     upgrade::{WEBSOCKET_PATH, upgrade_request},
@@ -37,6 +40,9 @@ use super::{
 /// UDP's advantage in the race: a handshake on a 100 ms path with a round trip to spare. Where UDP
 /// is blocked it is the price of every start.
 const HEAD_START: Duration = Duration::from_millis(250);
+
+/// How long UDP may keep a WebSocket waiting for DNS, which a proxy does for itself.
+const RESOLVE: Duration = Duration::from_secs(2);
 
 /// How long a QUIC handshake may take: it repeats lost packets after 1, 2 and 4 s.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -70,8 +76,6 @@ pub struct Dialed {
     pub endpoint: Endpoint,
     pub carrier: watch::Receiver<CarrierState>,
     pub driver: Driver,
-    /// Reports changes of the network to the driver; to be run beside it. Ends with it.
-    pub watcher: BoxFuture<'static, ()>,
 }
 
 /// No carrier brought a connection.
@@ -93,7 +97,7 @@ pub enum AttemptError {
         #[source]
         hop: HopError,
     },
-    #[error("{carrier}: the edge ended the handshake")]
+    #[error("{carrier}: no QUIC connection with the edge")]
     Quic {
         carrier: Carrier,
         #[source]
@@ -113,11 +117,11 @@ pub enum AttemptError {
 
 /// Reach the edge over the first carrier that brings a QUIC connection.
 pub async fn dial(config: DialConfig) -> Result<Dialed, DialError> {
-    let ways = Arc::new(RealWays(config.clone()));
     let host = config.host.clone();
     let resolved = match config.transport {
         Transport::Websocket => Ok(Vec::new()),
-        _ => hop::resolve(&host, config.port).await,
+        Transport::Quic => hop::resolve(&host, config.port, HOP).await,
+        Transport::Auto => hop::resolve(&host, config.port, RESOLVE).await,
     };
     let mut attempts = Vec::new();
     let edge = resolved.unwrap_or_else(|hop| {
@@ -125,13 +129,7 @@ pub async fn dial(config: DialConfig) -> Result<Dialed, DialError> {
         attempts.push(AttemptError::Hop { carrier, hop });
         Vec::new()
     });
-    let race = Race {
-        quic: config.quic,
-        endpoint: config.endpoint,
-        server_name: config.server_name,
-        edge,
-        ways: ways.clone(),
-    };
+    let race = Race::new(&config, edge);
     let established = match race.run(config.transport, &mut attempts).await {
         Some(established) => established,
         None => return Err(DialError { host, attempts }),
@@ -140,15 +138,18 @@ pub async fn dial(config: DialConfig) -> Result<Dialed, DialError> {
     hops.truncate(1);
     hops.extend(established.lines.peer());
     let (changed, changes) = mpsc::channel(CHANGES);
+    let network = Watch {
+        changes,
+        watcher: Some(Box::pin(network::watch(hops, changed))),
+    };
     let connection = established.connection.clone();
     let endpoint = established.endpoint.clone();
-    let (driver, carrier) = race.drive(established, config.transport, changes);
+    let (driver, carrier) = race.drive(established, config.transport, network);
     Ok(Dialed {
         connection,
         endpoint,
         carrier,
         driver,
-        watcher: Box::pin(network::watch(hops, changed)),
     })
 }
 
@@ -211,6 +212,17 @@ pub(super) struct Race {
 }
 
 impl Race {
+    /// Race in the real world, to these UDP addresses and the WebSocket of `config`.
+    pub(super) fn new(config: &DialConfig, edge: Vec<SocketAddr>) -> Self {
+        Self {
+            quic: config.quic.clone(),
+            endpoint: config.endpoint.clone(),
+            server_name: config.server_name.clone(),
+            edge,
+            ways: Arc::new(RealWays(config.clone())),
+        }
+    }
+
     /// Run the race; the losers' failures are added to `failed`.
     pub(super) async fn run(
         &self,
@@ -260,7 +272,7 @@ impl Race {
         &self,
         established: Established,
         transport: Transport,
-        changes: mpsc::Receiver<network::Change>,
+        network: Watch,
     ) -> (Driver, watch::Receiver<CarrierState>) {
         // Without an address for UDP there is one carrier, whatever was asked for.
         let transport = match self.edge.is_empty() {
@@ -268,7 +280,7 @@ impl Race {
             false => transport,
         };
         let reason = format!("reached over {}", established.switch.current());
-        Driver::new(established, transport, self.ways.clone(), changes, &reason)
+        Driver::new(established, transport, self.ways.clone(), network, &reason)
     }
 
     async fn over_udp(&self) -> Result<Established, Vec<AttemptError>> {
@@ -389,8 +401,9 @@ impl DialError {
     }
 }
 
-/// QUIC's codes for TLS alerts about certificates: 0x100 and the alert (RFC 9001 §4.8, RFC 8446 §6).
-const CERTIFICATE_ALERTS: std::ops::RangeInclusive<u64> = 0x12a..=0x130;
+/// QUIC's codes for what TLS says about a certificate, from `bad_certificate` to `decrypt_error` (a
+/// wrong signature): 0x100 and the alert (RFC 9001 §4.8, RFC 8446 §6).
+const CERTIFICATE_ALERTS: RangeInclusive<u64> = 0x12a..=0x133;
 
 impl fmt::Display for DialError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

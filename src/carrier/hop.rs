@@ -112,13 +112,17 @@ impl fmt::Display for Hop {
 }
 
 /// Resolve a host to a few addresses, families alternating.
-pub(super) async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, HopError> {
+pub(super) async fn resolve(
+    host: &str,
+    port: u16,
+    limit: Duration,
+) -> Result<Vec<SocketAddr>, HopError> {
     let failed = |err| HopError::Resolve {
         host: host.into(),
         err,
     };
     let bare = host.trim_start_matches('[').trim_end_matches(']');
-    let found = timeout(HOP, lookup_host((bare, port))).await;
+    let found = timeout(limit, lookup_host((bare, port))).await;
     let found = found
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
         .map_err(failed)?;

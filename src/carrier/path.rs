@@ -51,17 +51,21 @@ pub struct CarrierState {
 
 /// Watches and moves one connection. Does nothing unless [`run`](Self::run) is polled.
 pub struct Driver {
-    connection: Connection,
-    endpoint: Endpoint,
+    on: Established,
     transport: Transport,
-    switch: Arc<Switch>,
-    face: Arc<AgentSocket>,
     ways: Arc<dyn Ways>,
     judge: Judge,
-    lines: Lines,
     changes: mpsc::Receiver<Change>,
+    /// Reports changes of the network.
+    watcher: Option<BoxFuture<'static, ()>>,
     state: watch::Sender<CarrierState>,
     refreshed: Instant,
+}
+
+/// Where reports of the network's changes come from, and what has to be polled for them.
+pub(super) struct Watch {
+    pub(super) changes: mpsc::Receiver<Change>,
+    pub(super) watcher: Option<BoxFuture<'static, ()>>,
 }
 
 /// What a connection and its carriers are when the handshake is done.
@@ -73,30 +77,47 @@ pub(super) struct Established {
     pub(super) lines: Lines,
 }
 
+impl Established {
+    /// Send over this carrier from now on, and let the edge know.
+    pub(super) fn send_over(&mut self, carrier: Carrier) {
+        self.switch.select(carrier);
+        self.speak_up();
+    }
+
+    /// Have something sent over the current carrier now, so that the edge learns of it.
+    ///
+    /// quinn pings when its socket has changed, unless too much is in flight; then what was sent
+    /// last is sent again.
+    fn speak_up(&mut self) {
+        self.switch.send_last_again();
+        let face = AgentSocket::new(self.switch.clone());
+        if self.endpoint.rebind_abstract(face.clone()).is_ok() {
+            std::mem::replace(&mut self.face, face).retire();
+        }
+    }
+}
+
 impl Driver {
     pub(super) fn new(
-        established: Established,
+        on: Established,
         transport: Transport,
         ways: Arc<dyn Ways>,
-        changes: mpsc::Receiver<Change>,
+        network: Watch,
         reason: &str,
     ) -> (Self, watch::Receiver<CarrierState>) {
-        let carrier = established.switch.current();
+        let carrier = on.switch.current();
         let (state, watched) = watch::channel(CarrierState {
             carrier,
             reason: reason.into(),
         });
         let now = Instant::now();
         let driver = Self {
-            connection: established.connection,
-            endpoint: established.endpoint,
+            on,
             transport,
-            switch: established.switch,
-            face: established.face,
             ways,
             judge: Judge::new(transport, carrier, now),
-            lines: established.lines,
-            changes,
+            changes: network.changes,
+            watcher: network.watcher,
             state,
             refreshed: now,
         };
@@ -106,39 +127,42 @@ impl Driver {
     /// Keep the connection going until it is closed, by either end or for lack of any network.
     ///
     /// Returns when the farewell is sent, or not possible. Dropped, it leaves the connection on
-    /// the carrier it is on, and closes its WebSocket.
+    /// the carrier it is on, and closes its WebSocket. It keeps the connection open by itself:
+    /// close it, dropping it is not enough.
     pub async fn run(mut self) {
-        let connection = self.connection.clone();
+        let mut watcher = self.watcher.take();
+        let connection = self.on.connection.clone();
         let mut closed = pin!(connection.closed());
         loop {
             let sight = self.sight();
             let acts = self.judge.look(&sight);
             self.perform(acts);
             let idle = self.judge.may_sleep(&sight);
-            let switch = self.switch.clone();
+            let switch = self.on.switch.clone();
             tokio::select! {
                 biased;
                 _ = &mut closed => break,
-                event = self.lines.next() => self.line_event(event),
+                event = self.on.lines.next() => self.line_event(event),
                 Some(change) = self.changes.recv() => self.network_changed(&change),
+                () = async { watcher.as_mut().expect("is some").await }, if watcher.is_some() => watcher = None,
                 () = switch.something_happens(), if idle.is_some() => {}
                 () = sleep(idle.unwrap_or(Judge::pace())) => {}
             }
-            for edge in self.switch.take_answers() {
+            for edge in self.on.switch.take_answers() {
                 self.prefer(edge);
                 self.judge.probe_answered();
             }
             self.forget_previous_udp();
         }
-        let _ = timeout(FAREWELL, self.endpoint.wait_idle()).await;
+        let _ = timeout(FAREWELL, self.on.endpoint.wait_idle()).await;
     }
 
     fn sight(&self) -> Sight {
         Sight {
             now: Instant::now(),
-            udp: self.switch.udp_seen(),
-            websocket: self.switch.websocket_seen(),
-            rtt: self.connection.rtt(),
+            udp: self.on.switch.udp_seen(),
+            websocket: self.on.switch.websocket_seen(),
+            rtt: self.on.connection.rtt(),
         }
     }
 
@@ -146,8 +170,8 @@ impl Driver {
         let now = Instant::now();
         let acts = match event {
             LineEvent::Dialled(Ok(upgraded)) => {
-                let line = self.lines.carry(upgraded, self.switch.arrivals());
-                self.switch.set_websocket(Some(line));
+                let line = self.on.lines.carry(upgraded, self.on.switch.arrivals());
+                self.on.switch.set_websocket(Some(line));
                 self.judge.websocket_up(now)
             }
             LineEvent::Dialled(Err(err)) => {
@@ -156,7 +180,7 @@ impl Driver {
                 Vec::new()
             }
             LineEvent::Ended(_, ended) => {
-                self.switch.set_websocket(None);
+                self.on.switch.set_websocket(None);
                 self.judge.websocket_lost(now, &ended.to_string())
             }
         };
@@ -174,29 +198,28 @@ impl Driver {
     fn perform(&mut self, acts: Vec<Act>) {
         for act in acts {
             match act {
-                Act::Probe => self.switch.probe_udp(),
-                Act::Dial => self.lines.dial(&*self.ways),
+                Act::Probe => self.on.switch.probe_udp(),
+                Act::Dial => self.on.lines.dial(&*self.ways),
                 Act::HangUp => {
-                    self.lines.hang_up();
-                    self.switch.set_websocket(None);
+                    self.on.lines.hang_up();
+                    self.on.switch.set_websocket(None);
                 }
                 Act::Move { to, reason } => self.move_to(to, reason),
                 Act::Refresh => self.refresh(),
             }
         }
-        self.switch.set_doubt(self.judge.in_doubt());
+        self.on.switch.set_doubt(self.judge.in_doubt());
     }
 
     fn move_to(&mut self, carrier: Carrier, reason: String) {
-        if carrier != self.switch.current() {
+        if carrier != self.on.switch.current() {
             info!(%carrier, reason, "carrier changed");
             self.state.send_replace(CarrierState {
                 carrier,
                 reason: reason.into(),
             });
         }
-        self.switch.select(carrier);
-        self.speak_up();
+        self.on.send_over(carrier);
     }
 
     /// Use a new UDP port: a NAT may have forgotten the old one, and a change of address makes the
@@ -205,8 +228,8 @@ impl Driver {
         let now = Instant::now();
         if self.transport != Transport::Websocket && now >= self.refreshed + REFRESH {
             self.refreshed = now;
-            match (self.ways.bind(), self.switch.udp_route()) {
-                (Ok(socket), Some(before)) => self.switch.set_udp(UdpRoute {
+            match (self.ways.bind(), self.on.switch.udp_route()) {
+                (Ok(socket), Some(before)) => self.on.switch.set_udp(UdpRoute {
                     socket,
                     previous: Some(before.socket),
                     edge: before.edge,
@@ -215,33 +238,21 @@ impl Driver {
                 (Ok(_), None) => {}
             }
         }
-        self.speak_up();
-    }
-
-    /// Have something sent over the current carrier now, so that the edge learns of it.
-    ///
-    /// quinn pings when its socket has changed, unless too much is in flight; then what was sent
-    /// last is sent again.
-    fn speak_up(&mut self) {
-        self.switch.send_last_again();
-        let face = AgentSocket::new(self.switch.clone());
-        if self.endpoint.rebind_abstract(face.clone()).is_ok() {
-            std::mem::replace(&mut self.face, face).retire();
-        }
+        self.on.speak_up();
     }
 
     /// Send to the address that answers, if the one in use may not.
     fn prefer(&self, edge: SocketAddr) {
-        let Some(mut route) = self.switch.udp_route() else {
+        let Some(mut route) = self.on.switch.udp_route() else {
             return;
         };
-        let in_use = self.switch.current() == Carrier::Udp && !self.judge.in_doubt();
+        let in_use = self.on.switch.current() == Carrier::Udp && !self.judge.in_doubt();
         if in_use || route.edge.first() == Some(&edge) {
             return;
         }
         if let Some(at) = route.edge.iter().position(|known| *known == edge) {
             route.edge.swap(0, at);
-            self.switch.set_udp(route);
+            self.on.switch.set_udp(route);
         }
     }
 
@@ -249,10 +260,10 @@ impl Driver {
         if Instant::now() < self.refreshed + PREVIOUS {
             return;
         }
-        if let Some(route) = self.switch.udp_route()
+        if let Some(route) = self.on.switch.udp_route()
             && route.previous.is_some()
         {
-            self.switch.set_udp(UdpRoute {
+            self.on.switch.set_udp(UdpRoute {
                 previous: None,
                 ..route
             });

@@ -104,7 +104,7 @@ pub(super) async fn connect(
 }
 
 async fn direct(hop: &Hop, host: &str, port: u16) -> Result<(Box<dyn Io>, SocketAddr), HopError> {
-    let addresses = hop::resolve(host, port).await?;
+    let addresses = hop::resolve(host, port, HOP).await?;
     let first = addresses[0];
     let tcp = hop::connect(hop, addresses).await?;
     let peer = tcp.peer_addr().unwrap_or(first);

@@ -1,6 +1,7 @@
 //! An edge, an agent, and conversations between them that check every byte.
 
 use std::{
+    error::Error,
     io,
     net::SocketAddr,
     sync::{Arc, Mutex},
@@ -29,7 +30,7 @@ use crate::carrier::{
     hop::{Hop, HopError},
     lines::Upgraded,
     network::Change,
-    path::{CarrierState, Ways},
+    path::{CarrierState, Watch, Ways},
 };
 
 /// Where the agent's TCP connections seem to come from.
@@ -136,7 +137,14 @@ impl Lab {
         let agent = established.connection.clone();
         let agent_endpoint = established.endpoint.clone();
         let (changes, changed) = mpsc::channel(8);
-        let (driver, carrier) = race.drive(established, transport, changed);
+        let (driver, carrier) = race.drive(
+            established,
+            transport,
+            Watch {
+                changes: changed,
+                watcher: None,
+            },
+        );
         let mut tasks = JoinSet::new();
         tasks.spawn(driver.run());
         tasks.spawn(serve(agent.clone()));
@@ -156,36 +164,7 @@ impl Lab {
 
     /// Send `up` bytes to the agent and take `down` bytes from it, and check them all.
     pub(in crate::carrier) fn converse(&self, stream: u64, up: usize, down: usize) -> Conversation {
-        let edge = self.edge.clone();
-        let conversation = async move {
-            let (mut send, mut recv) = edge.open_bi().await.map_err(|err| err.to_string())?;
-            let asking = async {
-                for number in [stream, up as u64, down as u64] {
-                    send.write_all(&number.to_be_bytes())
-                        .await
-                        .map_err(|err| err.to_string())?;
-                }
-                send.write_all(&noise(stream, up))
-                    .await
-                    .map_err(|err| err.to_string())?;
-                send.finish().map_err(|err| err.to_string())
-            };
-            let listening = async {
-                recv.read_to_end(down + 1)
-                    .await
-                    .map_err(|err| err.to_string())
-            };
-            let (asked, heard) = tokio::join!(asking, listening);
-            asked?;
-            match heard? == noise(!stream, down) {
-                true => Ok(()),
-                false => Err(format!("stream {stream}: other bytes came back")),
-            }
-        };
-        Box::pin(async move {
-            let ended = timeout(CONVERSATION, conversation).await;
-            ended.unwrap_or_else(|_| Err(format!("stream {stream} never ended")))
-        })
+        converse(self.edge.clone(), stream, up, down)
     }
 
     /// Wait until the agent sends over this carrier.
@@ -221,8 +200,36 @@ impl Lab {
 /// A conversation under way.
 pub(in crate::carrier) type Conversation = BoxFuture<'static, Result<(), String>>;
 
+/// The edge: send `up` bytes to the agent and take `down` bytes from it, and check them all.
+pub(super) fn converse(edge: Connection, stream: u64, up: usize, down: usize) -> Conversation {
+    let conversation = async move {
+        let (mut send, mut recv) = edge.open_bi().await?;
+        let asking = async {
+            for number in [stream, up as u64, down as u64] {
+                send.write_all(&number.to_be_bytes()).await?;
+            }
+            send.write_all(&noise(stream, up)).await?;
+            send.finish()?;
+            Ok::<_, Box<dyn Error + Send + Sync>>(())
+        };
+        let listening = recv.read_to_end(down + 1);
+        let (asked, heard) = tokio::join!(asking, listening);
+        asked?;
+        match heard? == noise(!stream, down) {
+            true => Ok::<_, Box<dyn Error + Send + Sync>>(()),
+            false => Err("other bytes came back".into()),
+        }
+    };
+    Box::pin(async move {
+        match timeout(CONVERSATION, conversation).await {
+            Ok(ended) => ended.map_err(|err| format!("stream {stream}: {err}")),
+            Err(_) => Err(format!("stream {stream} never ended")),
+        }
+    })
+}
+
 /// The agent: answer each stream with the bytes it asks for, or not at all if it is not exact.
-async fn serve(connection: Connection) {
+pub(super) async fn serve(connection: Connection) {
     let mut conversations = JoinSet::new();
     while let Ok((mut send, mut recv)) = connection.accept_bi().await {
         conversations.spawn(async move {

@@ -7,7 +7,10 @@ mod lab;
 mod network;
 mod noise;
 mod pipe;
+mod proxies;
+mod real;
 mod scenarios;
+mod sockets;
 mod udp;
 
 use std::sync::{Arc, LazyLock};
@@ -20,18 +23,24 @@ use rustls::{RootCertStore, pki_types::PrivateKeyDer, version::TLS13};
 
 use super::{agent_transport, edge_transport};
 
-pub(super) use lab::Lab;
-
 /// Both ends' configurations around one self-signed certificate for `edge.test`.
 #[derive(Clone)]
 pub(super) struct Certificate {
     pub(super) server: ServerConfig,
     pub(super) client: ClientConfig,
+    /// For listeners that put TLS around a WebSocket.
+    https: Arc<rustls::ServerConfig>,
 }
 
+/// The one that edge and agent agree on.
 pub(super) fn certificate() -> Certificate {
     static CERTIFICATE: LazyLock<Certificate> = LazyLock::new(issue);
     CERTIFICATE.clone()
+}
+
+/// Another one for the same name, as an impostor would have it.
+fn impostor() -> Certificate {
+    issue()
 }
 
 fn issue() -> Certificate {
@@ -44,6 +53,7 @@ fn issue() -> Certificate {
         .with_no_client_auth()
         .with_single_cert(vec![issued.cert.der().clone()], key)
         .unwrap();
+    let https = Arc::new(server.clone());
     let mut roots = RootCertStore::empty();
     roots.add(issued.cert.der().clone()).unwrap();
     let client = rustls::ClientConfig::builder_with_provider(provider)
@@ -57,5 +67,9 @@ fn issue() -> Certificate {
     server.transport_config(edge_transport());
     let mut client = ClientConfig::new(client);
     client.transport_config(agent_transport());
-    Certificate { server, client }
+    Certificate {
+        server,
+        client,
+        https,
+    }
 }

@@ -7,7 +7,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{Lab, network::Network, noise::Dice};
+use super::{lab::Lab, network::Network, noise::Dice};
 use crate::carrier::{Carrier, Transport, network::Change};
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -1,0 +1,228 @@
+//! An edge and agents on loopback, with the kernel's sockets and hyper's HTTP.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::Empty;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use quinn::{Connection, Endpoint, EndpointConfig};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+    task::JoinSet,
+};
+use tokio_rustls::TlsAcceptor;
+
+use super::{Certificate, certificate, lab::serve};
+use crate::carrier::{
+    EdgeSocket, Ended, Proxy, Transport, WEBSOCKET_PATH,
+    dial::{DialConfig, DialError, Dialed, dial},
+    edge_socket::edge_endpoint,
+    lines::Io,
+    outer_tls, shorten_send_queue, upgrade_response,
+};
+
+/// WebSockets that the edge takes.
+pub(super) const WEBSOCKETS: usize = 8;
+
+pub(super) struct RealEdge {
+    pub(super) endpoint: Endpoint,
+    pub(super) socket: EdgeSocket,
+    pub(super) udp: SocketAddr,
+    pub(super) http: SocketAddr,
+    pub(super) https: SocketAddr,
+    /// Why each WebSocket ended.
+    pub(super) ended: mpsc::UnboundedReceiver<Ended>,
+    certificate: Certificate,
+    tasks: JoinSet<()>,
+}
+
+impl RealEdge {
+    pub(super) async fn start() -> Self {
+        Self::with(certificate()).await
+    }
+
+    pub(super) async fn with(certificate: Certificate) -> Self {
+        let udp = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let addr = udp.local_addr().unwrap();
+        let config = EndpointConfig::default();
+        let (endpoint, socket) =
+            edge_endpoint(Some(udp), config, certificate.server.clone(), WEBSOCKETS).unwrap();
+        let (report, ended) = mpsc::unbounded_channel();
+        let mut tasks = JoinSet::new();
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let http = listener.local_addr().unwrap();
+        tasks.spawn(listen(listener, None, socket.clone(), report.clone()));
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let https = listener.local_addr().unwrap();
+        let tls = TlsAcceptor::from(certificate.https.clone());
+        tasks.spawn(listen(listener, Some(tls), socket.clone(), report));
+        Self {
+            endpoint,
+            socket,
+            udp: addr,
+            http,
+            https,
+            ended,
+            certificate: super::certificate(),
+            tasks,
+        }
+    }
+
+    /// How an agent of this edge dials.
+    pub(super) fn config(&self, transport: Transport) -> DialConfig {
+        let tls = outer_tls();
+        DialConfig {
+            host: self.udp.ip().to_string(),
+            port: self.udp.port(),
+            server_name: "edge.test".into(),
+            transport,
+            quic: self.certificate.client.clone(),
+            endpoint: EndpointConfig::default(),
+            websocket: format!("wss://{}", self.https).parse().unwrap(),
+            websocket_tls: tls.clone(),
+            proxy: Proxy::Direct,
+            proxy_tls: tls,
+        }
+    }
+
+    /// An agent that answers, and the edge's end of its connection.
+    pub(super) async fn agent(
+        &mut self,
+        config: DialConfig,
+    ) -> Result<(Dialed, Connection), DialError> {
+        let endpoint = self.endpoint.clone();
+        let accepted = tokio::spawn(async move {
+            loop {
+                if let Ok(connection) = endpoint.accept().await.unwrap().await {
+                    return connection;
+                }
+            }
+        });
+        let dialed = dial(config).await.inspect_err(|_| accepted.abort())?;
+        self.tasks.spawn(serve(dialed.connection.clone()));
+        Ok((dialed, accepted.await.unwrap()))
+    }
+
+    /// [`agent`](Self::agent) that is kept alive; the carrier it began on is shown.
+    pub(super) async fn keep(&mut self, config: DialConfig) -> Connection {
+        let (dialed, connection) = self.agent(config).await.unwrap();
+        self.tasks.spawn(dialed.driver.run());
+        connection
+    }
+}
+
+async fn listen(
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    socket: EdgeSocket,
+    report: mpsc::UnboundedSender<Ended>,
+) {
+    let mut connections = JoinSet::new();
+    loop {
+        let (tcp, peer) = listener.accept().await.unwrap();
+        shorten_send_queue(&tcp);
+        let (tls, socket, report) = (tls.clone(), socket.clone(), report.clone());
+        connections.spawn(async move {
+            let io: Box<dyn Io> = match tls {
+                Some(tls) => Box::new(tls.accept(tcp).await.unwrap()),
+                None => Box::new(tcp),
+            };
+            let service =
+                service_fn(move |request| answer(request, socket.clone(), peer, report.clone()));
+            let http = http1::Builder::new().serve_connection(TokioIo::new(io), service);
+            let _ = http.with_upgrades().await;
+        });
+    }
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    socket: EdgeSocket,
+    peer: SocketAddr,
+    report: mpsc::UnboundedSender<Ended>,
+) -> Result<Response<Empty<Bytes>>, hyper::Error> {
+    let mut response = Response::new(Empty::new());
+    if request.uri().path() != WEBSOCKET_PATH {
+        *response.status_mut() = StatusCode::NOT_FOUND;
+        return Ok(response);
+    }
+    match upgrade_response(request.headers()) {
+        Ok(headers) => {
+            *response.headers_mut() = headers;
+            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+            // The listener's task ends with the upgrade; the test outlives both.
+            tokio::spawn(async move {
+                let upgraded = hyper::upgrade::on(request).await.unwrap();
+                if let Ok(carrying) = socket.accept(TokioIo::new(upgraded), peer) {
+                    let _ = report.send(carrying.await);
+                }
+            });
+        }
+        Err(err) => {
+            *response.headers_mut() = err.required();
+            *response.status_mut() = err.status();
+        }
+    }
+    Ok(response)
+}
+
+/// Pass every TCP connection on to `to` until the result is dropped.
+pub(super) async fn relay(to: SocketAddr) -> (SocketAddr, JoinSet<()>) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let mut connections = JoinSet::new();
+        loop {
+            let (mut near, _) = listener.accept().await.unwrap();
+            connections.spawn(async move {
+                let mut far = TcpStream::connect(to).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+            });
+        }
+    });
+    (addr, tasks)
+}
+
+/// Pass one agent's UDP packets on to `to` until the result is dropped.
+pub(super) async fn relay_udp(to: SocketAddr) -> (SocketAddr, JoinSet<()>) {
+    let near = Arc::new(
+        tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))
+            .await
+            .unwrap(),
+    );
+    let far = Arc::new(
+        tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))
+            .await
+            .unwrap(),
+    );
+    far.connect(to).await.unwrap();
+    let addr = near.local_addr().unwrap();
+    let mut tasks = JoinSet::new();
+    let (agent_is, agent) = tokio::sync::watch::channel(addr);
+    let (back, out) = (near.clone(), far.clone());
+    tasks.spawn(async move {
+        let mut buffer = vec![0; 2000];
+        loop {
+            let n = far.recv(&mut buffer).await.unwrap();
+            let agent = *agent.borrow();
+            // What the kernel cannot take is lost, as on any link.
+            let _ = back.try_send_to(&buffer[..n], agent);
+        }
+    });
+    tasks.spawn(async move {
+        let mut buffer = vec![0; 2000];
+        loop {
+            let (n, from) = near.recv_from(&mut buffer).await.unwrap();
+            agent_is.send_replace(from);
+            let _ = out.try_send(&buffer[..n]);
+        }
+    });
+    (addr, tasks)
+}

@@ -1,0 +1,249 @@
+//! The carriers on real sockets: moving between them, and peers that misbehave.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
+use quinn::EndpointConfig;
+use tokio::{io::DuplexStream, net::TcpStream, task::JoinSet, time::timeout};
+use tokio_tungstenite::{
+    WebSocketStream, client_async,
+    tungstenite::{
+        Message,
+        protocol::{CloseFrame, Role, frame::coding::CloseCode},
+    },
+};
+
+use super::{
+    certificate,
+    lab::{converse, serve},
+    real::{RealEdge, WEBSOCKETS, relay, relay_udp},
+};
+use crate::carrier::{
+    Carrier, Ended, Transport, WEBSOCKET_PATH,
+    dial::{DialConfig, Race},
+    edge_socket::edge_endpoint_over,
+    message::{HEADER, MAX_BYTES},
+};
+
+/// Longer than anything here takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[tokio::test]
+async fn a_download_is_exact_while_it_changes_carriers_every_few_megabytes() {
+    const DOWNLOAD: usize = 64 << 20;
+    const LEG: u64 = 3 << 20;
+    const LEGS: usize = 15;
+    let mut edge = RealEdge::start().await;
+    let config = edge.config(Transport::Auto);
+    let race = Race::new(&config, vec![edge.udp]);
+    let endpoint = edge.endpoint.clone();
+    let accepted = tokio::spawn(async move { endpoint.accept().await.unwrap().await.unwrap() });
+    let mut agent = race.run(Transport::Quic, &mut Vec::new()).await.unwrap();
+    let inside = accepted.await.unwrap();
+    let upgraded = race.ways.dial().await.unwrap();
+    let line = agent.lines.carry(upgraded, agent.switch.arrivals());
+    agent.switch.set_websocket(Some(line));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(serve(agent.connection.clone()));
+
+    let download = tokio::spawn(converse(inside.clone(), 1, 1000, DOWNLOAD));
+    for leg in 0..LEGS {
+        let arrived = inside.stats().udp_rx.bytes;
+        while inside.stats().udp_rx.bytes < arrived + LEG {
+            assert!(!download.is_finished(), "finished on leg {leg}");
+            tokio::task::yield_now().await;
+        }
+        agent.send_over(match leg % 2 {
+            0 => Carrier::WebSocket,
+            _ => Carrier::Udp,
+        });
+    }
+
+    download.await.unwrap().unwrap();
+    assert_eq!(edge.socket.websockets(), 1);
+    agent.connection.close(0_u32.into(), b"");
+    agent.endpoint.wait_idle().await;
+    drop(agent);
+    assert!(edge.ended.recv().await.is_some());
+}
+
+#[tokio::test]
+async fn a_real_download_goes_on_when_udp_stops_and_comes_back_when_it_starts() {
+    let mut edge = RealEdge::start().await;
+    let (front, udp) = relay_udp(edge.udp).await;
+    let config = DialConfig {
+        port: front.port(),
+        ..edge.config(Transport::Auto)
+    };
+    let (mut dialed, inside) = edge.agent(config).await.unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(dialed.driver.run());
+    assert_eq!(dialed.carrier.borrow_and_update().carrier, Carrier::Udp);
+    let transfer = tokio::spawn(converse(inside.clone(), 1, 32 << 20, 32 << 20));
+    while inside.stats().udp_rx.bytes < 1 << 20 {
+        tokio::task::yield_now().await;
+    }
+
+    drop(udp);
+    timeout(PATIENCE, dialed.carrier.changed())
+        .await
+        .unwrap()
+        .unwrap();
+
+    let moved = dialed.carrier.borrow().clone();
+    assert_eq!(moved.carrier, Carrier::WebSocket);
+    assert!(
+        moved.reason.starts_with("udp silent for"),
+        "{}",
+        moved.reason
+    );
+    transfer.await.unwrap().unwrap();
+    assert_eq!(
+        edge.socket
+            .carrier(inside.remote_address())
+            .unwrap()
+            .carrier,
+        Carrier::WebSocket
+    );
+    dialed.connection.close(0_u32.into(), b"");
+    while tasks.join_next().await.is_some() {}
+}
+
+#[tokio::test]
+async fn a_websocket_that_is_cut_harms_nobody_else() {
+    let mut edge = RealEdge::start().await;
+    let (front, cut) = relay(edge.http).await;
+    let victim = DialConfig {
+        websocket: format!("ws://{front}").parse().unwrap(),
+        ..edge.config(Transport::Websocket)
+    };
+    let other = edge.config(Transport::Websocket);
+    let third = edge.config(Transport::Quic);
+    let victim = edge.keep(victim).await;
+    let other = edge.keep(other).await;
+    let third = edge.keep(third).await;
+    let stuck = tokio::spawn(converse(victim, 1, 64 << 20, 64 << 20));
+
+    drop(cut);
+    let ended = timeout(PATIENCE, edge.ended.recv()).await.unwrap().unwrap();
+
+    assert!(matches!(ended, Ended::Closed | Ended::Lost(_)), "{ended}");
+    converse(other, 2, 1 << 20, 1 << 20).await.unwrap();
+    converse(third, 3, 1 << 20, 1 << 20).await.unwrap();
+    stuck.abort();
+}
+
+async fn stranger(edge: &RealEdge) -> WebSocketStream<TcpStream> {
+    let tcp = TcpStream::connect(edge.http).await.unwrap();
+    let url = format!("ws://{}{WEBSOCKET_PATH}", edge.http);
+    client_async(url, tcp).await.unwrap().0
+}
+
+/// What the edge says to someone who sends this, while an agent goes on.
+async fn answer_to(message: Message) -> CloseCode {
+    let mut edge = RealEdge::start().await;
+    let config = edge.config(Transport::Websocket);
+    let agent = edge.keep(config).await;
+    let transfer = tokio::spawn(converse(agent, 1, 1 << 20, 1 << 20));
+    let mut stranger = stranger(&edge).await;
+
+    stranger.send(message).await.unwrap();
+
+    let code = loop {
+        match timeout(PATIENCE, stranger.next()).await.unwrap() {
+            Some(Ok(Message::Close(Some(CloseFrame { code, .. })))) => break code,
+            Some(Ok(_)) => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    transfer.await.unwrap().unwrap();
+    assert_eq!(edge.socket.websockets(), 1);
+    code
+}
+
+#[tokio::test]
+async fn a_text_message_closes_the_websocket_and_no_other() {
+    assert_eq!(answer_to("hello".into()).await, CloseCode::Unsupported);
+}
+
+#[tokio::test]
+async fn an_empty_message_closes_the_websocket_and_no_other() {
+    assert_eq!(
+        answer_to(Message::Binary(Bytes::new())).await,
+        CloseCode::Policy
+    );
+}
+
+#[tokio::test]
+async fn a_message_that_is_too_long_closes_the_websocket_and_no_other() {
+    let long = vec![7; HEADER + MAX_BYTES + 1];
+
+    assert_eq!(
+        answer_to(Message::Binary(long.into())).await,
+        CloseCode::Size
+    );
+}
+
+#[tokio::test]
+async fn a_malformed_message_closes_the_websocket_and_no_other() {
+    let malformed = Bytes::from_static(b"\xff\xffpacket");
+
+    assert_eq!(
+        answer_to(Message::Binary(malformed)).await,
+        CloseCode::Policy
+    );
+}
+
+/// An edge on paused time, without UDP.
+fn quiet_edge(limit: usize) -> (quinn::Endpoint, crate::carrier::EdgeSocket) {
+    edge_endpoint_over(None, EndpointConfig::default(), certificate().server, limit).unwrap()
+}
+
+const STRANGER: ([u8; 4], u16) = ([198, 51, 100, 1], 4000);
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_websockets_that_never_speak_quic_are_sent_away() {
+    let (endpoint, socket) = quiet_edge(1000);
+    let mut strangers = Vec::new();
+    let mut websockets = JoinSet::new();
+    for i in 0..1000 {
+        let (near, far) = tokio::io::duplex(4096);
+        websockets.spawn(socket.accept(far, STRANGER.into()).unwrap());
+        let mut near = WebSocketStream::from_raw_socket(near, Role::Client, None).await;
+        // Half say nothing, half send packets that are none.
+        if i % 2 == 0 {
+            near.send(Message::Binary(Bytes::from_static(b"\x00\x04\x40123")))
+                .await
+                .unwrap();
+        }
+        strangers.push(near);
+    }
+    assert_eq!(socket.websockets(), 1000);
+    let (_, far) = tokio::io::duplex(4096);
+    assert!(socket.accept(far, STRANGER.into()).is_err());
+
+    while let Some(ended) = websockets.join_next().await {
+        assert!(matches!(ended.unwrap(), Ended::NeverSpokeQuic));
+    }
+
+    assert_eq!(socket.websockets(), 0);
+    assert_eq!(endpoint.open_connections(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_does_not_count_as_speaking_quic() {
+    let (_endpoint, socket) = quiet_edge(WEBSOCKETS);
+    let (near, far) = tokio::io::duplex(4096);
+    let websocket = tokio::spawn(socket.accept(far, STRANGER.into()).unwrap());
+    let mut near: WebSocketStream<DuplexStream> =
+        WebSocketStream::from_raw_socket(near, Role::Client, None).await;
+    let probe = crate::carrier::probe::Probe::new().unwrap().datagram();
+    let message = crate::carrier::message::encode(None, &probe).unwrap();
+
+    near.send(Message::Binary(message)).await.unwrap();
+
+    let answer = near.next().await.unwrap().unwrap();
+    assert!(matches!(answer, Message::Binary(_)));
+    assert!(matches!(websocket.await.unwrap(), Ended::NeverSpokeQuic));
+}
