@@ -1,8 +1,12 @@
 //! What qtunnel aims for, as ratios within one run, and whether it got there.
 
-use std::fmt;
-
-use crate::{samples::Bench, tables::number};
+use crate::{
+    aim::{
+        Aim,
+        Bound::{AtLeast, AtMost},
+    },
+    samples::Bench,
+};
 
 /// The aims of one bench as a Markdown table; nothing if qtunnel was not measured.
 pub fn section(bench: &Bench) -> String {
@@ -239,80 +243,6 @@ fn single(bench: &Bench, name: &str) -> Vec<Aim> {
             ]
         }
         _ => Vec::new(),
-    }
-}
-
-/// Something that qtunnel wants of itself.
-struct Aim {
-    what: String,
-    found: Option<f64>,
-    must: Option<Bound>,
-    goal: Option<Bound>,
-}
-
-#[derive(Clone, Copy)]
-enum Bound {
-    AtLeast(f64),
-    AtMost(f64),
-}
-use Bound::{AtLeast, AtMost};
-
-impl Aim {
-    fn new(what: impl Into<String>, found: Option<f64>) -> Self {
-        Self {
-            what: what.into(),
-            found,
-            must: None,
-            goal: None,
-        }
-    }
-
-    fn must(self, bound: Bound) -> Self {
-        Self {
-            must: Some(bound),
-            ..self
-        }
-    }
-
-    fn goal(self, bound: Bound) -> Self {
-        Self {
-            goal: Some(bound),
-            ..self
-        }
-    }
-
-    /// A line of the table; none if it was not measured.
-    fn line(&self) -> Option<String> {
-        let found = self.found?;
-        let judged = |bound: Option<Bound>| match bound {
-            None => String::new(),
-            Some(bound) if bound.holds(found) => format!("{bound} ✓"),
-            Some(bound) => format!("{bound} ✗"),
-        };
-        let (must, goal) = (judged(self.must), judged(self.goal));
-        Some(format!(
-            "| {} | {} | {must} | {goal} |\n",
-            self.what,
-            number(found, 2)
-        ))
-    }
-}
-
-impl Bound {
-    fn holds(self, found: f64) -> bool {
-        match self {
-            AtLeast(least) => found >= least,
-            AtMost(most) => found <= most,
-        }
-    }
-}
-
-impl fmt::Display for Bound {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            AtLeast(least) => write!(f, "≥ {least}"),
-            AtMost(most) => write!(f, "≤ {most}"),
-        }
     }
 }
 

@@ -3,9 +3,12 @@
 //! `quantiles` condenses the log of one load generator into `name=value` words for the CSV file;
 //! `write` turns the CSV files of a directory into a Markdown page and SVG plots beside them.
 
+mod aim;
 mod aims;
+mod figures;
 mod plots;
 mod quantiles;
+mod ratios;
 mod samples;
 mod tables;
 
@@ -70,6 +73,7 @@ fn write(directory: &Path) -> Result<()> {
         for plot in plots::draw(bench, directory)? {
             page += &format!("![{}]({})\n\n", plot.title, plot.file);
         }
+        page += &ratios::section(bench);
         page += &aims::section(bench);
     }
     let path = directory.join("README.md");

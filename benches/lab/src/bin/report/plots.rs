@@ -1,4 +1,4 @@
-//! The SVG plots of one bench.
+//! Draws the SVG plots of one bench.
 
 use std::path::Path;
 
@@ -9,7 +9,10 @@ use plotters::{
     style::text_anchor::{HPos, Pos, VPos},
 };
 
-use crate::samples::{Bench, ORDER};
+use crate::{
+    figures::{FIGURES, Figure, Kind, Series, collect},
+    samples::{Bench, ORDER},
+};
 
 /// A plot that was written.
 pub struct Plot {
@@ -41,130 +44,6 @@ pub fn draw(bench: &Bench, directory: &Path) -> Result<Vec<Plot>> {
         });
     }
     Ok(plots)
-}
-
-/// What one plot shows.
-struct Figure {
-    bench: &'static str,
-    file: &'static str,
-    title: &'static str,
-    unit: &'static str,
-    kind: Kind,
-    /// Bars: the groups. Lines: the one row whose scenes are the x axis.
-    rows: &'static [&'static str],
-    metric: &'static str,
-}
-
-enum Kind {
-    /// A group for each row, a bar for each peer.
-    Bars,
-    /// A line for each peer over the loss in percent, on a logarithmic scale.
-    Lines,
-}
-
-const FIGURES: &[Figure] = &[
-    Figure {
-        bench: "clean",
-        file: "requests",
-        title: "Requests per second on clean loopback (more is better)",
-        unit: "requests/s",
-        kind: Kind::Bars,
-        rows: &[
-            "keep-1", "keep-32", "keep-256", "new-1", "new-32", "new-256",
-        ],
-        metric: "rps",
-    },
-    Figure {
-        bench: "clean",
-        file: "bulk",
-        title: "One large body on clean loopback (more is better)",
-        unit: "MB/s",
-        kind: Kind::Bars,
-        rows: &["download", "upload"],
-        metric: "mb_per_s",
-    },
-    Figure {
-        bench: "wan",
-        file: "download",
-        title: "One download over 40 ms, 50 Mbit/s (more is better)",
-        unit: "Mbit/s",
-        kind: Kind::Lines,
-        rows: &["download"],
-        metric: "mbit",
-    },
-    Figure {
-        bench: "wan",
-        file: "new-visitors",
-        title: "New visitors over 40 ms, 50 Mbit/s, p99 (less is better)",
-        unit: "ms",
-        kind: Kind::Lines,
-        rows: &["new20"],
-        metric: "p99_ms",
-    },
-    Figure {
-        bench: "wan",
-        file: "beside-download",
-        title: "Small requests beside a download over 40 ms, 50 Mbit/s, p99 (less is better)",
-        unit: "ms",
-        kind: Kind::Lines,
-        rows: &["beside-download"],
-        metric: "p99_ms",
-    },
-    Figure {
-        bench: "burst",
-        file: "download",
-        title: "One download over 40 ms, 50 Mbit/s, losses in bursts (more is better)",
-        unit: "Mbit/s",
-        kind: Kind::Lines,
-        rows: &["download"],
-        metric: "mbit",
-    },
-];
-
-/// A peer and its points: the group or the loss, and the figure.
-struct Series {
-    name: String,
-    points: Vec<(f64, f64)>,
-}
-
-fn collect(bench: &Bench, figure: &Figure) -> Vec<Series> {
-    let scenes = bench.scenes();
-    let points = |name: &str| match figure.kind {
-        Kind::Bars => (0..)
-            .zip(figure.rows)
-            .filter_map(|(group, row)| {
-                Some((
-                    f64::from(group),
-                    bench.median(scenes[0], name, row, figure.metric)?,
-                ))
-            })
-            .collect(),
-        Kind::Lines => {
-            let mut points: Vec<(f64, f64)> = scenes
-                .iter()
-                .filter_map(|scene| {
-                    let loss = scene.rsplit('-').next()?.parse().ok()?;
-                    Some((
-                        loss,
-                        bench.median(scene, name, figure.rows[0], figure.metric)?,
-                    ))
-                })
-                .collect();
-            points.sort_by(|one, other| one.0.total_cmp(&other.0));
-            points
-        }
-    };
-    bench
-        .series()
-        .into_iter()
-        // Without a tunnel everything is faster by far on loopback, and the tunnels would be too small to see.
-        .filter(|name| !(matches!(figure.kind, Kind::Bars) && name == "direct"))
-        .map(|name| Series {
-            points: points(&name),
-            name,
-        })
-        .filter(|series| !series.points.is_empty())
-        .collect()
 }
 
 const SIZE: (u32, u32) = (880, 400);

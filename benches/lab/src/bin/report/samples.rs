@@ -71,7 +71,13 @@ impl Bench {
         series
     }
 
-    /// The rows that were measured of anyone.
+    /// The peers that did not work in some scene, each with that scene.
+    pub fn failures(&self) -> Vec<(&str, &str)> {
+        let failed = self.samples.iter().filter(|sample| sample.row == "failed");
+        unique(failed.map(|sample| (sample.peer.as_str(), sample.scene.as_str())))
+    }
+
+    /// Whether anyone was measured in this row.
     pub fn has_row(&self, row: &str) -> bool {
         self.samples.iter().any(|sample| sample.row == row)
     }

@@ -9,6 +9,9 @@ pub fn section(bench: &Bench) -> String {
     for view in VIEWS {
         page += &table(bench, view);
     }
+    for (peer, scene) in bench.failures() {
+        page += &format!("`{peer}` did not come up in {scene}, in one round at least.\n\n");
+    }
     page += "<details><summary>Machine and programs</summary>\n\n";
     for fact in &bench.facts {
         page += &format!("- {fact}\n");
