@@ -29,7 +29,8 @@ run_behind() { # run_behind NAME COMMAND...: spawn, but outside of any namespace
   shift
   # Emptied here and not by the child: whoever waits for a line must not find that of the process before.
   : >"$RUN/$name.log"
-  "$@" >>"$RUN/$name.log" 2>&1 &
+  # The lock of take_turn is not for children: it must go with the bench, even if they stay.
+  "$@" >>"$RUN/$name.log" 2>&1 9>&- &
   echo $! >"$RUN/$name.pid"
 }
 
@@ -66,10 +67,18 @@ clear_ground() {
   for pid_file in "$RUN"/*.pid; do
     [ -f "$pid_file" ] && halt "$(basename "$pid_file" .pid)"
   done
-  ip netns del "$SPACE_A" 2>/dev/null
-  ip netns del "$SPACE_B" 2>/dev/null
+  remove_spaces
   [ ! -f "$RUN/allowed" ] || sysctl -qw "net.ipv4.tcp_allowed_congestion_control=$(<"$RUN/allowed")"
   rm -rf "$RUN"
+}
+
+# Both namespaces with all that runs in them, also from a bench that was killed.
+remove_spaces() {
+  local space pid
+  for space in $SPACE_A $SPACE_B; do
+    for pid in $(ip netns pids "$space" 2>/dev/null); do kill -9 "$pid"; done
+    ip netns del "$space" 2>/dev/null
+  done
 }
 
 # make_spaces CONGESTION: both namespaces, with this congestion control for TCP.

@@ -7,7 +7,6 @@ CARGO_PEERS=(bore:bore-cli rathole:rathole rusnel:rusnel)
 
 set_up() {
   build_lab
-  [ "${WHATS[*]}" = report ] && return
   [ $INSTALL = no ] || install_tools
   if [ "${WHATS[*]}" != verify ]; then
     [ $INSTALL = no ] || install_peers
