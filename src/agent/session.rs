@@ -1,20 +1,21 @@
 //! One session with the edge: from dialling to the last conversation.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig};
-use quinn::{ApplicationClose, Connection, ConnectionError, Endpoint, RecvStream, SendStream};
+use quinn::{ApplicationClose, Connection, ConnectionError, RecvStream, SendStream};
 use tokio::net::lookup_host;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, error};
 
 use super::config::{AgentConfig, ServerAddr};
 use super::event::Event;
 use super::forward::{self, Tunnel};
-use crate::carrier::{self, DialError};
+use crate::carrier::{self, DialError, Link};
 use crate::proto::{
     self, ALPN, ALPN_ANY, AgentMessage, CONTROL_LIMIT, Close, EdgeMessage, Hello, Refusal,
     Splitter, TunnelRequest, Welcome, WireError,
@@ -23,8 +24,7 @@ use crate::tls::TrustError;
 
 /// An authenticated connection to the edge.
 pub struct Session {
-    endpoint: Endpoint,
-    connection: Connection,
+    link: Link,
     control: Control,
     /// What the edge granted.
     pub welcome: Welcome,
@@ -34,8 +34,9 @@ impl Session {
     /// Find the edge, connect, and ask for the tunnels.
     pub async fn open(config: &AgentConfig) -> Result<Self, ConnectError> {
         let server = &config.server;
-        let (endpoint, connection) = dial(config).await?;
-        if negotiated(&connection).as_deref() != Some(ALPN) {
+        let link = dial(config).await?;
+        let connection = &link.connection;
+        if negotiated(connection).as_deref() != Some(ALPN) {
             // The edge says which version it speaks as it closes.
             let reason = timeout(WELCOME, connection.closed()).await;
             return Err(ConnectError::Version {
@@ -72,14 +73,13 @@ impl Session {
         };
         match timeout(WELCOME, answer).await {
             Ok(Ok(EdgeMessage::Welcome(welcome))) => Ok(Self {
-                endpoint,
-                connection,
+                link,
                 control,
                 welcome,
             }),
             Ok(Ok(EdgeMessage::Refused(refusal))) => {
                 connection.close(Close::Done.code(), b"refused");
-                let _ = timeout(FAREWELL, endpoint.wait_idle()).await;
+                link.close(FAREWELL).await;
                 Err(ConnectError::Refused(refusal))
             }
             Ok(Ok(_)) => Err(ConnectError::lost(
@@ -105,6 +105,8 @@ impl Session {
         tunnels: &Arc<Vec<Arc<Tunnel>>>,
         shutdown: &mut (impl Future<Output = ()> + Unpin),
     ) -> Ended {
+        let connection = self.link.connection.clone();
+        let mut attention = std::pin::pin!(self.link.attend());
         let mut conversations = JoinSet::new();
         let accept = |(send, receive): (SendStream, RecvStream),
                       conversations: &mut JoinSet<()>| {
@@ -117,10 +119,11 @@ impl Session {
                 biased;
                 () = &mut *shutdown => break,
                 Some(ended) = conversations.join_next() => report(ended),
-                accepted = self.connection.accept_bi() => match accepted {
+                accepted = connection.accept_bi() => match accepted {
                     Ok(stream) => accept(stream, &mut conversations),
                     Err(err) => return lost(err),
                 },
+                never = &mut attention => match never {},
                 message = self.control.receive() => match message {
                     Ok(EdgeMessage::Draining { .. }) => {
                         config.observer.tell(Event::Notice("the edge is about to restart".into()));
@@ -129,7 +132,7 @@ impl Session {
                     Ok(message) => debug!(?message, "message from the edge"),
                     Err(err) => {
                         // The accepting branch knows better why, once the connection is closed.
-                        self.connection.close(Close::Protocol.code(), err.to_string().as_bytes());
+                        connection.close(Close::Protocol.code(), err.to_string().as_bytes());
                     }
                 },
             }
@@ -148,7 +151,7 @@ impl Session {
             tokio::pin!(settled);
             loop {
                 tokio::select! {
-                    accepted = self.connection.accept_bi() => match accepted {
+                    accepted = connection.accept_bi() => match accepted {
                         Ok(stream) => accept(stream, &mut conversations),
                         Err(_) => break,
                     },
@@ -162,9 +165,8 @@ impl Session {
         };
         let _ = timeout(config.grace_period, drained).await;
         conversations.shutdown().await;
-        self.connection
-            .close(Close::Done.code(), b"the agent stops");
-        let _ = timeout(FAREWELL, self.endpoint.wait_idle()).await;
+        connection.close(Close::Done.code(), b"the agent stops");
+        self.link.close(FAREWELL).await;
         Ended::Shutdown
     }
 }
@@ -225,56 +227,71 @@ impl Control {
 
 /// Resolve the edge's name and race its addresses, each a little later than the one before
 /// (RFC 8305).
-async fn dial(config: &AgentConfig) -> Result<(Endpoint, Connection), ConnectError> {
+async fn dial(config: &AgentConfig) -> Result<Link, ConnectError> {
     let server = &config.server;
-    let resolve = |source| ConnectError::Resolve {
-        server: server.clone(),
-        source,
-    };
-    let found = timeout(RESOLVE, lookup_host((server.host.as_str(), server.port))).await;
-    let found = found
-        .map_err(|_| resolve(std::io::ErrorKind::TimedOut.into()))?
-        .map_err(resolve)?;
-    let mut addrs: Vec<SocketAddr> = found.collect();
-    addrs.dedup();
-    // The local edge listens on IPv4.
-    addrs.sort_by_key(|addr| addr.is_ipv6() && addr.ip().is_loopback());
-
+    // First what can be wrong on this machine: trying again would not help.
     let (tls, distrust) = config.trust.client_config(&[ALPN, ALPN_ANY])?;
+    let addrs = resolve(server).await?;
     let tls = QuicClientConfig::try_from(tls).expect("the configuration speaks TLS 1.3");
     let mut client = quinn::ClientConfig::new(Arc::new(tls));
     client.transport_config(carrier::agent_transport());
 
+    // QUIC repeats an unanswered first packet at intervals that double. An edge that comes back
+    // within a handshake's time is found sooner by beginning anew.
     let mut attempts = JoinSet::new();
-    for (at, addr) in (0..).zip(&addrs) {
-        let (addr, client, host) = (*addr, client.clone(), server.host.clone());
-        attempts.spawn(async move {
-            sleep(STAGGER * at).await;
-            timeout(HANDSHAKE, carrier::dial(addr, &host, client)).await
-        });
+    for round in 0..ROUNDS {
+        for (at, addr) in (0..).zip(&addrs) {
+            let (addr, client, host) = (*addr, client.clone(), server.host.clone());
+            attempts.spawn(async move {
+                sleep(ROUND * round + STAGGER * at).await;
+                (addr, carrier::dial(addr, &host, client).await)
+            });
+        }
     }
     let mut worst = ConnectError::Unreachable {
         server: server.clone(),
         addrs: list(&addrs),
         limit: HANDSHAKE,
     };
-    while let Some(attempt) = attempts.join_next().await {
-        match attempt {
-            Ok(Ok(Ok(connected))) => return Ok(connected),
-            Ok(Ok(Err(err))) => {
-                if let Some(why) = distrust.take() {
-                    worst = ConnectError::Untrusted {
-                        server: server.clone(),
-                        why,
-                    };
-                } else {
-                    worst = explain(server, err, worst);
-                }
-            }
-            Ok(Err(_)) | Err(_) => {}
+    let mut deadline = Instant::now() + HANDSHAKE;
+    let mut refused = HashSet::new();
+    while let Ok(Some(attempt)) = timeout_at(deadline, attempts.join_next()).await {
+        let (addr, err) = match attempt {
+            Ok((_, Ok(link))) => return Ok(link),
+            Ok((addr, Err(err))) => (addr, err),
+            // Nothing aborts them, and a panic is not an answer.
+            Err(_) => continue,
+        };
+        if let Some(why) = distrust.take() {
+            let server = server.clone();
+            worst = ConnectError::Untrusted { server, why };
+        } else if !matches!(worst, ConnectError::Untrusted { .. }) {
+            worst = explain(server, err, worst);
+        }
+        // Somebody is there and says no: other addresses get another moment to do better.
+        refused.insert(addr);
+        deadline = deadline.min(Instant::now() + ROUND);
+        if refused.len() == addrs.len() {
+            break;
         }
     }
     Err(worst)
+}
+
+async fn resolve(server: &ServerAddr) -> Result<Vec<SocketAddr>, ConnectError> {
+    let failed = |source| ConnectError::Resolve {
+        server: server.clone(),
+        source,
+    };
+    let found = timeout(RESOLVE, lookup_host((server.host.as_str(), server.port))).await;
+    let found = found
+        .map_err(|_| failed(std::io::ErrorKind::TimedOut.into()))?
+        .map_err(failed)?;
+    let mut addrs: Vec<SocketAddr> = found.collect();
+    addrs.dedup();
+    // The local edge listens on IPv4.
+    addrs.sort_by_key(|addr| addr.is_ipv6() && addr.ip().is_loopback());
+    Ok(addrs)
 }
 
 fn explain(server: &ServerAddr, err: DialError, unreachable: ConnectError) -> ConnectError {
@@ -330,7 +347,7 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
     if let Err(err) = ended
         && err.is_panic()
     {
-        error!(%err, "a conversation panicked");
+        error!(%err, "a conversation panicked; the others go on");
     }
 }
 
@@ -339,6 +356,13 @@ const RESOLVE: Duration = Duration::from_secs(5);
 
 /// How long the edge may take for the handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// How long an edge that was asked may stay silent before it is asked anew: a TCP client's first
+/// retransmission (RFC 6298 §2.1).
+const ROUND: Duration = Duration::from_secs(1);
+
+/// As many as there is time for.
+const ROUNDS: u32 = (HANDSHAKE.as_secs() / ROUND.as_secs()) as u32;
 
 /// RFC 8305 §5's recommendation between attempts.
 const STAGGER: Duration = Duration::from_millis(250);

@@ -32,6 +32,7 @@ mod hop;
 mod inbox;
 mod judge;
 mod lines;
+mod link;
 mod message;
 mod meter;
 mod network;
@@ -50,6 +51,7 @@ pub use edge_socket::{
     CarrierInfo, EdgeSocket, TooManyWebSockets, edge_endpoint as edge_endpoint_for_all,
 };
 pub use hop::{Hop, HopError};
+pub use link::Link;
 pub use outer_tls::outer_tls;
 pub use path::{CarrierState, Driver};
 pub use proxy::Proxy;

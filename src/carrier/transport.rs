@@ -15,6 +15,7 @@ pub fn edge_transport() -> Arc<TransportConfig> {
     config.max_concurrent_bidi_streams(VarInt::from_u32(CONTROL_STREAMS));
     // What a peer may make us hold before it has shown its token; raised then.
     config.receive_window(VarInt::from_u32(UNAUTHENTICATED_WINDOW));
+    config.keep_alive_interval(Some(EDGE_KEEP_ALIVE));
     Arc::new(config)
 }
 
@@ -23,6 +24,7 @@ pub fn agent_transport() -> Arc<TransportConfig> {
     let mut config = common();
     config.max_concurrent_bidi_streams(VarInt::from_u32(AGENT_STREAMS));
     config.receive_window(VarInt::from_u32(SESSION_WINDOW));
+    config.keep_alive_interval(Some(AGENT_KEEP_ALIVE));
     Arc::new(config)
 }
 
@@ -39,7 +41,8 @@ fn common() -> TransportConfig {
         // The default of 333 ms makes the first retransmission of a handshake wait a second.
         .initial_rtt(Duration::from_millis(100))
         .mtu_discovery_config(Some(mtu))
-        .keep_alive_interval(Some(KEEP_ALIVE))
+        // Nothing travels in datagrams: no peer may make us keep any.
+        .datagram_receive_buffer_size(None)
         .max_idle_timeout(Some(VarInt::from_u32(IDLE_TIMEOUT_MS).into()));
     config
 }
@@ -60,8 +63,16 @@ const STREAM_WINDOW: u32 = 8 << 20;
 /// All conversations of a session together may make either end hold this much.
 pub const SESSION_WINDOW: u32 = 16 << 20;
 
-/// Mobile networks forget a UDP flow after 15 to 30 s of silence (RFC 9308 §3.2 discusses it).
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// How soon an idle agent finds out that its edge was killed and restarted: only an agent's packet
+/// makes the new process send the stateless reset. With the new handshake that is within the second
+/// that is promised. The price is a packet of some 60 bytes each way per interval, less than 1 kbit/s
+/// in each direction; an edge with 10,000 idle agents handles 14,000 packets a second more, and a
+/// laptop's radio does not sleep, which with any interval below 10 s it hardly would. (The UDP flow
+/// alone needs one every 15 to 30 s, RFC 9308 §3.2.)
+const AGENT_KEEP_ALIVE: Duration = Duration::from_millis(700);
 
-/// Three keep-alives unanswered.
+/// A keep-alive answers to silence, so this one is only sent to an agent whose own have stopped.
+const EDGE_KEEP_ALIVE: Duration = Duration::from_secs(5);
+
+/// Three of the edge's keep-alives unanswered.
 const IDLE_TIMEOUT_MS: u32 = 15_000;

@@ -5,9 +5,11 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 
 use aws_lc_rs::hmac;
-use quinn::{Connection, Endpoint, EndpointConfig, ServerConfig, TokioRuntime};
+use quinn::{Endpoint, EndpointConfig, Runtime, ServerConfig, TokioRuntime};
 use quinn_proto::HashedConnectionIdGenerator;
 use socket2::{Domain, Protocol, Socket, Type};
+
+use super::link::Link;
 
 /// What an edge must keep so that, restarted, it can tell agents at once that their old
 /// connections are gone (stateless reset, RFC 9000 §10.3). Both are needed: without the key of the
@@ -66,19 +68,24 @@ pub async fn dial(
     addr: SocketAddr,
     host: &str,
     config: quinn::ClientConfig,
-) -> Result<(Endpoint, Connection), DialError> {
+) -> Result<Link, DialError> {
     let any: SocketAddr = match addr {
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
     };
-    let endpoint = Endpoint::new(
+    let socket = TokioRuntime.wrap_udp_socket(socket(any)?)?;
+    let endpoint = Endpoint::new_with_abstract_socket(
         EndpointConfig::default(),
         None,
-        socket(any)?,
+        socket.clone(),
         Arc::new(TokioRuntime),
     )?;
     let connection = endpoint.connect_with(config, addr, host)?.await?;
-    Ok((endpoint, connection))
+    Ok(Link {
+        endpoint,
+        socket,
+        connection,
+    })
 }
 
 fn socket(addr: SocketAddr) -> io::Result<UdpSocket> {

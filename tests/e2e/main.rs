@@ -7,4 +7,5 @@ mod clients;
 mod first;
 mod git;
 mod grpc;
+mod lifecycle;
 mod upstreams;

@@ -1,6 +1,8 @@
 //! The harness: a [`Lab`] owns an edge, its agents and their upstreams, on loopback and on ports of
 //! the system's choice. Its methods return when the thing is ready, so that no test ever sleeps.
 
+pub mod edge_process;
+pub mod peer;
 pub mod process;
 pub mod tools;
 pub mod upstream;
@@ -20,6 +22,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+pub use edge_process::EdgeProcess;
 pub use upstream::Server;
 pub use visitor::{Reply, Visitor};
 
@@ -31,6 +34,19 @@ pub async fn within<T>(what: &str, event: impl Future<Output = T>) -> T {
     timeout(PATIENCE, event)
         .await
         .unwrap_or_else(|_| panic!("{what} did not happen within {PATIENCE:?}"))
+}
+
+/// Wait until something is so, asking again and again.
+pub async fn eventually<Fut>(what: &str, mut is_so: impl FnMut() -> Fut)
+where
+    Fut: Future<Output = bool>,
+{
+    within(what, async {
+        while !is_so().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
 }
 
 /// An edge and what belongs to it.
@@ -111,6 +127,15 @@ impl Lab {
                 port: self.quic.port(),
             },
             trust: self.trust.clone(),
+            ..Self::config(name, upstream)
+        }
+    }
+
+    /// The configuration of an agent whose edge is still to be named.
+    pub fn config(name: &str, upstream: impl Into<Upstream>) -> AgentConfig {
+        AgentConfig {
+            server: "localhost".parse().expect("a host"),
+            trust: Trust::System,
             token: Secret::default(),
             id: AgentId::random(),
             tunnels: vec![TunnelConfig {
@@ -152,7 +177,8 @@ pub struct Running {
 }
 
 impl Running {
-    async fn start(mut config: AgentConfig) -> Self {
+    /// Connect an agent.
+    pub async fn start(mut config: AgentConfig) -> Self {
         let events = Arc::<Mutex<Vec<Event>>>::default();
         let (change, changed) = watch::channel(());
         let seen = events.clone();

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -11,7 +12,9 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use qtunnel::{Address, Target, Upstream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 /// A server that stops when it is dropped.
@@ -91,6 +94,46 @@ impl Server {
             h2c: false,
             task,
         }
+    }
+
+    /// Send half of a body, and the other half when told to.
+    pub async fn halting() -> (Self, watch::Sender<bool>) {
+        let (go_on, told) = watch::channel(false);
+        let server = Self::raw(move |mut stream| {
+            let mut told = told.clone();
+            async move {
+                let mut request = [0; 4096];
+                let _ = stream.read(&mut request).await;
+                let head = b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n";
+                let _ = stream.write_all(head).await;
+                let _ = stream.write_all(b"first").await;
+                if told.wait_for(|told| *told).await.is_ok() {
+                    let _ = stream.write_all(b" last").await;
+                }
+            }
+        })
+        .await;
+        (server, go_on)
+    }
+
+    /// Accept requests and never answer. The returned value tells when one has arrived.
+    pub async fn silent() -> (Self, Arc<Notify>) {
+        let arrival = Arc::new(Notify::new());
+        let arrived = arrival.clone();
+        let server = Self::raw(move |mut stream| {
+            let arrived = arrived.clone();
+            async move {
+                let mut request = [0; 4096];
+                // An agent looks at the start whether anybody listens, and says nothing then.
+                if matches!(stream.read(&mut request).await, Ok(1..)) {
+                    arrived.notify_one();
+                    // Until the agent gives up.
+                    let _ = stream.read(&mut request).await;
+                }
+            }
+        })
+        .await;
+        (server, arrival)
     }
 
     /// Echo the request's body, and its head in `x-method`, `x-target` and `x-host`.
