@@ -94,7 +94,13 @@ pub async fn serve(
     log.sent += download.bytes();
     log.duration = started.elapsed();
     if let Err(broken) = ended {
-        log.problem = Some(chain(&broken));
+        let problem = chain(&broken);
+        log.problem = Some(match &tunnel.route {
+            Route::Pool(pool) if broken.is_upstreams() => {
+                format!("upstream {}: {problem}", pool.target())
+            }
+            _ => problem,
+        });
     }
     tunnel.observer.tell(Event::Request(log));
 }
@@ -153,9 +159,7 @@ impl Exchange<'_> {
         let leased = match pool.lease(wants_upgrade).await {
             Ok(leased) => leased,
             Err(err) => {
-                return self
-                    .fail(Broken::Dial(pool.target().to_string(), err), sender)
-                    .await;
+                return self.fail(Broken::Dial(err), sender).await;
             }
         };
         let (body, mut receiver) = if wants_upgrade {
@@ -277,7 +281,9 @@ impl Exchange<'_> {
 
     /// Tell the edge that there is no answer, and why in one word.
     async fn fail(&mut self, broken: Broken, mut sender: Sender) -> Result<(), Broken> {
-        if let Some(failure) = broken.failure()
+        let failure = broken.failure();
+        self.log.status = failure.map(|failure| failure.status().as_u16());
+        if let Some(failure) = failure
             && sender.head(&ResponseHead::Failed(failure)).await.is_ok()
         {
             sender.finish();
@@ -345,7 +351,7 @@ impl Outgoing<'_> {
                 Ok((response, Some(sender)))
             }
             Ok(Leased::Http2(sender)) => self.send_http2(sender, body).await,
-            Err(err) => Err(Broken::Dial(self.pool.target().to_string(), err)),
+            Err(err) => Err(Broken::Dial(err)),
         }
     }
 
@@ -488,17 +494,17 @@ const HINTS: usize = 8;
 enum Broken {
     #[error("the visitor went away")]
     Visitor,
-    #[error("upstream {0} cannot be reached")]
-    Dial(String, #[source] DialError),
-    #[error("the upstream did not begin to answer within {}", humantime::format_duration(*.0))]
+    #[error("it cannot be reached")]
+    Dial(#[source] DialError),
+    #[error("it did not begin to answer within {}", humantime::format_duration(*.0))]
     Timeout(Duration),
-    #[error("the upstream failed")]
+    #[error("it failed")]
     Upstream(#[source] hyper::Error),
     #[error("the service in this process failed")]
     Service(#[source] Box<dyn StdError + Send + Sync>),
-    #[error("the upstream switched protocols without being asked")]
+    #[error("it switched protocols without being asked")]
     NotAsked,
-    #[error("upgrades are not possible over HTTP/2 to this upstream")]
+    #[error("upgrades over HTTP/2 are not possible")]
     NoUpgrade,
     #[error("the request's target or host cannot be sent on")]
     Target,
@@ -507,11 +513,20 @@ enum Broken {
 }
 
 impl Broken {
+    /// Report whether the upstream's address helps to understand it.
+    fn is_upstreams(&self) -> bool {
+        match self {
+            Self::Dial(_) | Self::Timeout(_) | Self::Upstream(_) => true,
+            Self::NotAsked | Self::NoUpgrade | Self::Tunnel(SendError::Body(_)) => true,
+            Self::Visitor | Self::Service(_) | Self::Target | Self::Tunnel(_) => false,
+        }
+    }
+
     /// What the edge is told, if it still can be told anything.
     fn failure(&self) -> Option<Failure> {
         match self {
             Self::Visitor => None,
-            Self::Dial(..) => Some(Failure::UpstreamUnreachable),
+            Self::Dial(_) => Some(Failure::UpstreamUnreachable),
             Self::Timeout(_) => Some(Failure::UpstreamTimeout),
             Self::Upstream(_)
             | Self::Service(_)

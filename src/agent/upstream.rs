@@ -3,6 +3,8 @@
 use std::convert::Infallible;
 use std::error::Error as StdError;
 use std::fmt;
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -76,8 +78,20 @@ impl Service {
         })
     }
 
-    pub(super) fn call(&self, request: Request<UpstreamBody>) -> Answer {
-        (self.0)(request)
+    /// Answer a request. A panic is an error like any other.
+    pub(super) async fn call(
+        &self,
+        request: Request<UpstreamBody>,
+    ) -> Result<Response<UpstreamBody>, BoxError> {
+        let mut answer = catch_unwind(AssertUnwindSafe(|| (self.0)(request)))
+            .map_err(|_| BoxError::from(PANICKED))?;
+        poll_fn(
+            |cx| match catch_unwind(AssertUnwindSafe(|| answer.as_mut().poll(cx))) {
+                Ok(answered) => answered,
+                Err(_) => Poll::Ready(Err(PANICKED.into())),
+            },
+        )
+        .await
     }
 }
 
@@ -86,6 +100,9 @@ impl fmt::Debug for Service {
         f.write_str("Service")
     }
 }
+
+/// What the agent's log says; where and why is on stderr, as of every panic.
+const PANICKED: &str = "it panicked";
 
 /// A request's or response's body at a service in this process.
 pub struct UpstreamBody(UnsyncBoxBody<Bytes, BoxError>);

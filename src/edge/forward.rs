@@ -305,6 +305,11 @@ impl Exchange {
                     debug!(%err, "the agent's answer is not understood");
                     return Err(Fault::AgentLost);
                 }
+                Err(ReceiveError::Stream(quinn::ReadError::Reset(code))) => {
+                    // The agent is there: its upstream broke off before anything had left.
+                    debug!(%code, "the answer was given up");
+                    return Err(Fault::UpstreamInvalid);
+                }
                 Err(err) => {
                     debug!(%err, "the agent was lost");
                     return Err(Fault::AgentLost);

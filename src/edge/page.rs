@@ -105,15 +105,15 @@ impl Fault {
                  `--upstream-timeout` the limit.",
             ),
             Self::UpstreamInvalid => (
-                "The tunnel works, but the service behind it did not answer in HTTP.",
-                "If it is yours, check that the agent was given the right port and scheme.",
+                "The tunnel works, but the service behind it broke off, or did not answer in HTTP.",
+                "If it is yours, see the agent's log, and whether it was given the right port and scheme.",
             ),
             Self::BadRequest(_) => (
                 "The edge refused this request because it is not valid HTTP or too large.",
                 "Check the program that sent it.",
             ),
             Self::Busy => (
-                "The tunnel has as many conversations as it may.",
+                "The tunnel, or the edge, has as many conversations as it may.",
                 "Try again in a moment.",
             ),
             Self::TooManyConnections => (

@@ -85,6 +85,18 @@ pub enum Failure {
     Busy,
 }
 
+impl Failure {
+    /// Return the status with which the edge answers the visitor.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::NoSuchTunnel => StatusCode::NOT_FOUND,
+            Self::UpstreamUnreachable | Self::UpstreamInvalid => StatusCode::BAD_GATEWAY,
+            Self::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
 /// Whether a body follows a head, and how long it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BodyLength {

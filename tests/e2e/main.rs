@@ -4,6 +4,7 @@ mod lab;
 
 mod browser;
 mod clients;
+mod errors;
 mod first;
 mod git;
 mod grpc;
