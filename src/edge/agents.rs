@@ -61,7 +61,7 @@ impl Agents {
     }
 
     async fn serve(self: Arc<Self>, incoming: Incoming) {
-        let connection = match timeout(HANDSHAKE, incoming).await {
+        let connection = match timeout(self.limits.handshake, incoming).await {
             Ok(Ok(connection)) => connection,
             Ok(Err(err)) => return debug!(%err, "no handshake"),
             Err(_) => return debug!("the handshake took too long"),
@@ -76,15 +76,8 @@ impl Agents {
         if negotiated(connection).as_deref() != Some(ALPN) {
             return Err(SessionError::Version);
         }
-        let mut control = timeout(FIRST_MESSAGE, Control::accept(connection))
-            .await
-            .map_err(|_| SessionError::Slow)??;
-        let hello = match timeout(FIRST_MESSAGE, control.receive(HELLO_LIMIT)).await {
-            Ok(Ok(Some(AgentMessage::Hello(hello)))) => hello,
-            Ok(Ok(_)) => return Err(WireError::Malformed.into()),
-            Ok(Err(err)) => return Err(err),
-            Err(_) => return Err(SessionError::Slow),
-        };
+        let greeting = timeout(self.limits.hello, Control::greet(connection));
+        let (mut control, hello) = greeting.await.map_err(|_| SessionError::Slow)??;
         let (owner, claims) = match self.admit(&hello, connection) {
             Ok(admitted) => admitted,
             Err(refusal) => return self.refuse(control, connection, refusal).await,
@@ -265,15 +258,20 @@ struct Control {
 }
 
 impl Control {
-    async fn accept(connection: &Connection) -> Result<Self, SessionError> {
+    /// Accept the stream and the first message on it.
+    async fn greet(connection: &Connection) -> Result<(Self, Hello), SessionError> {
         let (send, receive) = connection.accept_bi().await?;
         // What is said here must not wait behind anybody's download.
         let _ = send.set_priority(CONTROL_PRIORITY);
-        Ok(Self {
+        let mut control = Self {
             send,
             receive,
             splitter: Splitter::default(),
-        })
+        };
+        match control.receive(HELLO_LIMIT).await? {
+            Some(AgentMessage::Hello(hello)) => Ok((control, hello)),
+            _ => Err(WireError::Malformed.into()),
+        }
     }
 
     async fn send(&mut self, message: &EdgeMessage) -> Result<(), SessionError> {
@@ -320,12 +318,6 @@ static SESSIONS: AtomicU64 = AtomicU64::new(1);
 
 /// Sessions up to which an edge takes handshakes without asking for proof of address.
 const CALM: usize = 1_000;
-
-/// How long an agent's QUIC and TLS handshake may take.
-const HANDSHAKE: Duration = Duration::from_secs(10);
-
-/// How long an agent may take to say who it is.
-const FIRST_MESSAGE: Duration = Duration::from_secs(5);
 
 /// How long an agent that does not read may hold up a control message.
 const CONTROL_SEND: Duration = Duration::from_secs(10);

@@ -60,6 +60,10 @@ pub struct EdgeLimits {
     pub sessions: usize,
     /// Tunnels of one agent.
     pub tunnels_per_agent: u32,
+    /// How long a visitor's TLS handshake or an agent's QUIC handshake may take.
+    pub handshake: Duration,
+    /// How long an agent may take to say who it is.
+    pub hello: Duration,
     /// How long a visitor may take for a head, once it has begun.
     pub head: Duration,
     /// How long a connection may wait for its next request.
@@ -73,6 +77,8 @@ impl Default for EdgeLimits {
             connections: 10_000,
             sessions: 10_000,
             tunnels_per_agent: 100,
+            handshake: Duration::from_secs(10),
+            hello: Duration::from_secs(5),
             head: Duration::from_secs(10),
             idle: Duration::from_secs(75),
         }

@@ -79,13 +79,14 @@ impl Visitors {
     async fn serve(self: Arc<Self>, tcp: TcpStream, visitor: SocketAddr, tls: Option<TlsAcceptor>) {
         let _ = tcp.set_nodelay(true);
         let visitor = SocketAddr::new(visitor.ip().to_canonical(), visitor.port());
-        let Some(_place) = self.crowd.enter(visitor.ip(), &self.limits) else {
-            return self.turn_away(tcp, tls.is_some()).await;
+        let _place = match self.crowd.enter(visitor.ip(), &self.limits) {
+            Ok(place) => place,
+            Err(fault) => return turn_away(tcp, tls.is_some(), fault).await,
         };
         let Some(tls) = tls else {
             return self.http1(tcp, visitor, Scheme::Http).await;
         };
-        let stream = match timeout(TLS_HANDSHAKE, tls.accept(tcp)).await {
+        let stream = match timeout(self.limits.handshake, tls.accept(tcp)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(err)) => return debug!(%err, "no TLS handshake"),
             Err(_) => return debug!("the TLS handshake took too long"),
@@ -181,28 +182,28 @@ impl Visitors {
             debug!(err = %chain(&err), "the visitor's connection broke");
         }
     }
+}
 
-    /// Refuse a connection that is one too many, in words where that costs no handshake.
-    async fn turn_away(&self, tcp: TcpStream, tls: bool) {
-        debug!("too many connections");
-        if tls {
-            return;
-        }
-        let service = service_fn(
-            |request: ::http::Request<hyper::body::Incoming>| async move {
-                let audience = Audience::of(request.method(), request.headers());
-                let mut response = audience.tell(Fault::TooManyConnections, None);
-                response
-                    .headers_mut()
-                    .insert("connection", ::http::HeaderValue::from_static("close"));
-                Ok::<_, Infallible>(response)
-            },
-        );
-        let connection = http1::Builder::new()
-            .keep_alive(false)
-            .serve_connection(TokioIo::new(tcp), service);
-        let _ = timeout(TURN_AWAY, connection).await;
+/// Refuse a connection that is one too many, in words where that costs no handshake.
+async fn turn_away(tcp: TcpStream, tls: bool, fault: Fault) {
+    debug!(code = fault.code(), "too many connections");
+    if tls {
+        return;
     }
+    let service = service_fn(
+        |request: ::http::Request<hyper::body::Incoming>| async move {
+            let audience = Audience::of(request.method(), request.headers());
+            let mut response = audience.tell(fault, None);
+            response
+                .headers_mut()
+                .insert("connection", ::http::HeaderValue::from_static("close"));
+            Ok::<_, Infallible>(response)
+        },
+    );
+    let connection = http1::Builder::new()
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(tcp), service);
+    let _ = timeout(TURN_AWAY, connection).await;
 }
 
 /// How many connections there are, and whose.
@@ -216,21 +217,23 @@ struct Present {
 }
 
 impl Crowd {
-    /// Take a place until the returned value is dropped, or `None` if there are too many.
+    /// Take a place until the returned value is dropped, or say what there is too much of.
     ///
     /// Connections from this machine count only in all: a proxy in front of the edge brings
     /// everybody's.
-    fn enter(&self, visitor: IpAddr, limits: &EdgeLimits) -> Option<Place> {
+    fn enter(&self, visitor: IpAddr, limits: &EdgeLimits) -> Result<Place, Fault> {
         let house = household(visitor);
         let mut present = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let here = present.households.get(&house).copied().unwrap_or(0);
-        let crowded = here >= limits.connections_per_visitor && !visitor.is_loopback();
-        if crowded || present.all >= limits.connections {
-            return None;
+        if here >= limits.connections_per_visitor && !visitor.is_loopback() {
+            return Err(Fault::TooManyConnections);
+        }
+        if present.all >= limits.connections {
+            return Err(Fault::Busy);
         }
         present.all += 1;
         *present.households.entry(house).or_default() += 1;
-        Some(Place {
+        Ok(Place {
             crowd: self.clone(),
             house,
         })
@@ -238,6 +241,7 @@ impl Crowd {
 }
 
 /// A visitor's place among the connections.
+#[derive(Debug)]
 struct Place {
     crowd: Crowd,
     house: IpAddr,
@@ -292,9 +296,6 @@ pub fn chain(err: &dyn std::error::Error) -> String {
     text
 }
 
-/// How long a visitor may take for the TLS handshake.
-const TLS_HANDSHAKE: Duration = Duration::from_secs(10);
-
 /// How long a visitor that is turned away may take to hear it.
 const TURN_AWAY: Duration = Duration::from_secs(2);
 
@@ -327,3 +328,58 @@ const H2_PING: Duration = Duration::from_secs(30);
 
 /// How long a ping may go unanswered.
 const H2_PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_visitor_has_so_many_connections_and_others_have_theirs() {
+        let limits = EdgeLimits {
+            connections_per_visitor: 2,
+            ..EdgeLimits::default()
+        };
+        let crowd = Crowd::default();
+        let enter = |visitor: &str| crowd.enter(visitor.parse().unwrap(), &limits);
+
+        let (first, _second) = (enter("192.0.2.1"), enter("192.0.2.1"));
+
+        assert_eq!(enter("192.0.2.1").unwrap_err(), Fault::TooManyConnections);
+        assert!(enter("192.0.2.2").is_ok());
+        drop(first);
+        assert!(enter("192.0.2.1").is_ok(), "a place that was left is free");
+    }
+
+    #[test]
+    fn all_addresses_of_a_subscriber_count_together() {
+        let limits = EdgeLimits {
+            connections_per_visitor: 1,
+            ..EdgeLimits::default()
+        };
+        let crowd = Crowd::default();
+        let enter = |visitor: &str| crowd.enter(visitor.parse().unwrap(), &limits);
+
+        let _place = enter("2001:db8:0:1::1").unwrap();
+
+        assert_eq!(
+            enter("2001:db8:0:1:ffff::2").unwrap_err(),
+            Fault::TooManyConnections
+        );
+        assert!(enter("2001:db8:0:2::1").is_ok());
+    }
+
+    #[test]
+    fn connections_from_this_machine_count_in_all_only() {
+        let limits = EdgeLimits {
+            connections_per_visitor: 1,
+            connections: 2,
+            ..EdgeLimits::default()
+        };
+        let crowd = Crowd::default();
+        let enter = |visitor: &str| crowd.enter(visitor.parse().unwrap(), &limits);
+
+        let _places = (enter("127.0.0.1").unwrap(), enter("127.0.0.1").unwrap());
+
+        assert_eq!(enter("127.0.0.1").unwrap_err(), Fault::Busy);
+    }
+}

@@ -9,4 +9,5 @@ mod first;
 mod git;
 mod grpc;
 mod lifecycle;
+mod limits;
 mod upstreams;
