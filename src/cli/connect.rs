@@ -10,6 +10,8 @@ use qtunnel::{
     StateDir, Trust, TunnelConfig,
 };
 
+use tracing::info;
+
 use super::output::Output;
 use super::settings::{self, Settings};
 use super::{Failure, signal};
@@ -52,10 +54,10 @@ pub struct ConnectArgs {
     #[arg(long)]
     json: bool,
     /// How long the upstream may take to begin its answer
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = super::duration)]
     upstream_timeout: Duration,
     /// How long conversations may go on after Ctrl-C or SIGTERM
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = super::duration)]
     grace_period: Duration,
     /// End with code 5 if the edge cannot be reached, instead of trying for ever
     #[arg(long)]
@@ -66,17 +68,21 @@ pub struct ConnectArgs {
 }
 
 pub async fn run(args: ConnectArgs) -> Result<(), Failure> {
-    let json = args.json;
     let (mut config, output) = configure(args)?;
     config.observer = output.observer();
+    let (server, has_token) = (config.server.clone(), !config.token.reveal().is_empty());
+    info!(%server, "connecting");
     let mut shutdown = std::pin::pin!(signal::shutdown()?);
-    let agent = tokio::select! {
-        agent = Agent::connect(config) => agent.map_err(failure)?,
-        () = &mut shutdown => return Ok(()),
+    let ended = tokio::select! {
+        agent = Agent::connect(config) => match agent {
+            Ok(agent) => agent.serve(shutdown).await,
+            Err(err) => Err(err),
+        },
+        () = &mut shutdown => Ok(()),
     };
-    let served = agent.serve(shutdown).await.map_err(failure);
-    output.finish(json);
-    served
+    let ended = ended.map_err(|err| failure(err, &server, has_token));
+    output.finish(ended.as_ref().err());
+    ended
 }
 
 fn configure(args: ConnectArgs) -> Result<(AgentConfig, Output), Failure> {
@@ -104,7 +110,7 @@ fn configure(args: ConnectArgs) -> Result<(AgentConfig, Output), Failure> {
         (Some(host_header), _) => host_header,
         (None, Some(text)) => text
             .parse()
-            .map_err(|err| Failure::usage(format!("host-header in qtunnel.toml: {err}")))?,
+            .map_err(|err| misconfigured("host-header", err))?,
         (None, None) => HostHeader::default(),
     };
 
@@ -116,7 +122,7 @@ fn configure(args: ConnectArgs) -> Result<(AgentConfig, Output), Failure> {
     };
     let server = match (args.server, settings.server) {
         (Some(server), _) => Some(server),
-        (None, Some(text)) => Some(text.parse().map_err(Failure::usage)?),
+        (None, Some(text)) => Some(text.parse().map_err(|err| misconfigured("server", err))?),
         (None, None) => None,
     };
     let token = match (
@@ -127,14 +133,14 @@ fn configure(args: ConnectArgs) -> Result<(AgentConfig, Output), Failure> {
     ) {
         (Some(token), ..) => token,
         (None, Some(file), ..) => settings::read_secret(&file)?,
-        (None, None, Some(token), _) if configured => token,
+        (None, None, Some(token), _) if configured => token.reveal().to_owned(),
         (None, None, None, Some(file)) if configured => settings::read_secret(&file)?,
         _ => String::new(),
     };
     let pin = match (args.pin, settings.pin) {
         (Some(pin), _) => Some(pin),
         (None, Some(text)) if configured && args.ca.is_none() => {
-            Some(text.parse().map_err(Failure::usage)?)
+            Some(text.parse().map_err(|err| misconfigured("pin", err))?)
         }
         _ => None,
     };
@@ -183,7 +189,25 @@ pub fn identity(state: &StateDir) -> Result<AgentId, Failure> {
     })
 }
 
-fn failure(err: AgentError) -> Failure {
+fn misconfigured(key: &str, err: impl std::fmt::Display) -> Failure {
+    Failure::usage(format!("{key} in the configuration file: {err}"))
+}
+
+/// Choose the exit code, and say what to do where the edge cannot know it.
+fn failure(err: AgentError, server: &ServerAddr, has_token: bool) -> Failure {
+    let advice = match &err {
+        AgentError::Connect(ConnectError::Refused(Refusal::Unauthorized)) if has_token => Some(
+            "compare it with the one that the edge uses (`qtunnel login` remembers another)"
+                .to_owned(),
+        ),
+        AgentError::Connect(ConnectError::Refused(Refusal::Unauthorized)) => Some(format!(
+            "none was given; run `qtunnel login {server} --token …`, or set QTUNNEL_TOKEN"
+        )),
+        AgentError::Connect(ConnectError::Refused(Refusal::NameTaken { .. })) => {
+            Some("ask for another with --subdomain".to_owned())
+        }
+        _ => None,
+    };
     let code = match &err {
         AgentError::Connect(ConnectError::Refused(Refusal::Unauthorized)) => 3,
         AgentError::Connect(ConnectError::Refused(Refusal::NameTaken { .. }))
@@ -201,8 +225,9 @@ fn failure(err: AgentError) -> Failure {
         ) => 5,
         AgentError::Connect(_) => 1,
     };
-    Failure {
-        code,
-        error: err.into(),
-    }
+    let error = match advice {
+        Some(advice) => format!("{err}: {advice}").into(),
+        None => err.into(),
+    };
+    Failure { code, error }
 }

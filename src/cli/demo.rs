@@ -95,7 +95,7 @@ async fn demo(args: DemoArgs, state_dir: &std::path::Path) -> Result<(), Failure
     drop(stop_edge);
     tasks.join_next().await;
     tasks.shutdown().await;
-    output.finish(false);
+    output.finish(None);
     served
 }
 

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 use qtunnel::{Pin, ServerAddr};
 
+use qtunnel::proto::Secret;
+
 use super::Failure;
 use super::settings::{self, Settings};
 
@@ -49,7 +51,7 @@ pub fn run(args: LoginArgs) -> Result<(), Failure> {
         .transpose()?;
     let settings = Settings {
         server: Some(args.server.to_string()),
-        token: Some(token),
+        token: Some(Secret::new(token)),
         pin: args.pin.map(|pin| pin.to_string()),
         ca,
         ..Settings::default()

@@ -64,6 +64,11 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
     }
 }
 
+/// Read a flag's duration.
+fn duration(text: &str) -> Result<std::time::Duration, &'static str> {
+    humantime::parse_duration(text).map_err(|_| "not a duration: write 500ms, 30s or 2m")
+}
+
 /// Why the program ends, and with which code.
 pub struct Failure {
     /// 1 failed while running, 2 wrong usage or configuration, 3 token refused, 4 name taken,

@@ -10,6 +10,8 @@ use std::time::Duration;
 use qtunnel::{Event, Observer, RequestLog, escape};
 use serde_json::json;
 
+use super::Failure;
+
 /// Writes lines on a thread of its own, so that a terminal that has stopped reading does not stop
 /// the tunnel.
 pub struct Output {
@@ -75,12 +77,15 @@ impl Output {
         })
     }
 
-    /// Write what is left, and that the agent has stopped.
-    pub fn finish(self, json: bool) {
-        if json {
-            let _ = self
-                .lines
-                .try_send(json!({ "event": "stopped" }).to_string());
+    /// Write what is left, and that the agent has stopped, and why if not as it was told.
+    pub fn finish(self, failure: Option<&Failure>) {
+        if self.json {
+            let stopped = json!({
+                "event": "stopped",
+                "code": failure.map_or(0, |failure| failure.code),
+                "error": failure.map(|failure| failure.error.to_string()),
+            });
+            let _ = self.lines.try_send(stopped.to_string());
         }
         drop(self.lines);
         // The observer, which has the other sender, is gone with the agent.

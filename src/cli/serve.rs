@@ -53,7 +53,7 @@ pub struct ServeArgs {
     #[arg(long)]
     redirect_https: bool,
     /// How long conversations may go on after Ctrl-C or SIGTERM
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = super::duration)]
     grace_period: Duration,
     /// Connections that one visitor's address may have at a time
     #[arg(long, value_name = "N", default_value_t = EdgeLimits::default().connections_per_visitor)]
@@ -92,21 +92,20 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
     };
     let local = domain == "localhost";
     let state_dir = settings::state_dir(args.state_dir)?;
-    let given = match (args.token, &args.token_file) {
+    let token = match (args.token, args.token_file) {
         (Some(token), _) if token.trim().is_empty() => {
             return Err(Failure::usage("the token is empty"));
         }
-        (Some(token), _) => Some(token),
-        (None, Some(file)) => Some(settings::read_secret(file)?),
-        (None, None) => None,
-    };
-    let token = match given {
-        Some(token) => Some(Token {
+        (Some(token), _) => Some(Token {
             secret: Secret::new(token),
-            made: false,
+            origin: Origin::Given,
         }),
-        None if local => None,
-        None => Some(kept_token(&state_dir)?),
+        (None, Some(file)) => Some(Token {
+            secret: Secret::new(settings::read_secret(&file)?),
+            origin: Origin::File(file),
+        }),
+        (None, None) if local => None,
+        (None, None) => Some(kept_token(&state_dir)?),
     };
     let identity = match (args.cert, args.key) {
         (Some(chain), Some(key)) => EdgeIdentity::Files { chain, key },
@@ -135,6 +134,9 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
             "with --http off and --https off no visitor could come",
         ));
     }
+    if config.quic.is_empty() {
+        return Err(Failure::usage("with --quic off no agent could come"));
+    }
     let domain = config.domain.clone();
     let edge = Edge::bind(config).await.map_err(|err| match err {
         err @ (qtunnel::BindError::Identity(_) | qtunnel::BindError::State(_)) => {
@@ -142,27 +144,13 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
         }
         err => Failure::running(err),
     })?;
-    announce(
-        &edge,
-        &domain,
-        token.as_ref(),
-        args.token_file.as_deref(),
-        &state_dir,
-        files,
-    );
+    announce(&edge, &domain, token.as_ref(), files);
     edge.serve(signal::shutdown()?).await;
     Ok(())
 }
 
 /// Say where the edge listens, and what to type on the laptop.
-fn announce(
-    edge: &Edge,
-    domain: &str,
-    token: Option<&Token>,
-    token_file: Option<&std::path::Path>,
-    state_dir: &std::path::Path,
-    own_certificate: bool,
-) {
+fn announce(edge: &Edge, domain: &str, token: Option<&Token>, own_certificate: bool) {
     let list = |addrs: &[SocketAddr]| match addrs {
         [] => "off".to_owned(),
         addrs => addrs
@@ -190,24 +178,25 @@ fn announce(
         true => String::new(),
         false => format!(" --pin {}", edge.pin()),
     };
-    if token.made {
-        println!(
-            "on the laptop: qtunnel login {server} --token {}{pin}",
-            token.secret.reveal()
-        );
-    } else {
-        let file = token_file.map_or_else(|| state_dir.join(TOKEN_FILE), Into::into);
-        println!(
-            "on the laptop: qtunnel login {server}{pin} --token …   (the token is in {})",
-            file.display()
-        );
-    }
+    let (shown, remark) = match &token.origin {
+        Origin::Made => (token.secret.reveal(), String::new()),
+        Origin::File(file) => ("…", format!("   (the token is in {})", file.display())),
+        Origin::Given => ("…", "   (the token is the one that you gave)".to_owned()),
+    };
+    println!("on the laptop: qtunnel login {server} --token {shown}{pin}{remark}");
 }
 
 struct Token {
     secret: Secret,
-    /// Whether this start made it: then it is shown, this once.
-    made: bool,
+    origin: Origin,
+}
+
+enum Origin {
+    /// This start made it: it is shown, this once.
+    Made,
+    File(PathBuf),
+    /// By flag or environment.
+    Given,
 }
 
 fn kept_token(state_dir: &std::path::Path) -> Result<Token, Failure> {
@@ -227,7 +216,10 @@ fn kept_token(state_dir: &std::path::Path) -> Result<Token, Failure> {
         ))),
         token => Ok(Token {
             secret: Secret::new(token),
-            made,
+            origin: match made {
+                true => Origin::Made,
+                false => Origin::File(state.path(TOKEN_FILE)),
+            },
         }),
     }
 }

@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use etcetera::BaseStrategy;
+use qtunnel::proto::Secret;
 use serde::{Deserialize, Serialize};
 
 use super::Failure;
@@ -19,7 +20,7 @@ pub struct Settings {
     pub server: Option<String>,
     /// The token itself.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub token: Option<String>,
+    pub token: Option<Secret>,
     /// A file with the token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_file: Option<PathBuf>,
@@ -86,11 +87,14 @@ impl Settings {
                 )));
             }
         };
-        toml::from_str(&text).map_err(|err| {
+        toml::from_str(&text).map_err(|err: toml::de::Error| {
+            // Without the line itself, which may hold the token.
+            let before = err.span().and_then(|span| text.get(..span.start));
+            let line = before.map_or(1, |before| before.matches('\n').count() + 1);
             Failure::usage(format!(
-                "{} is not understood: {}",
+                "{}, line {line}: {}",
                 path.display(),
-                err.to_string().trim()
+                err.message().trim()
             ))
         })
     }

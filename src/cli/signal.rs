@@ -16,7 +16,7 @@ pub fn shutdown() -> Result<impl Future<Output = ()>, Failure> {
     };
     Ok(async move {
         signals.next().await;
-        eprintln!("qtunnel: finishing what is under way (once more to stop at once)");
+        eprintln!("qtunnel: stopping once what is under way has ended (again to stop at once)");
         // Nobody waits for it: it ends with the process.
         tokio::spawn(async move {
             signals.next().await;

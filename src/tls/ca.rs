@@ -70,7 +70,7 @@ impl LocalCa {
         let chain = vec![leaf, self.certificate.clone()];
         let private = PrivateKeyDer::try_from(key.serialize_der()).expect("rcgen writes PKCS #8");
         let identity = Identity::new(chain, private).map_err(|err| match err {
-            Unusable::Invalid(err) => CaError::Unusable(err),
+            Unusable::Certificate(err) | Unusable::Key(err) => CaError::Unusable(err),
             Unusable::Empty | Unusable::Mismatch => {
                 unreachable!("chain and key were made together")
             }

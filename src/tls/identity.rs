@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rustls::ServerConfig;
 use rustls::client::danger::ServerCertVerifier;
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ResolvesServerCert;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
@@ -27,21 +27,34 @@ impl Identity {
     /// # Errors
     /// [`IdentityError`] names the file and what is wrong with it.
     pub fn load(chain: &Path, key: &Path) -> Result<Self, IdentityError> {
-        let pem = |path: &Path, source| IdentityError::Unreadable {
-            path: path.into(),
-            source,
+        let pem = |path: &Path, source| match source {
+            pem::Error::Io(source) => IdentityError::Unreadable {
+                path: path.into(),
+                source,
+            },
+            source => IdentityError::NotPem {
+                path: path.into(),
+                source,
+            },
         };
         let certificates = CertificateDer::pem_file_iter(chain)
             .and_then(Iterator::collect::<Result<Vec<_>, _>>)
             .map_err(|err| pem(chain, err))?;
-        let private = PrivateKeyDer::from_pem_file(key).map_err(|err| pem(key, err))?;
+        let private = PrivateKeyDer::from_pem_file(key).map_err(|err| match err {
+            pem::Error::NoItemsFound => IdentityError::NoKey { path: key.into() },
+            err => pem(key, err),
+        })?;
         Self::new(certificates, private).map_err(|err| match err {
             Unusable::Empty => IdentityError::NoCertificate { path: chain.into() },
             Unusable::Mismatch => IdentityError::Mismatch {
                 chain: chain.into(),
                 key: key.into(),
             },
-            Unusable::Invalid(source) => IdentityError::Invalid {
+            Unusable::Certificate(source) => IdentityError::Invalid {
+                path: chain.into(),
+                source,
+            },
+            Unusable::Key(source) => IdentityError::Invalid {
                 path: key.into(),
                 source,
             },
@@ -54,11 +67,11 @@ impl Identity {
         key: PrivateKeyDer<'static>,
     ) -> Result<Self, Unusable> {
         let leaf = chain.first().ok_or(Unusable::Empty)?;
-        let pin = Pin::of(leaf).map_err(Unusable::Invalid)?;
+        let pin = Pin::of(leaf).map_err(Unusable::Certificate)?;
         let signer = super::provider()
             .key_provider
             .load_private_key(key)
-            .map_err(Unusable::Invalid)?;
+            .map_err(Unusable::Key)?;
         let key = CertifiedKey::new(chain, signer);
         match key.keys_match() {
             Ok(()) => {
@@ -72,7 +85,7 @@ impl Identity {
             Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::KeyMismatch)) => {
                 Err(Unusable::Mismatch)
             }
-            Err(err) => Err(Unusable::Invalid(err)),
+            Err(err) => Err(Unusable::Key(err)),
         }
     }
 
@@ -135,19 +148,34 @@ impl Identity {
 pub(super) enum Unusable {
     Empty,
     Mismatch,
-    Invalid(rustls::Error),
+    Certificate(rustls::Error),
+    Key(rustls::Error),
 }
 
 /// A certificate or key file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
-    /// The file cannot be read, or is not PEM.
-    #[error("cannot read {} as PEM", path.display())]
+    /// The file cannot be read.
+    #[error("cannot read {}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// What went wrong.
-        source: rustls::pki_types::pem::Error,
+        source: std::io::Error,
+    },
+    /// The file is not PEM.
+    #[error("cannot read {} as PEM", path.display())]
+    NotPem {
+        /// The file.
+        path: PathBuf,
+        /// What went wrong.
+        source: pem::Error,
+    },
+    /// The file holds no private key.
+    #[error("{} holds no private key (expected `-----BEGIN PRIVATE KEY-----`)", path.display())]
+    NoKey {
+        /// The file.
+        path: PathBuf,
     },
     /// The file holds no certificate.
     #[error("{} holds no certificate (expected `-----BEGIN CERTIFICATE-----`)", path.display())]
@@ -167,9 +195,9 @@ pub enum IdentityError {
         key: PathBuf,
     },
     /// The certificate or key is of a kind that cannot be used.
-    #[error("cannot use the certificate and key in {}", path.display())]
+    #[error("cannot use what is in {}", path.display())]
     Invalid {
-        /// The key's file.
+        /// The file.
         path: PathBuf,
         /// What went wrong.
         source: rustls::Error,

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
@@ -95,9 +95,15 @@ fn system_roots() -> Result<RootCertStore, TrustError> {
 }
 
 fn roots_from(path: &PathBuf) -> Result<RootCertStore, TrustError> {
-    let unreadable = |source| TrustError::Unreadable {
-        path: path.clone(),
-        source,
+    let unreadable = |source| match source {
+        pem::Error::Io(source) => TrustError::Unreadable {
+            path: path.clone(),
+            source,
+        },
+        source => TrustError::NotPem {
+            path: path.clone(),
+            source,
+        },
     };
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(path).map_err(unreadable)? {
@@ -215,13 +221,21 @@ impl ServerCertVerifier for Verifier {
 /// What an agent was told to trust cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TrustError {
-    /// The CA file cannot be read, or is not PEM.
-    #[error("cannot read the CA file {} as PEM", path.display())]
+    /// The CA file cannot be read.
+    #[error("cannot read the CA file {}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// What went wrong.
-        source: rustls::pki_types::pem::Error,
+        source: std::io::Error,
+    },
+    /// The CA file is not PEM.
+    #[error("cannot read the CA file {} as PEM", path.display())]
+    NotPem {
+        /// The file.
+        path: PathBuf,
+        /// What went wrong.
+        source: pem::Error,
     },
     /// A certificate in the CA file is not one.
     #[error("the CA file {} holds a certificate that cannot be used", path.display())]

@@ -4,6 +4,7 @@ mod lab;
 
 mod browser;
 mod clients;
+mod command_line;
 mod errors;
 mod first;
 mod git;
