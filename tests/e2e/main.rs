@@ -11,4 +11,5 @@ mod git;
 mod grpc;
 mod lifecycle;
 mod limits;
+mod names;
 mod upstreams;
