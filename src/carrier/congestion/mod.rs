@@ -312,9 +312,9 @@ impl RateModel {
     fn update_window(&mut self) {
         let mtu = self.path.mtu;
         let foreign = self.path.residue().div_duration_f64(self.path.base());
-        let contend = 1.0 + CONTEND * foreign.min(1.0);
+        let contend = 1.0 + CONTEND * foreign.min(1.0) - GIVE_WAY * self.path.overflow();
         let busy = self.path.in_flight(self.path.base() + self.margin());
-        let cruise = busy * contend + self.keep();
+        let cruise = busy * contend.max(CONTEND_LEAST) + self.keep();
         let grown = self.window + self.batch;
         let short = MARGIN.saturating_sub(self.path.base() / 8);
         let drained = self
@@ -470,6 +470,13 @@ const PACING: f64 = 1.25;
 /// round trip: enough not to be pushed out by TCP, too little to push it out.
 const CONTEND: f64 = 0.2;
 
+/// No more than this is given way, or the model would lose sight of the path.
+const CONTEND_LEAST: f64 = 0.5;
+
+/// How much less is sent there for each packet in a hundred that others leave no room for: two in a
+/// hundred undo [`CONTEND`].
+const GIVE_WAY: f64 = 10.0;
+
 /// How much more a probe sends.
 const PROBE: f64 = 1.2;
 
@@ -492,7 +499,7 @@ const CRUISE_ROUNDS: u32 = 8;
 const STARTUP_ROUNDS: u32 = 2;
 
 /// Acknowledgements in a row that meet a queue and so end the start-up (HyStart, RFC 9406 §4.2).
-const SOME_ACKS: (u64, u64) = (3, 8);
+const SOME_ACKS: (u64, u64) = (3, 16);
 
 /// What counts as a queue there: an eighth of the round trip, within these (RFC 9406 §4.3).
 const STARTUP_QUEUE: (Duration, Duration) = (Duration::from_millis(4), Duration::from_millis(16));

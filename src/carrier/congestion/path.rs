@@ -31,7 +31,10 @@ pub(super) struct PathModel {
     last_rtt: Duration,
     acked: u64,
     lost: u64,
+    /// The share lost while no queue but ours was seen.
     loss: f64,
+    /// The share lost of late.
+    loss_now: f64,
 }
 
 /// A short while, about half a round trip.
@@ -65,6 +68,7 @@ impl PathModel {
             acked: 0,
             lost: 0,
             loss: 0.0,
+            loss_now: 0.0,
         }
     }
 
@@ -121,7 +125,10 @@ impl PathModel {
             return None;
         }
         let share = self.lost as f64 / sent as f64;
-        self.loss += LOSS_WEIGHT * (share - self.loss);
+        self.loss_now += LOSS_WEIGHT * (share - self.loss_now);
+        if self.residue().is_zero() {
+            self.loss = self.loss_now;
+        }
         (self.acked, self.lost) = (0, 0);
         Some(share)
     }
@@ -171,7 +178,9 @@ impl PathModel {
     /// By how much round trips exceed the base without a queue of ours: they vary, or somebody else
     /// fills the queue.
     pub(super) fn residue(&self) -> Duration {
-        self.residues.iter().copied().min().unwrap_or_default()
+        let mut residues = self.residues;
+        residues.sort_unstable();
+        residues[RESIDUES / 2]
     }
 
     /// Take in the mean round trip of packets that met no queue of ours.
@@ -187,7 +196,9 @@ impl PathModel {
 
     fn residue_of(&self, mean: Duration) -> Duration {
         let packets = (super::LEAST * self.mtu) as f64 / self.rate().max(1.0);
-        mean.saturating_sub(self.base() + RESIDUE_MIN + Duration::from_secs_f64(packets))
+        let excess = mean.saturating_sub(self.base());
+        let discount = RESIDUE_MIN + Duration::from_secs_f64(packets);
+        excess.min(2 * excess.saturating_sub(discount))
     }
 
     /// The longest round trip during this tick and the one before.
@@ -206,9 +217,9 @@ impl PathModel {
         self.noise
     }
 
-    /// The share of packets that the path loses.
-    pub(super) fn loss(&self) -> f64 {
-        self.loss
+    /// The share of packets that a queue that others fill has no room for.
+    pub(super) fn overflow(&self) -> f64 {
+        (self.loss_now - self.loss).max(0.0)
     }
 
     /// Bytes that must be in flight to keep the path busy for so long a round trip. Lost packets
