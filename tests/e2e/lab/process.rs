@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::within;
 
-/// How long a program may run that moves a hundred megabytes or starts a browser, on a machine that
+/// How long to wait for a program that moves a hundred megabytes or starts a browser, on a machine that
 /// does other things too.
 const RUN: Duration = Duration::from_secs(120);
 
@@ -127,7 +127,7 @@ impl Process {
             }
             None
         };
-        let ended = match timeout(super::PATIENCE, next).await {
+        let ended = match timeout(RUN, next).await {
             Ok(Some(line)) => return line,
             Ok(None) => "the program ended",
             Err(_) => "the program went on",
