@@ -35,6 +35,26 @@ pub struct AgentConfig {
     pub observer: Observer,
 }
 
+impl Default for AgentConfig {
+    /// A new agent of the local edge, with nothing to publish yet.
+    fn default() -> Self {
+        Self {
+            server: ServerAddr {
+                host: "localhost".into(),
+                port: 8443,
+            },
+            trust: Trust::default(),
+            token: Secret::default(),
+            id: AgentId::random(),
+            tunnels: Vec::new(),
+            grace_period: Duration::from_secs(30),
+            upstream_timeout: Duration::from_secs(60),
+            exit_on_failure: false,
+            observer: Observer::default(),
+        }
+    }
+}
+
 /// One tunnel.
 #[derive(Clone)]
 pub struct TunnelConfig {

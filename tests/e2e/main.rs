@@ -6,6 +6,7 @@ mod browser;
 mod clients;
 mod command_line;
 mod errors;
+mod examples;
 mod first;
 mod git;
 mod grpc;
