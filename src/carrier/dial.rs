@@ -63,7 +63,7 @@ pub struct DialConfig {
     pub endpoint: EndpointConfig,
     /// `wss://host:port` or `ws://host:port`, the edge or whatever stands in front of it.
     pub websocket: Uri,
-    /// For the TLS of `wss://`: see [`outer_tls`](super::outer_tls).
+    /// For the TLS of `wss://`: see [`outer_tls`](fn@super::outer_tls).
     pub websocket_tls: Arc<rustls::ClientConfig>,
     pub proxy: Proxy,
     /// For the TLS with an `https://` proxy, which is shown our credentials.

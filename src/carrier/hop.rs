@@ -2,7 +2,9 @@
 //!
 //! Every hop has a limit and its own error, which names the hop and what to do about it.
 
-use std::{fmt, future::poll_fn, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    error::Error, fmt, future::poll_fn, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
@@ -74,12 +76,14 @@ pub enum HopError {
         target: String,
         status: StatusCode,
     },
-    #[error("{hop} did not connect to {target}")]
+    #[error(
+        "{hop} did not connect to {target}; if it wants a user name and a password, put them into its URL"
+    )]
     Socks {
         hop: Hop,
         target: String,
         #[source]
-        err: tokio_socks::Error,
+        err: Box<dyn Error + Send + Sync>,
     },
     #[error("{0} is not the URL of a proxy: use http://, https:// or socks5://")]
     ProxyUrl(String),

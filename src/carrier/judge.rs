@@ -87,6 +87,8 @@ pub(super) enum Act {
     HangUp,
     /// Send over this carrier from now on.
     Move { to: Carrier, reason: String },
+    /// Let the edge hear from us: it may be sending to where we were.
+    Speak,
     /// Use a new UDP socket and tell the edge, so that both ends try again at once.
     Refresh,
 }
@@ -299,6 +301,7 @@ impl Judge {
             doubt.answered = Some(now);
             doubt.probes = 0;
             if silent.is_none() || sight.udp.asks < ASKS {
+                acts.push(Act::Speak);
                 self.cleared = Some(now);
                 self.doubt = None;
                 return;

@@ -2,27 +2,20 @@
 
 use std::{
     fmt,
+    future::pending,
+    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     time::{Duration, SystemTime},
 };
 
-use futures_util::StreamExt;
-use if_watch::tokio::IfWatcher;
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep},
 };
 use tracing::debug;
 
-/// Between two looks at the routes and clocks: routes change without an address changing, and
-/// not every system tells.
+/// Between two looks at the routes and clocks, on systems that do not tell of changes.
 const LOOK: Duration = Duration::from_secs(1);
-
-/// Between looks right after an address has changed: its routes come a moment later.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
-
-/// How long to look that often.
-const SETTLING: Duration = Duration::from_secs(2);
 
 /// How much later than asked for a timer may fire before the machine must have slept. A machine
 /// so busy that it takes longer gains from starting again, too.
@@ -48,28 +41,20 @@ impl fmt::Display for Change {
 
 /// Report changes on the way to any of `hops` until nobody listens.
 pub(super) async fn watch(hops: Vec<SocketAddr>, changes: mpsc::Sender<Change>) {
-    let mut interfaces = IfWatcher::new()
-        .inspect_err(|err| debug!(%err, "address changes are noticed late"))
+    let mut notices = Notices::open()
+        .inspect_err(|err| debug!(%err, "changes of the network are noticed late"))
         .ok();
     let mut sources: Vec<_> = hops.iter().map(|hop| source(*hop)).collect();
     let mut clocks = Clocks::now();
-    let mut settled = Instant::now();
     loop {
-        let pause = if Instant::now() < settled {
-            LOOK_AGAIN
-        } else {
-            LOOK
-        };
-        let due = Instant::now() + pause;
         tokio::select! {
-            event = next(&mut interfaces) => match event {
-                Some(_) => settled = Instant::now() + SETTLING,
-                None => interfaces = None,
+            notice = next(&mut notices) => if notice.is_err() {
+                notices = None;
             },
-            () = sleep_until(due) => {}
+            () = sleep(LOOK) => {}
             () = changes.closed() => return,
         }
-        let slept = clocks.slept(pause);
+        let slept = clocks.slept(LOOK);
         let mut change = slept.map(|after| Change::Woke { after });
         for (hop, before) in hops.iter().zip(&mut sources) {
             let now = source(*hop);
@@ -86,10 +71,61 @@ pub(super) async fn watch(hops: Vec<SocketAddr>, changes: mpsc::Sender<Change>) 
     }
 }
 
-async fn next(interfaces: &mut Option<IfWatcher>) -> Option<()> {
-    match interfaces {
-        Some(interfaces) => interfaces.next().await?.ok().map(|_| ()),
-        None => std::future::pending().await,
+async fn next(notices: &mut Option<Notices>) -> io::Result<()> {
+    match notices {
+        Some(notices) => notices.next().await,
+        None => pending().await,
+    }
+}
+
+/// The kernel's notices of changed addresses and routes.
+#[cfg(target_os = "linux")]
+struct Notices(netlink_sys::TokioSocket);
+
+#[cfg(target_os = "linux")]
+impl Notices {
+    fn open() -> io::Result<Self> {
+        use netlink_sys::{AsyncSocket, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE};
+
+        /// `RTMGRP_IPV4_IFADDR`, `RTMGRP_IPV4_ROUTE`, `RTMGRP_IPV6_IFADDR`, `RTMGRP_IPV6_ROUTE`
+        /// (rtnetlink(7)).
+        const GROUPS: u32 = 0x10 | 0x40 | 0x100 | 0x400;
+
+        let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
+        socket.socket_mut().bind(&SocketAddr::new(0, GROUPS))?;
+        Ok(Self(socket))
+    }
+
+    /// Wait for a notice. What it says does not matter: it is a reason to look.
+    async fn next(&mut self) -> io::Result<()> {
+        use netlink_sys::AsyncSocketExt;
+
+        // Truncating a notice does no harm.
+        let mut notice = bytes::BytesMut::with_capacity(512);
+        match self.0.recv(&mut notice).await {
+            Ok(_) => Ok(()),
+            // So many changes that some notices were dropped.
+            Err(err) if err.raw_os_error() == Some(ENOBUFS) => Ok(()),
+            Err(err) => Err(err),
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+const ENOBUFS: i32 = 105;
+
+/// Elsewhere there are none, and the clock is what makes us look.
+#[cfg(not(target_os = "linux"))]
+struct Notices;
+
+#[cfg(not(target_os = "linux"))]
+impl Notices {
+    fn open() -> io::Result<Self> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    async fn next(&mut self) -> io::Result<()> {
+        pending().await
     }
 }
 

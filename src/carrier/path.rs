@@ -205,6 +205,7 @@ impl Driver {
                     self.on.switch.set_websocket(None);
                 }
                 Act::Move { to, reason } => self.move_to(to, reason),
+                Act::Speak => self.on.speak_up(),
                 Act::Refresh => self.refresh(),
             }
         }

@@ -1,6 +1,6 @@
 //! Proxies between an agent and the edge: HTTP CONNECT and SOCKS5, chosen as curl chooses them.
 
-use std::{fmt, net::SocketAddr, sync::Arc};
+use std::{error::Error, fmt, future::ready, io, net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
 use http::{
@@ -8,9 +8,16 @@ use http::{
     header::{HOST, PROXY_AUTHORIZATION},
 };
 use http_body_util::Empty;
-use hyper_util::client::proxy::matcher::{Intercept, Matcher};
+use hyper_util::{
+    client::{
+        legacy::connect::proxy::SocksV5,
+        proxy::matcher::{Intercept, Matcher},
+    },
+    rt::TokioIo,
+};
 use tokio::time::timeout;
-use tokio_socks::tcp::Socks5Stream;
+use tower::service_fn;
+use tower_service::Service;
 
 use super::{
     hop::{self, Answer, HOP, Hop, HopError},
@@ -97,7 +104,7 @@ pub(super) async fn connect(
             let io = hop::secure(&hop, via, io, proxy_tls).await?;
             tunnel(&hop, io, host, port, proxy.basic_auth()).await?
         }
-        "socks5" | "socks5h" => socks5(&hop, io, host, port, proxy.raw_auth()).await?,
+        "socks5" | "socks5h" => socks5(&hop, io, host, port, &proxy).await?,
         _ => return Err(HopError::ProxyUrl(without_credentials(&uri.to_string()))),
     };
     Ok((io, peer))
@@ -147,28 +154,33 @@ async fn socks5(
     io: Box<dyn Io>,
     host: &str,
     port: u16,
-    credentials: Option<(&str, &str)>,
+    proxy: &Intercept,
 ) -> Result<Box<dyn Io>, HopError> {
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    let connecting = async {
-        match credentials {
-            Some((user, password)) => {
-                Socks5Stream::connect_with_password_and_socket(io, (bare, port), user, password)
-                    .await
-            }
-            None => Socks5Stream::connect_with_socket(io, (bare, port)).await,
-        }
+    let target = format!("{host}:{port}");
+    // The connector wants to be told how to connect; that is done already.
+    let mut io = Some(TokioIo::new(io));
+    let connected = service_fn(move |_: Uri| {
+        let io = io.take().ok_or(io::ErrorKind::NotConnected);
+        ready(io.map_err(io::Error::from))
+    });
+    let mut socks = SocksV5::new(proxy.uri().clone(), connected);
+    if let Some((user, password)) = proxy.raw_auth() {
+        socks = socks.with_auth(user.into(), password.into());
+    }
+    let failed = |err: Box<dyn Error + Send + Sync>| HopError::Socks {
+        hop: hop.clone(),
+        target: target.clone(),
+        err,
     };
-    match timeout(HOP, connecting).await {
-        Ok(Ok(stream)) => Ok(Box::new(stream.into_inner())),
-        Ok(Err(
-            tokio_socks::Error::AuthorizationRequired | tokio_socks::Error::NoAcceptableAuthMethods,
-        )) => Err(HopError::ProxyAuthentication { hop: hop.clone() }),
-        Ok(Err(err)) => Err(HopError::Socks {
-            hop: hop.clone(),
-            target: format!("{host}:{port}"),
-            err,
-        }),
+    let destination = Uri::builder()
+        .scheme("https")
+        .authority(target.clone())
+        .path_and_query("/")
+        .build()
+        .map_err(|err| failed(err.into()))?;
+    match timeout(HOP, socks.call(destination)).await {
+        Ok(Ok(io)) => Ok(Box::new(io.into_inner())),
+        Ok(Err(err)) => Err(failed(err.to_string().into())),
         Err(_) => Err(HopError::TimedOut { hop: hop.clone() }),
     }
 }

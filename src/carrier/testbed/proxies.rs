@@ -1,18 +1,18 @@
 //! Reaching the edge through proxies, and what is said when one does not let us.
 
 use std::{
+    io,
     net::{Ipv4Addr, SocketAddr},
-    time::Duration,
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use fast_socks5::server::{Socks5ServerProtocol, run_tcp_proxy};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Empty;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     task::JoinSet,
 };
@@ -226,6 +226,7 @@ async fn connect(
     Ok(response)
 }
 
+/// A SOCKS5 proxy that wants a password (RFC 1928, RFC 1929).
 async fn socks_proxy() -> (SocketAddr, JoinSet<()>) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let addr = listener.local_addr().unwrap();
@@ -234,17 +235,50 @@ async fn socks_proxy() -> (SocketAddr, JoinSet<()>) {
         let mut connections = JoinSet::new();
         loop {
             let (tcp, _) = listener.accept().await.unwrap();
-            connections.spawn(async move {
-                let right = |user: String, password: String| user == USER && password == PASSWORD;
-                let (proxy, _) = Socks5ServerProtocol::accept_password_auth(tcp, right)
-                    .await
-                    .ok()?;
-                let (proxy, _, target) = proxy.read_command().await.ok()?;
-                run_tcp_proxy(proxy, &target, Duration::from_secs(10), true)
-                    .await
-                    .ok()
-            });
+            connections.spawn(socks(tcp));
         }
     });
     (addr, tasks)
+}
+
+async fn socks(mut near: TcpStream) -> io::Result<()> {
+    let [_version, methods] = read(&mut near).await?;
+    let mut offered = vec![0; usize::from(methods)];
+    near.read_exact(&mut offered).await?;
+    if !offered.contains(&2) {
+        return near.write_all(&[5, 0xff]).await;
+    }
+    near.write_all(&[5, 2]).await?;
+    let [_version] = read(&mut near).await?;
+    let (user, password) = (text(&mut near).await?, text(&mut near).await?);
+    let right = user == USER && password == PASSWORD;
+    near.write_all(&[1, u8::from(!right)]).await?;
+    if !right {
+        return Ok(());
+    }
+    let [5, 1, 0, 1] = read(&mut near).await? else {
+        return near.write_all(&[5, 8, 0, 1, 0, 0, 0, 0, 0, 0]).await;
+    };
+    let [a, b, c, d, high, low] = read(&mut near).await?;
+    let mut far = TcpStream::connect(
+        ([a, b, c, d].into(), u16::from_be_bytes([high, low])) as (Ipv4Addr, u16)
+    )
+    .await?;
+    near.write_all(&[5, 0, 0, 1, 0, 0, 0, 0, 0, 0]).await?;
+    tokio::io::copy_bidirectional(&mut near, &mut far)
+        .await
+        .map(drop)
+}
+
+async fn read<const N: usize>(tcp: &mut TcpStream) -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    tcp.read_exact(&mut bytes).await?;
+    Ok(bytes)
+}
+
+async fn text(tcp: &mut TcpStream) -> io::Result<String> {
+    let [length] = read(tcp).await?;
+    let mut text = vec![0; usize::from(length)];
+    tcp.read_exact(&mut text).await?;
+    String::from_utf8(text).map_err(io::Error::other)
 }

@@ -128,6 +128,38 @@ async fn a_download_goes_on_when_udp_dies_on_the_way_to_the_agent_alone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn transfers_go_on_at_once_when_the_agent_has_another_address() {
+    for (up, down) in [(8 << 20, 0), (0, 8 << 20)] {
+        let (lab, stalled) = stall(up, down, Network::rebind_nat).await;
+
+        assert!(stalled < SECOND / 4, "{up} up, {down} down: {stalled:?}");
+        assert_eq!(lab.carrier.borrow().carrier, Carrier::Udp);
+        lab.end().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_pass_a_nat_that_forgets_every_five_seconds() {
+    let network = Network::new(5);
+    let lab = Lab::start(network.clone(), Transport::Auto).await;
+    let mut requests = JoinSet::new();
+    requests.spawn(lab.converse(1, 100, 16 << 20));
+    for tick in 0..20 * 60_u64 {
+        if tick % 100 == 99 {
+            network.rebind_nat();
+        }
+        requests.spawn(lab.converse(2 + tick, 200, 2_000));
+        sleep(SECOND / 20).await;
+    }
+
+    while let Some(ended) = requests.join_next().await {
+        ended.unwrap().unwrap();
+    }
+    assert_eq!(lab.carrier.borrow().carrier, Carrier::Udp);
+    lab.end().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn udp_is_used_again_within_half_a_minute_after_it_heals() {
     let network = Network::new(3);
     let mut lab = Lab::start(network.clone(), Transport::Auto).await;
