@@ -107,9 +107,11 @@ mod tls;
 
 pub use agent::{
     Address, AddressError, Agent, AgentConfig, AgentError, ConnectError, Event, HostHeader,
-    Observer, RequestLog, ServerAddr, Service, Target, TunnelConfig, Upstream, UpstreamBody,
+    Observer, RequestLog, ServerAddr, Service, Target, Transported, TunnelConfig, Upstream,
+    UpstreamBody,
 };
 pub use auth::{Name, NameError, generate as generate_token};
+pub use carrier::{Carrier, Proxy, Transport};
 pub use edge::{BindError, Edge, EdgeConfig, EdgeIdentity, EdgeLimits};
 pub use http::escape;
 pub use state::{StateDir, StateError};

@@ -4,11 +4,12 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use ::http::HeaderValue;
+use ::http::{HeaderValue, Uri};
 
 use super::event::Observer;
 use super::upstream::Upstream;
 use crate::auth::Name;
+use crate::carrier::{Proxy, Transport};
 use crate::proto::{AgentId, Secret};
 use crate::tls::Trust;
 
@@ -19,6 +20,13 @@ pub struct AgentConfig {
     pub server: ServerAddr,
     /// How to recognise it.
     pub trust: Trust,
+    /// What the packets may travel on.
+    pub transport: Transport,
+    /// Where the WebSocket is: `wss://host:port`, or `ws://` where a proxy in front terminates TLS
+    /// and the way to it is trusted; by default the edge itself.
+    pub websocket: Option<Uri>,
+    /// What stands between this agent and the edge.
+    pub proxy: Proxy,
     /// What to show it.
     pub token: Secret,
     /// Who this agent is, across restarts.
@@ -49,6 +57,9 @@ impl Default for AgentConfig {
             tunnels: Vec::new(),
             grace_period: Duration::from_secs(30),
             upstream_timeout: Duration::from_secs(60),
+            transport: Transport::default(),
+            websocket: None,
+            proxy: Proxy::default(),
             exit_on_failure: false,
             observer: Observer::default(),
         }
@@ -137,6 +148,19 @@ impl FromStr for ServerAddr {
             host: host.to_owned(),
             port,
         })
+    }
+}
+
+impl ServerAddr {
+    /// Return where the edge accepts WebSockets, over TLS.
+    pub(super) fn websocket(&self) -> Result<Uri, ::http::uri::InvalidUri> {
+        let host = &self.host;
+        let host = if host.contains(':') {
+            format!("[{host}]")
+        } else {
+            host.clone()
+        };
+        format!("wss://{host}:{}", self.port).parse()
     }
 }
 

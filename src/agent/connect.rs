@@ -117,7 +117,7 @@ async fn open(config: &AgentConfig, backoff: &mut Backoff) -> Result<Session, Ag
                 let tunnels = session.welcome.tunnels.clone();
                 config.observer.tell(Event::Ready {
                     tunnels,
-                    transport: "quic",
+                    transport: session.transport_now(),
                 });
                 return Ok(session);
             }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ::http::Method;
 
+use crate::carrier::Carrier;
 use crate::proto::TunnelGrant;
 
 /// Something that happened.
@@ -17,8 +18,10 @@ pub enum Event {
         /// Where visitors reach them.
         tunnels: Vec<TunnelGrant>,
         /// What the packets travel on.
-        transport: &'static str,
+        transport: Transported,
     },
+    /// The packets have moved to another carrier.
+    Transport(Transported),
     /// The edge is not there, or went away; the agent will try again.
     Reconnecting {
         /// Why.
@@ -37,6 +40,23 @@ pub enum Event {
     Request(RequestLog),
     /// The edge has something to say.
     Notice(String),
+}
+
+/// What a session's packets travel on, and how well.
+#[derive(Debug, Clone)]
+pub struct Transported {
+    /// The carrier.
+    pub carrier: Carrier,
+    /// Why this one: `udp silent for 1.2 s, moved to websocket`.
+    pub reason: String,
+    /// The round trip time.
+    pub rtt: Duration,
+    /// Packets sent on this path.
+    pub sent_packets: u64,
+    /// Packets of these that were lost.
+    pub lost_packets: u64,
+    /// The largest packet that the path is known to carry, in bytes of UDP payload.
+    pub mtu: u16,
 }
 
 /// One conversation, once it has ended.

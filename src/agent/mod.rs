@@ -15,6 +15,6 @@ mod upstream;
 pub use address::{Address, AddressError, Target};
 pub use config::{AgentConfig, HostHeader, ServerAddr, TunnelConfig};
 pub use connect::{Agent, AgentError};
-pub use event::{Event, Observer, RequestLog};
+pub use event::{Event, Observer, RequestLog, Transported};
 pub use session::ConnectError;
 pub use upstream::{Service, Upstream, UpstreamBody};

@@ -1,30 +1,35 @@
 //! One session with the edge: from dialling to the last conversation.
 
-use std::collections::HashSet;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig};
-use quinn::{ApplicationClose, Connection, ConnectionError, RecvStream, SendStream};
-use tokio::net::lookup_host;
+use quinn::{
+    ApplicationClose, Connection, ConnectionError, Endpoint, EndpointConfig, RecvStream, SendStream,
+};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{sleep, timeout};
 use tracing::{debug, error};
 
 use super::config::{AgentConfig, ServerAddr};
-use super::event::Event;
+use super::event::{Event, Transported};
 use super::forward::{self, Tunnel};
-use crate::carrier::{self, DialError, Link};
+use crate::carrier::{self, AttemptError, CarrierState, DialConfig, Dialed};
 use crate::proto::{
     self, ALPN, ALPN_ANY, AgentMessage, CONTROL_LIMIT, Close, EdgeMessage, Hello, Refusal,
     Splitter, TunnelRequest, Welcome, WireError,
 };
-use crate::tls::TrustError;
+use crate::tls::{TrustError, upstream_config};
 
 /// An authenticated connection to the edge.
 pub struct Session {
-    link: Link,
+    endpoint: Endpoint,
+    connection: Connection,
+    /// On which carrier the packets travel at the moment, and why.
+    carrier: watch::Receiver<CarrierState>,
+    /// What keeps the connection on a carrier that works; it ends with the session.
+    upkeep: JoinSet<()>,
     control: Control,
     /// What the edge granted.
     pub welcome: Welcome,
@@ -34,9 +39,15 @@ impl Session {
     /// Find the edge, connect, and ask for the tunnels.
     pub async fn open(config: &AgentConfig) -> Result<Self, ConnectError> {
         let server = &config.server;
-        let link = dial(config).await?;
-        let connection = &link.connection;
-        if negotiated(connection).as_deref() != Some(ALPN) {
+        let Dialed {
+            connection,
+            endpoint,
+            carrier,
+            driver,
+        } = dial(config).await?;
+        let mut upkeep = JoinSet::new();
+        upkeep.spawn(driver.run());
+        if negotiated(&connection).as_deref() != Some(ALPN) {
             // The edge says which version it speaks as it closes.
             let reason = timeout(WELCOME, connection.closed()).await;
             return Err(ConnectError::Version {
@@ -73,13 +84,16 @@ impl Session {
         };
         match timeout(WELCOME, answer).await {
             Ok(Ok(EdgeMessage::Welcome(welcome))) => Ok(Self {
-                link,
+                endpoint,
+                connection,
+                carrier,
+                upkeep,
                 control,
                 welcome,
             }),
             Ok(Ok(EdgeMessage::Refused(refusal))) => {
                 connection.close(Close::Done.code(), b"refused");
-                link.close(FAREWELL).await;
+                let _ = timeout(FAREWELL, endpoint.wait_idle()).await;
                 Err(ConnectError::Refused(refusal))
             }
             Ok(Ok(_)) => Err(ConnectError::lost(
@@ -97,6 +111,23 @@ impl Session {
         }
     }
 
+    /// Describe what the packets travel on, and how well.
+    pub fn transport_now(&self) -> Transported {
+        Self::transport(&self.connection, &self.carrier.borrow())
+    }
+
+    fn transport(connection: &Connection, state: &CarrierState) -> Transported {
+        let path = connection.stats().path;
+        Transported {
+            carrier: state.carrier,
+            reason: state.reason.to_string(),
+            rtt: path.rtt,
+            sent_packets: path.sent_packets,
+            lost_packets: path.lost_packets,
+            mtu: path.current_mtu,
+        }
+    }
+
     /// Serve conversations until the connection is lost, or until `shutdown`, after which those
     /// under way have the grace period to end.
     pub async fn serve(
@@ -105,8 +136,7 @@ impl Session {
         tunnels: &Arc<Vec<Arc<Tunnel>>>,
         shutdown: &mut (impl Future<Output = ()> + Unpin),
     ) -> Ended {
-        let connection = self.link.connection.clone();
-        let mut attention = std::pin::pin!(self.link.attend());
+        let connection = self.connection.clone();
         let mut conversations = JoinSet::new();
         let accept = |(send, receive): (SendStream, RecvStream),
                       conversations: &mut JoinSet<()>| {
@@ -123,7 +153,10 @@ impl Session {
                     Ok(stream) => accept(stream, &mut conversations),
                     Err(err) => return lost(err),
                 },
-                never = &mut attention => match never {},
+                Ok(()) = self.carrier.changed() => {
+                    let state = self.carrier.borrow_and_update().clone();
+                    config.observer.tell(Event::Transport(Self::transport(&self.connection, &state)));
+                }
                 message = self.control.receive() => match message {
                     Ok(EdgeMessage::Draining { .. }) => {
                         config.observer.tell(Event::Notice("the edge is about to restart".into()));
@@ -165,8 +198,10 @@ impl Session {
         };
         let _ = timeout(config.grace_period, drained).await;
         conversations.shutdown().await;
-        connection.close(Close::Done.code(), b"the agent stops");
-        self.link.close(FAREWELL).await;
+        self.connection
+            .close(Close::Done.code(), b"the agent stops");
+        let _ = timeout(FAREWELL, self.endpoint.wait_idle()).await;
+        self.upkeep.shutdown().await;
         Ended::Shutdown
     }
 }
@@ -225,98 +260,58 @@ impl Control {
     }
 }
 
-/// Resolve the edge's name and race its addresses, each a little later than the one before
-/// (RFC 8305).
-async fn dial(config: &AgentConfig) -> Result<Link, ConnectError> {
+/// Reach the edge over whichever carrier the network lets through.
+async fn dial(config: &AgentConfig) -> Result<Dialed, ConnectError> {
     let server = &config.server;
-    // First what can be wrong on this machine: trying again would not help.
     let (tls, distrust) = config.trust.client_config(&[ALPN, ALPN_ANY])?;
-    let addrs = resolve(server).await?;
     let tls = QuicClientConfig::try_from(tls).expect("the configuration speaks TLS 1.3");
-    let mut client = quinn::ClientConfig::new(Arc::new(tls));
-    client.transport_config(carrier::agent_transport());
-
-    // QUIC repeats an unanswered first packet at intervals that double. An edge that comes back
-    // within a handshake's time is found sooner by beginning anew.
-    let mut attempts = JoinSet::new();
-    for round in 0..ROUNDS {
-        for (at, addr) in (0..).zip(&addrs) {
-            let (addr, client, host) = (*addr, client.clone(), server.host.clone());
-            attempts.spawn(async move {
-                sleep(ROUND * round + STAGGER * at).await;
-                (addr, carrier::dial(addr, &host, client).await)
-            });
-        }
-    }
-    let mut worst = ConnectError::Unreachable {
-        server: server.clone(),
-        addrs: list(&addrs),
-        limit: HANDSHAKE,
+    let mut quic = quinn::ClientConfig::new(Arc::new(tls));
+    quic.transport_config(carrier::agent_transport());
+    let websocket = match &config.websocket {
+        Some(url) => url.clone(),
+        None => server.websocket().map_err(|_| ConnectError::NotAnEdge {
+            server: server.clone(),
+        })?,
     };
-    let mut deadline = Instant::now() + HANDSHAKE;
-    let mut refused = HashSet::new();
-    while let Ok(Some(attempt)) = timeout_at(deadline, attempts.join_next()).await {
-        let (addr, err) = match attempt {
-            Ok((_, Ok(link))) => return Ok(link),
-            Ok((addr, Err(err))) => (addr, err),
-            // Nothing aborts them, and a panic is not an answer.
-            Err(_) => continue,
-        };
-        if let Some(why) = distrust.take() {
-            let server = server.clone();
-            worst = ConnectError::Untrusted { server, why };
-        } else if !matches!(worst, ConnectError::Untrusted { .. }) {
-            worst = explain(server, err, worst);
-        }
-        // Somebody is there and says no: other addresses get another moment to do better.
-        refused.insert(addr);
-        deadline = deadline.min(Instant::now() + ROUND);
-        if refused.len() == addrs.len() {
-            break;
-        }
-    }
-    Err(worst)
-}
-
-async fn resolve(server: &ServerAddr) -> Result<Vec<SocketAddr>, ConnectError> {
-    let failed = |source| ConnectError::Resolve {
-        server: server.clone(),
-        source,
-    };
-    let found = timeout(RESOLVE, lookup_host((server.host.as_str(), server.port))).await;
-    let found = found
-        .map_err(|_| failed(std::io::ErrorKind::TimedOut.into()))?
-        .map_err(failed)?;
-    let mut addrs: Vec<SocketAddr> = found.collect();
-    addrs.dedup();
-    // The local edge listens on IPv4.
-    addrs.sort_by_key(|addr| addr.is_ipv6() && addr.ip().is_loopback());
-    Ok(addrs)
-}
-
-fn explain(server: &ServerAddr, err: DialError, unreachable: ConnectError) -> ConnectError {
-    match err {
-        DialError::Handshake(ConnectionError::TimedOut) => unreachable,
-        DialError::Handshake(ConnectionError::ConnectionClosed(close))
-            if close.error_code == quinn::TransportErrorCode::crypto(NO_APPLICATION_PROTOCOL) =>
-        {
-            ConnectError::NotAnEdge {
-                server: server.clone(),
-            }
-        }
-        DialError::Handshake(ConnectionError::VersionMismatch) => ConnectError::NotAnEdge {
+    let dialed = carrier::dial(DialConfig {
+        host: server.host.clone(),
+        port: server.port,
+        server_name: server.host.clone(),
+        transport: config.transport,
+        quic,
+        endpoint: EndpointConfig::default(),
+        websocket,
+        websocket_tls: carrier::outer_tls(),
+        proxy: config.proxy.clone(),
+        proxy_tls: Arc::new(upstream_config(true, &[b"http/1.1"])?),
+    });
+    dialed.await.map_err(|err| match distrust.take() {
+        Some(why) => ConnectError::Untrusted {
+            server: server.clone(),
+            why,
+        },
+        None if err.attempts.iter().any(is_foreign) => ConnectError::NotAnEdge {
             server: server.clone(),
         },
-        err => ConnectError::lost(server, err),
-    }
+        None => ConnectError::Unreachable {
+            server: server.clone(),
+            source: err,
+        },
+    })
 }
 
-fn list(addrs: &[SocketAddr]) -> String {
-    addrs
-        .iter()
-        .map(SocketAddr::to_string)
-        .collect::<Vec<_>>()
-        .join(", ")
+/// Report whether somebody answered in QUIC who has never heard of us.
+fn is_foreign(attempt: &AttemptError) -> bool {
+    let AttemptError::Quic { err, .. } = attempt else {
+        return false;
+    };
+    match err {
+        ConnectionError::ConnectionClosed(close) => {
+            close.error_code == quinn::TransportErrorCode::crypto(NO_APPLICATION_PROTOCOL)
+        }
+        ConnectionError::VersionMismatch => true,
+        _ => false,
+    }
 }
 
 fn negotiated(connection: &Connection) -> Option<Vec<u8>> {
@@ -351,22 +346,6 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-/// How long finding the edge's address may take.
-const RESOLVE: Duration = Duration::from_secs(5);
-
-/// How long the edge may take for the handshake.
-const HANDSHAKE: Duration = Duration::from_secs(10);
-
-/// How long an edge that was asked may stay silent before it is asked anew: a TCP client's first
-/// retransmission (RFC 6298 §2.1).
-const ROUND: Duration = Duration::from_secs(1);
-
-/// As many as there is time for.
-const ROUNDS: u32 = (HANDSHAKE.as_secs() / ROUND.as_secs()) as u32;
-
-/// RFC 8305 §5's recommendation between attempts.
-const STAGGER: Duration = Duration::from_millis(250);
-
 /// How long the edge may take to answer the hello.
 const WELCOME: Duration = Duration::from_secs(10);
 
@@ -395,27 +374,15 @@ enum ControlError {
 /// No session came about.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// The edge's name has no address.
-    #[error("cannot find the address of the edge {}: check the name and this machine's DNS", server.host)]
-    Resolve {
-        /// The edge.
-        server: ServerAddr,
-        /// What went wrong.
-        source: std::io::Error,
-    },
-    /// Nothing answered.
+    /// Nothing answered, on any carrier.
     #[error(
-        "no answer from the edge {server} over UDP ({addrs}) within {}: is `qtunnel serve` running there, \
-         and does every firewall in between let UDP port {} through?",
-        humantime::format_duration(*limit), server.port
+        "cannot reach the edge {server}: is `qtunnel serve` running there, and does every firewall in between let port {} through?", server.port
     )]
     Unreachable {
         /// The edge.
         server: ServerAddr,
-        /// Its addresses.
-        addrs: String,
-        /// How long we waited.
-        limit: Duration,
+        /// What each carrier met with.
+        source: carrier::DialError,
     },
     /// It is not the edge that we are looking for.
     #[error("the edge {server} is not who it should be: {why}")]
@@ -476,10 +443,7 @@ impl ConnectError {
             Self::Refused(Refusal::Busy { .. }) => false,
             Self::Refused(_) | Self::Trust(_) | Self::Version { .. } => true,
             Self::Untrusted { .. } | Self::NotAnEdge { .. } => true,
-            Self::Resolve { .. }
-            | Self::Unreachable { .. }
-            | Self::Silent { .. }
-            | Self::Lost { .. } => false,
+            Self::Unreachable { .. } | Self::Silent { .. } | Self::Lost { .. } => false,
         }
     }
 

@@ -47,6 +47,14 @@ const RESOLVE: Duration = Duration::from_secs(2);
 /// How long a QUIC handshake may take: it repeats lost packets after 1, 2 and 4 s.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
+/// How long an edge that was asked may stay silent before it is asked anew: QUIC's own repetitions
+/// come at intervals that double, and an edge that is just starting is found sooner so (RFC 6298
+/// §2.1 gives the same time).
+const ROUND: Duration = Duration::from_secs(1);
+
+/// As many as there is time for.
+const ROUNDS: u32 = (HANDSHAKE.as_secs() / ROUND.as_secs()) as u32;
+
 /// Changes of the network that wait to be looked at; more say nothing new.
 const CHANGES: usize = 8;
 
@@ -286,29 +294,45 @@ impl Race {
     async fn over_udp(&self) -> Result<Established, Vec<AttemptError>> {
         let mut attempts = FuturesUnordered::new();
         for (i, to) in self.edge.iter().enumerate() {
-            attempts.push(async move {
-                sleep(STAGGER * i as u32).await;
-                self.over_udp_to(*to).await
-            });
+            for round in 0..ROUNDS {
+                attempts.push(async move {
+                    sleep(ROUND * round + STAGGER * i as u32).await;
+                    let left = HANDSHAKE.saturating_sub(ROUND * round);
+                    self.over_udp_to(*to, left).await
+                });
+            }
         }
         let mut failed = Vec::new();
         while let Some(outcome) = attempts.next().await {
             match outcome {
                 Ok(established) => return Ok(established),
-                Err(err) => failed.push(err),
+                // Every round of an address that does not answer ends alike.
+                Err(AttemptError::NoAnswer { to }) if has_failed(&failed, to) => {}
+                Err(err @ AttemptError::NoAnswer { .. }) => failed.push(err),
+                // Somebody is there and says no: asking again would not help.
+                Err(err) => {
+                    failed.push(err);
+                    if self.edge.len() == 1 {
+                        break;
+                    }
+                }
             }
         }
         Err(failed)
     }
 
-    async fn over_udp_to(&self, to: SocketAddr) -> Result<Established, AttemptError> {
+    async fn over_udp_to(
+        &self,
+        to: SocketAddr,
+        limit: Duration,
+    ) -> Result<Established, AttemptError> {
         let mut edge = self.edge.clone();
         edge.retain(|addr| *addr != to);
         edge.insert(0, to);
         let route = self.udp_route(edge)?;
         let switch = Arc::new(Switch::new(Carrier::Udp, Some(route), None));
         let (face, endpoint, handshake) = self.shake_hands(&switch)?;
-        let connection = timeout(HANDSHAKE, handshake)
+        let connection = timeout(limit, handshake)
             .await
             .map_err(|_| AttemptError::NoAnswer { to })?
             .map_err(|err| match err {
@@ -386,6 +410,12 @@ impl Race {
             })?;
         Ok((face, endpoint, connecting))
     }
+}
+
+fn has_failed(failed: &[AttemptError], addr: SocketAddr) -> bool {
+    failed
+        .iter()
+        .any(|err| matches!(err, AttemptError::NoAnswer { to } if *to == addr))
 }
 
 impl DialError {

@@ -14,25 +14,19 @@
 //! `message` is what travels in a WebSocket, `dial` is how an agent comes by a connection, `hop`
 //! and `proxy` are its way through TCP, `path` keeps it alive and `judge` decides over what.
 
-#![allow(
-    dead_code,
-    unused_imports,
-    reason = "the edge and the agent do not use it yet"
-)]
-
 use std::fmt;
+use std::str::FromStr;
 
 mod agent_socket;
 mod bind;
 mod congestion;
-pub mod dial;
+mod dial;
 mod edge_socket;
 mod evidence;
 mod hop;
 mod inbox;
 mod judge;
 mod lines;
-mod link;
 mod message;
 mod meter;
 mod network;
@@ -47,18 +41,15 @@ mod udp;
 mod upgrade;
 mod websocket;
 
-pub use edge_socket::{
-    CarrierInfo, EdgeSocket, TooManyWebSockets, edge_endpoint as edge_endpoint_for_all,
-};
-pub use hop::{Hop, HopError};
-pub use link::Link;
+pub use dial::{AttemptError, DialConfig, DialError, Dialed, dial};
+pub use edge_socket::EdgeSocket;
 pub use outer_tls::outer_tls;
-pub use path::{CarrierState, Driver};
+pub use path::CarrierState;
 pub use proxy::Proxy;
 pub use transport::{AGENT_STREAMS, SESSION_WINDOW, agent_transport, edge_transport};
-pub use udp::{DialError, EdgeKeys, dial, edge_endpoint};
+pub use udp::{EdgeKeys, edge_endpoint};
 pub use upgrade::{NotAWebSocket, WEBSOCKET_PATH, check_extended_connect, upgrade_response};
-pub use websocket::{Ended, shorten_send_queue};
+pub use websocket::shorten_send_queue;
 
 #[cfg(test)]
 mod testbed;
@@ -89,4 +80,17 @@ pub enum Transport {
     Quic,
     /// A WebSocket alone.
     Websocket,
+}
+
+impl FromStr for Transport {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "quic" | "udp" => Ok(Self::Quic),
+            "websocket" => Ok(Self::Websocket),
+            _ => Err("use auto, quic or websocket"),
+        }
+    }
 }

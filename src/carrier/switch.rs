@@ -136,14 +136,6 @@ impl Switch {
         self.routes().udp.clone()
     }
 
-    /// The edge's addresses over UDP, the one in use first.
-    pub(super) fn edge(&self) -> Vec<SocketAddr> {
-        self.routes()
-            .udp
-            .as_ref()
-            .map_or(Vec::new(), |udp| udp.edge.clone())
-    }
-
     /// Send over the current carrier.
     ///
     /// The only error is `WouldBlock`; what a network refuses is lost, and repeated by QUIC.

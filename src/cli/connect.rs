@@ -4,10 +4,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use hyper::Uri;
 use qtunnel::proto::{AgentId, Refusal, Secret};
 use qtunnel::{
-    Address, Agent, AgentConfig, AgentError, ConnectError, HostHeader, Name, Pin, ServerAddr,
-    StateDir, Trust, TunnelConfig,
+    Address, Agent, AgentConfig, AgentError, ConnectError, HostHeader, Name, Pin, Proxy,
+    ServerAddr, StateDir, Transport, Trust, TunnelConfig,
 };
 
 use tracing::info;
@@ -24,6 +25,21 @@ pub struct ConnectArgs {
     /// The edge [default: the one of `qtunnel login`, else the local one]
     #[arg(long, value_name = "HOST[:PORT]", env = "QTUNNEL_SERVER")]
     server: Option<ServerAddr>,
+    /// What to travel on: auto, quic (UDP alone) or websocket
+    #[arg(
+        long,
+        value_name = "auto|quic|websocket",
+        default_value = "auto",
+        env = "QTUNNEL_TRANSPORT"
+    )]
+    transport: Transport,
+    /// Where the WebSocket is, if not at the edge itself: wss://HOST:PORT or ws://HOST:PORT
+    #[arg(long, value_name = "URL")]
+    websocket_url: Option<Uri>,
+    /// Reach the edge through this proxy: http://, https://, socks5:// or off [default: HTTPS_PROXY,
+    /// ALL_PROXY and NO_PROXY]
+    #[arg(long, value_name = "URL|off")]
+    proxy: Option<String>,
     /// The token (better in QTUNNEL_TOKEN or a file: others see flags)
     #[arg(
         long,
@@ -160,6 +176,13 @@ fn configure(args: ConnectArgs) -> Result<(AgentConfig, Output), Failure> {
             port: 8443,
         }),
         trust,
+        transport: args.transport,
+        websocket: args.websocket_url,
+        proxy: match args.proxy.as_deref() {
+            None => Proxy::FromEnvironment,
+            Some("off") => Proxy::Direct,
+            Some(url) => Proxy::Url(url.to_owned()),
+        },
         token: Secret::new(token),
         id,
         tunnels: vec![TunnelConfig {
@@ -218,8 +241,7 @@ fn failure(err: AgentError, server: &ServerAddr, has_token: bool) -> Failure {
         AgentError::Connect(ConnectError::Trust(_) | ConnectError::Untrusted { .. })
         | AgentError::Trust(_) => 2,
         AgentError::Connect(
-            ConnectError::Resolve { .. }
-            | ConnectError::Unreachable { .. }
+            ConnectError::Unreachable { .. }
             | ConnectError::Silent { .. }
             | ConnectError::Lost { .. },
         ) => 5,

@@ -14,8 +14,8 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use qtunnel::proto::{AgentId, Secret};
 use qtunnel::{
-    Address, Agent, AgentConfig, Edge, EdgeConfig, HostHeader, Name, ServerAddr, Target, Trust,
-    TunnelConfig, escape,
+    Address, Agent, AgentConfig, Edge, EdgeConfig, HostHeader, Name, Proxy, ServerAddr, Target,
+    Transport, Trust, TunnelConfig, escape,
 };
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -69,6 +69,9 @@ async fn demo(args: DemoArgs, state_dir: &std::path::Path) -> Result<(), Failure
             port: quic.port(),
         },
         trust: Trust::Pins(vec![edge.pin()]),
+        transport: Transport::Quic,
+        websocket: None,
+        proxy: Proxy::Direct,
         token: Secret::default(),
         id: AgentId::random(),
         tunnels: vec![TunnelConfig {

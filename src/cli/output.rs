@@ -7,7 +7,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use qtunnel::{Event, Observer, RequestLog, escape};
+use qtunnel::{Carrier, Event, Observer, RequestLog, escape};
 use serde_json::json;
 
 use super::Failure;
@@ -98,8 +98,19 @@ fn machine(event: &Event) -> String {
         Event::Ready { tunnels, transport } => json!({
             "event": "ready",
             "url": tunnels.first().and_then(|tunnel| tunnel.urls.first()),
-            "transport": transport,
+            "transport": word(transport.carrier),
+            "rtt_ms": transport.rtt.as_secs_f64() * 1e3,
+            "mtu": transport.mtu,
             "tunnels": tunnels.iter().map(|tunnel| json!({ "name": tunnel.name, "urls": tunnel.urls })).collect::<Vec<_>>(),
+        }),
+        Event::Transport(transport) => json!({
+            "event": "transport",
+            "transport": word(transport.carrier),
+            "reason": transport.reason,
+            "rtt_ms": transport.rtt.as_secs_f64() * 1e3,
+            "sent_packets": transport.sent_packets,
+            "lost_packets": transport.lost_packets,
+            "mtu": transport.mtu,
         }),
         Event::Reconnecting { reason, wait } => json!({
             "event": "reconnecting", "reason": reason, "wait_ms": millis(*wait),
@@ -131,8 +142,13 @@ fn human(event: &Event, upstream: &str, color: bool) -> String {
             let lines: Vec<_> = urls
                 .map(|url| format!("{url}  →  {}", escape(upstream)))
                 .collect();
-            format!("{}\nconnected over {transport}", lines.join("\n"))
+            format!(
+                "{}\nconnected over {}",
+                lines.join("\n"),
+                word(transport.carrier)
+            )
         }
+        Event::Transport(transport) => format!("{}  {}", clock(), escape(&transport.reason)),
         Event::Reconnecting { reason, wait } if wait.is_zero() => {
             format!("{}  {}; reconnecting", clock(), escape(reason))
         }
@@ -181,6 +197,14 @@ fn request(log: &RequestLog, color: bool) -> String {
         line.push_str(&escape(problem));
     }
     line
+}
+
+/// A carrier, in the word that `--transport` knows it by.
+fn word(carrier: Carrier) -> &'static str {
+    match carrier {
+        Carrier::Udp => "quic",
+        Carrier::WebSocket => "websocket",
+    }
 }
 
 fn now() -> String {

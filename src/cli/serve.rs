@@ -115,7 +115,8 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
     let config = EdgeConfig {
         http: addresses(args.http, local, 80, 8080),
         https: addresses(args.https, local, 443, 8443),
-        quic: addresses(args.quic, local, 443, 8443),
+        // One endpoint, to which WebSockets lead as well.
+        quic: addresses(args.quic, local, 443, 8443).first().copied(),
         identity,
         state_dir: state_dir.clone(),
         tokens: token.as_ref().map(|token| vec![token.secret.clone()]),
@@ -133,9 +134,6 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
         return Err(Failure::usage(
             "with --http off and --https off no visitor could come",
         ));
-    }
-    if config.quic.is_empty() {
-        return Err(Failure::usage("with --quic off no agent could come"));
     }
     let domain = config.domain.clone();
     let edge = Edge::bind(config).await.map_err(|err| match err {
@@ -167,7 +165,11 @@ fn announce(edge: &Edge, domain: &str, token: Option<&Token>, own_certificate: b
         println!("publish something: qtunnel connect 3000");
         return;
     };
-    let port = edge.quic_addrs().first().map_or(443, SocketAddr::port);
+    let port = edge
+        .quic_addrs()
+        .first()
+        .or(edge.https_addrs().first())
+        .map_or(443, SocketAddr::port);
     let server = if port == 443 {
         domain.to_owned()
     } else {

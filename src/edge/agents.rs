@@ -15,7 +15,7 @@ use super::bind::Urls;
 use super::config::EdgeLimits;
 use super::registry::{Claim, Owner, Registry, Tunnel};
 use crate::auth::{Name, Tokens};
-use crate::carrier::{AGENT_STREAMS, SESSION_WINDOW};
+use crate::carrier::{AGENT_STREAMS, EdgeSocket, SESSION_WINDOW};
 use crate::proto::{
     self, ALPN, AgentMessage, CONTROL_LIMIT, Close, EdgeMessage, HELLO_LIMIT, Hello, Limits,
     Refusal, Splitter, TunnelGrant, TunnelRequest, Welcome, WireError,
@@ -24,6 +24,8 @@ use crate::proto::{
 /// What all agents' sessions share.
 pub struct Agents {
     pub registry: Registry,
+    /// What tells how an agent's packets come.
+    pub socket: EdgeSocket,
     pub tokens: Tokens,
     pub limits: EdgeLimits,
     pub urls: Urls,
@@ -102,7 +104,16 @@ impl Agents {
             .await?;
 
         let names: Vec<_> = claims.iter().map(|claim| claim.name().as_str()).collect();
-        info!(agent = %owner.agent, session, tunnels = names.join(","), software = ?hello.software, "agent came");
+        let way = self.socket.carrier(connection.remote_address());
+        info!(
+            agent = %owner.agent,
+            session,
+            tunnels = names.join(","),
+            software = ?hello.software,
+            carrier = way.map(|way| way.carrier.to_string()),
+            peer = way.map(|way| way.peer.to_string()),
+            "agent came"
+        );
         let session = Session {
             agents: self,
             owner,

@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::os::fd::RawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use super::page::{Audience, Fault};
 use super::validate::{self, Authority};
 use super::violation::Violation;
 use super::visitors::Visitors;
+use crate::carrier::WEBSOCKET_PATH;
 use crate::proto::Scheme;
 
 /// A visitor and the way in that it took.
@@ -28,6 +30,8 @@ pub struct Visit {
     pub visitors: Arc<Visitors>,
     pub visitor: SocketAddr,
     pub scheme: Scheme,
+    /// The connection's descriptor: valid as long as the connection.
+    pub tcp: RawFd,
     /// What the guard found in the head; HTTP/2 has none.
     pub verdicts: Option<Verdicts>,
 }
@@ -63,6 +67,12 @@ impl Visit {
             Ok(checked) => checked,
             Err(violation) => return self.refuse(&audience, parts.version, violation),
         };
+        if parts.uri.path() == WEBSOCKET_PATH {
+            return self
+                .visitors
+                .carriers
+                .accept(parts, self.visitor, self.tcp, may_upgrade);
+        }
         if parts.uri.path().starts_with(OWN_PATHS) {
             return audience.tell(Fault::NotFound, None);
         }

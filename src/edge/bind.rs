@@ -14,12 +14,13 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
 use super::agents::Agents;
+use super::carriers::Carriers;
 use super::config::{EdgeConfig, EdgeIdentity};
 use super::listen::{self, ListenError};
 use super::registry::Registry;
 use super::visitors::{Crowd, Listener, Visitors};
 use crate::auth::Tokens;
-use crate::carrier::{self, EdgeKeys};
+use crate::carrier::{self, EdgeKeys, EdgeSocket};
 use crate::proto::{ALPN, ALPN_ANY, Close};
 use crate::state::{StateDir, StateError};
 use crate::tls::{CaError, Identity, IdentityError, LocalCa, Pin};
@@ -28,7 +29,8 @@ use crate::tls::{CaError, Identity, IdentityError, LocalCa, Pin};
 pub struct Edge {
     config: EdgeConfig,
     listeners: Vec<Listener>,
-    endpoints: Vec<Endpoint>,
+    endpoint: Endpoint,
+    socket: EdgeSocket,
     identity: Identity,
     tokens: Tokens,
     addrs: Addrs,
@@ -39,7 +41,7 @@ pub struct Edge {
 struct Addrs {
     http: Vec<SocketAddr>,
     https: Vec<SocketAddr>,
-    quic: Vec<SocketAddr>,
+    quic: Option<SocketAddr>,
 }
 
 impl Edge {
@@ -64,17 +66,18 @@ impl Edge {
             .flatten()
             .for_each(|token| tokens.add(token));
 
-        let mut edge = Self {
-            listeners: Vec::new(),
-            endpoints: Vec::new(),
+        let mut addrs = Addrs::default();
+        let listeners = listen_for_visitors(&config, &identity, &mut addrs)?;
+        let (endpoint, socket) = listen_for_agents(&config, &identity, keys(&state)?, &mut addrs)?;
+        Ok(Self {
+            config,
+            listeners,
+            endpoint,
+            socket,
             identity,
             tokens,
-            addrs: Addrs::default(),
-            config,
-        };
-        edge.listen_for_visitors()?;
-        edge.listen_for_agents(keys(&state)?)?;
-        Ok(edge)
+            addrs,
+        })
     }
 
     /// Return where visitors connect in clear text.
@@ -89,7 +92,7 @@ impl Edge {
 
     /// Return where agents connect over UDP.
     pub fn quic_addrs(&self) -> &[SocketAddr] {
-        &self.addrs.quic
+        self.addrs.quic.as_slice()
     }
 
     /// Return the pin by which agents may recognise this edge.
@@ -109,8 +112,14 @@ impl Edge {
         // Cancelled when draining begins, and when it must end.
         let (draining, closing) = (CancellationToken::new(), CancellationToken::new());
         let upgrades = TaskTracker::new();
+        let carriers = Carriers {
+            socket: self.socket.clone(),
+            pumps: TaskTracker::new(),
+            end: CancellationToken::new(),
+        };
         let agents = Arc::new(Agents {
             registry: registry.clone(),
+            socket: self.socket,
             tokens: self.tokens,
             limits: self.config.limits,
             urls: Urls::new(&self.config.domain, &self.addrs),
@@ -127,15 +136,14 @@ impl Edge {
                 .config
                 .redirect_https
                 .then(|| self.addrs.https.first().map_or(443, SocketAddr::port)),
+            carriers: carriers.clone(),
             upgrades: upgrades.clone(),
             draining: draining.clone(),
             closing: closing.clone(),
         });
 
         let mut sessions = JoinSet::new();
-        for endpoint in &self.endpoints {
-            sessions.spawn(agents.clone().accept(endpoint.clone()));
-        }
+        sessions.spawn(agents.clone().accept(self.endpoint.clone()));
         let mut listeners = JoinSet::new();
         for listener in self.listeners {
             listeners.spawn(visitors.clone().accept(listener));
@@ -159,48 +167,59 @@ impl Edge {
         }
         closing.cancel();
         listeners.shutdown().await;
-        for endpoint in &self.endpoints {
-            endpoint.close(Close::Done.code(), b"the edge stops");
-        }
-        for endpoint in &self.endpoints {
-            // So that the agents hear of it; one that does not answer is not waited for.
-            let _ = tokio::time::timeout(FAREWELL, endpoint.wait_idle()).await;
-        }
+        self.endpoint.close(Close::Done.code(), b"the edge stops");
+        // So that the agents hear of it; one that does not answer is not waited for.
+        let _ = tokio::time::timeout(FAREWELL, self.endpoint.wait_idle()).await;
+        carriers.end.cancel();
+        carriers.pumps.close();
+        carriers.pumps.wait().await;
         sessions.shutdown().await;
         debug!("closed");
     }
+}
 
-    fn listen_for_visitors(&mut self) -> Result<(), BindError> {
-        for addr in &self.config.http {
-            let (tcp, addr) = bound(*addr)?;
-            self.addrs.http.push(addr);
-            self.listeners.push(Listener { tcp, tls: None });
-        }
-        let tls = TlsAcceptor::from(Arc::new(self.identity.visitor_config()));
-        for addr in &self.config.https {
-            let (tcp, addr) = bound(*addr)?;
-            self.addrs.https.push(addr);
-            self.listeners.push(Listener {
-                tcp,
-                tls: Some(tls.clone()),
-            });
-        }
-        Ok(())
+fn listen_for_visitors(
+    config: &EdgeConfig,
+    identity: &Identity,
+    addrs: &mut Addrs,
+) -> Result<Vec<Listener>, BindError> {
+    let mut listeners = Vec::new();
+    for addr in &config.http {
+        let (tcp, addr) = bound(*addr)?;
+        addrs.http.push(addr);
+        listeners.push(Listener { tcp, tls: None });
     }
+    let tls = TlsAcceptor::from(Arc::new(identity.visitor_config()));
+    for addr in &config.https {
+        let (tcp, addr) = bound(*addr)?;
+        addrs.https.push(addr);
+        listeners.push(Listener {
+            tcp,
+            tls: Some(tls.clone()),
+        });
+    }
+    Ok(listeners)
+}
 
-    fn listen_for_agents(&mut self, keys: EdgeKeys) -> Result<(), BindError> {
-        let tls = self.identity.agent_config(&[ALPN, ALPN_ANY]);
-        let tls = QuicServerConfig::try_from(tls).expect("the configuration speaks TLS 1.3");
-        let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls));
-        server.transport_config(carrier::edge_transport());
-        for addr in &self.config.quic {
-            let in_use = |err| ListenError::new("UDP", *addr, err);
-            let endpoint = carrier::edge_endpoint(*addr, server.clone(), keys).map_err(in_use)?;
-            self.addrs.quic.push(endpoint.local_addr().map_err(in_use)?);
-            self.endpoints.push(endpoint);
-        }
-        Ok(())
+fn listen_for_agents(
+    config: &EdgeConfig,
+    identity: &Identity,
+    keys: EdgeKeys,
+    addrs: &mut Addrs,
+) -> Result<(Endpoint, EdgeSocket), BindError> {
+    let tls = identity.agent_config(&[ALPN, ALPN_ANY]);
+    let tls = QuicServerConfig::try_from(tls).expect("the configuration speaks TLS 1.3");
+    let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls));
+    server.transport_config(carrier::edge_transport());
+    let unspecified = SocketAddr::from(([0, 0, 0, 0], 0));
+    let refused = |err| ListenError::new("UDP", config.quic.unwrap_or(unspecified), err);
+    let (endpoint, socket) =
+        carrier::edge_endpoint(config.quic, server, keys, config.limits.websockets)
+            .map_err(refused)?;
+    if config.quic.is_some() {
+        addrs.quic = Some(endpoint.local_addr().map_err(refused)?);
     }
+    Ok((endpoint, socket))
 }
 
 fn bound(addr: SocketAddr) -> Result<(TcpListener, SocketAddr), ListenError> {

@@ -17,8 +17,8 @@ pub struct EdgeConfig {
     pub http: Vec<SocketAddr>,
     /// Where to listen for visitors over TLS.
     pub https: Vec<SocketAddr>,
-    /// Where to listen for agents, over UDP.
-    pub quic: Vec<SocketAddr>,
+    /// Where to listen for agents over UDP. Over WebSockets they come to the visitors' addresses.
+    pub quic: Option<SocketAddr>,
     /// What to prove the edge's identity with.
     pub identity: EdgeIdentity,
     /// Where to keep what a restarted edge must find again.
@@ -58,6 +58,8 @@ pub struct EdgeLimits {
     pub connections: usize,
     /// Sessions of agents at the same time.
     pub sessions: usize,
+    /// WebSockets of agents at the same time.
+    pub websockets: usize,
     /// Tunnels of one agent.
     pub tunnels_per_agent: u32,
     /// How long a visitor's TLS handshake or an agent's QUIC handshake may take.
@@ -76,6 +78,7 @@ impl Default for EdgeLimits {
             connections_per_visitor: 64,
             connections: 10_000,
             sessions: 10_000,
+            websockets: 10_000,
             tunnels_per_agent: 100,
             handshake: Duration::from_secs(10),
             hello: Duration::from_secs(5),
@@ -93,7 +96,7 @@ impl Default for EdgeConfig {
             domain: "localhost".into(),
             http: vec![loopback],
             https: vec![loopback],
-            quic: vec![loopback],
+            quic: Some(loopback),
             identity: EdgeIdentity::LocalCa,
             state_dir: PathBuf::from("qtunnel-state"),
             tokens: None,

@@ -4,6 +4,7 @@ mod agents;
 mod answer;
 mod bind;
 mod body;
+mod carriers;
 mod config;
 mod forward;
 mod guard;

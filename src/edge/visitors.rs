@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, debug_span, error, warn};
 
 use super::answer::Visit;
+use super::carriers::Carriers;
 use super::config::EdgeLimits;
 use super::guard::Guard;
 use super::page::{Audience, Fault};
@@ -35,6 +37,8 @@ pub struct Visitors {
     pub crowd: Crowd,
     /// Whose word about the visitor is believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// Where agents' WebSockets go.
+    pub carriers: Carriers,
     /// The port of HTTPS, if plain HTTP is answered with a redirection.
     pub redirect: Option<u16>,
     /// Conversations that have outlived their HTTP connection.
@@ -83,8 +87,9 @@ impl Visitors {
             Ok(place) => place,
             Err(fault) => return turn_away(tcp, tls.is_some(), fault).await,
         };
+        let fd = tcp.as_raw_fd();
         let Some(tls) = tls else {
-            return self.http1(tcp, visitor, Scheme::Http).await;
+            return self.http1(tcp, fd, visitor, Scheme::Http).await;
         };
         let stream = match timeout(self.limits.handshake, tls.accept(tcp)).await {
             Ok(Ok(stream)) => stream,
@@ -92,13 +97,13 @@ impl Visitors {
             Err(_) => return debug!("the TLS handshake took too long"),
         };
         if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-            self.http2(stream, visitor).await;
+            self.http2(stream, fd, visitor).await;
         } else {
-            self.http1(stream, visitor, Scheme::Https).await;
+            self.http1(stream, fd, visitor, Scheme::Https).await;
         }
     }
 
-    async fn http1<S>(self: Arc<Self>, io: S, visitor: SocketAddr, scheme: Scheme)
+    async fn http1<S>(self: Arc<Self>, io: S, tcp: RawFd, visitor: SocketAddr, scheme: Scheme)
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
@@ -110,6 +115,7 @@ impl Visitors {
                 visitors: self.clone(),
                 visitor,
                 scheme,
+                tcp,
                 verdicts: Some(verdicts.clone()),
             };
             async move { Ok::<_, Infallible>(visit.answer(request).await) }
@@ -139,7 +145,7 @@ impl Visitors {
         }
     }
 
-    async fn http2<S>(self: Arc<Self>, io: S, visitor: SocketAddr)
+    async fn http2<S>(self: Arc<Self>, io: S, tcp: RawFd, visitor: SocketAddr)
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
@@ -149,6 +155,7 @@ impl Visitors {
                 visitors: self.clone(),
                 visitor,
                 scheme: Scheme::Https,
+                tcp,
                 verdicts: None,
             };
             async move { Ok::<_, Infallible>(visit.answer(request).await) }

@@ -199,7 +199,6 @@ async fn wrong_flags_are_usage_errors_that_say_what_would_be_right() {
         (&["serve", "--domain", "192.0.2.1"], "tunnel.example.com"),
         (&["serve", "--http", "nope"], "127.0.0.1:8080"),
         (&["serve", "--http", "off", "--https", "off"], "no visitor"),
-        (&["serve", "--quic", "off"], "no agent"),
         (&["serve", "--trusted-proxy", "x"], "10.0.0.0/8"),
         (&["serve", "--token", " "], "empty"),
         (&["serve", "--state-dir", "/proc/nowhere"], "--state-dir"),

@@ -3,6 +3,7 @@
 mod lab;
 
 mod browser;
+mod carriers;
 mod clients;
 mod command_line;
 mod errors;

@@ -20,11 +20,12 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{Certificate, certificate, lab::serve};
 use crate::carrier::{
-    EdgeSocket, Ended, Proxy, Transport, WEBSOCKET_PATH,
+    EdgeSocket, Proxy, Transport, WEBSOCKET_PATH,
     dial::{DialConfig, DialError, Dialed, dial},
     edge_socket::edge_endpoint,
     lines::Io,
     outer_tls, shorten_send_queue, upgrade_response,
+    websocket::Ended,
 };
 
 /// WebSockets that the edge takes.

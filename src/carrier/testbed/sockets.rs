@@ -20,10 +20,11 @@ use super::{
     real::{RealEdge, WEBSOCKETS, relay, relay_udp},
 };
 use crate::carrier::{
-    Carrier, Ended, Transport, WEBSOCKET_PATH,
+    Carrier, Transport, WEBSOCKET_PATH,
     dial::{DialConfig, Race},
     edge_socket::edge_endpoint_over,
     message::{HEADER, MAX_BYTES},
+    websocket::Ended,
 };
 
 /// Longer than anything here takes on a busy machine.

@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use qtunnel::proto::{AgentId, Secret};
 use qtunnel::{
-    Agent, AgentConfig, Edge, EdgeConfig, Event, HostHeader, Observer, ServerAddr, Trust,
-    TunnelConfig, Upstream,
+    Agent, AgentConfig, Edge, EdgeConfig, Event, HostHeader, Observer, Proxy, ServerAddr,
+    Transport, Trust, TunnelConfig, Upstream,
 };
 use tempfile::TempDir;
 use tokio::sync::{oneshot, watch};
@@ -136,6 +136,9 @@ impl Lab {
         AgentConfig {
             server: "localhost".parse().expect("a host"),
             trust: Trust::System,
+            transport: Transport::Quic,
+            websocket: None,
+            proxy: Proxy::Direct,
             token: Secret::default(),
             id: AgentId::random(),
             tunnels: vec![TunnelConfig {

@@ -1,0 +1,83 @@
+//! Agents whose network lets only HTTP through: their packets come in WebSockets, on the visitors'
+//! listeners.
+
+use std::net::SocketAddr;
+use std::os::fd::{BorrowedFd, RawFd};
+
+use ::http::header::HeaderMap;
+use ::http::request::Parts;
+use ::http::{Method, Response, StatusCode};
+use hyper::ext::Protocol;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument, debug};
+
+use super::body::VisitorBody;
+use crate::carrier::{
+    EdgeSocket, NotAWebSocket, check_extended_connect, shorten_send_queue, upgrade_response,
+};
+
+/// The WebSockets that carry packets.
+#[derive(Clone)]
+pub struct Carriers {
+    pub socket: EdgeSocket,
+    /// What moves the packets. It ends after the agents' sessions, not with the visitors.
+    pub pumps: TaskTracker,
+    /// Ends the pumps.
+    pub end: CancellationToken,
+}
+
+impl Carriers {
+    /// Take over a connection whose agent asks for it.
+    pub fn accept(
+        &self,
+        mut parts: Parts,
+        peer: SocketAddr,
+        tcp: RawFd,
+        expects_upgrade: bool,
+    ) -> Response<VisitorBody> {
+        let mut response = Response::new(VisitorBody::Empty);
+        let websocket = parts
+            .extensions
+            .get::<Protocol>()
+            .is_some_and(|protocol| protocol.as_str() == "websocket");
+        let headers = if parts.method == Method::CONNECT && websocket {
+            check_extended_connect(&parts.headers).map(|()| HeaderMap::new())
+        } else if expects_upgrade {
+            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+            upgrade_response(&parts.headers)
+        } else {
+            Err(NotAWebSocket::NoUpgrade)
+        };
+        let (headers, on_upgrade) = match (headers, parts.extensions.remove::<OnUpgrade>()) {
+            (Ok(headers), Some(on_upgrade)) => (headers, on_upgrade),
+            (headers, _) => {
+                let refusal = headers.err().unwrap_or(NotAWebSocket::NoUpgrade);
+                *response.status_mut() = refusal.status();
+                *response.headers_mut() = refusal.required();
+                return response;
+            }
+        };
+        *response.headers_mut() = headers;
+        let (socket, end) = (self.socket.clone(), self.end.clone());
+        let pump = async move {
+            let upgraded = match on_upgrade.await {
+                Ok(upgraded) => upgraded,
+                Err(err) => return debug!(%err, "no websocket came about"),
+            };
+            // SAFETY: `upgraded` owns the connection, so the descriptor is open as long as it is.
+            shorten_send_queue(&unsafe { BorrowedFd::borrow_raw(tcp) });
+            match socket.accept(TokioIo::new(upgraded), peer) {
+                Ok(pump) => tokio::select! {
+                    ended = pump => debug!(reason = %ended, "a websocket ended"),
+                    () = end.cancelled() => {}
+                },
+                Err(err) => debug!(%err, "a websocket was turned away"),
+            }
+        };
+        self.pumps.spawn(pump.in_current_span());
+        response
+    }
+}
