@@ -134,15 +134,14 @@ impl FromStr for ServerAddr {
         if host.is_empty() || rest.contains(['/', '@', '?']) {
             return Err(format!("{text:?} is not a HOST or HOST:PORT"));
         }
-        let port = match authority.port() {
-            Some(_) => authority
-                .port_u16()
+        // `Authority` passes over a port that is out of range.
+        let port = match rest.rsplit_once(':') {
+            Some((_, port)) if !port.ends_with(']') => port
+                .parse()
+                .ok()
                 .filter(|port| *port != 0)
                 .ok_or_else(|| format!("{text:?} has no valid port (1 to 65535)"))?,
-            None if rest.ends_with(':') => {
-                return Err(format!("{text:?} has no port after the colon"));
-            }
-            None => HTTPS,
+            _ => HTTPS,
         };
         Ok(Self {
             host: host.to_owned(),
