@@ -11,8 +11,9 @@ use tokio::time::Instant;
 /// which QUIC delays by at most 25 ms (RFC 9000 §18.2), and the scheduler's part.
 const MAY_BE_ACK: Duration = Duration::from_millis(40);
 
-/// What ends a run of packets.
-const PAUSE: Duration = Duration::from_secs(1);
+/// What ends a run of packets. Shorter than the agent's keep-alive, so that the answers to those do
+/// not make a run, whose every pause would be suspicious.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// Written by quinn's tasks with every packet, read by the one that judges.
 #[derive(Debug)]

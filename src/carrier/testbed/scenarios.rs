@@ -253,7 +253,8 @@ async fn an_idle_connection_stays_where_it_is_and_hardly_probes() {
 
     assert_eq!(lab.carrier.borrow().carrier, Carrier::Udp);
     let sent = lab.agent.stats().udp_tx.datagrams - before;
-    assert!(sent < 60, "{sent} datagrams");
+    // A keep-alive every 700 ms, and next to nothing else.
+    assert!(sent < 95, "{sent} datagrams");
     lab.end().await;
 }
 
