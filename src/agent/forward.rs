@@ -4,7 +4,7 @@ use std::error::Error as StdError;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::http::header::{CONNECTION, CONTENT_LENGTH, HOST, UPGRADE};
+use ::http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING, UPGRADE};
 use ::http::uri::{Authority, PathAndQuery, Scheme as UriScheme};
 use ::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use base64::Engine;
@@ -79,7 +79,7 @@ pub async fn serve(
         problem: None,
     };
     let (upload, download) = (Arc::new(Activity::start()), Activity::start());
-    let stopped = sender.stopped();
+    let gone = sender.gone();
     let mut exchange = Exchange {
         tunnel: &tunnel,
         upload: &upload,
@@ -88,7 +88,7 @@ pub async fn serve(
     };
     let ended = tokio::select! {
         ended = exchange.run(head, sender, receiver) => ended,
-        () = stopped => Err(Broken::Visitor),
+        () = gone => Err(Broken::Visitor),
     };
     log.received += upload.bytes();
     log.sent += download.bytes();
@@ -376,6 +376,11 @@ impl Outgoing<'_> {
     fn http1(&self, body: RequestBody) -> Result<Request<RequestBody>, Broken> {
         let mut request = self.request(body);
         *request.uri_mut() = self.head.target.parse().map_err(|_| Broken::Target)?;
+        if self.head.body == BodyLength::Unknown {
+            // hyper would add it by itself, but not to a GET.
+            let chunked = HeaderValue::from_static("chunked");
+            request.headers_mut().insert(TRANSFER_ENCODING, chunked);
+        }
         if let Some(protocol) = &self.head.upgrade {
             let headers = request.headers_mut();
             let value = HeaderValue::from_str(protocol).map_err(|_| Broken::Target)?;
@@ -423,8 +428,8 @@ impl Outgoing<'_> {
     }
 }
 
-/// Leave exactly one field that frames the message: hyper adds `Transfer-Encoding` where there is
-/// no length.
+/// Leave a length only where there is one: what else frames a message depends on the upstream's
+/// version of HTTP.
 fn frame(headers: &mut HeaderMap, body: BodyLength) {
     match body {
         BodyLength::Known(length) => {

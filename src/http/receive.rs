@@ -164,8 +164,13 @@ impl Body for TunnelBody {
 impl Drop for TunnelBody {
     fn drop(&mut self) {
         if !self.ended {
+            // Whoever knows the length stops reading when it is reached, before the stream's own end.
+            let reset = match self.left {
+                Some(0) => Reset::Enough,
+                _ => Reset::Gone,
+            };
             // It fails only if the stream is closed already.
-            let _ = self.stream.stop(Reset::Gone.code());
+            let _ = self.stream.stop(reset.code());
         }
     }
 }

@@ -90,13 +90,15 @@ impl Sender {
         let _ = self.stream.finish();
     }
 
-    /// Wait until the receiver says that it wants no more, or is gone.
-    pub fn stopped(&self) -> impl Future<Output = ()> + Send + use<> {
+    /// Wait until the receiver is gone.
+    pub fn gone(&self) -> impl Future<Output = ()> + Send + use<> {
         let stopped = self.stream.stopped();
         async move {
-            // `Ok(None)` means that all was finished and acknowledged: nobody is gone.
-            if matches!(stopped.await, Ok(None)) {
-                std::future::pending().await
+            match stopped.await {
+                // All was finished and acknowledged, or as much of it as the receiver needs.
+                Ok(None) => std::future::pending().await,
+                Ok(Some(code)) if code == Reset::Enough.code() => std::future::pending().await,
+                Ok(Some(_)) | Err(_) => {}
             }
         }
     }
