@@ -7,21 +7,19 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::http::{ReceiveError, TunnelBody};
 
-/// A request's body on its way to the agent.
-pub type Upload = Pin<Box<dyn Future<Output = ()> + Send>>;
-
 /// The body of every response.
 pub enum VisitorBody {
-    /// The upstream's. While it is read, the rest of the request's body goes on being sent:
-    /// responses may begin before requests end.
+    /// The upstream's. Until it ends, the rest of the request's body goes on being sent: responses may
+    /// begin before requests end.
     Tunnel {
         /// What the upstream sends.
         body: TunnelBody,
         /// What the visitor still sends.
-        upload: Option<Upload>,
+        _upload: Option<AbortOnDropHandle<()>>,
     },
     /// Our own.
     Page(Full<Bytes>),
@@ -38,15 +36,7 @@ impl Body for VisitorBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, ReceiveError>>> {
         match self.get_mut() {
-            Self::Tunnel { body, upload } => {
-                if upload
-                    .as_mut()
-                    .is_some_and(|upload| upload.as_mut().poll(cx).is_ready())
-                {
-                    *upload = None;
-                }
-                Pin::new(body).poll_frame(cx)
-            }
+            Self::Tunnel { body, .. } => Pin::new(body).poll_frame(cx),
             Self::Page(page) => Pin::new(page)
                 .poll_frame(cx)
                 .map_err(|err: Infallible| match err {}),

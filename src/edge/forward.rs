@@ -1,5 +1,6 @@
 //! One request on its way through the tunnel, and its response on the way back.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,10 +16,11 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::sync::Notify;
 use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, debug};
 
 use super::answer::Visit;
-use super::body::{Upload, VisitorBody};
+use super::body::VisitorBody;
 use super::page::{Audience, Fault};
 use super::registry::Tunnel;
 use super::validate::Authority;
@@ -75,6 +77,10 @@ impl Forward {
                 // Nobody asked for it: what follows would not be HTTP.
                 _ => self.fail(Fault::UpstreamInvalid),
             };
+        }
+        if wants_upgrade && version == Version::HTTP_2 && status.is_success() {
+            // There it would say that the protocol has been switched (RFC 8441 §5).
+            return self.fail(Fault::UpstreamInvalid);
         }
         let mut response = Response::new(exchange.into_body(length));
         *response.status_mut() = status;
@@ -323,11 +329,18 @@ impl Exchange {
             BodyLength::Empty => VisitorBody::Empty,
             _ => VisitorBody::Tunnel {
                 body: self.receiver.into_body(length, Arc::new(Activity::start())),
-                upload: self.upload,
+                // From here on it has a task of its own: a visitor may go on sending while it does not
+                // read, which would stop whoever polls the response. It ends with the response.
+                _upload: self
+                    .upload
+                    .map(|upload| AbortOnDropHandle::new(tokio::spawn(upload.in_current_span()))),
             },
         }
     }
 }
+
+/// A request's body on its way to the agent.
+type Upload = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Send a request's body once it is wanted.
 async fn upload(sender: Sender, body: Incoming, wanted: Arc<Notify>) {
