@@ -37,7 +37,7 @@ fn common() -> TransportConfig {
         .congestion_controller_factory(Arc::new(congestion::Config::default()))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
-        .send_window(u64::from(SESSION_WINDOW))
+        .send_window(u64::from(SEND_WINDOW))
         // The default of 333 ms makes the first retransmission of a handshake wait a second.
         .initial_rtt(Duration::from_millis(100))
         .mtu_discovery_config(Some(mtu))
@@ -57,11 +57,16 @@ const UNAUTHENTICATED_WINDOW: u32 = 16 << 10;
 /// this about a megabyte.
 pub const AGENT_STREAMS: u32 = 1024;
 
-/// One download may have this much on its way: 100 Mbit/s at 600 ms of round trip.
-const STREAM_WINDOW: u32 = 8 << 20;
+/// One conversation may have this much on its way, and a visitor who does not read pins as much:
+/// 100 Mbit/s at 300 ms of round trip.
+const STREAM_WINDOW: u32 = 4 << 20;
 
-/// All conversations of a session together may make either end hold this much.
-pub const SESSION_WINDOW: u32 = 16 << 20;
+/// All conversations of a session together may make either end hold this much. What slow readers pin
+/// is not there for the others, who would stand still without a word: there is room for 31 of them.
+pub const SESSION_WINDOW: u32 = 128 << 20;
+
+/// What all conversations of a session may have sent and not acknowledged: 500 Mbit/s at 250 ms.
+const SEND_WINDOW: u32 = 16 << 20;
 
 /// How soon an idle agent finds out that its edge was killed and restarted: only an agent's packet
 /// makes the new process send the stateless reset. With the new handshake that is within the second
