@@ -70,6 +70,9 @@ pub struct EdgeLimits {
     pub head: Duration,
     /// How long a connection may wait for its next request.
     pub idle: Duration,
+    /// How long an upstream may leave `Expect: 100-continue` without an answer before the body is
+    /// sent all the same. RFC 9110 §10.1.1 leaves it to clients; curl waits one second.
+    pub expectation: Duration,
 }
 
 impl Default for EdgeLimits {
@@ -84,6 +87,7 @@ impl Default for EdgeLimits {
             hello: Duration::from_secs(5),
             head: Duration::from_secs(10),
             idle: Duration::from_secs(75),
+            expectation: Duration::from_secs(1),
         }
     }
 }

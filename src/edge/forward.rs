@@ -206,7 +206,8 @@ impl Forward {
         if !expects {
             wanted.notify_one();
         }
-        let upload = upload(sender, body, wanted.clone());
+        let patience = self.visit.visitors.limits.expectation;
+        let upload = upload(sender, body, wanted.clone(), patience);
         Ok(Exchange {
             receiver,
             sender: None,
@@ -343,9 +344,9 @@ impl Exchange {
 type Upload = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Send a request's body once it is wanted.
-async fn upload(sender: Sender, body: Incoming, wanted: Arc<Notify>) {
+async fn upload(sender: Sender, body: Incoming, wanted: Arc<Notify>, patience: Duration) {
     // An upstream that does not know `Expect` says nothing, and gets the body all the same.
-    let _ = timeout(EXPECT_PATIENCE, wanted.notified()).await;
+    let _ = timeout(patience, wanted.notified()).await;
     if let Err(err) = sender.body(body, &Activity::start()).await {
         debug!(err = %super::visitors::chain(&err), "the request's body was not sent to its end");
     }
@@ -376,6 +377,3 @@ fn response_fields(
 
 /// How long to wait for a stream while the agent serves as many conversations as it may.
 const OPEN_STREAM: Duration = Duration::from_secs(5);
-
-/// RFC 9110 §10.1.1 lets clients wait for a while of their choice; curl waits one second.
-const EXPECT_PATIENCE: Duration = Duration::from_secs(1);
