@@ -2,6 +2,7 @@
 
 mod lab;
 
+mod aborts;
 mod browser;
 mod carriers;
 mod clients;
@@ -11,7 +12,14 @@ mod examples;
 mod first;
 mod git;
 mod grpc;
+mod headers;
+mod interim;
 mod lifecycle;
 mod limits;
 mod names;
+mod semantics;
+mod streaming;
+mod strict;
+mod trailers;
+mod upgrade;
 mod upstreams;

@@ -2,11 +2,14 @@
 //! the system's choice. Its methods return when the thing is ready, so that no test ever sleeps.
 
 pub mod edge_process;
+pub mod head;
+pub mod http2;
 pub mod peer;
 pub mod process;
 pub mod tools;
 pub mod upstream;
 pub mod visitor;
+pub mod wire;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -23,8 +26,10 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 pub use edge_process::EdgeProcess;
+pub use http2::Http2;
 pub use upstream::Server;
 pub use visitor::{Reply, Visitor};
+pub use wire::{Wire, Wires};
 
 /// How long a test waits for something that should happen, before it fails.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -65,6 +70,11 @@ impl Lab {
     /// Start an edge for `*.localhost`.
     pub async fn start() -> Self {
         Self::with(|_| {}).await
+    }
+
+    /// Start an edge for `*.tunnel.test`, as a public edge has a domain of its own.
+    pub async fn public() -> Self {
+        Self::with(|config| config.domain = "tunnel.test".into()).await
     }
 
     /// Start an edge, with some of its configuration changed.
@@ -158,6 +168,11 @@ impl Lab {
         Visitor::new(self.http, format!("{name}.{}", self.domain))
     }
 
+    /// Connect a visitor of the tunnel `name` over TLS and HTTP/2.
+    pub async fn http2(&self, name: &str) -> Http2 {
+        Http2::connect(self.https, &format!("{name}.{}", self.domain), &self.ca()).await
+    }
+
     /// Tell the edge to stop, without waiting for it.
     pub fn begin_stop(&mut self) -> JoinHandle<()> {
         drop(self.stop.take());
@@ -242,6 +257,11 @@ impl Running {
     /// Tell the agent to stop, without waiting for it.
     pub fn begin_stop(&mut self) {
         drop(self.stop.take());
+    }
+
+    /// Let the agent vanish in the middle of whatever it does.
+    pub fn kill(self) {
+        self.served.abort();
     }
 
     /// Wait until the agent has ended.

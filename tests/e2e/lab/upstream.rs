@@ -14,8 +14,10 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use qtunnel::{Address, Target, Upstream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
+
+use super::wire::Wires;
 
 /// A server that stops when it is dropped.
 pub struct Server {
@@ -77,7 +79,7 @@ impl Server {
     /// Do anything with each connection: for answers that no HTTP library would give.
     pub async fn raw<F, Fut>(serve: F) -> Self
     where
-        F: Fn(TcpStream) -> Fut + Send + 'static,
+        F: Fn(TcpStream) -> Fut + Clone + Send + Sync + 'static,
         Fut: Future<Output = ()> + Send + 'static,
     {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
@@ -85,8 +87,14 @@ impl Server {
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let _ = stream.set_nodelay(true);
+                let served = serve.clone();
                 // It ends with its connection, which the test's end closes.
-                tokio::spawn(serve(stream));
+                tokio::spawn(async move {
+                    // An agent's first look at whether anybody listens is no conversation.
+                    if matches!(stream.peek(&mut [0]).await, Ok(1..)) {
+                        served(stream).await;
+                    }
+                });
             }
         });
         Self {
@@ -134,6 +142,17 @@ impl Server {
         })
         .await;
         (server, arrival)
+    }
+
+    /// Hand each connection to the test.
+    pub async fn by_hand() -> (Self, Wires) {
+        let (accepted, wires) = mpsc::unbounded_channel();
+        let server = Self::raw(move |stream| {
+            let _ = accepted.send(stream);
+            async {}
+        })
+        .await;
+        (server, Wires::new(wires))
     }
 
     /// Echo the request's body, and its head in `x-method`, `x-target` and `x-host`.

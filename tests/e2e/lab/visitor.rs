@@ -11,7 +11,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::within;
+use super::{Wire, within};
 
 /// Somebody who visits one tunnel.
 #[derive(Clone)]
@@ -54,7 +54,7 @@ impl Visitor {
 
     /// Post a body.
     pub async fn post(&self, path: &str, body: impl Into<Bytes>) -> Reply {
-        self.collect(
+        collect(
             self.begin(Request::post(path), Full::new(body.into()))
                 .await,
         )
@@ -63,8 +63,7 @@ impl Visitor {
 
     /// Send a request without a body. `Host` is added unless it is there.
     pub async fn send(&self, request: hyper::http::request::Builder) -> Reply {
-        self.collect(self.begin(request, Full::new(Bytes::new())).await)
-            .await
+        collect(self.begin(request, Full::new(Bytes::new())).await).await
     }
 
     /// Send a request and return once the head of the response is here.
@@ -98,20 +97,6 @@ impl Visitor {
             .expect("a response")
     }
 
-    async fn collect(&self, response: Response<Incoming>) -> Reply {
-        let (head, body) = response.into_parts();
-        let collected = within("the response's body", body.collect())
-            .await
-            .expect("a complete body");
-        let trailers = collected.trailers().cloned();
-        Reply {
-            status: head.status.as_u16(),
-            headers: head.headers,
-            body: collected.to_bytes(),
-            trailers,
-        }
-    }
-
     /// Send bytes as they are and return all that comes back until the edge closes.
     pub async fn raw(&self, bytes: impl AsRef<[u8]>) -> Vec<u8> {
         let mut stream = within("connecting to the edge", TcpStream::connect(self.addr))
@@ -133,5 +118,25 @@ impl Visitor {
         within("connecting to the edge", TcpStream::connect(self.addr))
             .await
             .expect("the edge listens")
+    }
+
+    /// Open a connection for the test to speak on byte by byte.
+    pub async fn wire(&self) -> Wire {
+        Wire::new(self.connect().await)
+    }
+}
+
+/// Receive a response to its end.
+pub async fn collect(response: Response<Incoming>) -> Reply {
+    let (head, body) = response.into_parts();
+    let collected = within("the response's body", body.collect())
+        .await
+        .expect("a complete body");
+    let trailers = collected.trailers().cloned();
+    Reply {
+        status: head.status.as_u16(),
+        headers: head.headers,
+        body: collected.to_bytes(),
+        trailers,
     }
 }

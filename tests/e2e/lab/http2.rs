@@ -1,0 +1,95 @@
+//! Visitors over TLS and HTTP/2: one connection, any number of requests at once.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Empty};
+use hyper::body::{Body, Incoming};
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper::http::request::Builder;
+use hyper::{Response, Uri};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use super::visitor::collect;
+use super::{Reply, within};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// An HTTP/2 connection of a visitor.
+#[derive(Clone)]
+pub struct Http2 {
+    sender: SendRequest<UnsyncBoxBody<Bytes, BoxError>>,
+    authority: String,
+}
+
+impl Http2 {
+    pub(super) async fn connect(addr: SocketAddr, host: &str, ca: &Path) -> Self {
+        let mut roots = rustls::RootCertStore::empty();
+        for certificate in CertificateDer::pem_file_iter(ca).expect("the lab's CA") {
+            roots
+                .add(certificate.expect("a certificate"))
+                .expect("a CA");
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("the provider has them")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        tls.alpn_protocols = vec![b"h2".to_vec()];
+        let name = ServerName::try_from(host.to_owned()).expect("a host name");
+        let tcp = within("connecting to the edge", TcpStream::connect(addr)).await;
+        let tcp = tcp.expect("the edge listens");
+        tcp.set_nodelay(true).expect("a live socket");
+        let tls = TlsConnector::from(Arc::new(tls)).connect(name, tcp);
+        let tls = within("the TLS handshake", tls)
+            .await
+            .expect("a trusted edge");
+        assert_eq!(tls.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+        let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(tls));
+        let (sender, connection) = handshake.await.expect("HTTP/2");
+        // It ends when the last sender and the last response are gone.
+        tokio::spawn(connection);
+        Self {
+            sender,
+            authority: format!("{host}:{}", addr.port()),
+        }
+    }
+
+    /// Return the address of a path.
+    pub fn uri(&self, path: &str) -> Uri {
+        let uri = format!("https://{}{path}", self.authority);
+        uri.parse().expect("a valid address")
+    }
+
+    /// Send a request and return once the head of the response is here. Dropping the future or what
+    /// it returns resets the stream.
+    pub async fn begin<B>(&self, request: Builder, body: B) -> hyper::Result<Response<Incoming>>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let body = body.map_err(Into::into).boxed_unsync();
+        let request = request.body(body).expect("a valid request");
+        let mut sender = self.sender.clone();
+        within("the response's head", sender.send_request(request)).await
+    }
+
+    /// Send a request without a body.
+    pub async fn send(&self, request: Builder) -> Reply {
+        let response = self.begin(request, Empty::new()).await;
+        collect(response.expect("a response")).await
+    }
+
+    /// Get a path.
+    pub async fn get(&self, path: &str) -> Reply {
+        self.send(hyper::Request::get(self.uri(path))).await
+    }
+}
