@@ -62,20 +62,17 @@ fn certificate() -> (String, String) {
 #[tokio::test]
 async fn a_port_in_use_is_named_with_a_way_out() {
     let home = Home::new();
-    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
-    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let (tcp, udp_addr) = (
-        tcp.local_addr().unwrap().to_string(),
-        udp.local_addr().unwrap().to_string(),
+    let held = (
+        TcpListener::bind("127.0.0.1:0").unwrap(),
+        UdpSocket::bind("127.0.0.1:0").unwrap(),
     );
-    let _held = TcpListener::bind(&tcp);
+    let tcp = held.0.local_addr().unwrap().to_string();
+    let udp = held.1.local_addr().unwrap().to_string();
 
     let args = ["serve", "--http", &tcp, "--https", "off", "--quic", "0"];
     home.fails(&args, 1, &[&tcp, "in use", "--http"]).await;
-    let args = [
-        "serve", "--http", "0", "--https", "off", "--quic", &udp_addr,
-    ];
-    home.fails(&args, 1, &[&udp_addr, "(UDP)", "in use"]).await;
+    let args = ["serve", "--http", "0", "--https", "off", "--quic", &udp];
+    home.fails(&args, 1, &[&udp, "(UDP)", "in use"]).await;
 }
 
 #[tokio::test]
@@ -244,7 +241,6 @@ async fn a_wrong_configuration_file_is_named_with_the_line() {
 async fn a_wrong_pin_shows_what_was_expected_and_what_was_found() {
     let home = Home::new();
     let edge = EdgeProcess::start(home.path(), &["--token", "t"]).await;
-    let joined = edge.process.seen.join("\n");
     let server = format!("localhost:{}", edge.quic.port());
     let wrong = format!("sha256/{}", "A".repeat(43));
 
@@ -259,7 +255,6 @@ async fn a_wrong_pin_shows_what_was_expected_and_what_was_found() {
     // The pin that was found is the right one.
     let args = ["connect", "3000", "--server", &server, "--pin", found];
     home.fails(&args, 3, &["token"]).await;
-    drop(joined);
 }
 
 #[tokio::test]
