@@ -6,7 +6,7 @@ use std::time::Duration;
 use quinn::congestion::CubicConfig;
 
 use super::Config;
-use super::link_model::{Link, LinkModel, Loss, Rng, Workload};
+use super::link_model::{Link, LinkModel, Loss, Rng};
 
 const MIB: u64 = 1 << 20;
 
@@ -29,7 +29,7 @@ fn broadband() -> Link {
 
 /// The share of the link's rate at which `bytes` were downloaded, handshake and headers included.
 fn downloaded(model: &mut LinkModel, link: &Link, bytes: u64) -> f64 {
-    let flow = model.add(ours(), Workload::Bulk(bytes));
+    let flow = model.add(ours(), bytes);
     let took = model.run_until_received(flow, bytes, secs(100));
     let took = took.expect("a download ends");
     bytes as f64 / link.capacity(Duration::ZERO, took)
@@ -121,9 +121,9 @@ fn round_trips_of_microseconds_do_not_starve_the_window() {
 #[test]
 fn two_connections_share_a_link_equally() {
     let mut model = LinkModel::symmetric(&broadband(), 1);
-    let first = model.add(ours(), Workload::Bulk(u64::MAX));
+    let first = model.add(ours(), u64::MAX);
     model.run(secs(5));
-    let second = model.add(ours(), Workload::Bulk(u64::MAX));
+    let second = model.add(ours(), u64::MAX);
     model.run(secs(5));
     let from = model.elapsed();
     model.run(secs(10));
@@ -137,9 +137,9 @@ fn two_connections_share_a_link_equally() {
 #[test]
 fn beside_a_cubic_download_both_get_a_fair_part() {
     let mut model = LinkModel::symmetric(&broadband(), 1);
-    let cubic = model.add(Arc::new(CubicConfig::default()), Workload::Bulk(u64::MAX));
+    let cubic = model.add(Arc::new(CubicConfig::default()), u64::MAX);
     model.run(secs(5));
-    let ours = model.add(ours(), Workload::Bulk(u64::MAX));
+    let ours = model.add(ours(), u64::MAX);
     let from = model.elapsed();
     model.run(secs(25));
 

@@ -13,15 +13,6 @@ use quinn_proto::{
 use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
-/// What a sender sends.
-#[derive(Clone, Copy)]
-pub(crate) enum Workload {
-    /// As much as passes, up to this many bytes.
-    Bulk(u64),
-    /// Messages of this many bytes, one per interval.
-    Messages { bytes: u64, every: Duration },
-}
-
 pub(super) struct Host {
     endpoint: Endpoint,
     connection: Option<(ConnectionHandle, Connection)>,
@@ -35,10 +26,8 @@ pub(super) struct Host {
 
 struct Source {
     stream: Option<StreamId>,
-    workload: Workload,
-    next_message: Instant,
+    /// Bytes that quinn has not taken yet.
     pending: u64,
-    stopped: bool,
 }
 
 impl Host {
@@ -46,7 +35,7 @@ impl Host {
         now: Instant,
         addrs: (SocketAddr, SocketAddr),
         controller: Arc<dyn ControllerFactory + Send + Sync>,
-        workload: Workload,
+        bytes: u64,
         seed: u8,
     ) -> Self {
         let mut host = Self::new(addrs.1, None, seed);
@@ -61,13 +50,7 @@ impl Host {
         host.connection = Some(connection.expect("the address is valid"));
         host.work = Some(Source {
             stream: None,
-            workload,
-            next_message: now,
-            pending: match workload {
-                Workload::Bulk(bytes) => bytes,
-                Workload::Messages { .. } => 0,
-            },
-            stopped: false,
+            pending: bytes,
         });
         host
     }
@@ -91,23 +74,6 @@ impl Host {
             inbox: Vec::new(),
             received: 0,
             buffer: Vec::new(),
-        }
-    }
-
-    pub(super) fn connection(&self) -> Option<&Connection> {
-        self.connection.as_ref().map(|(_, connection)| connection)
-    }
-
-    /// Write so many more bytes.
-    pub(super) fn send(&mut self, bytes: u64) {
-        if let Some(work) = &mut self.work {
-            work.pending += bytes;
-        }
-    }
-
-    pub(super) fn stop(&mut self) {
-        if let Some(work) = &mut self.work {
-            work.stopped = true;
         }
     }
 
@@ -146,10 +112,9 @@ impl Host {
             }
         }
         while connection.poll().is_some() {}
-        let again = self
-            .work
-            .as_mut()
-            .and_then(|work| work.write(now, connection));
+        if let Some(work) = &mut self.work {
+            work.write(connection);
+        }
         self.received += read_all(connection, &mut self.inbox);
         while let Some(transmit) = connection.poll_transmit(now, SEGMENTS, &mut self.buffer) {
             let Transmit {
@@ -159,30 +124,18 @@ impl Host {
             out.extend(segments.map(<[u8]>::to_vec));
             self.buffer.clear();
         }
-        [connection.poll_timeout(), again]
-            .into_iter()
-            .flatten()
-            .min()
+        connection.poll_timeout()
     }
 }
 
 impl Source {
-    fn write(&mut self, now: Instant, connection: &mut Connection) -> Option<Instant> {
-        if self.stopped {
-            return None;
-        }
-        let mut again = None;
-        if let Workload::Messages { bytes, every } = self.workload {
-            while self.next_message <= now {
-                self.pending += bytes;
-                self.next_message += every;
-            }
-            again = Some(self.next_message);
-        }
+    fn write(&mut self, connection: &mut Connection) {
         if self.stream.is_none() {
             self.stream = connection.streams().open(Dir::Uni);
         }
-        let stream = self.stream?;
+        let Some(stream) = self.stream else {
+            return;
+        };
         while self.pending > 0 {
             let wanted = self.pending.min(ZEROES.len() as u64) as usize;
             let mut chunk = [Bytes::from_static(&ZEROES[..wanted])];
@@ -191,7 +144,6 @@ impl Source {
                 Err(_) => break,
             }
         }
-        again
     }
 }
 

@@ -10,9 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quinn::congestion::ControllerFactory;
-use quinn_proto::Connection;
 
-pub(crate) use host::Workload;
 pub(crate) use link::{Link, Loss, Rng};
 
 use host::Host;
@@ -92,7 +90,7 @@ impl LinkModel {
     pub(crate) fn add(
         &mut self,
         controller: Arc<dyn ControllerFactory + Send + Sync>,
-        workload: Workload,
+        bytes: u64,
     ) -> FlowId {
         let id = self.flows.len();
         let port = 1 + id as u16;
@@ -100,7 +98,7 @@ impl LinkModel {
         let seed = id as u8;
         self.flows.push(Flow {
             ends: [
-                Host::sender(self.now, addrs, controller, workload, seed),
+                Host::sender(self.now, addrs, controller, bytes, seed),
                 Host::receiver(addrs, seed + 100),
             ],
             wakes: [None; 2],
@@ -108,17 +106,6 @@ impl LinkModel {
         });
         self.drive(id, SENDER);
         id
-    }
-
-    /// Write so many more bytes on a connection.
-    pub(crate) fn send(&mut self, flow: FlowId, bytes: u64) {
-        self.flows[flow].ends[SENDER].send(bytes);
-        self.drive(flow, SENDER);
-    }
-
-    /// Write nothing more on a connection.
-    pub(crate) fn stop(&mut self, flow: FlowId) {
-        self.flows[flow].ends[SENDER].stop();
     }
 
     /// Let this much time pass.
@@ -163,11 +150,6 @@ impl LinkModel {
         (at(to) - at(from)) as f64 / (to - from).as_secs_f64()
     }
 
-    /// The share of what the link could have carried forward that it did carry, loss included.
-    pub(crate) fn utilisation(&self) -> f64 {
-        self.forward.carried as f64 / self.forward.link.capacity(Duration::ZERO, self.elapsed())
-    }
-
     /// The quantile over time of what a packet would have waited in the forward queue.
     pub(crate) fn queue_over_time(&self, quantile: f64, from: Duration) -> Duration {
         let skip = from.div_duration_f64(SAMPLE) as usize;
@@ -184,17 +166,6 @@ impl LinkModel {
     /// Packets that found the forward queue full.
     pub(crate) fn overflowed(&self) -> u64 {
         self.forward.overflowed
-    }
-
-    /// The sending end of a connection.
-    pub(crate) fn sender(&self, flow: FlowId) -> &Connection {
-        let connection = self.flows[flow].ends[SENDER].connection();
-        connection.expect("a sender begins with a connection")
-    }
-
-    /// How long a packet that was sent forward now would wait.
-    pub(crate) fn backlog(&self) -> Duration {
-        self.forward.backlog(self.now)
     }
 
     fn step(&mut self, until: Instant) -> bool {
