@@ -3,7 +3,6 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// A directory that exists and belongs to this program.
@@ -17,9 +16,7 @@ impl StateDir {
     /// [`StateError`] names the directory.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, StateError> {
         let path = path.into();
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
+        private_directory()
             .create(&path)
             .map_err(|err| StateError::new("create", &path, err))?;
         Ok(Self(path))
@@ -52,17 +49,11 @@ impl StateDir {
         // The process id keeps two processes that share the directory out of each other's way.
         let temporary = self.path(&format!(".{name}.{}", std::process::id()));
         let written = (|| {
-            let mut options = OpenOptions::new();
-            let mut file = options
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&temporary)?;
+            let mut file = private_file().open(&temporary)?;
             file.write_all(contents)?;
             file.sync_all()?;
             fs::rename(&temporary, &path)?;
-            File::open(&self.0)?.sync_all()
+            sync_directory(&self.0)
         })();
         written.map_err(|err| StateError::new("write", &path, err))
     }
@@ -85,6 +76,34 @@ impl StateDir {
     }
 }
 
+/// What makes a directory that only its owner can look into.
+fn private_directory() -> fs::DirBuilder {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder
+}
+
+/// What makes a file that only its owner can read; elsewhere than on Unix its directory's rights
+/// decide.
+fn private_file() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options
+}
+
+/// Make a renaming last. Windows has no such thing for directories.
+fn sync_directory(path: &Path) -> io::Result<()> {
+    if cfg!(unix) {
+        File::open(path)?.sync_all()
+    } else {
+        Ok(())
+    }
+}
+
 /// A file of the state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action} {} (choose another place with --state-dir)", path.display())]
@@ -104,7 +123,7 @@ impl StateError {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, unix))]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,7 +10,9 @@ use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream, lookup_host};
+#[cfg(unix)]
+use tokio::net::UnixStream;
+use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use tracing::debug;
@@ -134,9 +137,7 @@ impl Pool {
     /// [`DialError`] if nobody does.
     pub async fn probe(&self) -> Result<(), DialError> {
         let reached = match &self.target {
-            Target::Unix(path) => timeout(CONNECT, UnixStream::connect(path))
-                .await
-                .map(|io| io.map(drop)),
+            Target::Unix(path) => timeout(CONNECT, unix(path)).await.map(|io| io.map(drop)),
             Target::Http { host, port }
             | Target::Https { host, port, .. }
             | Target::H2c { host, port } => timeout(CONNECT, self.tcp(host, *port))
@@ -177,7 +178,7 @@ impl Pool {
         match &self.target {
             Target::Http { host, port } => http1(self.tcp(host, *port).await?).await,
             Target::H2c { host, port } => http2(self.tcp(host, *port).await?).await,
-            Target::Unix(path) => http1(UnixStream::connect(path).await?).await,
+            Target::Unix(path) => http1(unix(path).await?).await,
             Target::Https { host, port, .. } => {
                 let name = ServerName::try_from(host.clone()).map_err(|_| DialError::Name)?;
                 let Some((both, only_http1)) = &self.tls else {
@@ -265,6 +266,16 @@ where
         }
     });
     Ok(Leased::Http2(sender))
+}
+
+#[cfg(unix)]
+async fn unix(path: &Path) -> io::Result<UnixStream> {
+    UnixStream::connect(path).await
+}
+
+#[cfg(not(unix))]
+async fn unix(_path: &Path) -> io::Result<TcpStream> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 /// How long an upstream may take to accept a connection, TLS included.

@@ -1,13 +1,15 @@
 //! What is configured besides flags: the environment, `qtunnel.toml` and the user's configuration.
 
+use std::error::Error;
 use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use etcetera::BaseStrategy;
 use qtunnel::proto::Secret;
 use serde::{Deserialize, Serialize};
+
+use qtunnel::StateDir;
 
 use super::Failure;
 
@@ -104,31 +106,21 @@ impl Settings {
         let path = user_file().ok_or_else(|| {
             Failure::usage("there is no home directory to keep the configuration in")
         })?;
-        let failed =
-            |err: io::Error| Failure::usage(format!("cannot write {}: {err}", path.display()));
         let text = toml::to_string(self).map_err(Failure::running)?;
-        if let Some(dir) = path.parent() {
-            fs::create_dir_all(dir).map_err(failed)?;
-        }
-        let temporary = path.with_extension(format!("toml.{}", std::process::id()));
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)
-            .map_err(failed)?;
-        file.write_all(text.as_bytes())
-            .and_then(|()| file.sync_all())
-            .map_err(failed)?;
-        fs::rename(&temporary, &path).map_err(failed)?;
+        let dir = path.parent().unwrap_or(Path::new("."));
+        StateDir::open(dir)
+            .and_then(|dir| dir.write(USER_FILE, text.as_bytes()))
+            .map_err(|err| {
+                let cause = err.source().map(ToString::to_string).unwrap_or_default();
+                Failure::usage(format!("cannot write {}: {cause}", path.display()))
+            })?;
         Ok(path)
     }
 }
 
 fn user_file() -> Option<PathBuf> {
     let base = etcetera::choose_base_strategy().ok()?;
-    Some(base.config_dir().join("qtunnel/config.toml"))
+    Some(base.config_dir().join("qtunnel").join(USER_FILE))
 }
 
 /// Where state is kept: the flag, what systemd says, or the user's state directory.
@@ -169,3 +161,6 @@ pub fn read_secret(path: &Path) -> Result<String, Failure> {
     }
     Ok(secret.to_owned())
 }
+
+/// The user's configuration, in qtunnel's directory of the user's configurations.
+const USER_FILE: &str = "config.toml";

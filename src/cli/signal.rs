@@ -1,5 +1,6 @@
 //! Signals: the first one drains, the second one ends the program at once.
 
+#[cfg(unix)]
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Failure;
@@ -10,10 +11,7 @@ use super::Failure;
 /// # Errors
 /// If the system refuses a handler.
 pub fn shutdown() -> Result<impl Future<Output = ()>, Failure> {
-    let mut signals = Signals {
-        interrupt: signal(SignalKind::interrupt()).map_err(Failure::running)?,
-        terminate: signal(SignalKind::terminate()).map_err(Failure::running)?,
-    };
+    let mut signals = Signals::listen().map_err(Failure::running)?;
     Ok(async move {
         signals.next().await;
         eprintln!("qtunnel: stopping once what is under way has ended (again to stop at once)");
@@ -25,16 +23,42 @@ pub fn shutdown() -> Result<impl Future<Output = ()>, Failure> {
     })
 }
 
+#[cfg(unix)]
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
 }
 
+#[cfg(unix)]
 impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
     async fn next(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// Elsewhere there is Ctrl-C alone.
+#[cfg(not(unix))]
+struct Signals;
+
+#[cfg(not(unix))]
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self)
+    }
+
+    async fn next(&mut self) {
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending().await
         }
     }
 }

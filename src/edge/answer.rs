@@ -3,7 +3,6 @@
 use std::any::Any;
 use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::os::fd::RawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
@@ -16,6 +15,7 @@ use hyper::body::Incoming;
 use tracing::{debug, error};
 
 use super::body::VisitorBody;
+use super::carriers::RawTcp;
 use super::forward::Forward;
 use super::guard::Verdicts;
 use super::page::{Audience, Fault};
@@ -30,8 +30,8 @@ pub struct Visit {
     pub visitors: Arc<Visitors>,
     pub visitor: SocketAddr,
     pub scheme: Scheme,
-    /// The connection's descriptor: valid as long as the connection.
-    pub tcp: RawFd,
+    /// The connection's socket: valid as long as the connection.
+    pub tcp: RawTcp,
     /// What the guard found in the head; HTTP/2 has none.
     pub verdicts: Option<Verdicts>,
 }

@@ -2,7 +2,10 @@
 //! listeners.
 
 use std::net::SocketAddr;
-use std::os::fd::{BorrowedFd, RawFd};
+#[cfg(unix)]
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+#[cfg(windows)]
+use std::os::windows::io::{AsRawSocket, BorrowedSocket, RawSocket};
 
 use ::http::header::HeaderMap;
 use ::http::request::Parts;
@@ -10,6 +13,7 @@ use ::http::{Method, Response, StatusCode};
 use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug};
@@ -18,6 +22,41 @@ use super::body::VisitorBody;
 use crate::carrier::{
     EdgeSocket, NotAWebSocket, check_extended_connect, shorten_send_queue, upgrade_response,
 };
+
+/// The socket of a visitor's connection, which hyper has and does not give back.
+#[derive(Clone, Copy)]
+pub struct RawTcp {
+    #[cfg(unix)]
+    socket: RawFd,
+    #[cfg(windows)]
+    socket: RawSocket,
+}
+
+impl RawTcp {
+    /// Remember a connection's socket.
+    pub fn of(tcp: &TcpStream) -> Self {
+        Self {
+            #[cfg(unix)]
+            socket: tcp.as_raw_fd(),
+            #[cfg(windows)]
+            socket: tcp.as_raw_socket(),
+        }
+    }
+
+    /// Keep the kernel's queue short: packets must not grow old in it.
+    ///
+    /// # Safety
+    /// The connection must still be open.
+    unsafe fn shorten_send_queue(self) {
+        // SAFETY: the caller's promise.
+        #[cfg(unix)]
+        let socket = unsafe { BorrowedFd::borrow_raw(self.socket) };
+        // SAFETY: the caller's promise.
+        #[cfg(windows)]
+        let socket = unsafe { BorrowedSocket::borrow_raw(self.socket) };
+        shorten_send_queue(&socket);
+    }
+}
 
 /// The WebSockets that carry packets.
 #[derive(Clone)]
@@ -35,7 +74,7 @@ impl Carriers {
         &self,
         mut parts: Parts,
         peer: SocketAddr,
-        tcp: RawFd,
+        tcp: RawTcp,
         expects_upgrade: bool,
     ) -> Response<VisitorBody> {
         let mut response = Response::new(VisitorBody::Empty);
@@ -67,8 +106,8 @@ impl Carriers {
                 Ok(upgraded) => upgraded,
                 Err(err) => return debug!(%err, "no websocket came about"),
             };
-            // SAFETY: `upgraded` owns the connection, so the descriptor is open as long as it is.
-            shorten_send_queue(&unsafe { BorrowedFd::borrow_raw(tcp) });
+            // SAFETY: `upgraded` owns the connection, whose socket is therefore open.
+            unsafe { tcp.shorten_send_queue() };
             match socket.accept(TokioIo::new(upgraded), peer) {
                 Ok(pump) => tokio::select! {
                     ended = pump => debug!(reason = %ended, "a websocket ended"),

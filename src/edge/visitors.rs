@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,7 +20,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, debug_span, error, warn};
 
 use super::answer::Visit;
-use super::carriers::Carriers;
+use super::carriers::{Carriers, RawTcp};
 use super::config::EdgeLimits;
 use super::guard::Guard;
 use super::page::{Audience, Fault};
@@ -87,7 +86,7 @@ impl Visitors {
             Ok(place) => place,
             Err(fault) => return turn_away(tcp, tls.is_some(), fault).await,
         };
-        let fd = tcp.as_raw_fd();
+        let fd = RawTcp::of(&tcp);
         let Some(tls) = tls else {
             return self.http1(tcp, fd, visitor, Scheme::Http).await;
         };
@@ -103,7 +102,7 @@ impl Visitors {
         }
     }
 
-    async fn http1<S>(self: Arc<Self>, io: S, tcp: RawFd, visitor: SocketAddr, scheme: Scheme)
+    async fn http1<S>(self: Arc<Self>, io: S, tcp: RawTcp, visitor: SocketAddr, scheme: Scheme)
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
@@ -145,7 +144,7 @@ impl Visitors {
         }
     }
 
-    async fn http2<S>(self: Arc<Self>, io: S, tcp: RawFd, visitor: SocketAddr)
+    async fn http2<S>(self: Arc<Self>, io: S, tcp: RawTcp, visitor: SocketAddr)
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
