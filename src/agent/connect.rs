@@ -8,10 +8,11 @@ use tracing::debug;
 
 use super::backoff::Backoff;
 use super::config::AgentConfig;
+use super::connect_error::ConnectError;
 use super::event::Event;
 use super::forward::{Route, Tunnel};
 use super::pool::Pool;
-use super::session::{ConnectError, Ended, Session};
+use super::session::{Ended, Session};
 use super::upstream::Upstream;
 use crate::proto::TunnelGrant;
 use crate::tls::TrustError;

@@ -2,11 +2,14 @@
 
 mod address;
 mod backoff;
+mod broken;
 mod config;
 mod connect;
+mod connect_error;
 mod event;
 mod files;
 mod forward;
+mod outgoing;
 mod pool;
 mod response;
 mod session;
@@ -15,6 +18,6 @@ mod upstream;
 pub use address::{Address, AddressError, Target};
 pub use config::{AgentConfig, HostHeader, ServerAddr, TunnelConfig};
 pub use connect::{Agent, AgentError};
+pub use connect_error::ConnectError;
 pub use event::{Event, Observer, RequestLog, Transported};
-pub use session::ConnectError;
 pub use upstream::{Service, Upstream, UpstreamBody};

@@ -1,0 +1,58 @@
+//! Why a conversation did not end as it should.
+
+use std::error::Error as StdError;
+use std::time::Duration;
+
+use super::pool::DialError;
+use crate::http::SendError;
+use crate::proto::Failure;
+
+/// Why a conversation did not end as it should.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Broken {
+    #[error("the visitor went away")]
+    Visitor,
+    #[error("it cannot be reached")]
+    Dial(#[source] DialError),
+    #[error("it did not begin to answer within {}", humantime::format_duration(*.0))]
+    Timeout(Duration),
+    #[error("it failed")]
+    Upstream(#[source] hyper::Error),
+    #[error("the service in this process failed")]
+    Service(#[source] Box<dyn StdError + Send + Sync>),
+    #[error("it switched protocols without being asked")]
+    NotAsked,
+    #[error("upgrades over HTTP/2 are not possible")]
+    NoUpgrade,
+    #[error("the request's target or host cannot be sent on")]
+    Target,
+    #[error("the response was not delivered")]
+    Tunnel(#[source] SendError),
+}
+
+impl Broken {
+    /// Report whether the upstream's address helps to understand it.
+    pub(super) fn is_upstreams(&self) -> bool {
+        match self {
+            Self::Dial(_) | Self::Timeout(_) | Self::Upstream(_) => true,
+            Self::NotAsked | Self::NoUpgrade | Self::Tunnel(SendError::Body(_)) => true,
+            Self::Visitor | Self::Service(_) | Self::Target | Self::Tunnel(_) => false,
+        }
+    }
+
+    /// What the edge is told, if it still can be told anything.
+    pub(super) fn failure(&self) -> Option<Failure> {
+        match self {
+            Self::Visitor => None,
+            Self::Dial(_) => Some(Failure::UpstreamUnreachable),
+            Self::Timeout(_) => Some(Failure::UpstreamTimeout),
+            Self::Upstream(_)
+            | Self::Service(_)
+            | Self::NotAsked
+            | Self::NoUpgrade
+            | Self::Target => Some(Failure::UpstreamInvalid),
+            Self::Tunnel(SendError::Wire(_)) => Some(Failure::UpstreamInvalid),
+            Self::Tunnel(_) => None,
+        }
+    }
+}
