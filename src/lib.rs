@@ -17,6 +17,7 @@
 //! | **session** | one authenticated QUIC connection between an agent and the edge |
 //! | **control stream** | the session's first bidirectional stream |
 //! | **stream** | one QUIC stream: one visitor's conversation |
+//! | **carrier** | what moves the QUIC packets, UDP or a WebSocket: [`Carrier`] |
 //! | **token** | what authenticates an agent: [`generate_token`] |
 //!
 //! # Use
@@ -27,7 +28,6 @@
 //! two run on different machines, and one of them is the `qtunnel` program.
 //!
 //! ```
-//! use qtunnel::proto::{AgentId, Secret};
 //! use qtunnel::*;
 //!
 //! # #[tokio::main(flavor = "current_thread")]
@@ -48,17 +48,12 @@
 //! let agent = Agent::connect(AgentConfig {
 //!     server: quic.to_string().parse()?,
 //!     trust: Trust::Pins(vec![pin]),
-//!     token: Secret::default(),
-//!     id: AgentId::random(),
 //!     tunnels: vec![TunnelConfig {
 //!         name: "blog".parse()?,
 //!         upstream: Upstream::Service(hello),
 //!         host_header: HostHeader::Preserve,
 //!     }],
-//!     grace_period: std::time::Duration::from_secs(30),
-//!     upstream_timeout: std::time::Duration::from_secs(60),
-//!     exit_on_failure: true,
-//!     observer: Observer::new(|event| println!("{event:?}")),
+//!     ..AgentConfig::default()
 //! })
 //! .await?;
 //! assert_eq!(
