@@ -13,8 +13,9 @@ use std::fmt::Debug;
 use bytes::Bytes;
 use http::HeaderMap;
 use qtunnel::proto::{
-    AgentMessage, BodyDecoder, CONTROL_LIMIT, EdgeMessage, Frame, HEAD_LIMIT, ResponseHead,
-    Splitter, StreamHead, WireError, data_header, decode, encode, trailers,
+    AgentMessage, BodyDecoder, CONTROL_LIMIT, DATAGRAMS_COUNT, DATAGRAMS_HEADER, Datagrams,
+    DatagramsError, EdgeMessage, Frame, HEAD_LIMIT, ResponseHead, Splitter, StreamHead, WireError,
+    data_header, decode, encode, trailers,
 };
 
 /// Read messages of the control stream.
@@ -48,6 +49,17 @@ pub fn body(bytes: &[u8]) -> Result<usize, WireError> {
     assert_eq!(again.trailers, whole.trailers);
     assert_eq!(again.end, Ok(()));
     Ok(whole.frames)
+}
+
+/// Read the packets of a WebSocket message.
+pub fn datagrams(bytes: &[u8]) -> Result<usize, DatagramsError> {
+    let datagrams = Datagrams::decode(Bytes::copy_from_slice(bytes))?;
+    let packets = datagrams.bytes.chunks(datagrams.stride).count();
+    assert!((1..=DATAGRAMS_COUNT).contains(&packets));
+    assert_eq!(datagrams.bytes, bytes[DATAGRAMS_HEADER..]);
+    let again = Datagrams::encode(Some(datagrams.stride), &datagrams.bytes);
+    assert_eq!(again.as_deref(), Some(bytes));
+    Ok(packets)
 }
 
 fn messages(

@@ -4,6 +4,7 @@
 #[path = "../fuzz/properties.rs"]
 mod properties;
 
+use std::fmt::Debug;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -26,12 +27,17 @@ fn bodies() {
     replay("body", properties::body, &body_seeds());
 }
 
-type Property = fn(&[u8]) -> Result<usize, WireError>;
+#[test]
+fn packets() {
+    replay("datagrams", properties::datagrams, &datagrams_seeds());
+}
+
+type Property<E> = fn(&[u8]) -> Result<usize, E>;
 
 /// A file of the corpus, and what it must be: so many messages, or an error.
-type Seed = (&'static str, Vec<u8>, Result<usize, WireError>);
+type Seed<E = WireError> = (&'static str, Vec<u8>, Result<usize, E>);
 
-fn replay(target: &str, property: Property, seeds: &[Seed]) {
+fn replay<E: Debug + PartialEq>(target: &str, property: Property<E>, seeds: &[Seed<E>]) {
     let corpus = Path::new("fuzz/corpus").join(target);
     for (name, bytes, expected) in seeds {
         let path = corpus.join(name);
@@ -255,4 +261,30 @@ fn fields(list: &[(&'static str, &[u8])]) -> Fields {
         let value = HeaderValue::from_bytes(value).expect("a value");
         (HeaderName::from_static(name), value)
     })))
+}
+
+fn datagrams_seeds() -> Vec<Seed<DatagramsError>> {
+    let long = [vec![0xff, 0xff], vec![7; DATAGRAMS_LIMIT + 1]].concat();
+    vec![
+        ("one", b"\x00\x06packet".to_vec(), Ok(1)),
+        ("three", b"\x00\x04aaaabbbbcc".to_vec(), Ok(3)),
+        ("empty", Vec::new(), Err(DatagramsError::Empty)),
+        ("header", b"\x00\x04".to_vec(), Err(DatagramsError::Empty)),
+        (
+            "zero",
+            b"\x00\x00abc".to_vec(),
+            Err(DatagramsError::SegmentSize),
+        ),
+        (
+            "past-end",
+            b"\x00\x04abc".to_vec(),
+            Err(DatagramsError::SegmentSize),
+        ),
+        (
+            "tiny",
+            [vec![0, 1], vec![7; 65]].concat(),
+            Err(DatagramsError::TooManyPackets),
+        ),
+        ("long", long, Err(DatagramsError::TooLong)),
+    ]
 }

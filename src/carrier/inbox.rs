@@ -11,7 +11,7 @@ use quinn::{AsyncUdpSocket, udp::RecvMeta};
 use tokio::sync::mpsc;
 use tracing::debug;
 
-use super::message::{Datagrams, MAX_PACKETS};
+use crate::proto::{DATAGRAMS_COUNT, Datagrams};
 
 /// Messages from all WebSockets that wait for quinn; after that they are not read any more.
 ///
@@ -20,7 +20,7 @@ use super::message::{Datagrams, MAX_PACKETS};
 const WAITING: usize = 64;
 
 /// Packets that one receive buffer must hold (`max_receive_segments`): a whole message.
-pub(super) const SEGMENTS: usize = MAX_PACKETS;
+pub(super) const SEGMENTS: usize = DATAGRAMS_COUNT;
 
 /// Packets that came through a WebSocket, under the address that quinn knows it by.
 #[derive(Debug)]

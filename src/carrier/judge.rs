@@ -59,9 +59,10 @@ const HOLD_DEAF: Duration = Duration::from_secs(300);
 /// How long an unused WebSocket is kept after UDP has come back.
 const LINGER: Duration = Duration::from_secs(20);
 
-/// Pause after the first failed dial, doubled up to the second figure.
-const REDIAL: Duration = Duration::from_millis(250);
-const REDIAL_MAX: Duration = Duration::from_secs(5);
+/// Pause after the first failed dial, doubled up to the second figure: an edge that is restarted must
+/// be found within a second of its return, and a connection that finds none ends after 15 s.
+const REDIAL: Duration = Duration::from_millis(125);
+const REDIAL_MAX: Duration = Duration::from_millis(500);
 
 /// How often to look while something is going on, and while nothing is.
 const BUSY: Duration = Duration::from_millis(50);
@@ -142,6 +143,8 @@ pub(super) struct Judge {
     stopgap: bool,
     /// Silence before this moment has been explained by an answered probe.
     cleared: Option<Instant>,
+    /// How long the run of packets was then: the answers to our own question are no new one.
+    cleared_run: u32,
     probed: Option<Instant>,
     /// Whether the latest probe still waits for its answer.
     waiting: bool,
@@ -168,6 +171,7 @@ impl Judge {
             doubt: None,
             stopgap: false,
             cleared: None,
+            cleared_run: 0,
             probed: None,
             waiting: false,
             answered: false,
@@ -303,6 +307,7 @@ impl Judge {
             if silent.is_none() || sight.udp.asks < ASKS {
                 acts.push(Act::Speak);
                 self.cleared = Some(now);
+                self.cleared_run = sight.udp.run;
                 self.doubt = None;
                 return;
             }
@@ -405,7 +410,11 @@ impl Judge {
         if sight.udp.asks >= ASKS {
             return sight.udp.asked;
         }
-        let heard = sight.udp.heard.filter(|_| sight.udp.run >= RUN)?;
+        let run = match sight.udp.run >= self.cleared_run {
+            true => sight.udp.run - self.cleared_run,
+            false => sight.udp.run,
+        };
+        let heard = sight.udp.heard.filter(|_| run >= RUN)?;
         self.cleared
             .is_none_or(|cleared| cleared < heard)
             .then_some(heard)

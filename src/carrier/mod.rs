@@ -11,8 +11,8 @@
 //!    path ─ judge ◀─ evidence
 //! ```
 //!
-//! `message` is what travels in a WebSocket, `dial` is how an agent comes by a connection, `hop`
-//! and `proxy` are its way through TCP, `path` keeps it alive and `judge` decides over what.
+//! `dial` is how an agent comes by a connection, `hop` and `proxy` are its way through TCP, `path`
+//! keeps it alive and `judge` decides over what. What a WebSocket says is in [`crate::proto`].
 
 use std::fmt;
 use std::str::FromStr;
@@ -27,7 +27,6 @@ mod hop;
 mod inbox;
 mod judge;
 mod lines;
-mod message;
 mod meter;
 mod network;
 mod outer_tls;

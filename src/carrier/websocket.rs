@@ -1,6 +1,6 @@
 //! One WebSocket that carries packets: framing, limits and the loop that moves them both ways.
 //!
-//! The framing is RFC 6455 by `tungstenite`; what a message says is in [`message`]. How the
+//! The framing is RFC 6455 by `tungstenite`; what a message says is in [`crate::proto`]. How the
 //! connection came about, and where its packets go, is the business of others.
 
 use std::{
@@ -30,12 +30,9 @@ use tokio_tungstenite::{
 };
 use tracing::debug;
 
-use super::{
-    inbox::Arrival,
-    message::{self, MalformedMessage},
-    meter::Meter,
-    queue::Queue,
-};
+use super::{inbox::Arrival, meter::Meter, queue::Queue};
+
+use crate::proto::{DATAGRAMS_HEADER, DATAGRAMS_LIMIT, Datagrams, DatagramsError};
 
 /// How long a peer may take until quinn answers something it sent: longer than any handshake that
 /// would still succeed.
@@ -63,7 +60,7 @@ const WRITE_BUFFER: usize = 16 * 1024;
 
 /// Unsent bytes that the kernel accepts. Its send buffer holds all that is in flight and grows to
 /// megabytes; without this bound so does the queue in front of the network, and quinn cannot see it.
-const UNSENT: u32 = 32 * 1024;
+const UNSENT: u32 = 16 * 1024;
 
 /// One WebSocket as quinn's socket sees it.
 #[derive(Debug)]
@@ -113,10 +110,10 @@ pub enum Ended {
     Stuck,
     #[error("text message received")]
     Text,
-    #[error("message longer than {} bytes received", message::HEADER + message::MAX_BYTES)]
+    #[error("message longer than {} bytes received", DATAGRAMS_HEADER + DATAGRAMS_LIMIT)]
     TooLong,
     #[error("malformed message received: {0}")]
-    Malformed(#[from] MalformedMessage),
+    Malformed(#[from] DatagramsError),
     #[error("the endpoint is gone")]
     NoEndpoint,
 }
@@ -170,7 +167,7 @@ fn limit_unsent(tcp: &SockRef) -> std::io::Result<()> {
 
 /// What both ends expect of the framing.
 pub(super) fn framing() -> WebSocketConfig {
-    let longest = message::HEADER + message::MAX_BYTES;
+    let longest = DATAGRAMS_HEADER + DATAGRAMS_LIMIT;
     WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER)
         .write_buffer_size(WRITE_BUFFER)
@@ -209,7 +206,7 @@ async fn receive(
 ) -> Ended {
     loop {
         let datagrams = match stream.next().await {
-            Some(Ok(Message::Binary(message))) => match message::decode(message) {
+            Some(Ok(Message::Binary(message))) => match Datagrams::decode(message) {
                 Ok(datagrams) => datagrams,
                 Err(err) => return err.into(),
             },

@@ -37,6 +37,20 @@
 //! A visitor who goes away becomes STOP_SENDING on the response and RESET_STREAM on the request,
 //! both with [`Reset::Gone`]; the agent then aborts the upstream request.
 //!
+//! # Packets in a WebSocket
+//! Where UDP does not pass, the packets of the same QUIC connection travel in the binary messages of
+//! a WebSocket (RFC 6455) that the agent opens. A message is one [`Datagrams`]: a run of packets,
+//! equally long except for the last.
+//! ```text
+//!  0       2                                                           2 + n
+//!  ├───────┼──────────────┬──────────────┬─────────────┬───────────────┤
+//!  │ size  │ size bytes   │ size bytes   │      …      │ 1..=size bytes │
+//!  └───────┴──────────────┴──────────────┴─────────────┴───────────────┘
+//! ```
+//! `size` is a big-endian `u16`, at least 1 and at most `n`. There are at most [`DATAGRAMS_COUNT`]
+//! packets. Either end closes a WebSocket that brings anything else: 1003 for text, 1009 for a
+//! message that is too long, 1008 for a malformed one or if nothing it brings is QUIC.
+//!
 //! # Close codes
 //! See [`Close`] for connections and [`Reset`] for streams.
 //!
@@ -47,10 +61,12 @@
 //! | control message | [`CONTROL_LIMIT`] |
 //! | head | [`HEAD_LIMIT`] |
 //! | trailers | [`TRAILERS_LIMIT`] |
+//! | packets in a WebSocket message | [`DATAGRAMS_LIMIT`] |
 
 mod close;
 mod codec;
 mod control;
+mod datagrams;
 mod fields;
 mod frame;
 #[cfg(test)]
@@ -64,6 +80,9 @@ pub use codec::{Splitter, WireError, decode, encode, put_varint};
 pub use control::{
     AgentId, AgentMessage, EdgeMessage, Hello, Limits, Refusal, Secret, TunnelGrant, TunnelRequest,
     Welcome,
+};
+pub use datagrams::{
+    DATAGRAMS_COUNT, DATAGRAMS_HEADER, DATAGRAMS_LIMIT, Datagrams, DatagramsError,
 };
 pub use fields::Fields;
 pub use frame::{BodyDecoder, Frame, data_header, trailers};

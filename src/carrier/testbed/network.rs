@@ -55,6 +55,8 @@ struct State {
     /// The agent's address as the world sees it.
     nat: u8,
     next_port: u16,
+    /// Probes that the agent has sent: after the handshake nothing else has a long header.
+    probes: usize,
     /// When the last packet to the edge, and the last one to the agent, will have left.
     busy_until: [Instant; 2],
 }
@@ -75,6 +77,7 @@ impl Network {
                 mailboxes: HashMap::new(),
                 nat: 1,
                 next_port: 50_000,
+                probes: 0,
                 busy_until: [Instant::now(); 2],
             }),
             tcp: watch::channel(Tcp {
@@ -91,6 +94,11 @@ impl Network {
 
     pub(in crate::carrier) fn change(&self, change: impl FnOnce(&mut Weather)) {
         change(&mut self.lock().weather);
+    }
+
+    /// How many probes the agent has sent, with the packets of its handshake.
+    pub(in crate::carrier) fn probes(&self) -> usize {
+        self.lock().probes
     }
 
     /// Let UDP pass, or drop all of it.
@@ -132,6 +140,7 @@ impl Network {
     /// Carry a datagram, if the weather lets it.
     pub(super) fn carry(&self, from: SocketAddr, to: SocketAddr, datagram: &[u8]) {
         let mut state = self.lock();
+        state.probes += usize::from(from != EDGE && datagram[0] & 0x80 != 0);
         let weather = state.weather.clone();
         let (open, from, to) = match from == EDGE {
             true => match inside(to, state.nat) {

@@ -23,9 +23,9 @@ use crate::carrier::{
     Carrier, Transport, WEBSOCKET_PATH,
     dial::{DialConfig, Race},
     edge_socket::edge_endpoint_over,
-    message::{HEADER, MAX_BYTES},
     websocket::Ended,
 };
+use crate::proto::{DATAGRAMS_HEADER, DATAGRAMS_LIMIT, Datagrams};
 
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -178,7 +178,7 @@ async fn an_empty_message_closes_the_websocket_and_no_other() {
 
 #[tokio::test]
 async fn a_message_that_is_too_long_closes_the_websocket_and_no_other() {
-    let long = vec![7; HEADER + MAX_BYTES + 1];
+    let long = vec![7; DATAGRAMS_HEADER + DATAGRAMS_LIMIT + 1];
 
     assert_eq!(
         answer_to(Message::Binary(long.into())).await,
@@ -240,7 +240,7 @@ async fn a_probe_does_not_count_as_speaking_quic() {
     let mut near: WebSocketStream<DuplexStream> =
         WebSocketStream::from_raw_socket(near, Role::Client, None).await;
     let probe = crate::carrier::probe::Probe::new().unwrap().datagram();
-    let message = crate::carrier::message::encode(None, &probe).unwrap();
+    let message = Datagrams::encode(None, &probe).unwrap();
 
     near.send(Message::Binary(message)).await.unwrap();
 
