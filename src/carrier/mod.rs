@@ -11,7 +11,7 @@
 //!    path ─ judge ◀─ evidence
 //! ```
 //!
-//! `dial` is how an agent comes by a connection, `hop` and `proxy` are its way through TCP, `path`
+//! `dial` and its `race` are how an agent comes by a connection, `hop` and `proxy` are its way through TCP, `path`
 //! keeps it alive and `judge` decides over what. What a WebSocket says is in [`crate::proto`].
 
 use std::fmt;
@@ -21,6 +21,7 @@ mod agent_socket;
 mod bind;
 mod congestion;
 mod dial;
+mod dial_error;
 mod edge_socket;
 mod evidence;
 mod hop;
@@ -34,13 +35,15 @@ mod path;
 mod probe;
 mod proxy;
 mod queue;
+mod race;
 mod switch;
 mod transport;
 mod udp;
 mod upgrade;
 mod websocket;
 
-pub use dial::{AttemptError, DialConfig, DialError, Dialed, dial};
+pub use dial::{DialConfig, Dialed, dial};
+pub use dial_error::{AttemptError, DialError};
 pub use edge_socket::EdgeSocket;
 pub use outer_tls::outer_tls;
 pub use path::CarrierState;

@@ -25,12 +25,13 @@ use super::{
 };
 use crate::carrier::{
     Carrier, Transport,
-    dial::{AttemptError, Race},
+    dial_error::AttemptError,
     edge_socket::{EdgeSocket, edge_endpoint_over},
     hop::{Hop, HopError},
     lines::Upgraded,
     network::Change,
     path::{CarrierState, Watch, Ways},
+    race::Race,
 };
 
 /// Where the agent's TCP connections seem to come from.

@@ -21,7 +21,8 @@ use tokio_rustls::TlsAcceptor;
 use super::{Certificate, certificate, lab::serve};
 use crate::carrier::{
     EdgeSocket, Proxy, Transport, WEBSOCKET_PATH,
-    dial::{DialConfig, DialError, Dialed, dial},
+    dial::{DialConfig, Dialed, dial},
+    dial_error::DialError,
     edge_socket::edge_endpoint,
     lines::Io,
     outer_tls, shorten_send_queue, upgrade_response,

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::carrier::{
     Carrier, Transport, WEBSOCKET_PATH,
-    dial::{DialConfig, Race},
+    dial::{DialConfig, race_for},
     edge_socket::edge_endpoint_over,
     websocket::Ended,
 };
@@ -37,7 +37,7 @@ async fn a_download_is_exact_while_it_changes_carriers_every_few_megabytes() {
     const LEGS: usize = 15;
     let mut edge = RealEdge::start().await;
     let config = edge.config(Transport::Auto);
-    let race = Race::new(&config, vec![edge.udp]);
+    let race = race_for(&config, vec![edge.udp]);
     let endpoint = edge.endpoint.clone();
     let accepted = tokio::spawn(async move { endpoint.accept().await.unwrap().await.unwrap() });
     let mut agent = race.run(Transport::Quic, &mut Vec::new()).await.unwrap();
