@@ -1,4 +1,4 @@
-//! When a carrier was last heard, and since when it owes an answer.
+//! When a carrier was last heard, and for how long without a pause.
 
 use std::{
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
@@ -6,10 +6,6 @@ use std::{
 };
 
 use tokio::time::Instant;
-
-/// How soon after receiving a packet one is sent that need not be answered: an acknowledgement,
-/// which QUIC delays by at most 25 ms (RFC 9000 §18.2), and the scheduler's part.
-const MAY_BE_ACK: Duration = Duration::from_millis(40);
 
 /// What ends a run of packets. Shorter than the agent's keep-alive, so that the answers to those do
 /// not make a run, whose every pause would be suspicious.
@@ -21,8 +17,6 @@ pub(super) struct Clock {
     base: Instant,
     /// Microseconds after `base`, 0 for never.
     heard: AtomicU64,
-    asked: AtomicU64,
-    asks: AtomicU32,
     run: AtomicU32,
 }
 
@@ -31,10 +25,6 @@ pub(super) struct Clock {
 pub(super) struct Seen {
     /// When a packet came last.
     pub(super) heard: Option<Instant>,
-    /// When the first packet was sent that should have been answered since.
-    pub(super) asked: Option<Instant>,
-    /// How many transmits have gone unanswered: QUIC repeats what needs an answer.
-    pub(super) asks: u32,
     /// How often packets have come without a pause of [`PAUSE`] in between.
     pub(super) run: u32,
 }
@@ -44,8 +34,6 @@ impl Clock {
         Self {
             base: Instant::now(),
             heard: AtomicU64::new(0),
-            asked: AtomicU64::new(0),
-            asks: AtomicU32::new(0),
             run: AtomicU32::new(0),
         }
     }
@@ -57,34 +45,11 @@ impl Clock {
             true => self.run.fetch_add(1, Ordering::Relaxed),
             false => self.run.swap(1, Ordering::Relaxed),
         };
-        self.forget_asked();
-    }
-
-    pub(super) fn sent(&self, now: Instant) {
-        let now = self.micros(now);
-        let heard = self.heard.load(Ordering::Relaxed);
-        if heard != 0 && now.saturating_sub(heard) <= MAY_BE_ACK.as_micros() as u64 {
-            return;
-        }
-        self.asks.fetch_add(1, Ordering::Relaxed);
-        let _ = self
-            .asked
-            .compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
-    }
-
-    /// Count anew what is owed, because packets go another way now.
-    pub(super) fn forget_asked(&self) {
-        if self.asked.load(Ordering::Relaxed) != 0 {
-            self.asked.store(0, Ordering::Relaxed);
-            self.asks.store(0, Ordering::Relaxed);
-        }
     }
 
     pub(super) fn seen(&self) -> Seen {
         Seen {
             heard: self.instant(&self.heard),
-            asked: self.instant(&self.asked),
-            asks: self.asks.load(Ordering::Relaxed),
             run: self.run.load(Ordering::Relaxed),
         }
     }
@@ -108,32 +73,18 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_packet_owes_an_answer_until_something_is_heard() {
+    async fn a_pause_ends_a_run() {
         let clock = Clock::new();
-        advance(Duration::from_secs(1)).await;
-        let asked = Instant::now();
-        clock.sent(asked);
-        advance(Duration::from_secs(1)).await;
-        clock.sent(Instant::now());
+        for _ in 0..3 {
+            advance(PAUSE - Duration::from_millis(1)).await;
+            clock.heard(Instant::now());
+        }
+        assert_eq!(clock.seen().run, 3);
 
-        assert_eq!(clock.seen().asked, Some(asked));
-        assert_eq!(clock.seen().asks, 2);
-        clock.heard(Instant::now());
-        assert_eq!(clock.seen().asked, None);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_may_be_an_acknowledgement_owes_nothing() {
-        let clock = Clock::new();
-        advance(Duration::from_secs(1)).await;
+        advance(PAUSE).await;
         clock.heard(Instant::now());
 
-        advance(MAY_BE_ACK).await;
-        clock.sent(Instant::now());
-        assert_eq!(clock.seen().asked, None);
-
-        advance(Duration::from_millis(1)).await;
-        clock.sent(Instant::now());
-        assert!(clock.seen().asked.is_some());
+        assert_eq!(clock.seen().run, 1);
+        assert_eq!(clock.seen().heard, Some(Instant::now()));
     }
 }

@@ -8,7 +8,7 @@
 //!            agent                                                  edge
 //!   quinn ─ agent_socket ─┬─ UDP ═══════════════════════════ UDP ─┬─ edge_socket ─ quinn
 //!              ▲          └─ queue ─ websocket ═ HTTP(S) ═ websocket ─ queue ─┘
-//!    path ─ judge ◀─ evidence
+//!    path ─ judge ◀─ evidence, progress
 //! ```
 //!
 //! `dial` and its `race` are how an agent comes by a connection, `hop` and `proxy` are its way through TCP, `path`
@@ -33,6 +33,7 @@ mod network;
 mod outer_tls;
 mod path;
 mod probe;
+mod progress;
 mod proxy;
 mod queue;
 mod race;

@@ -20,6 +20,7 @@ use super::{
     judge::{Act, Judge, Sight},
     lines::{LineEvent, Lines, Upgraded},
     network::Change,
+    progress::Progress,
     switch::{Switch, UdpRoute},
 };
 
@@ -55,6 +56,7 @@ pub struct Driver {
     transport: Transport,
     ways: Arc<dyn Ways>,
     judge: Judge,
+    progress: Progress,
     changes: mpsc::Receiver<Change>,
     /// Reports changes of the network.
     watcher: Option<BoxFuture<'static, ()>>,
@@ -97,6 +99,16 @@ impl Established {
     }
 }
 
+/// Wait until it is time to look again: soon, or when something happens if nothing does.
+async fn pause(switch: &Switch, idle: Option<Duration>) {
+    let soon = sleep(Judge::pace());
+    if let Some(idle) = idle {
+        // From now on, so that nothing is missed; but traffic is not looked at with every packet.
+        let _ = timeout(idle, switch.something_happens()).await;
+    }
+    soon.await;
+}
+
 impl Driver {
     pub(super) fn new(
         on: Established,
@@ -112,6 +124,7 @@ impl Driver {
         });
         let now = Instant::now();
         let driver = Self {
+            progress: Progress::new(&on.connection),
             on,
             transport,
             ways,
@@ -145,8 +158,7 @@ impl Driver {
                 event = self.on.lines.next() => self.line_event(event),
                 Some(change) = self.changes.recv() => self.network_changed(&change),
                 () = async { watcher.as_mut().expect("is some").await }, if watcher.is_some() => watcher = None,
-                () = switch.something_happens(), if idle.is_some() => {}
-                () = sleep(idle.unwrap_or(Judge::pace())) => {}
+                () = pause(&switch, idle) => {}
             }
             for edge in self.on.switch.take_answers() {
                 self.prefer(edge);
@@ -157,11 +169,15 @@ impl Driver {
         let _ = timeout(FAREWELL, self.on.endpoint.wait_idle()).await;
     }
 
-    fn sight(&self) -> Sight {
+    fn sight(&mut self) -> Sight {
+        let now = Instant::now();
+        self.progress.look(&self.on.connection, now);
         Sight {
-            now: Instant::now(),
+            now,
             udp: self.on.switch.udp_seen(),
             websocket: self.on.switch.websocket_seen(),
+            owed: self.progress.owed(),
+            acked: self.progress.acked(),
             rtt: self.on.connection.rtt(),
         }
     }
@@ -221,6 +237,8 @@ impl Driver {
             });
         }
         self.on.send_over(carrier);
+        // What was owed was sent over another carrier.
+        self.progress = Progress::new(&self.on.connection);
     }
 
     /// Use a new UDP port: a NAT may have forgotten the old one, and a change of address makes the

@@ -144,11 +144,9 @@ impl Switch {
         match routes.current {
             Carrier::WebSocket => {
                 routes.send_to_websocket(transmit)?;
-                self.websocket.sent(Instant::now());
             }
             Carrier::Udp => {
                 routes.send_to_udp(transmit)?;
-                self.udp.sent(Instant::now());
                 if routes.doubt
                     && let Some(line) = &routes.websocket
                 {
@@ -207,10 +205,6 @@ impl Switch {
         let mut routes = self.routes_mut();
         routes.current = carrier;
         routes.doubt = false;
-        match carrier {
-            Carrier::Udp => self.udp.forget_asked(),
-            Carrier::WebSocket => self.websocket.forget_asked(),
-        }
     }
 
     pub(super) fn set_doubt(&self, doubt: bool) {
@@ -225,7 +219,6 @@ impl Switch {
         if let Some(gone) = gone {
             gone.queue.become_hole();
         }
-        self.websocket.forget_asked();
     }
 
     pub(super) fn set_udp(&self, route: UdpRoute) {

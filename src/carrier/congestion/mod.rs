@@ -43,6 +43,14 @@ impl ControllerFactory for Config {
     }
 }
 
+/// Bytes that the peer has acknowledged, by what a connection's controller has seen.
+pub(super) fn delivered(controller: Box<dyn Controller>) -> u64 {
+    match controller.into_any().downcast::<RateModel>() {
+        Ok(model) => model.delivery.delivered,
+        Err(_) => 0,
+    }
+}
+
 #[derive(Clone)]
 struct RateModel {
     initial_window: u64,

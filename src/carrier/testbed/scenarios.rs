@@ -128,6 +128,56 @@ async fn a_download_goes_on_when_udp_dies_on_the_way_to_the_agent_alone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_download_goes_on_when_udp_dies_on_the_way_to_the_edge_alone() {
+    let (lab, stalled) = stall(0, 8 << 20, |network| {
+        network.change(|weather| weather.to_edge = false)
+    })
+    .await;
+
+    assert!(stalled < SECOND * 3 / 2, "{stalled:?}");
+    assert_eq!(lab.carrier.borrow().carrier, Carrier::WebSocket);
+    lab.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upload_goes_on_when_udp_dies_on_the_way_to_the_edge_alone() {
+    let (lab, stalled) = stall(8 << 20, 0, |network| {
+        network.change(|weather| weather.to_edge = false)
+    })
+    .await;
+
+    assert!(stalled < SECOND * 2, "{stalled:?}");
+    assert_eq!(lab.carrier.borrow().carrier, Carrier::WebSocket);
+    lab.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn hearing_the_edge_is_no_proof_that_the_edge_hears() {
+    let network = Network::new(7);
+    network.change(|weather| weather.delay = Duration::from_millis(20));
+    let mut lab = Lab::start(network.clone(), Transport::Auto).await;
+    let mut conversations = JoinSet::new();
+    conversations.spawn(lab.converse(1, 0, 8 << 20));
+    sleep(SECOND / 2).await;
+
+    network.change(|weather| weather.to_edge = false);
+    let changed = Instant::now();
+    // Visitors who come meanwhile make the edge speak all the time.
+    for stream in 2..42 {
+        conversations.spawn(lab.converse(stream, 200, 2_000));
+        sleep(SECOND / 20).await;
+    }
+    lab.moved_to(Carrier::WebSocket).await;
+
+    let moved = changed.elapsed();
+    assert!(moved <= 2 * SECOND, "{moved:?}");
+    while let Some(ended) = conversations.join_next().await {
+        ended.unwrap().unwrap();
+    }
+    lab.end().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn transfers_go_on_at_once_when_the_agent_has_another_address() {
     for (up, down) in [(8 << 20, 0), (0, 8 << 20)] {
         let (lab, stalled) = stall(up, down, Network::rebind_nat).await;

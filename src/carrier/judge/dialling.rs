@@ -1,0 +1,64 @@
+//! Whether there is a WebSocket, and when the next one may be dialled.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Act;
+
+/// Pause after the first failed dial, doubled up to the second figure: an edge that is restarted must
+/// be found within a second of its return, and a connection that finds none ends after 15 s.
+const REDIAL: Duration = Duration::from_millis(125);
+const REDIAL_MAX: Duration = Duration::from_millis(500);
+
+/// The state of the WebSocket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Line {
+    Absent,
+    Dialling,
+    Up,
+}
+
+#[derive(Debug)]
+pub(super) struct Dialling {
+    pub(super) line: Line,
+    after: Instant,
+    pause: Duration,
+}
+
+impl Dialling {
+    pub(super) fn new(line: Line, now: Instant) -> Self {
+        Self {
+            line,
+            after: now,
+            pause: REDIAL,
+        }
+    }
+
+    pub(super) fn succeeded(&mut self) {
+        self.line = Line::Up;
+        self.pause = REDIAL;
+    }
+
+    pub(super) fn failed(&mut self, now: Instant) {
+        self.line = Line::Absent;
+        self.after = now + self.pause;
+        self.pause = (self.pause * 2).min(REDIAL_MAX);
+    }
+
+    /// The WebSocket is gone.
+    pub(super) fn lost(&mut self) {
+        self.line = Line::Absent;
+    }
+
+    pub(super) fn dial(&mut self) -> Act {
+        self.line = Line::Dialling;
+        Act::Dial
+    }
+
+    pub(super) fn dial_if_due(&mut self, now: Instant, acts: &mut Vec<Act>) {
+        if self.line == Line::Absent && now >= self.after {
+            acts.push(self.dial());
+        }
+    }
+}
