@@ -46,19 +46,12 @@ impl StateDir {
     /// [`StateError`] names the file.
     pub fn write(&self, name: &str, contents: &[u8]) -> Result<(), StateError> {
         let path = self.path(name);
-        // The process id keeps two processes that share the directory out of each other's way.
-        let temporary = self.path(&format!(".{name}.{}", std::process::id()));
-        let written = (|| {
-            let mut file = private_file().open(&temporary)?;
-            file.write_all(contents)?;
-            file.sync_all()?;
-            fs::rename(&temporary, &path)?;
-            sync_directory(&self.0)
-        })();
-        written.map_err(|err| StateError::new("write", &path, err))
+        self.put(name, contents, |temporary| fs::rename(temporary, &path))
+            .map_err(|err| StateError::new("write", &path, err))
     }
 
-    /// Read a file, or make it from `contents` if there is none.
+    /// Read a file, or make it from `contents` if there is none. Of several processes that make it
+    /// at the same time, all get what the first one made.
     ///
     /// # Errors
     /// [`StateError`] names the file.
@@ -70,9 +63,43 @@ impl StateDir {
         if let Some(found) = self.read(name)? {
             return Ok(found);
         }
-        let contents = contents();
-        self.write(name, &contents)?;
-        Ok(contents)
+        let (path, contents) = (self.path(name), contents());
+        // Unlike a renaming, a link does not replace what is there.
+        let link = |temporary: &Path| {
+            fs::hard_link(temporary, &path)?;
+            fs::remove_file(temporary)
+        };
+        match self.put(name, &contents, link) {
+            Ok(()) => Ok(contents),
+            Err(err) if err.kind() == io::ErrorKind::AlreadyExists => self
+                .read(name)?
+                .ok_or_else(|| StateError::new("read", &path, err)),
+            // There are file systems without links.
+            Err(_) => self.write(name, &contents).map(|()| contents),
+        }
+    }
+
+    /// Write a temporary file, and have it put in its place.
+    fn put(
+        &self,
+        name: &str,
+        contents: &[u8],
+        place: impl FnOnce(&Path) -> io::Result<()>,
+    ) -> io::Result<()> {
+        // The process id keeps two processes that share the directory out of each other's way.
+        let temporary = self.path(&format!(".{name}.{}", std::process::id()));
+        let mut file = private_file().open(&temporary)?;
+        let placed = (|| {
+            file.write_all(contents)?;
+            file.sync_all()?;
+            place(&temporary)?;
+            sync_directory(&self.0)
+        })();
+        if placed.is_err() {
+            // Gone already if it was the directory that failed.
+            let _ = fs::remove_file(&temporary);
+        }
+        placed
     }
 }
 
@@ -146,6 +173,20 @@ mod tests {
             .permissions()
             .mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_file_that_another_process_makes_meanwhile_is_taken_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+
+        let mine = state.read_or_write("id", || {
+            fs::write(dir.path().join("id"), "theirs").unwrap();
+            b"mine".to_vec()
+        });
+
+        assert_eq!(mine.unwrap(), b"theirs");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]
