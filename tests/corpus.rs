@@ -80,6 +80,11 @@ fn control_seeds() -> Vec<Seed> {
         epoch: 1,
         software: "qtunnel/0.1.0".into(),
         tunnels: vec![request(1, "blog"), request(2, "shop")],
+        lost: vec![LostSession {
+            epoch: 0,
+            accepted: 7,
+            unread: vec![3, 6],
+        }],
     });
     let welcome = EdgeMessage::Welcome(Welcome {
         session: 1,

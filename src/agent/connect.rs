@@ -1,7 +1,7 @@
 //! The agent's two phases: connect, then serve, reconnecting for ever.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::sleep;
 use tracing::debug;
@@ -11,10 +11,11 @@ use super::config::AgentConfig;
 use super::connect_error::ConnectError;
 use super::event::Event;
 use super::forward::{Route, Tunnel};
+use super::heads::MOST_LOST;
 use super::pool::Pool;
 use super::session::{Ended, Session};
 use super::upstream::Upstream;
-use crate::proto::TunnelGrant;
+use crate::proto::{LostSession, TunnelGrant};
 use crate::tls::TrustError;
 
 /// An agent that is connected.
@@ -22,7 +23,7 @@ pub struct Agent {
     config: AgentConfig,
     tunnels: Arc<Vec<Arc<Tunnel>>>,
     session: Session,
-    backoff: Backoff,
+    opener: Opener,
 }
 
 impl Agent {
@@ -50,10 +51,8 @@ impl Agent {
                 })
                 .collect::<Result<Vec<_>, TrustError>>()?,
         );
-        let mut backoff = Backoff::default();
-        // The first attempt is made below, at once.
-        backoff.next();
-        let session = open(&config, &mut backoff).await?;
+        let mut opener = Opener::new();
+        let session = opener.open(&config).await?;
         for tunnel in tunnels.iter() {
             if let Route::Pool(pool) = &tunnel.route
                 && let Err(err) = pool.probe().await
@@ -71,7 +70,7 @@ impl Agent {
             config,
             tunnels,
             session,
-            backoff,
+            opener,
         })
     }
 
@@ -90,49 +89,102 @@ impl Agent {
             config,
             tunnels,
             mut session,
-            mut backoff,
+            mut opener,
         } = self;
         let mut shutdown = std::pin::pin!(shutdown);
         loop {
             let reason = match session.serve(&config, &tunnels, &mut shutdown).await {
                 Ended::Shutdown => return Ok(()),
                 Ended::Superseded => return Err(AgentError::Superseded),
-                Ended::Lost(reason) => reason,
+                Ended::Lost { reason, report } => {
+                    opener.remember(report);
+                    reason
+                }
             };
             debug!(reason, "session lost");
-            backoff.reset();
-            let wait = backoff.next();
+            let wait = opener.start_again();
             config.observer.tell(Event::Reconnecting { reason, wait });
             session = tokio::select! {
-                opened = open(&config, &mut backoff) => opened?,
+                opened = opener.open(&config) => opened?,
                 () = &mut shutdown => return Ok(()),
             };
         }
     }
 }
 
-async fn open(config: &AgentConfig, backoff: &mut Backoff) -> Result<Session, AgentError> {
-    loop {
-        match Session::open(config).await {
-            Ok(session) => {
-                let tunnels = session.welcome.tunnels.clone();
-                config.observer.tell(Event::Ready {
-                    tunnels,
-                    transport: session.transport_now(),
-                });
-                return Ok(session);
-            }
-            Err(err) if err.is_permanent() || config.exit_on_failure => return Err(err.into()),
-            Err(err) => {
-                let wait = backoff.next();
-                config.observer.tell(Event::Reconnecting {
-                    reason: reason(&err),
-                    wait,
-                });
-                sleep(wait.max(SHORTEST)).await;
-            }
+/// Opens one session after the other.
+struct Opener {
+    backoff: Backoff,
+    epoch: u64,
+    /// What became of earlier sessions, the latest first.
+    lost: Vec<LostSession>,
+}
+
+impl Opener {
+    fn new() -> Self {
+        let mut backoff = Backoff::default();
+        // The first attempt is made at once.
+        backoff.next();
+        Self {
+            backoff,
+            epoch: 0,
+            lost: Vec::new(),
         }
     }
+
+    /// Begin to count attempts anew, and return when the first one will be made.
+    fn start_again(&mut self) -> Duration {
+        self.backoff.reset();
+        self.backoff.next()
+    }
+
+    /// Have the edge told of a session in the next one.
+    fn remember(&mut self, report: LostSession) {
+        self.lost.insert(0, report);
+        self.lost.truncate(MOST_LOST);
+    }
+
+    async fn open(&mut self, config: &AgentConfig) -> Result<Session, AgentError> {
+        loop {
+            self.epoch = epoch(self.epoch);
+            let err = match Session::open(config, self.epoch, &self.lost).await {
+                Ok(session) => {
+                    let tunnels = session.welcome.tunnels.clone();
+                    config.observer.tell(Event::Ready {
+                        tunnels,
+                        transport: session.transport_now(),
+                    });
+                    return Ok(session);
+                }
+                Err(err) => err,
+            };
+            if err.is_permanent() || config.exit_on_failure {
+                return Err(err.into());
+            }
+            if !matches!(err, ConnectError::Unreachable { .. }) {
+                // The edge may have begun to send requests before the session broke.
+                self.remember(LostSession {
+                    epoch: self.epoch,
+                    accepted: 0,
+                    unread: Vec::new(),
+                });
+            }
+            let wait = self.backoff.next();
+            config.observer.tell(Event::Reconnecting {
+                reason: reason(&err),
+                wait,
+            });
+            sleep(wait.max(SHORTEST)).await;
+        }
+    }
+}
+
+/// The microseconds of the clock: they grow from session to session, also across restarts.
+fn epoch(last: u64) -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_micros() as u64)
+        .max(last + 1)
 }
 
 fn reason(err: &ConnectError) -> String {

@@ -17,6 +17,7 @@ use tracing::debug;
 use super::broken::Broken;
 use super::config::HostHeader;
 use super::event::{Event, Observer, RequestLog};
+use super::heads::Heads;
 use super::outgoing::{Outgoing, frame, set_host};
 use super::pool::Pool;
 use super::response;
@@ -45,12 +46,16 @@ pub enum Route {
 /// Serve one stream, and tell the observer how it went.
 pub async fn serve(
     find: impl Fn(u32) -> Option<Arc<Tunnel>>,
+    heads: Heads,
     send: SendStream,
     receive: RecvStream,
 ) {
+    let stream = send.id().index();
     let mut receiver = Receiver::new(receive);
     let mut sender = Sender::new(send);
-    let head = match timeout(HEAD, receiver.head::<StreamHead>()).await {
+    let head = timeout(HEAD, receiver.head::<StreamHead>()).await;
+    heads.read(stream);
+    let head = match head {
         Ok(Ok(StreamHead::Http(head))) => head,
         Ok(Err(err)) => return debug!(err = &err as &dyn StdError, "no head on a stream"),
         Err(_) => return debug!("the edge takes too long for a head"),

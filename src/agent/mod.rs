@@ -9,6 +9,7 @@ mod connect_error;
 mod event;
 mod files;
 mod forward;
+mod heads;
 mod outgoing;
 mod pool;
 mod response;

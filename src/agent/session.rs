@@ -1,7 +1,7 @@
 //! One session with the edge: from dialling to the last conversation.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig};
 use quinn::{
@@ -16,10 +16,11 @@ use super::config::AgentConfig;
 use super::connect_error::ConnectError;
 use super::event::{Event, Transported};
 use super::forward::{self, Tunnel};
+use super::heads::Heads;
 use crate::carrier::{self, AttemptError, CarrierState, DialConfig, Dialed};
 use crate::proto::{
-    self, ALPN, ALPN_ANY, AgentMessage, CONTROL_LIMIT, Close, EdgeMessage, Hello, Splitter,
-    TunnelRequest, Welcome, WireError,
+    self, ALPN, ALPN_ANY, AgentMessage, CONTROL_LIMIT, Close, EdgeMessage, Hello, LostSession,
+    Splitter, TunnelRequest, Welcome, WireError,
 };
 use crate::tls::upstream_config;
 
@@ -32,13 +33,20 @@ pub struct Session {
     /// What keeps the connection on a carrier that works; it ends with the session.
     upkeep: JoinSet<()>,
     control: Control,
+    /// Which of the agent's sessions this is.
+    epoch: u64,
     /// What the edge granted.
     pub welcome: Welcome,
 }
 
 impl Session {
-    /// Find the edge, connect, and ask for the tunnels.
-    pub async fn open(config: &AgentConfig) -> Result<Self, ConnectError> {
+    /// Find the edge, connect, and ask for the tunnels. The epoch must be higher than those of the
+    /// sessions that were `lost`.
+    pub async fn open(
+        config: &AgentConfig,
+        epoch: u64,
+        lost: &[LostSession],
+    ) -> Result<Self, ConnectError> {
         let server = &config.server;
         let Dialed {
             connection,
@@ -69,7 +77,7 @@ impl Session {
         let hello = Hello {
             token: config.token.clone(),
             agent: config.id,
-            epoch: epoch(),
+            epoch,
             software: concat!("qtunnel/", env!("CARGO_PKG_VERSION")).to_owned(),
             tunnels: (0..)
                 .zip(&config.tunnels)
@@ -78,6 +86,7 @@ impl Session {
                     name: wanted.name.to_string(),
                 })
                 .collect(),
+            lost: lost.to_vec(),
         };
         let answer = async {
             control.send(&AgentMessage::Hello(hello)).await?;
@@ -90,6 +99,7 @@ impl Session {
                 carrier,
                 upkeep,
                 control,
+                epoch,
                 welcome,
             }),
             Ok(Ok(EdgeMessage::Refused(refusal))) => {
@@ -139,11 +149,13 @@ impl Session {
     ) -> Ended {
         let connection = self.connection.clone();
         let mut conversations = JoinSet::new();
+        let heads = Heads::default();
         let accept = |(send, receive): (SendStream, RecvStream),
                       conversations: &mut JoinSet<()>| {
             let tunnels = tunnels.clone();
             let find = move |number: u32| tunnels.get(number as usize).cloned();
-            conversations.spawn(forward::serve(find, send, receive));
+            heads.accepted(send.id().index());
+            conversations.spawn(forward::serve(find, heads.clone(), send, receive));
         };
         loop {
             tokio::select! {
@@ -152,7 +164,11 @@ impl Session {
                 Some(ended) = conversations.join_next() => report(ended),
                 accepted = connection.accept_bi() => match accepted {
                     Ok(stream) => accept(stream, &mut conversations),
-                    Err(err) => return lost(err),
+                    Err(err) => {
+                        // Whatever has not been read by now never will be.
+                        conversations.shutdown().await;
+                        return ended(err, heads.report(self.epoch));
+                    }
                 },
                 Ok(()) = self.carrier.changed() => {
                     let state = self.carrier.borrow_and_update().clone();
@@ -214,23 +230,29 @@ pub enum Ended {
     /// A newer session of the same agent has the names: coming back would only start a quarrel.
     Superseded,
     /// Against our will: try again.
-    Lost(String),
+    Lost {
+        /// Why.
+        reason: String,
+        /// What the edge should know about it.
+        report: LostSession,
+    },
 }
 
-fn lost(err: ConnectionError) -> Ended {
-    match &err {
+fn ended(err: ConnectionError, report: LostSession) -> Ended {
+    let reason = match &err {
         ConnectionError::ApplicationClosed(ApplicationClose { error_code, .. }) => {
             match Close::from_code(*error_code) {
-                Some(Close::Superseded) => Ended::Superseded,
-                Some(Close::Done) => Ended::Lost("the edge stopped".into()),
-                Some(close) => Ended::Lost(close.to_string()),
-                None => Ended::Lost(err.to_string()),
+                Some(Close::Superseded) => return Ended::Superseded,
+                Some(Close::Done) => "the edge stopped".into(),
+                Some(close) => close.to_string(),
+                None => err.to_string(),
             }
         }
-        ConnectionError::Reset => Ended::Lost("the edge was restarted".into()),
-        ConnectionError::TimedOut => Ended::Lost("the edge is silent".into()),
-        _ => Ended::Lost(err.to_string()),
-    }
+        ConnectionError::Reset => "the edge was restarted".into(),
+        ConnectionError::TimedOut => "the edge is silent".into(),
+        _ => err.to_string(),
+    };
+    Ended::Lost { reason, report }
 }
 
 /// The control stream.
@@ -330,13 +352,6 @@ fn version(reason: Option<ConnectionError>) -> String {
         }
         _ => "another version".to_owned(),
     }
-}
-
-/// The microseconds of the clock: they grow from session to session, also across restarts.
-fn epoch() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_micros() as u64)
 }
 
 fn report(ended: Result<(), tokio::task::JoinError>) {

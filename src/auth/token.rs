@@ -32,7 +32,7 @@ impl Tokens {
     /// hashes, and it is constant-time).
     pub fn accepts(&self, token: &Secret) -> Option<TokenId> {
         if self.open {
-            return Some(TokenId([0; 8]));
+            return Some(TokenId::OPEN);
         }
         let offered = hash(token);
         // Every known token is compared, so that the position of the right one does not show.
@@ -51,6 +51,23 @@ impl Tokens {
 /// Which token it was, without the token: enough to tell owners of names apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TokenId([u8; 8]);
+
+impl TokenId {
+    /// What every agent of an open edge shows: it tells nobody apart.
+    pub const OPEN: Self = Self([0; 8]);
+
+    /// Write the id, as it is kept in a file.
+    pub fn to_hex(self) -> String {
+        format!("{:016x}", u64::from_be_bytes(self.0))
+    }
+
+    /// Read what [`to_hex`](Self::to_hex) wrote.
+    pub fn from_hex(text: &str) -> Option<Self> {
+        let valid = text.len() == 16 && text.bytes().all(|digit| digit.is_ascii_hexdigit());
+        let number = valid.then(|| u64::from_str_radix(text, 16).ok())??;
+        Some(Self(number.to_be_bytes()))
+    }
+}
 
 /// Make a token: 256 random bits, with a prefix by which secret scanners can recognise it.
 pub fn generate() -> Secret {

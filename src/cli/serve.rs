@@ -55,6 +55,12 @@ pub struct ServeArgs {
     /// How long conversations may go on after Ctrl-C or SIGTERM
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = super::duration)]
     grace_period: Duration,
+    /// How long an agent's names stay reserved for it after its connection broke
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = super::duration)]
+    lease: Duration,
+    /// How long requests wait for an agent that is away before they get 502
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = super::duration)]
+    hold: Duration,
     /// Connections that one visitor's address may have at a time
     #[arg(long, value_name = "N", default_value_t = EdgeLimits::default().connections_per_visitor)]
     connections_per_visitor: usize,
@@ -123,6 +129,8 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
         trusted_proxies: args.trusted_proxy,
         redirect_https: args.redirect_https,
         grace_period: args.grace_period,
+        lease: args.lease,
+        hold: args.hold,
         limits: EdgeLimits {
             connections_per_visitor: args.connections_per_visitor,
             connections: descriptors(),

@@ -14,11 +14,11 @@ use tracing::{Instrument, debug, error, info, info_span};
 use super::bind::Urls;
 use super::config::EdgeLimits;
 use super::registry::{Claim, Owner, Registry, Tunnel};
-use crate::auth::{Name, Tokens};
+use crate::auth::{Name, NameError, Tokens};
 use crate::carrier::{AGENT_STREAMS, EdgeSocket, SESSION_WINDOW};
 use crate::proto::{
     self, ALPN, AgentMessage, CONTROL_LIMIT, Close, EdgeMessage, HELLO_LIMIT, Hello, Limits,
-    Refusal, Splitter, TunnelGrant, TunnelRequest, Welcome, WireError,
+    LostSession, Refusal, Splitter, TunnelGrant, TunnelRequest, Welcome, WireError,
 };
 
 /// What all agents' sessions share.
@@ -84,6 +84,7 @@ impl Agents {
             Ok(admitted) => admitted,
             Err(refusal) => return self.refuse(control, connection, refusal).await,
         };
+        self.registry.saved().await;
         // From here on the agent may use what a session may.
         connection.set_receive_window(VarInt::from_u32(SESSION_WINDOW));
 
@@ -145,35 +146,34 @@ impl Agents {
                 limit: self.limits.tunnels_per_agent,
             });
         }
-        let claim = |request| self.claim(request, owner, hello.epoch, connection);
-        let claims = hello.tunnels.iter().map(claim).collect::<Result<_, _>>()?;
+        let lost = hello.lost.clone().into();
+        let claims = self.claim(&hello.tunnels, owner, hello.epoch, &lost, connection)?;
         Ok((owner, claims))
     }
 
     fn claim(
         &self,
-        request: &TunnelRequest,
+        requests: &[TunnelRequest],
         owner: Owner,
         epoch: u64,
+        lost: &Arc<[LostSession]>,
         connection: &Connection,
-    ) -> Result<Claim, Refusal> {
-        let name: Name = request
-            .name
-            .parse()
-            .map_err(|err: crate::auth::NameError| Refusal::NameInvalid {
-                name: request.name.clone(),
-                reason: err.to_string(),
+    ) -> Result<Vec<Claim>, Refusal> {
+        let wanted = requests.iter().map(|request| {
+            let name: Name = request.name.parse().map_err(|err: NameError| {
+                let (name, reason) = (request.name.clone(), err.to_string());
+                Refusal::NameInvalid { name, reason }
             })?;
-        let connection = connection.clone();
-        self.registry.claim(
-            name,
-            Tunnel {
+            let tunnel = Tunnel {
                 owner,
                 epoch,
                 number: request.tunnel,
-                connection,
-            },
-        )
+                connection: connection.clone(),
+                lost: lost.clone(),
+            };
+            Ok((name, tunnel))
+        });
+        self.registry.claim(wanted.collect::<Result<_, _>>()?)
     }
 
     fn grant(&self, claim: &Claim) -> TunnelGrant {
@@ -227,11 +227,12 @@ impl Session<'_> {
                     control.send(&answer).await?;
                 }
                 Some(AgentMessage::Shut(number)) => {
-                    self.claims.retain(|claim| claim.number() != number)
+                    let shut = self.claims.extract_if(.., |claim| claim.number() == number);
+                    shut.for_each(Claim::free);
                 }
                 Some(AgentMessage::Draining { deadline_ms }) => {
                     debug!(deadline_ms, "agent drains");
-                    self.claims.clear();
+                    self.claims.drain(..).for_each(Claim::leave);
                 }
                 Some(AgentMessage::Hello(_)) => return Err(WireError::Malformed.into()),
                 None => return Ok(()),
@@ -241,16 +242,19 @@ impl Session<'_> {
 
     fn open(&mut self, request: &TunnelRequest) -> EdgeMessage {
         let limit = self.agents.limits.tunnels_per_agent;
-        let claim = if self.claims.len() >= limit as usize {
+        let claims = if self.claims.len() >= limit as usize {
             Err(Refusal::TooManyTunnels { limit })
         } else {
+            let requests = std::slice::from_ref(request);
+            let earlier = [].into();
             self.agents
-                .claim(request, self.owner, self.epoch, self.connection)
+                .claim(requests, self.owner, self.epoch, &earlier, self.connection)
         };
-        match claim {
-            Ok(claim) => {
-                let grant = self.agents.grant(&claim);
-                self.claims.push(claim);
+        match claims {
+            Ok(claims) => {
+                // One request, one claim.
+                let grant = self.agents.grant(&claims[0]);
+                self.claims.extend(claims);
                 EdgeMessage::Opened(grant)
             }
             Err(refusal) => EdgeMessage::NotOpened {

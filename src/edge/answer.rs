@@ -79,10 +79,7 @@ impl Visit {
         if let (Scheme::Http, Some(port)) = (self.scheme, self.visitors.redirect) {
             return redirect(&parts, &authority, port);
         }
-        let Some(tunnel) = self
-            .name(&authority)
-            .and_then(|name| self.visitors.registry.find(name))
-        else {
+        let Some(name) = self.name(&authority).map(str::to_owned) else {
             return audience.tell(Fault::NoSuchTunnel, None);
         };
         Forward {
@@ -90,7 +87,7 @@ impl Visit {
             audience,
             authority,
             may_upgrade,
-            tunnel,
+            name,
         }
         .run(parts, body)
         .await

@@ -16,6 +16,8 @@ use tracing::{debug, info, warn};
 use super::agents::Agents;
 use super::carriers::Carriers;
 use super::config::{EdgeConfig, EdgeIdentity};
+use super::hold::Hold;
+use super::journal::Journal;
 use super::listen::{self, ListenError};
 use super::registry::Registry;
 use super::visitors::{Crowd, Listener, Visitors};
@@ -33,6 +35,7 @@ pub struct Edge {
     socket: EdgeSocket,
     identity: Identity,
     tokens: Tokens,
+    registry: Registry,
     addrs: Addrs,
 }
 
@@ -66,6 +69,8 @@ impl Edge {
             .flatten()
             .for_each(|token| tokens.add(token));
 
+        let (journal, kept) = Journal::open(state.clone())?;
+        let registry = Registry::new(config.lease, journal, kept);
         let mut addrs = Addrs::default();
         let listeners = listen_for_visitors(&config, &identity, &mut addrs)?;
         let (endpoint, socket) = listen_for_agents(&config, &identity, keys(&state)?, &mut addrs)?;
@@ -76,6 +81,7 @@ impl Edge {
             socket,
             identity,
             tokens,
+            registry,
             addrs,
         })
     }
@@ -108,7 +114,7 @@ impl Edge {
 
     /// Serve agents and visitors until `shutdown`, then drain for as long as the grace period.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
-        let registry = Registry::default();
+        let registry = self.registry;
         // Cancelled when draining begins, and when it must end.
         let (draining, closing) = (CancellationToken::new(), CancellationToken::new());
         let upgrades = TaskTracker::new();
@@ -127,7 +133,7 @@ impl Edge {
             grace_period: self.config.grace_period,
         });
         let visitors = Arc::new(Visitors {
-            registry,
+            hold: Hold::new(registry.clone(), self.config.hold, &self.config.limits),
             domain: self.config.domain.to_ascii_lowercase(),
             limits: self.config.limits,
             crowd: Crowd::default(),
@@ -144,6 +150,9 @@ impl Edge {
 
         let mut sessions = JoinSet::new();
         sessions.spawn(agents.clone().accept(self.endpoint.clone()));
+        let written = CancellationToken::new();
+        let mut keeper = JoinSet::new();
+        keeper.spawn(registry.keep(written.clone()));
         let mut listeners = JoinSet::new();
         for listener in self.listeners {
             listeners.spawn(visitors.clone().accept(listener));
@@ -174,6 +183,8 @@ impl Edge {
         carriers.pumps.close();
         carriers.pumps.wait().await;
         sessions.shutdown().await;
+        written.cancel();
+        while keeper.join_next().await.is_some() {}
         debug!("closed");
     }
 }

@@ -31,6 +31,10 @@ pub struct EdgeConfig {
     pub redirect_https: bool,
     /// How long conversations may go on once the edge is told to stop.
     pub grace_period: Duration,
+    /// How long an agent's names stay reserved for it after its session broke.
+    pub lease: Duration,
+    /// How long requests wait for an agent that is away.
+    pub hold: Duration,
     /// What visitors and agents may use up.
     pub limits: EdgeLimits,
 }
@@ -62,6 +66,12 @@ pub struct EdgeLimits {
     pub websockets: usize,
     /// Tunnels of one agent.
     pub tunnels_per_agent: u32,
+    /// Requests that wait for their agents to come back, at the same time.
+    pub held_requests: usize,
+    /// Those that wait for the same tunnel's agent.
+    pub held_per_tunnel: usize,
+    /// What all of them may take, in bytes of heads and bodies.
+    pub held_bytes: usize,
     /// How long a visitor's TLS handshake or an agent's QUIC handshake may take.
     pub handshake: Duration,
     /// How long an agent may take to say who it is.
@@ -83,6 +93,9 @@ impl Default for EdgeLimits {
             sessions: 10_000,
             websockets: 10_000,
             tunnels_per_agent: 100,
+            held_requests: 4_096,
+            held_per_tunnel: 512,
+            held_bytes: 32 << 20,
             handshake: Duration::from_secs(10),
             hello: Duration::from_secs(5),
             head: Duration::from_secs(10),
@@ -107,6 +120,8 @@ impl Default for EdgeConfig {
             trusted_proxies: Vec::new(),
             redirect_https: false,
             grace_period: Duration::from_secs(30),
+            lease: Duration::from_secs(60),
+            hold: Duration::from_secs(10),
             limits: EdgeLimits::default(),
         }
     }

@@ -1,7 +1,5 @@
 //! One request on its way through the tunnel, and its response on the way back.
 
-use std::pin::Pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use ::http::header::{
@@ -14,20 +12,19 @@ use hyper::body::Incoming;
 use hyper::ext::{Protocol, ReasonPhrase};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::sync::Notify;
 use tokio::time::timeout;
-use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, debug};
 
 use super::answer::Visit;
 use super::body::VisitorBody;
+use super::exchange::{Broken, Exchange, Outbound};
 use super::page::{Audience, Fault};
 use super::registry::Tunnel;
 use super::validate::Authority;
 use crate::http::forwarded::{Arrival, append_forwarded, set_forwarded};
 use crate::http::hygiene::{join_cookies, strip_hop_by_hop};
-use crate::http::{Activity, ReceiveError, Receiver, Sender, relay};
-use crate::proto::{BodyLength, RequestHead, ResponseHead, Scheme, StreamHead};
+use crate::http::relay;
+use crate::proto::{BodyLength, RequestHead, ResponseHead, Scheme};
 
 /// A request that has found its tunnel.
 pub struct Forward {
@@ -36,7 +33,8 @@ pub struct Forward {
     pub authority: Authority,
     /// Whether the guard waits to be told what follows the head (HTTP/1.1).
     pub may_upgrade: bool,
-    pub tunnel: Arc<Tunnel>,
+    /// The tunnel's.
+    pub name: String,
 }
 
 impl Forward {
@@ -50,15 +48,12 @@ impl Forward {
             .is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"));
         let head = self.head(parts, &body);
         let wants_upgrade = head.upgrade.is_some();
-
-        let mut exchange = match self.send(head, body, expects).await {
-            Ok(exchange) => exchange,
+        let mut request = Outbound::new(head, body, expects);
+        let (exchange, head) = match self.deliver(&mut request).await {
+            Ok(answered) => answered,
             Err(fault) => return self.fail(fault),
         };
-        let head = match exchange.head(&self).await {
-            Ok(head) => head,
-            Err(fault) => return self.fail(fault),
-        };
+        request.settle();
         let (status, reason, length, fields) = match head {
             ResponseHead::Final {
                 status,
@@ -150,7 +145,8 @@ impl Forward {
             Some(target) => target.to_owned(),
         };
         RequestHead {
-            tunnel: self.tunnel.number,
+            // That of the session which will get it.
+            tunnel: 0,
             visitor: self.visit.visitor,
             scheme: self.visit.scheme,
             version: version.into(),
@@ -162,58 +158,57 @@ impl Forward {
         }
     }
 
-    /// Open a stream and begin to send.
-    async fn send(
-        &self,
-        head: RequestHead,
-        body: Incoming,
-        expects: bool,
-    ) -> Result<Exchange, Fault> {
-        let (send, receive) = timeout(OPEN_STREAM, self.tunnel.connection.open_bi())
-            .await
-            .map_err(|_| Fault::Busy)?
-            .map_err(|_| Fault::AgentOffline)?;
-        let mut sender = Sender::new(send);
-        let (length, upgrade) = (head.body, head.upgrade.is_some());
-        sender.head(&StreamHead::Http(head)).await.map_err(|err| {
-            debug!(err = &err as &dyn std::error::Error, "head not sent");
-            match err {
-                crate::http::SendError::Wire(_) => {
-                    Fault::BadRequest(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)
-                }
-                _ => Fault::AgentLost,
+    /// Send the request to the agent and wait for its answer, holding it while the agent is away.
+    /// What broke before the agent read it is sent again; what may have been processed is not.
+    async fn deliver(&self, request: &mut Outbound) -> Result<(Exchange, ResponseHead), Fault> {
+        let hold = &self.visit.visitors.hold;
+        let mut tunnel = hold.serving(&self.name, request.size()).await?;
+        let mut deadline = None;
+        loop {
+            let broken = match self.attempt(&tunnel, request).await {
+                Ok(answered) => return Ok(answered),
+                Err(broken) => broken,
+            };
+            let (stream, fault) = match broken {
+                Broken::Fault(fault) => return Err(fault),
+                Broken::NotSent => (None, Fault::AgentOffline),
+                Broken::Lost { stream } => (Some(stream), Fault::AgentLost),
+            };
+            if !request.is_whole() {
+                return Err(Fault::AgentLost);
             }
-        })?;
-        let receiver = Receiver::new(receive);
-        let wanted = Arc::new(Notify::new());
-        if upgrade {
-            return Ok(Exchange {
-                receiver,
-                sender: Some(sender),
-                upload: None,
-                wanted,
-            });
+            let deadline = *deadline.get_or_insert_with(|| hold.deadline());
+            let waited = hold.successor(&self.name, request.size(), deadline, &tunnel);
+            let next = waited.await.map_err(|_| fault)?;
+            if stream.is_some_and(|stream| !next.never_read(&tunnel, stream)) {
+                return Err(Fault::AgentLost);
+            }
+            debug!(
+                ?stream,
+                "sending a request again, which the agent has not read"
+            );
+            tunnel = next;
         }
-        if length == BodyLength::Empty {
-            sender.finish();
-            return Ok(Exchange {
-                receiver,
-                sender: None,
-                upload: None,
-                wanted,
-            });
-        }
-        if !expects {
-            wanted.notify_one();
-        }
+    }
+
+    /// Send the request in one session.
+    async fn attempt(
+        &self,
+        tunnel: &Tunnel,
+        request: &mut Outbound,
+    ) -> Result<(Exchange, ResponseHead), Broken> {
+        let (send, receive) = timeout(OPEN_STREAM, tunnel.connection.open_bi())
+            .await
+            .map_err(|_| Broken::Fault(Fault::Busy))?
+            .map_err(|_| Broken::NotSent)?;
+        let stream = send.id().index();
         let patience = self.visit.visitors.limits.expectation;
-        let upload = upload(sender, body, wanted.clone(), patience);
-        Ok(Exchange {
-            receiver,
-            sender: None,
-            upload: Some(Box::pin(upload)),
-            wanted,
-        })
+        let mut exchange = request.send(tunnel.number, send, receive, patience).await?;
+        match exchange.head(self).await {
+            Ok(head) => Ok((exchange, head)),
+            Err(None) => Err(Broken::Lost { stream }),
+            Err(Some(fault)) => Err(Broken::Fault(fault)),
+        }
     }
 
     /// Answer a successful upgrade, and relay raw bytes from then on.
@@ -270,85 +265,11 @@ impl Forward {
     }
 
     /// Pass a 1xx answer on, where the libraries allow it: hyper's HTTP/2 server has no way.
-    fn hint(&self, status: StatusCode, mut fields: HeaderMap) {
+    pub fn hint(&self, status: StatusCode, mut fields: HeaderMap) {
         strip_hop_by_hop(&mut fields);
         if let Some(verdicts) = &self.visit.verdicts {
             verdicts.inform(status, &fields);
         }
-    }
-}
-
-/// A request that is being sent and whose response is awaited.
-struct Exchange {
-    receiver: Receiver,
-    /// Kept for what follows an upgrade.
-    sender: Option<Sender>,
-    upload: Option<Upload>,
-    /// Says that the body may be read: `Expect: 100-continue` is end to end.
-    wanted: Arc<Notify>,
-}
-
-impl Exchange {
-    /// Wait for the final head, passing informational ones on, while the body is being sent.
-    async fn head(&mut self, forward: &Forward) -> Result<ResponseHead, Fault> {
-        loop {
-            let head = tokio::select! {
-                head = self.receiver.head() => head,
-                () = async { self.upload.as_mut().expect("checked by the guard").await }, if self.upload.is_some() => {
-                    self.upload = None;
-                    continue;
-                }
-            };
-            match head {
-                Ok(ResponseHead::Informational {
-                    status: StatusCode::CONTINUE,
-                    ..
-                }) => self.wanted.notify_one(),
-                Ok(ResponseHead::Informational { status, fields }) => {
-                    forward.hint(status, fields.0)
-                }
-                Ok(head) => return Ok(head),
-                Err(ReceiveError::Wire(err)) => {
-                    debug!(%err, "the agent's answer is not understood");
-                    return Err(Fault::AgentLost);
-                }
-                Err(ReceiveError::Stream(quinn::ReadError::Reset(code))) => {
-                    // The agent is there: its upstream broke off before anything had left.
-                    debug!(%code, "the answer was given up");
-                    return Err(Fault::UpstreamInvalid);
-                }
-                Err(err) => {
-                    debug!(%err, "the agent was lost");
-                    return Err(Fault::AgentLost);
-                }
-            }
-        }
-    }
-
-    fn into_body(self, length: BodyLength) -> VisitorBody {
-        match length {
-            BodyLength::Empty => VisitorBody::Empty,
-            _ => VisitorBody::Tunnel {
-                body: self.receiver.into_body(length, Arc::new(Activity::start())),
-                // From here on it has a task of its own: a visitor may go on sending while it does not
-                // read, which would stop whoever polls the response. It ends with the response.
-                _upload: self
-                    .upload
-                    .map(|upload| AbortOnDropHandle::new(tokio::spawn(upload.in_current_span()))),
-            },
-        }
-    }
-}
-
-/// A request's body on its way to the agent.
-type Upload = Pin<Box<dyn Future<Output = ()> + Send>>;
-
-/// Send a request's body once it is wanted.
-async fn upload(sender: Sender, body: Incoming, wanted: Arc<Notify>, patience: Duration) {
-    // An upstream that does not know `Expect` says nothing, and gets the body all the same.
-    let _ = timeout(patience, wanted.notified()).await;
-    if let Err(err) = sender.body(body, &Activity::start()).await {
-        debug!(err = %super::visitors::chain(&err), "the request's body was not sent to its end");
     }
 }
 

@@ -1,13 +1,19 @@
-//! The edge's live table: which name is whose.
+//! The edge's live table: which name is whose, and which session serves it.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use quinn::Connection;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
+use super::journal::Journal;
+use super::lease::{Absence, Lease};
+use super::page::Fault;
 use crate::auth::{Name, TokenId};
-use crate::proto::{AgentId, Close, Refusal};
+use crate::proto::{AgentId, LostSession, Refusal};
 
 /// Who holds a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -29,66 +35,195 @@ pub struct Tunnel {
     pub number: u32,
     /// The session's connection.
     pub connection: Connection,
+    /// What the agent says about its earlier sessions.
+    pub lost: Arc<[LostSession]>,
 }
 
-/// All tunnels of an edge.
-#[derive(Debug, Clone, Default)]
-pub struct Registry(Arc<Mutex<HashMap<Name, Arc<Tunnel>>>>);
-
-impl Registry {
-    /// Find the tunnel of that name.
-    pub fn find(&self, name: &str) -> Option<Arc<Tunnel>> {
-        self.lock().get(name).cloned()
+impl Tunnel {
+    /// Report whether the agent has said that a request never reached it in an earlier session.
+    pub fn never_read(&self, earlier: &Tunnel, stream: u64) -> bool {
+        let report = self.lost.iter().find(|lost| lost.epoch == earlier.epoch);
+        self.owner == earlier.owner && report.is_some_and(|lost| !lost.had_read(stream))
     }
 
-    /// Claim a name until the returned value is dropped. The owner's newer session takes its own
-    /// names over at once, and the older session is closed.
+    /// Report whether both belong to the same session.
+    pub fn is_of_session(&self, other: &Tunnel) -> bool {
+        self.connection.stable_id() == other.connection.stable_id()
+    }
+}
+
+/// The session that serves a name, or none for as long as the agent is away.
+pub type Presence = watch::Receiver<Option<Arc<Tunnel>>>;
+
+/// All names that are held, whether their agents are here or away.
+#[derive(Clone)]
+pub struct Registry(Arc<Shared>);
+
+struct Shared {
+    leases: Mutex<HashMap<Name, Lease>>,
+    /// How long a name stays reserved for an agent that is away.
+    grace: Duration,
+    journal: Journal,
+}
+
+impl Registry {
+    /// Begin with the names that an earlier edge held: their agents count as away from now on.
+    pub fn new(grace: Duration, journal: Journal, kept: Vec<(Name, Owner)>) -> Self {
+        let until = Instant::now() + grace;
+        let leases = kept
+            .into_iter()
+            .map(|(name, owner)| (name, Lease::away(owner, until)))
+            .collect();
+        Self(Arc::new(Shared {
+            leases: Mutex::new(leases),
+            grace,
+            journal,
+        }))
+    }
+
+    /// Return the session that serves a name at the moment, if one does.
+    pub fn serving(&self, name: &str) -> Option<Arc<Tunnel>> {
+        self.lock().get(name)?.presence.borrow().clone()
+    }
+
+    /// Follow who serves a name: a session, or none for as long as the agent is away. The sender
+    /// goes when the lease ends. `None` if nobody holds the name.
     ///
     /// # Errors
-    /// [`Refusal::NameTaken`] if somebody else has it.
-    pub fn claim(&self, name: Name, tunnel: Tunnel) -> Result<Claim, Refusal> {
-        let tunnel = Arc::new(tunnel);
-        match self.lock().entry(name.clone()) {
-            Entry::Vacant(entry) => {
-                entry.insert(tunnel.clone());
-            }
-            Entry::Occupied(mut entry) => {
-                let held = entry.get();
-                if held.owner != tunnel.owner || held.epoch > tunnel.epoch {
-                    return Err(Refusal::NameTaken {
-                        name: name.to_string(),
-                        holder: format!(
-                            "agent {} for as long as it is connected",
-                            held.owner.agent
-                        ),
-                    });
-                }
-                let ghost = entry.insert(tunnel.clone());
-                if ghost.connection.stable_id() != tunnel.connection.stable_id() {
-                    ghost
-                        .connection
-                        .close(Close::Superseded.code(), b"superseded");
-                }
-            }
-        }
-        Ok(Claim {
-            registry: self.clone(),
-            name,
-            tunnel,
+    /// [`Fault::Busy`] if so many follow it already.
+    pub fn watch(&self, name: &str, most: usize) -> Option<Result<Presence, Fault>> {
+        let leases = self.lock();
+        let lease = leases.get(name).filter(|lease| !lease.is_over())?;
+        Some(match lease.presence.receiver_count() {
+            watching if watching >= most => Err(Fault::Busy),
+            _ => Ok(lease.presence.subscribe()),
         })
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Name, Arc<Tunnel>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Claim names until the returned values are dropped: all of them or none. The owner's newer
+    /// session takes its own names over at once, and the older session is closed.
+    ///
+    /// # Errors
+    /// [`Refusal::NameTaken`] if somebody else has one, or is to have it back.
+    pub fn claim(&self, wanted: Vec<(Name, Tunnel)>) -> Result<Vec<Claim>, Refusal> {
+        let mut leases = self.lock();
+        for (name, tunnel) in &wanted {
+            let lease = leases.get(name).filter(|lease| !lease.is_over());
+            lease
+                .map_or(Ok(()), |lease| lease.yields_to(tunnel, self.0.grace))
+                .map_err(|holder| Refusal::NameTaken {
+                    name: name.to_string(),
+                    holder,
+                })?;
+        }
+        let mut changed = false;
+        let mut claim = |(name, tunnel): (Name, Tunnel)| {
+            let tunnel = Arc::new(tunnel);
+            changed |= match leases.get_mut(&name) {
+                Some(lease) => lease.pass_to(tunnel.clone()),
+                None => {
+                    leases.insert(name.clone(), Lease::live(tunnel.clone()));
+                    true
+                }
+            };
+            Claim {
+                registry: self.clone(),
+                name,
+                tunnel,
+                absence: Some(Absence::Lost),
+            }
+        };
+        let claims = wanted.into_iter().map(&mut claim).collect();
+        if changed {
+            self.0.journal.changed();
+        }
+        Ok(claims)
+    }
+
+    /// Wait until the names that were claimed before will be found again after a crash.
+    pub async fn saved(&self) {
+        self.0.journal.saved().await;
+    }
+
+    /// Let go of names whose time is over, and keep the file of the others up to date, until `end`.
+    pub async fn keep(self, end: CancellationToken) {
+        while !end.is_cancelled() {
+            let next = self.expire();
+            let due = async {
+                match next {
+                    Some(due) => tokio::time::sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = due => {}
+                () = self.0.journal.wanted() => {}
+                () = end.cancelled() => {}
+            }
+            self.save().await;
+        }
+    }
+
+    async fn save(&self) {
+        let snapshot = || {
+            let leases = self.lock();
+            let held = leases
+                .iter()
+                .filter(|(_, lease)| !lease.is_over() && !lease.has_left());
+            held.map(|(name, lease)| (name.clone(), lease.owner))
+                .collect()
+        };
+        self.0.journal.save(snapshot).await;
+    }
+
+    /// Remove the leases whose time is over, and return when the next one's will be.
+    fn expire(&self) -> Option<Instant> {
+        let mut leases = self.lock();
+        let before = leases.len();
+        leases.retain(|_, lease| !lease.is_over());
+        if leases.len() < before {
+            self.0.journal.changed();
+        }
+        leases.values().filter_map(Lease::until).min()
+    }
+
+    /// Note that a session serves a name no longer.
+    fn release(&self, name: &Name, tunnel: &Arc<Tunnel>, absence: Option<Absence>) {
+        let mut leases = self.lock();
+        let Some(lease) = leases.get_mut(name) else {
+            return;
+        };
+        let is_ours = matches!(&*lease.presence.borrow(), Some(held) if Arc::ptr_eq(held, tunnel));
+        if !is_ours {
+            return;
+        }
+        match absence {
+            Some(absence) => lease.leave(absence, Instant::now() + self.0.grace),
+            None => {
+                leases.remove(name);
+            }
+        }
+        drop(leases);
+        match absence {
+            // The file has it already; but its end is now to be waited for.
+            Some(Absence::Lost) => self.0.journal.wake(),
+            Some(Absence::Left) | None => self.0.journal.changed(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Name, Lease>> {
+        self.0.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A name that is held. Dropping it frees the name, unless a newer session has taken it over.
-#[derive(Debug)]
+/// A name that a session serves. Dropped, it stays reserved for the agent to come back, unless a
+/// newer session has taken it over.
 pub struct Claim {
     registry: Registry,
     name: Name,
     tunnel: Arc<Tunnel>,
+    /// What to think of the agent's being away; `None` if the name is free then.
+    absence: Option<Absence>,
 }
 
 impl Claim {
@@ -101,16 +236,21 @@ impl Claim {
     pub fn number(&self) -> u32 {
         self.tunnel.number
     }
+
+    /// Let go of the name because the agent stops.
+    pub fn leave(mut self) {
+        self.absence = Some(Absence::Left);
+    }
+
+    /// Free the name because the agent does not want it any more.
+    pub fn free(mut self) {
+        self.absence = None;
+    }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        let mut names = self.registry.lock();
-        if names
-            .get(&self.name)
-            .is_some_and(|held| Arc::ptr_eq(held, &self.tunnel))
-        {
-            names.remove(&self.name);
-        }
+        self.registry
+            .release(&self.name, &self.tunnel, self.absence);
     }
 }

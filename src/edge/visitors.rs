@@ -23,13 +23,14 @@ use super::answer::Visit;
 use super::carriers::{Carriers, RawTcp};
 use super::config::EdgeLimits;
 use super::guard::Guard;
+use super::hold::Hold;
 use super::page::{Audience, Fault};
-use super::registry::Registry;
 use crate::proto::Scheme;
 
 /// What all visitors' connections share.
 pub struct Visitors {
-    pub registry: Registry,
+    /// Where the tunnels are found, also those whose agents are away.
+    pub hold: Hold,
     /// In lower case.
     pub domain: String,
     pub limits: EdgeLimits,

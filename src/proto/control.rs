@@ -59,6 +59,29 @@ pub struct Hello {
     pub software: String,
     /// What to publish from the start.
     pub tunnels: Vec<TunnelRequest>,
+    /// What became of earlier sessions, the latest first. A process that has just started knows
+    /// of none.
+    pub lost: Vec<LostSession>,
+}
+
+/// What an agent knows about a session of its own that broke: with it the edge can tell a request
+/// that never arrived, and may be sent again, from one that may have been processed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LostSession {
+    /// The session's [`Hello::epoch`].
+    pub epoch: u64,
+    /// How many streams of the edge the agent had accepted. QUIC opens them in order (RFC 9000
+    /// §2.1): those with this index and above never arrived.
+    pub accepted: u64,
+    /// The indices of accepted streams whose head the agent had not read.
+    pub unread: Vec<u64>,
+}
+
+impl LostSession {
+    /// Report whether the agent had read the head of the stream with that index.
+    pub fn had_read(&self, stream: u64) -> bool {
+        stream < self.accepted && !self.unread.contains(&stream)
+    }
 }
 
 /// A tunnel that an agent would like to publish.

@@ -78,8 +78,8 @@ mod properties;
 pub use close::{Close, Reset};
 pub use codec::{Splitter, WireError, decode, encode, put_varint};
 pub use control::{
-    AgentId, AgentMessage, EdgeMessage, Hello, Limits, Refusal, Secret, TunnelGrant, TunnelRequest,
-    Welcome,
+    AgentId, AgentMessage, EdgeMessage, Hello, Limits, LostSession, Refusal, Secret, TunnelGrant,
+    TunnelRequest, Welcome,
 };
 pub use datagrams::{
     DATAGRAMS_COUNT, DATAGRAMS_HEADER, DATAGRAMS_LIMIT, Datagrams, DatagramsError,

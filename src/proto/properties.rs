@@ -183,14 +183,16 @@ fn agent_message() -> impl Strategy<Value = AgentMessage> {
         any::<u64>(),
         ".{0,20}",
         vec(tunnel_request(), 0..4),
+        vec(lost_session(), 0..3),
     )
-        .prop_map(|(token, agent, epoch, software, tunnels)| {
+        .prop_map(|(token, agent, epoch, software, tunnels, lost)| {
             AgentMessage::Hello(Hello {
                 token: Secret::new(token),
                 agent: AgentId(agent),
                 epoch,
                 software,
                 tunnels,
+                lost,
             })
         });
     prop_oneof![
@@ -199,6 +201,15 @@ fn agent_message() -> impl Strategy<Value = AgentMessage> {
         any::<u32>().prop_map(AgentMessage::Shut),
         any::<u64>().prop_map(|deadline_ms| AgentMessage::Draining { deadline_ms }),
     ]
+}
+
+fn lost_session() -> impl Strategy<Value = LostSession> {
+    let fields = (any::<u64>(), any::<u64>(), vec(any::<u64>(), 0..5));
+    fields.prop_map(|(epoch, accepted, unread)| LostSession {
+        epoch,
+        accepted,
+        unread,
+    })
 }
 
 fn edge_message() -> impl Strategy<Value = EdgeMessage> {

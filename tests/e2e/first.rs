@@ -1,5 +1,7 @@
 //! The main job.
 
+use std::time::Duration;
+
 use crate::lab::process::Process;
 use crate::lab::{Lab, Server};
 
@@ -37,7 +39,7 @@ async fn a_body_larger_than_every_buffer_comes_back_whole() {
 
 #[tokio::test]
 async fn the_name_is_free_as_soon_as_the_agent_has_left() {
-    let lab = Lab::start().await;
+    let lab = Lab::with(|edge| edge.hold = Duration::ZERO).await;
     let upstream = Server::text("one").await;
     let agent = lab.agent("blog", &upstream).await;
     agent.stop().await.unwrap();
@@ -46,7 +48,7 @@ async fn the_name_is_free_as_soon_as_the_agent_has_left() {
 
     assert_eq!(
         (reply.status, reply.header("x-qtunnel-error")),
-        (404, "no_such_tunnel")
+        (502, "agent_offline")
     );
     let _another = lab.agent("blog", &upstream).await;
     assert_eq!(lab.visitor("blog").get("/").await.status, 200);

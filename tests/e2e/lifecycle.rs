@@ -85,7 +85,7 @@ async fn an_edge_that_stops_lets_a_download_finish_and_accepts_nobody() {
 
 #[tokio::test]
 async fn an_agent_that_stops_lets_a_download_finish_and_takes_no_new_requests() {
-    let lab = Lab::start().await;
+    let lab = Lab::with(|edge| edge.hold = Duration::ZERO).await;
     let (upstream, go_on) = Server::halting().await;
     let mut agent = lab.agent("blog", &upstream).await;
     let visitor = lab.visitor("blog");
@@ -96,7 +96,7 @@ async fn an_agent_that_stops_lets_a_download_finish_and_takes_no_new_requests() 
     eventually("the end of the name", || async {
         let request = Request::get("/");
         let response = visitor.begin(request, Empty::<Bytes>::new()).await;
-        response.status() == 404
+        response.status() == 502
     })
     .await;
     go_on.send_replace(true);

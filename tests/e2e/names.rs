@@ -1,5 +1,7 @@
 //! Public names: who gets which, and for how long.
 
+use std::time::Duration;
+
 use qtunnel::proto::{AgentId, Refusal};
 use qtunnel::{AgentError, ConnectError, Name, TunnelConfig};
 
@@ -109,7 +111,7 @@ async fn a_name_that_cannot_be_one_is_refused_by_the_edge_too() {
 
 #[tokio::test]
 async fn one_agent_has_several_tunnels() {
-    let lab = Lab::start().await;
+    let lab = Lab::with(|edge| edge.hold = Duration::ZERO).await;
     let (one, two) = (Server::text("one").await, Server::text("two").await);
     let agent = lab
         .agent_with("one", &one, |agent| {
@@ -125,7 +127,7 @@ async fn one_agent_has_several_tunnels() {
     assert_eq!(lab.visitor("two").get("/").await.text(), "two");
     assert!(agent.urls.iter().any(|url| url.contains("://two.")));
     agent.stop().await.unwrap();
-    assert_eq!(lab.visitor("two").get("/").await.status, 404);
+    assert_eq!(lab.visitor("two").get("/").await.status, 502);
 }
 
 #[tokio::test]

@@ -19,6 +19,11 @@ fn hello() {
             epoch: 300,
             software: "q/1".into(),
             tunnels: vec![tunnel_request()],
+            lost: vec![LostSession {
+                epoch: 299,
+                accepted: 130,
+                unread: vec![5, 128],
+            }],
         }),
         &[
             &[0],          // Hello
@@ -29,6 +34,12 @@ fn hello() {
             &[1],          // tunnels: one
             &[1],          // its number
             b"\x04blog",   // its name
+            &[1],          // lost: one
+            &[0xab, 2],    // its epoch
+            &[0x82, 1],    // accepted
+            &[2],          // unread: two
+            &[5],          // the first
+            &[0x80, 1],    // the second
         ],
     );
 }

@@ -6,6 +6,7 @@ pub mod head;
 pub mod http2;
 pub mod peer;
 pub mod process;
+pub mod relay;
 pub mod tools;
 pub mod upstream;
 pub mod visitor;
@@ -27,6 +28,7 @@ use tokio::time::timeout;
 
 pub use edge_process::EdgeProcess;
 pub use http2::Http2;
+pub use relay::Relay;
 pub use upstream::Server;
 pub use visitor::{Reply, Visitor};
 pub use wire::{Wire, Wires};

@@ -71,6 +71,7 @@ pub fn greeting(names: &[&str]) -> AgentMessage {
                 name: (*name).into(),
             })
             .collect(),
+        lost: Vec::new(),
     })
 }
 

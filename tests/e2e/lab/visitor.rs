@@ -77,6 +77,20 @@ impl Visitor {
         B::Data: Send,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
+        within("the response's head", self.wait(request, body)).await
+    }
+
+    /// Send a request and return once the head of the response is here, however long that takes.
+    pub async fn wait<B>(
+        &self,
+        request: hyper::http::request::Builder,
+        body: B,
+    ) -> Response<Incoming>
+    where
+        B: Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         let stream = within("connecting to the edge", TcpStream::connect(self.addr))
             .await
             .expect("the edge listens");
@@ -92,9 +106,7 @@ impl Visitor {
                 .headers_mut()
                 .insert("host", self.host.parse().expect("a valid host"));
         }
-        within("the response's head", sender.send_request(request))
-            .await
-            .expect("a response")
+        sender.send_request(request).await.expect("a response")
     }
 
     /// Send bytes as they are and return all that comes back until the edge closes.

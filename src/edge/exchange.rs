@@ -1,0 +1,207 @@
+//! A request on its way to the agent, until its answer has begun.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::http::StatusCode;
+use bytes::Bytes;
+use http_body::Body;
+use hyper::body::Incoming;
+use quinn::{ReadError, RecvStream, SendStream, WriteError};
+use tokio::sync::Notify;
+use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{Instrument, debug};
+
+use super::body::VisitorBody;
+use super::forward::Forward;
+use super::page::Fault;
+use super::rewind::Rewind;
+use crate::http::{Activity, ReceiveError, Receiver, SendError, Sender};
+use crate::proto::{BodyLength, RequestHead, ResponseHead, StreamHead};
+
+/// A request that can be sent, and sent again as long as little of its body is gone.
+pub struct Outbound {
+    head: StreamHead,
+    upgrade: bool,
+    body: Option<Rewind<Incoming>>,
+    /// Whether the visitor waits to be told that the body is wanted.
+    expects: bool,
+}
+
+/// Why there is no answer to a request that was sent.
+pub enum Broken {
+    /// The session was lost before the agent could have got the whole head.
+    NotSent,
+    /// The session was lost with the request on the stream of this index.
+    Lost {
+        /// The index.
+        stream: u64,
+    },
+    /// Something else.
+    Fault(Fault),
+}
+
+impl Outbound {
+    /// Prepare a request.
+    pub fn new(head: RequestHead, body: Incoming, expects: bool) -> Self {
+        let (length, upgrade) = (head.body, head.upgrade.is_some());
+        Self {
+            head: StreamHead::Http(head),
+            upgrade,
+            body: (!upgrade && length != BodyLength::Empty).then(|| Rewind::new(body)),
+            expects,
+        }
+    }
+
+    /// Return about how much memory the request takes.
+    pub fn size(&self) -> usize {
+        let StreamHead::Http(head) = &self.head;
+        let fields = head.fields.0.iter();
+        let fields: usize = fields
+            .map(|(name, value)| name.as_str().len() + value.len() + FIELD)
+            .sum();
+        let kept = self.body.as_ref().and_then(Rewind::kept);
+        head.target.len() + fields + kept.unwrap_or(0)
+    }
+
+    /// Report whether all of it is still here.
+    pub fn is_whole(&self) -> bool {
+        self.body.as_ref().is_none_or(|body| body.kept().is_some())
+    }
+
+    /// Keep no more of the body than has to be sent: the answer is here.
+    pub fn settle(self) {
+        if let Some(body) = self.body {
+            body.settle();
+        }
+    }
+
+    /// Begin to send on a new stream.
+    pub async fn send(
+        &mut self,
+        tunnel: u32,
+        send: SendStream,
+        receive: RecvStream,
+        patience: Duration,
+    ) -> Result<Exchange, Broken> {
+        let StreamHead::Http(head) = &mut self.head;
+        head.tunnel = tunnel;
+        let mut sender = Sender::new(send);
+        sender.head(&self.head).await.map_err(|err| {
+            debug!(err = &err as &dyn std::error::Error, "head not sent");
+            match err {
+                SendError::Wire(_) => Broken::Fault(Fault::BadRequest(
+                    StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                )),
+                SendError::Stream(WriteError::ConnectionLost(_)) => Broken::NotSent,
+                _ => Broken::Fault(Fault::AgentLost),
+            }
+        })?;
+        let mut exchange = Exchange {
+            receiver: Receiver::new(receive),
+            sender: None,
+            upload: None,
+            wanted: Arc::new(Notify::new()),
+        };
+        match &self.body {
+            None if self.upgrade => exchange.sender = Some(sender),
+            None => sender.finish(),
+            Some(body) => {
+                if !self.expects {
+                    exchange.wanted.notify_one();
+                }
+                let wanted = exchange.wanted.clone();
+                exchange.upload = Some(Box::pin(upload(sender, body.read(), wanted, patience)));
+            }
+        }
+        Ok(exchange)
+    }
+}
+
+/// A request that is being sent and whose response is awaited.
+pub struct Exchange {
+    pub receiver: Receiver,
+    /// Kept for what follows an upgrade.
+    pub sender: Option<Sender>,
+    upload: Option<Upload>,
+    /// Says that the body may be read: `Expect: 100-continue` is end to end.
+    wanted: Arc<Notify>,
+}
+
+impl Exchange {
+    /// Wait for the final head, passing informational ones on, while the body is being sent.
+    /// It fails without a fault if the session is lost.
+    pub async fn head(&mut self, forward: &Forward) -> Result<ResponseHead, Option<Fault>> {
+        loop {
+            let head = tokio::select! {
+                head = self.receiver.head() => head,
+                () = async { self.upload.as_mut().expect("checked by the guard").await }, if self.upload.is_some() => {
+                    self.upload = None;
+                    continue;
+                }
+            };
+            match head {
+                Ok(ResponseHead::Informational {
+                    status: StatusCode::CONTINUE,
+                    ..
+                }) => self.wanted.notify_one(),
+                Ok(ResponseHead::Informational { status, fields }) => {
+                    forward.hint(status, fields.0)
+                }
+                Ok(head) => return Ok(head),
+                Err(ReceiveError::Wire(err)) => {
+                    debug!(%err, "the agent's answer is not understood");
+                    return Err(Some(Fault::AgentLost));
+                }
+                Err(ReceiveError::Stream(ReadError::Reset(code))) => {
+                    // The agent is there: its upstream broke off before anything had left.
+                    debug!(%code, "the answer was given up");
+                    return Err(Some(Fault::UpstreamInvalid));
+                }
+                Err(ReceiveError::Stream(ReadError::ConnectionLost(err))) => {
+                    debug!(%err, "the session was lost");
+                    return Err(None);
+                }
+                Err(err) => {
+                    debug!(%err, "the agent was lost");
+                    return Err(Some(Fault::AgentLost));
+                }
+            }
+        }
+    }
+
+    /// Make the response's body; the rest of the request's goes on being sent meanwhile.
+    pub fn into_body(self, length: BodyLength) -> VisitorBody {
+        match length {
+            BodyLength::Empty => VisitorBody::Empty,
+            _ => VisitorBody::Tunnel {
+                body: self.receiver.into_body(length, Arc::new(Activity::start())),
+                // From here on it has a task of its own: a visitor may go on sending while it does not
+                // read, which would stop whoever polls the response. It ends with the response.
+                _upload: self
+                    .upload
+                    .map(|upload| AbortOnDropHandle::new(tokio::spawn(upload.in_current_span()))),
+            },
+        }
+    }
+}
+
+/// A request's body on its way to the agent.
+type Upload = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Send a request's body once it is wanted.
+async fn upload<B>(sender: Sender, body: B, wanted: Arc<Notify>, patience: Duration)
+where
+    B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
+{
+    // An upstream that does not know `Expect` says nothing, and gets the body all the same.
+    let _ = timeout(patience, wanted.notified()).await;
+    if let Err(err) = sender.body(body, &Activity::start()).await {
+        debug!(err = %super::visitors::chain(&err), "the request's body was not sent to its end");
+    }
+}
+
+/// What a field takes besides its name and value.
+const FIELD: usize = 32;

@@ -1,0 +1,87 @@
+//! Requests that wait for an agent to come back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
+
+use super::config::EdgeLimits;
+use super::page::Fault;
+use super::registry::{Registry, Tunnel};
+
+/// Holds requests, for so long and so many of them.
+pub struct Hold {
+    registry: Registry,
+    time: Duration,
+    requests: Semaphore,
+    bytes: Semaphore,
+    per_tunnel: usize,
+}
+
+impl Hold {
+    /// Hold requests to these names.
+    pub fn new(registry: Registry, time: Duration, limits: &EdgeLimits) -> Self {
+        Self {
+            registry,
+            time,
+            requests: Semaphore::new(limits.held_requests),
+            bytes: Semaphore::new(limits.held_bytes.min(Semaphore::MAX_PERMITS)),
+            per_tunnel: limits.held_per_tunnel,
+        }
+    }
+
+    /// Find the session that serves a name, or wait for one.
+    ///
+    /// # Errors
+    /// [`Fault::NoSuchTunnel`] if nobody holds the name, [`Fault::AgentOffline`] if its agent does not
+    /// come in time, [`Fault::Busy`] if too much is held already.
+    pub async fn serving(&self, name: &str, size: usize) -> Result<Arc<Tunnel>, Fault> {
+        match self.registry.serving(name) {
+            Some(tunnel) => Ok(tunnel),
+            None => self.wait(name, size, self.deadline(), |_| true).await,
+        }
+    }
+
+    /// Wait for a session that serves a name in the place of one that broke.
+    ///
+    /// # Errors
+    /// As for [`serving`](Self::serving).
+    pub async fn successor(
+        &self,
+        name: &str,
+        size: usize,
+        deadline: Instant,
+        broken: &Tunnel,
+    ) -> Result<Arc<Tunnel>, Fault> {
+        let other = |tunnel: &Tunnel| !tunnel.is_of_session(broken);
+        self.wait(name, size, deadline, other).await
+    }
+
+    /// Return how long a request that arrives now may be held.
+    pub fn deadline(&self) -> Instant {
+        Instant::now() + self.time
+    }
+
+    async fn wait(
+        &self,
+        name: &str,
+        size: usize,
+        deadline: Instant,
+        wanted: impl Fn(&Tunnel) -> bool,
+    ) -> Result<Arc<Tunnel>, Fault> {
+        let mut presence = self
+            .registry
+            .watch(name, self.per_tunnel)
+            .ok_or(Fault::NoSuchTunnel)??;
+        let size = u32::try_from(size).unwrap_or(u32::MAX);
+        let _place = self.requests.try_acquire().map_err(|_| Fault::Busy)?;
+        let _room = self.bytes.try_acquire_many(size).map_err(|_| Fault::Busy)?;
+        let there = presence.wait_for(|now| now.as_deref().is_some_and(&wanted));
+        match timeout_at(deadline, there).await {
+            Ok(Ok(tunnel)) => tunnel.clone().ok_or(Fault::Internal),
+            // The lease has ended, or the time is over.
+            Ok(Err(_)) | Err(_) => Err(Fault::AgentOffline),
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! A request's body that can be sent a second time.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body, Frame};
+
+/// A body of which the beginning is kept until it is certain that nobody needs it again.
+pub struct Rewind<B>(Arc<Mutex<State<B>>>);
+
+struct State<B> {
+    body: B,
+    kept: Vec<Bytes>,
+    size: usize,
+    /// What has been read is no longer kept as a whole.
+    spent: bool,
+}
+
+impl<B> Rewind<B> {
+    /// Begin to keep.
+    pub fn new(body: B) -> Self {
+        Self(Arc::new(Mutex::new(State {
+            body,
+            kept: Vec::new(),
+            size: 0,
+            spent: false,
+        })))
+    }
+
+    /// Read the body from its beginning. Whoever read it before must have stopped.
+    pub fn read(&self) -> Replay<B> {
+        Replay {
+            rewind: Self(self.0.clone()),
+            next: 0,
+        }
+    }
+
+    /// Return how many bytes are kept, or `None` if the beginning is gone.
+    pub fn kept(&self) -> Option<usize> {
+        let state = self.lock();
+        (!state.spent).then_some(state.size)
+    }
+
+    /// Keep nothing more.
+    pub fn settle(&self) {
+        self.lock().spend();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<B>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<B> State<B> {
+    fn keep(&mut self, data: &Bytes) {
+        self.size += data.len();
+        if self.size > MOST_KEPT {
+            self.spend();
+        }
+        if !self.spent {
+            self.kept.push(data.clone());
+        }
+    }
+
+    fn spend(&mut self) {
+        self.spent = true;
+        self.kept = Vec::new();
+    }
+}
+
+/// One reading of the body.
+pub struct Replay<B> {
+    rewind: Rewind<B>,
+    /// Which of the kept pieces comes next.
+    next: usize,
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for Replay<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let this = self.get_mut();
+        let mut state = this.rewind.lock();
+        if let Some(data) = state.kept.get(this.next) {
+            let data = data.clone();
+            this.next += 1;
+            return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
+        let frame = ready!(Pin::new(&mut state.body).poll_frame(cx));
+        match &frame {
+            Some(Ok(frame)) => match frame.data_ref() {
+                Some(data) => state.keep(data),
+                // Trailers, which end the body: rare enough not to be kept.
+                None => state.spend(),
+            },
+            Some(Err(_)) => state.spend(),
+            None => {}
+        }
+        this.next = state.kept.len();
+        Poll::Ready(frame)
+    }
+}
+
+/// The most to keep of one body: what most forms and calls of interfaces have, and little enough to be
+/// kept for every request under way.
+const MOST_KEPT: usize = 64 << 10;
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use http_body_util::{BodyExt, StreamBody};
+
+    use super::*;
+
+    fn rewind(
+        sizes: &'static [usize],
+    ) -> Rewind<impl Body<Data = Bytes, Error = Infallible> + Unpin> {
+        let frames = sizes
+            .iter()
+            .map(|size| Ok(Frame::data(Bytes::from(vec![7; *size]))));
+        Rewind::new(StreamBody::new(futures_util::stream::iter(frames)))
+    }
+
+    #[tokio::test]
+    async fn a_small_body_is_read_twice_also_after_a_part_of_it() {
+        let rewind = rewind(&[10, 20, 30]);
+
+        let mut first = rewind.read();
+        first.frame().await.unwrap().unwrap();
+        drop(first);
+        let again = rewind.read().collect().await.unwrap().to_bytes();
+        let third = rewind.read().collect().await.unwrap().to_bytes();
+
+        assert_eq!((again.len(), third.len()), (60, 60));
+        assert_eq!(rewind.kept(), Some(60));
+    }
+
+    #[tokio::test]
+    async fn a_large_body_is_not_kept() {
+        let rewind = rewind(&[MOST_KEPT, 1, 5]);
+
+        let whole = rewind.read().collect().await.unwrap().to_bytes();
+
+        assert_eq!(whole.len(), MOST_KEPT + 6);
+        assert_eq!(rewind.kept(), None);
+        assert_eq!(rewind.read().collect().await.unwrap().to_bytes().len(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_settled_body_goes_on_where_it_is() {
+        let rewind = rewind(&[10, 20]);
+
+        let mut reading = rewind.read();
+        reading.frame().await.unwrap().unwrap();
+        rewind.settle();
+        let rest = reading.collect().await.unwrap().to_bytes();
+
+        assert_eq!((rest.len(), rewind.kept()), (20, None));
+    }
+}
