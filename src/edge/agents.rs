@@ -80,7 +80,7 @@ impl Agents {
         }
         let greeting = timeout(self.limits.hello, Control::greet(connection));
         let (mut control, hello) = greeting.await.map_err(|_| SessionError::Slow)??;
-        let (owner, claims) = match self.admit(&hello, connection) {
+        let (owner, claims) = match self.admit(&hello, connection).await {
             Ok(admitted) => admitted,
             Err(refusal) => return self.refuse(control, connection, refusal).await,
         };
@@ -128,7 +128,7 @@ impl Agents {
     }
 
     /// Check the token and claim the names, all or none.
-    fn admit(
+    async fn admit(
         &self,
         hello: &Hello,
         connection: &Connection,
@@ -147,8 +147,33 @@ impl Agents {
             });
         }
         let lost = hello.lost.clone().into();
-        let claims = self.claim(&hello.tunnels, owner, hello.epoch, &lost, connection)?;
+        let claim = || self.claim(&hello.tunnels, owner, hello.epoch, &lost, connection);
+        let claims = match claim() {
+            Err(Refusal::NameTaken { .. }) if self.bury_ghosts(hello, owner).await => claim()?,
+            claims => claims?,
+        };
         Ok((owner, claims))
+    }
+
+    /// Close sessions that show no sign of life and hold a name that an agent with the same token asks
+    /// for: most likely it is the same one, which has lost its identity in a restart.
+    async fn bury_ghosts(&self, hello: &Hello, owner: Owner) -> bool {
+        let names = hello.tunnels.iter().map(|request| request.name.as_str());
+        let rivals = self.registry.rivals(names, owner);
+        let heard = |rival: &Connection| rival.stats().udp_rx.datagrams;
+        let before: Vec<_> = rivals.iter().map(heard).collect();
+        if rivals.is_empty() {
+            return false;
+        }
+        tokio::time::sleep(SIGN_OF_LIFE).await;
+        let mut buried = false;
+        for (rival, before) in rivals.iter().zip(before) {
+            if heard(rival) == before {
+                rival.close(Close::Superseded.code(), b"silent");
+                buried = true;
+            }
+        }
+        buried
     }
 
     fn claim(
@@ -339,6 +364,10 @@ const CONTROL_SEND: Duration = Duration::from_secs(10);
 
 /// How long an agent that was refused may take to read why.
 const FAREWELL: Duration = Duration::from_secs(2);
+
+/// How long a session may be silent before another agent with the same token may have its names: two
+/// keep-alives of an agent, and time for one to be lost and repeated.
+const SIGN_OF_LIFE: Duration = Duration::from_millis(2_500);
 
 /// Above every conversation (their default is 0).
 const CONTROL_PRIORITY: i32 = 1_000;

@@ -8,7 +8,6 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::registry::{Owner, Tunnel};
-use crate::auth::TokenId;
 use crate::proto::Close;
 
 /// Who holds a name, and whether its agent is here.
@@ -98,11 +97,13 @@ impl Lease {
                 _ => Ok(()),
             };
         }
-        let same_token =
-            self.owner.token == tunnel.owner.token && tunnel.owner.token != TokenId::OPEN;
+        let same_token = self.owner.shares_token(tunnel.owner);
+        let presence = self.presence.borrow();
+        let closed = |held: &Tunnel| held.connection.close_reason().is_some();
         match self.absence {
             Some((Absence::Left, _)) => Ok(()),
             Some((Absence::Lost, _)) if same_token => Ok(()),
+            None if same_token && presence.as_deref().is_some_and(closed) => Ok(()),
             Some((Absence::Lost, until)) => Err(format!(
                 "agent {agent}, which is away and has until {} to come back",
                 clock(until)

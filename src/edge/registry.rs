@@ -24,6 +24,13 @@ pub struct Owner {
     pub agent: AgentId,
 }
 
+impl Owner {
+    /// Report whether both have shown the same token, and it means something.
+    pub fn shares_token(self, other: Self) -> bool {
+        self.token == other.token && self.token != TokenId::OPEN
+    }
+}
+
 /// One public name and the session that serves it.
 #[derive(Debug)]
 pub struct Tunnel {
@@ -138,6 +145,20 @@ impl Registry {
             self.0.journal.changed();
         }
         Ok(claims)
+    }
+
+    /// Return the sessions of other agents with the same token that serve any of these names.
+    pub fn rivals<'a>(
+        &self,
+        names: impl Iterator<Item = &'a str>,
+        owner: Owner,
+    ) -> Vec<Connection> {
+        let leases = self.lock();
+        let serving = names.filter_map(|name| leases.get(name)?.presence.borrow().clone());
+        serving
+            .filter(|tunnel| tunnel.owner != owner && tunnel.owner.shares_token(owner))
+            .map(|tunnel| tunnel.connection.clone())
+            .collect()
     }
 
     /// Wait until the names that were claimed before will be found again after a crash.

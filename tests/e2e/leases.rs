@@ -73,6 +73,23 @@ async fn another_agent_with_the_same_token_may_follow_one_that_was_cut_off() {
 }
 
 #[tokio::test]
+async fn another_agent_with_the_same_token_may_follow_one_that_has_fallen_silent() {
+    let lab = lab_with_tokens().await;
+    let (old, new) = (Server::text("old").await, Server::text("new").await);
+    let relay = Relay::to(lab.quic).await;
+    let mut config = with_token(lab.agent_config("blog", &old), "mine");
+    config.server.port = relay.addr.port();
+    let _ghost = Running::start(config).await;
+
+    let alive = refused(with_token(lab.agent_config("blog", &new), "mine")).await;
+    relay.towards_edge(false);
+    let _newer = Running::start(with_token(lab.agent_config("blog", &new), "mine")).await;
+
+    assert!(alive.contains("as long as it is connected"), "{alive}");
+    assert_eq!(lab.visitor("blog").get("/").await.text(), "new");
+}
+
+#[tokio::test]
 async fn a_name_is_free_when_its_time_is_over() {
     let lab = Lab::with(|edge| edge.lease = Duration::from_millis(300)).await;
     let (mine, yours) = (Server::text("mine").await, Server::text("yours").await);
