@@ -254,7 +254,7 @@ impl Switch {
         std::mem::take(&mut *lock(&self.answers))
     }
 
-    /// Send the latest packets again over the current carrier.
+    /// Send the latest packets again over the current carrier, and in doubt over both.
     ///
     /// They are the newest that quinn has made, so the edge moves to the carrier that brings them
     /// and acknowledges them, and the sender learns what was lost without waiting for a timeout.
@@ -272,10 +272,12 @@ impl Switch {
             src_ip: None,
         };
         let routes = self.routes();
-        let _ = match routes.current {
-            Carrier::Udp => routes.send_to_udp(&transmit),
-            Carrier::WebSocket => routes.send_to_websocket(&transmit),
-        };
+        if routes.current == Carrier::Udp {
+            let _ = routes.send_to_udp(&transmit);
+        }
+        if routes.current == Carrier::WebSocket || routes.doubt {
+            let _ = routes.send_to_websocket(&transmit);
+        }
     }
 
     /// Wait until packets are sent or received again after a pause. For one watcher.

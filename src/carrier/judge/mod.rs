@@ -137,7 +137,11 @@ impl Judge {
         if self.current == Carrier::WebSocket {
             return vec![self.go(Carrier::WebSocket, now, "websocket dialled again".into())];
         }
-        Vec::new()
+        match self.doubt {
+            // Both ways now: whichever brings an answer is the one to use.
+            Some(_) => vec![Act::Speak],
+            None => Vec::new(),
+        }
     }
 
     pub(super) fn websocket_failed(&mut self, now: Instant) {

@@ -18,6 +18,10 @@ use crate::carrier::{Carrier, Transport};
 const DEAF: Duration = Duration::from_millis(2500);
 const DEAF_ASKS: u32 = 4;
 
+/// How long a probe may go unanswered at least before a WebSocket is dialled, whose three round trips
+/// are a good part of the time that there is.
+const DIAL: Duration = Duration::from_millis(100);
+
 /// Packets in one run after which a pause is suspicious although nothing of ours is unanswered: the
 /// edge may be the one that waits. Fewer are keep-alives and short requests, not worth a probe each.
 const RUN: u32 = 8;
@@ -95,13 +99,13 @@ impl Judge {
     ) {
         let now = sight.now;
         let deaf = silence >= DEAF.max(6 * sight.rtt) && asks(sight) >= DEAF_ASKS;
-        if deaf || doubt.probes > 1 {
+        let lifeless = now - doubt.lifeless();
+        if deaf || lifeless >= dial_after(sight.rtt) {
             self.dialling.dial_if_due(now, acts);
         }
         if self.dialling.line != Line::Up {
             return;
         }
-        let lifeless = now - doubt.lifeless();
         let dead = doubt.probes > 1
             && lifeless >= PROBE_FAST.max(sight.rtt)
             && (silence.max(lifeless) >= silent_after(sight.rtt) || is_elsewhere(&doubt, sight));
@@ -165,6 +169,11 @@ fn is_elsewhere(doubt: &Doubt, sight: &Sight) -> bool {
 
 fn asks(sight: &Sight) -> u32 {
     sight.owed.map_or(0, |owed| owed.asks)
+}
+
+/// How long a probe may go unanswered before a WebSocket is dialled.
+fn dial_after(rtt: Duration) -> Duration {
+    (2 * rtt).max(DIAL)
 }
 
 fn silent_after(rtt: Duration) -> Duration {
