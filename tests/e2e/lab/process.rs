@@ -117,7 +117,8 @@ impl Process {
         }
     }
 
-    async fn line_that(&mut self, what: &str, found: impl Fn(&str) -> bool) -> String {
+    /// Wait for a line that is as wanted, and return it.
+    pub async fn line_that(&mut self, what: &str, found: impl Fn(&str) -> bool) -> String {
         let next = async {
             while let Some(line) = self.lines.recv().await {
                 self.seen.push(line.clone());

@@ -78,16 +78,20 @@ pub fn node() -> Option<Tool> {
 }
 
 fn missing(what: &str) -> Option<Tool> {
+    skip(&format!("needs {what}, which scripts/test installs"));
+    None
+}
+
+/// Say that a test is skipped, or fail it under `CI=true`.
+pub fn skip(why: &str) {
     let test = std::thread::current();
-    let test = test.name().unwrap_or("a test");
-    let hint = format!("{test} needs {what}, which scripts/test installs");
+    let hint = format!("{} {why}", test.name().unwrap_or("a test"));
     assert!(
         std::env::var_os("CI").is_none_or(|ci| ci.is_empty() || ci == "false"),
         "{hint}"
     );
     // Not `eprintln!`, which the test runner hides when the test passes.
     let _ = writeln!(std::io::stderr(), "SKIPPED: {hint}");
-    None
 }
 
 fn cache() -> PathBuf {
