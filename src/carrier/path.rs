@@ -185,6 +185,7 @@ impl Driver {
     fn line_event(&mut self, event: LineEvent) {
         let now = Instant::now();
         let acts = match event {
+            LineEvent::Dialled(Ok(_)) if !self.judge.wants_websocket() => Vec::new(),
             LineEvent::Dialled(Ok(upgraded)) => {
                 let line = self.on.lines.carry(upgraded, self.on.switch.arrivals());
                 self.on.switch.set_websocket(Some(line));

@@ -100,7 +100,7 @@ cases! {
         |ground, _| cases::websocket_cut(ground, Cut::Reset), [("stall", 1500.0), (FAILED, 0.0)];
     a_websocket_that_is_dropped_is_dialled_again:
         "websocket dropped", PATH,
-        |ground, _| cases::websocket_cut(ground, Cut::Dropped), [("stall", 5000.0), (FAILED, 0.0)];
+        |ground, _| cases::websocket_cut(ground, Cut::Dropped), [("stall", 2500.0), (FAILED, 0.0)];
     a_websocket_that_is_reset_gives_way_to_udp:
         "websocket reset, udp passes", PATH,
         |ground, _| cases::websocket_cut_while_udp_passes(ground, Cut::Reset),

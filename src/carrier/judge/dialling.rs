@@ -22,6 +22,8 @@ pub(super) enum Line {
 #[derive(Debug)]
 pub(super) struct Dialling {
     pub(super) line: Line,
+    /// Whether another one is being dialled beside the one that there is.
+    beside: bool,
     after: Instant,
     pause: Duration,
 }
@@ -30,6 +32,7 @@ impl Dialling {
     pub(super) fn new(line: Line, now: Instant) -> Self {
         Self {
             line,
+            beside: false,
             after: now,
             pause: REDIAL,
         }
@@ -37,11 +40,14 @@ impl Dialling {
 
     pub(super) fn succeeded(&mut self) {
         self.line = Line::Up;
+        self.beside = false;
         self.pause = REDIAL;
     }
 
     pub(super) fn failed(&mut self, now: Instant) {
-        self.line = Line::Absent;
+        if !std::mem::take(&mut self.beside) {
+            self.line = Line::Absent;
+        }
         self.after = now + self.pause;
         self.pause = (self.pause * 2).min(REDIAL_MAX);
     }
@@ -49,6 +55,25 @@ impl Dialling {
     /// The WebSocket is gone.
     pub(super) fn lost(&mut self) {
         self.line = Line::Absent;
+        self.beside = false;
+    }
+
+    /// Whether one that is there by now is still wanted.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.line == Line::Dialling || self.beside
+    }
+
+    /// Dial another one, to replace the one that there is if that does not speak up meanwhile.
+    pub(super) fn dial_beside(&mut self, now: Instant, acts: &mut Vec<Act>) {
+        if self.line == Line::Up && !self.beside && now >= self.after {
+            self.beside = true;
+            acts.push(Act::Dial);
+        }
+    }
+
+    /// The one that there is has spoken up.
+    pub(super) fn keep(&mut self) {
+        self.beside = false;
     }
 
     pub(super) fn dial(&mut self) -> Act {

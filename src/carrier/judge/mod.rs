@@ -29,7 +29,8 @@ use self::{
 };
 use super::{Carrier, Transport, evidence::Seen, progress::Owed};
 
-/// Silence that is death on UDP, so that a download goes on within 1.5 s.
+/// Silence that is death on UDP, so that a download goes on within 1.5 s; and that makes a WebSocket
+/// worth replacing.
 const SILENT: Duration = Duration::from_secs(1);
 
 /// Transmits that must be unanswered for silence to count: what needs an answer is repeated.
@@ -132,6 +133,11 @@ impl Judge {
         self.probing.is_answered();
     }
 
+    /// Whether a WebSocket that was dialled is still of use.
+    pub(super) fn wants_websocket(&self) -> bool {
+        self.dialling.is_wanted()
+    }
+
     pub(super) fn websocket_up(&mut self, now: Instant) -> Vec<Act> {
         self.dialling.succeeded();
         if self.current == Carrier::WebSocket {
@@ -203,4 +209,8 @@ impl Judge {
         }
         Act::Move { to, reason }
     }
+}
+
+fn silent_after(rtt: Duration) -> Duration {
+    SILENT.max(4 * rtt)
 }

@@ -5,11 +5,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{
-    ASKS, Act, Judge, SILENT, Sight,
+    ASKS, Act, Judge, Sight,
     dialling::Line,
     doubt::{Doubt, doubt_after},
     hold::{HOLD_DEAF, HOLD_MAX},
     probing::PROBE_FAST,
+    silent_after,
 };
 use crate::carrier::{Carrier, Transport};
 
@@ -174,8 +175,4 @@ fn asks(sight: &Sight) -> u32 {
 /// How long a probe may go unanswered before a WebSocket is dialled.
 fn dial_after(rtt: Duration) -> Duration {
     (2 * rtt).max(DIAL)
-}
-
-fn silent_after(rtt: Duration) -> Duration {
-    SILENT.max(4 * rtt)
 }

@@ -3,14 +3,16 @@
 use std::time::Duration;
 
 use super::{
-    Act, Judge, SILENT, Sight,
+    Act, Judge, Sight,
     dialling::Line,
     doubt::doubt_after,
     probing::{PROBE_FAST, PROBE_RARE, PROBE_SLOW},
+    silent_after,
 };
 use crate::carrier::{Carrier, Transport};
 
-/// Silence that is death for a WebSocket. TCP repairs losses by itself, slower than QUIC does.
+/// Silence that is death for a WebSocket: TCP repairs losses by itself, slower than QUIC does. Before
+/// that another one is dialled, which replaces the silent one if it is the first to come up.
 const WEBSOCKET_SILENT: Duration = Duration::from_secs(3);
 
 /// How long UDP is probed often after it was left.
@@ -30,6 +32,10 @@ impl Judge {
             acts.extend(self.websocket_lost(now, &why));
             return;
         }
+        match silence >= silent_after(sight.rtt) {
+            true => self.dialling.dial_beside(now, acts),
+            false => self.dialling.keep(),
+        }
         if self.transport != Transport::Auto {
             return;
         }
@@ -37,6 +43,11 @@ impl Judge {
         if self.probing.take_answered() {
             self.probing.in_a_row += 1;
             if let Some(reason) = self.reason_to_return(sight, silence) {
+                if silence >= silent_after(sight.rtt) {
+                    // It must not count as a way out when UDP fails again.
+                    self.dialling.lost();
+                    acts.push(Act::HangUp);
+                }
                 acts.push(self.go(Carrier::Udp, now, reason));
                 return;
             }
@@ -56,7 +67,7 @@ impl Judge {
 
     /// Why to use UDP again, whose probe has just been answered.
     fn reason_to_return(&self, sight: &Sight, silence: Duration) -> Option<String> {
-        if silence >= SILENT.max(3 * sight.rtt) {
+        if silence >= silent_after(sight.rtt) {
             let silence = silence.as_secs_f32();
             return Some(format!("websocket silent for {silence:.1} s, moved to udp"));
         }
