@@ -153,6 +153,18 @@ pub async fn flapping(ground: &mut Ground, length: Length) -> Figures {
 pub async fn another_address(ground: &mut Ground) -> Figures {
     let mut agent = ground.agent("auto");
     assert_eq!(agent.ready().await, "quic");
+    change_address_in_a_download(ground).await
+}
+
+/// The same where only a WebSocket passes, whose TCP connection dies with the address.
+pub async fn another_address_over_a_websocket(ground: &mut Ground) -> Figures {
+    ground.block_udp(Block::Both);
+    let mut agent = ground.agent("auto");
+    assert_eq!(agent.ready().await, "websocket");
+    change_address_in_a_download(ground).await
+}
+
+async fn change_address_in_a_download(ground: &mut Ground) -> Figures {
     let load = Load::begin();
     let download = Download::begin(seconds_of_download(3)).await;
     sleep(SECOND).await;

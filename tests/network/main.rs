@@ -115,6 +115,10 @@ cases! {
     a_download_hardly_halts_when_the_agents_address_changes:
         "another address", SHORT_PATH,
         |ground, _| cases::another_address(ground), [("stall", 500.0), (FAILED, 0.0)];
+    a_websocket_is_dialled_again_at_once_from_another_address:
+        "another address, websocket", SHORT_PATH,
+        |ground, _| cases::another_address_over_a_websocket(ground),
+        [("stall", 1500.0), (FAILED, 0.0)];
     a_nat_that_rebinds_fails_no_request:
         "nat rebinding", SHORT_PATH,
         |ground, length| cases::nat_rebinding(ground, length), [(FAILED, 0.0)];
