@@ -46,6 +46,8 @@ pub(in crate::carrier) struct Network {
 pub(super) struct Tcp {
     pub(super) moves: bool,
     pub(super) cuts: u32,
+    /// How many times all TCP connections that there were have died without a word.
+    pub(super) deaths: u32,
 }
 
 struct State {
@@ -83,6 +85,7 @@ impl Network {
             tcp: watch::channel(Tcp {
                 moves: true,
                 cuts: 0,
+                deaths: 0,
             })
             .0,
         })
@@ -114,6 +117,11 @@ impl Network {
     /// Cut all TCP connections.
     pub(in crate::carrier) fn cut_tcp(&self) {
         self.tcp.send_modify(|tcp| tcp.cuts += 1);
+    }
+
+    /// Carry nothing any more on the TCP connections that there are, and tell nobody.
+    pub(in crate::carrier) fn forget_tcp(&self) {
+        self.tcp.send_modify(|tcp| tcp.deaths += 1);
     }
 
     /// Give the agent another public address, as a NAT does that has forgotten it.

@@ -55,12 +55,18 @@ async fn carry(
     };
     let give = async move {
         let mut state = network.tcp.subscribe();
+        let deaths = state.borrow().deaths;
         while let Some((due, chunk)) = receiver.recv().await {
             sleep_until(due).await;
-            if state.wait_for(|tcp| tcp.moves).await.is_err() || to.write_all(&chunk).await.is_err()
-            {
+            let Ok(tcp) = state.wait_for(|tcp| tcp.moves).await.map(|tcp| *tcp) else {
+                return;
+            };
+            if tcp.deaths == deaths && to.write_all(&chunk).await.is_err() {
                 return;
             }
+        }
+        if state.borrow().deaths != deaths {
+            return;
         }
         let _ = to.shutdown().await;
     };

@@ -249,6 +249,24 @@ async fn a_lost_websocket_is_replaced_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_websocket_that_dies_without_a_word_is_replaced() {
+    let network = Network::new(3);
+    network.udp(false);
+    let lab = Lab::start(network.clone(), Transport::Auto).await;
+    let transfer = tokio::spawn(lab.converse(1, 100_000, 4 << 20));
+    sleep(SECOND / 2).await;
+    assert!(!transfer.is_finished());
+
+    network.forget_tcp();
+    let died = Instant::now();
+    lab.converse(2, 100, 100).await.unwrap();
+
+    assert!(died.elapsed() < 2 * SECOND, "{:?}", died.elapsed());
+    transfer.await.unwrap().unwrap();
+    lab.end().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_dead_websocket_does_not_hold_what_udp_could_carry() {
     let network = Network::new(3);
     network.udp(false);
@@ -370,7 +388,7 @@ async fn storm(seed: u64) {
             let down = dice.size();
             requests.spawn(lab.converse(stream, up, down));
         }
-        match dice.below(12) {
+        match dice.below(13) {
             0 | 1 => network.udp(false),
             2 => network.change(|weather| weather.to_edge = false),
             3 => network.change(|weather| weather.to_agent = false),
@@ -387,6 +405,7 @@ async fn storm(seed: u64) {
                 let after = SECOND * 60;
                 lab.changes.send(Change::Woke { after }).await.unwrap();
             }
+            11 => network.forget_tcp(),
             _ => {}
         }
         sleep(Duration::from_millis(50 + dice.below(1_200))).await;
