@@ -2,7 +2,8 @@
 
 # Command and the Debian package that brings it.
 DEBIAN_TOOLS=(ip:iproute2 ping:iputils-ping wrk:wrk hey:hey h2load:nghttp2-client curl:curl iperf3:iperf3
-  sshd:openssh-server ssh:openssh-client openssl:openssl flock:util-linux awk:gawk)
+  sshd:openssh-server ssh:openssh-client openssl:openssl flock:util-linux awk:gawk
+  ss:iproute2 sysctl:procps nft:nftables conntrack:conntrack)
 CARGO_PEERS=(bore:bore-cli rathole:rathole rusnel:rusnel)
 
 set_up() {

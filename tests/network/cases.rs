@@ -58,7 +58,7 @@ pub async fn blocked_from_the_start(ground: &mut Ground) -> Figures {
 /// UDP is blocked in the middle of a download, and later passes again.
 pub async fn blocked_and_healed(ground: &mut Ground, block: Block) -> Figures {
     let mut agent = ground.agent("auto");
-    assert_eq!(agent.ready().await, "quic");
+    agent.ready_on("quic").await;
     let load = Load::begin();
     let download = Download::begin(seconds_of_download(6)).await;
     sleep(SECOND).await;
@@ -85,7 +85,7 @@ pub async fn blocked_and_healed(ground: &mut Ground, block: Block) -> Figures {
 pub async fn websocket_cut(ground: &mut Ground, cut: Cut) -> Figures {
     ground.block_udp(Block::Both);
     let mut agent = ground.agent("auto");
-    assert_eq!(agent.ready().await, "websocket");
+    agent.ready_on("websocket").await;
     let load = Load::begin();
     let download = Download::begin(seconds_of_download(6)).await;
     sleep(SECOND).await;
@@ -104,7 +104,7 @@ pub async fn websocket_cut(ground: &mut Ground, cut: Cut) -> Figures {
 pub async fn websocket_cut_while_udp_passes(ground: &mut Ground, cut: Cut) -> Figures {
     ground.block_udp(Block::Both);
     let mut agent = ground.agent("auto");
-    assert_eq!(agent.ready().await, "websocket");
+    agent.ready_on("websocket").await;
     let load = Load::begin();
     let download = Download::begin(seconds_of_download(6)).await;
     sleep(SECOND).await;
@@ -152,7 +152,7 @@ pub async fn flapping(ground: &mut Ground, length: Length) -> Figures {
 /// The agent's machine gets another address in the middle of a download.
 pub async fn another_address(ground: &mut Ground) -> Figures {
     let mut agent = ground.agent("auto");
-    assert_eq!(agent.ready().await, "quic");
+    agent.ready_on("quic").await;
     change_address_in_a_download(ground).await
 }
 
@@ -160,7 +160,7 @@ pub async fn another_address(ground: &mut Ground) -> Figures {
 pub async fn another_address_over_a_websocket(ground: &mut Ground) -> Figures {
     ground.block_udp(Block::Both);
     let mut agent = ground.agent("auto");
-    assert_eq!(agent.ready().await, "websocket");
+    agent.ready_on("websocket").await;
     change_address_in_a_download(ground).await
 }
 

@@ -171,6 +171,14 @@ impl AgentProcess {
         ready["transport"].as_str().expect("a word").to_owned()
     }
 
+    /// Wait until the tunnel is there and on this carrier. On a busy machine the other may win the race
+    /// at the start.
+    pub async fn ready_on(&mut self, carrier: &str) {
+        if self.ready().await != carrier {
+            self.moved_to(carrier).await;
+        }
+    }
+
     /// Wait until it has moved to a carrier, and return when and why.
     pub async fn moved_to(&mut self, carrier: &str) -> (Instant, String) {
         let moved = self

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -11,8 +11,8 @@ use std::thread;
 use crate::CASES;
 use crate::cases::{Case, Length};
 
-/// Figures by case and name, in the order of the cases.
-type Measured = BTreeMap<(usize, &'static str), Vec<f64>>;
+/// Figures and their names, by the case's number and the figure's.
+type Measured = BTreeMap<(usize, usize), (&'static str, Vec<f64>)>;
 
 /// `scripts/bench network` runs this, and says how often and where to write.
 #[test]
@@ -56,33 +56,57 @@ fn measure(case: &Case, number: usize, measured: &Mutex<Measured>) {
     let mut measured = measured.lock().expect("no panic");
     let figures = outcome.unwrap_or_default();
     eprintln!("{}: {figures:?}", case.name);
-    for (name, figure) in figures.into_iter().chain([("broken", broken)]) {
-        measured.entry((number, name)).or_default().push(figure);
+    let figures = figures.into_iter().enumerate();
+    for (at, (name, figure)) in figures.chain([(LAST, ("broken off", broken))]) {
+        let (_, values) = measured.entry((number, at)).or_insert((name, Vec::new()));
+        values.push(figure);
     }
 }
 
-fn write_tables(out: &std::path::Path, measured: &Mutex<Measured>) {
+/// The number of the figure that comes last.
+const LAST: usize = usize::MAX;
+
+fn write_tables(out: &Path, measured: &Mutex<Measured>) {
     let measured = measured.lock().expect("no panic");
     let mut csv = String::from("case,figure,run,value\n");
-    let mut table = String::from("| case | figure | runs | min | median | max |\n");
-    table.push_str("| --- | --- | --: | --: | --: | --: |\n");
-    for ((number, name), values) in &*measured {
-        let case = CASES[*number].name;
+    let mut table = String::from(HEAD);
+    for ((number, _), (figure, values)) in &*measured {
+        let case = &CASES[*number];
         for (run, value) in values.iter().enumerate() {
-            let _ = writeln!(csv, "\"{case}\",{name},{},{value}", run + 1);
+            let _ = writeln!(csv, "\"{}\",{figure},{},{value}", case.name, run + 1);
         }
         let mut sorted = values.clone();
         sorted.sort_by(f64::total_cmp);
-        let (least, median, most) = (sorted[0], median(&sorted), sorted[sorted.len() - 1]);
-        let runs = sorted.len();
-        let _ = writeln!(
-            table,
-            "| {case} | {name} | {runs} | {least} | {median} | {most} |"
-        );
+        let (least, most) = (sorted[0], sorted[sorted.len() - 1]);
+        let (name, runs, median) = (case.name, sorted.len(), median(&sorted));
+        let row = format!("| {name} | {figure} | {runs} | {least} | {median} | {most} |");
+        let _ = writeln!(table, "{row}");
     }
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let _ = writeln!(
+        table,
+        "\nLoad of the machine at the end, on {cores} cores: {load}"
+    );
     std::fs::write(out.join("network.csv"), csv).expect("a directory");
     std::fs::write(out.join("network.md"), table).expect("a directory");
 }
+
+const HEAD: &str = "\
+# When the agent's network changes
+
+Written by `scripts/bench network`: real programs (a debug build) in network namespaces, 20 Mbit/s, round trips
+of 40 ms where a carrier is lost and of 20 ms where the address changes; each case in `tests/network/cases.rs`.
+Times in milliseconds.
+
+*stall*: the longest pause of a download, which must arrive exactly. *switch*: until the agent says that it has
+moved. *back*: from when UDP passes again until it is used. *answered*: until the first request is answered. *went
+on*: until a download goes on. *failed*: of 20 small requests a second, those that failed. *broken off*: runs with
+anything else wrong, such as a byte of a download.
+
+| case | figure | runs | min | median | max |
+| --- | --- | --: | --: | --: | --: |
+";
 
 fn median(sorted: &[f64]) -> f64 {
     let (below, above) = (sorted[(sorted.len() - 1) / 2], sorted[sorted.len() / 2]);
