@@ -11,6 +11,7 @@ mod proxies;
 mod real;
 mod scenarios;
 mod sockets;
+mod storms;
 mod udp;
 
 use std::sync::{Arc, LazyLock};
