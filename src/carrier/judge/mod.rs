@@ -178,7 +178,13 @@ impl Judge {
         match (self.transport, self.current) {
             (Transport::Quic, _) | (_, Carrier::Udp) => {
                 self.doubt = Some(Doubt::new(now));
-                vec![Act::Refresh, self.probing.probe(now)]
+                let mut acts = vec![Act::Refresh, self.probing.probe(now)];
+                if self.dialling.line != Line::Absent {
+                    // It was dialled from the network that was.
+                    self.dialling.lost();
+                    acts.push(Act::HangUp);
+                }
+                acts
             }
             (_, Carrier::WebSocket) => {
                 let mut acts = vec![Act::HangUp];
