@@ -17,7 +17,7 @@ use super::connect_error::ConnectError;
 use super::event::{Event, Transported};
 use super::forward::{self, Tunnel};
 use super::heads::Heads;
-use crate::carrier::{self, AttemptError, CarrierState, DialConfig, Dialed};
+use crate::carrier::{self, AttemptError, CarrierState, DialConfig, Dialed, Driver};
 use crate::proto::{
     self, ALPN, ALPN_ANY, AgentMessage, CONTROL_LIMIT, Close, EdgeMessage, Hello, LostSession,
     Splitter, TunnelRequest, Welcome, WireError,
@@ -30,8 +30,7 @@ pub struct Session {
     connection: Connection,
     /// On which carrier the packets travel at the moment, and why.
     carrier: watch::Receiver<CarrierState>,
-    /// What keeps the connection on a carrier that works; it ends with the session.
-    upkeep: JoinSet<()>,
+    upkeep: Upkeep,
     control: Control,
     /// Which of the agent's sessions this is.
     epoch: u64,
@@ -54,8 +53,7 @@ impl Session {
             carrier,
             driver,
         } = dial(config).await?;
-        let mut upkeep = JoinSet::new();
-        upkeep.spawn(driver.run());
+        let upkeep = Upkeep::start(&connection, driver);
         if negotiated(&connection).as_deref() != Some(ALPN) {
             // The edge says which version it speaks as it closes.
             let reason = timeout(WELCOME, connection.closed()).await;
@@ -218,8 +216,26 @@ impl Session {
         self.connection
             .close(Close::Done.code(), b"the agent stops");
         let _ = timeout(FAREWELL, self.endpoint.wait_idle()).await;
-        self.upkeep.shutdown().await;
+        drop(self.upkeep);
         Ended::Shutdown
+    }
+}
+
+/// What keeps a connection on a carrier that works, and closes it when it is dropped.
+struct Upkeep(Connection);
+
+impl Upkeep {
+    fn start(connection: &Connection, driver: Driver) -> Self {
+        // It ends soon after the connection is closed: the edge must hear of that first, over the
+        // carrier that it keeps.
+        tokio::spawn(driver.run());
+        Self(connection.clone())
+    }
+}
+
+impl Drop for Upkeep {
+    fn drop(&mut self) {
+        self.0.close(Close::Done.code(), b"the agent is gone");
     }
 }
 

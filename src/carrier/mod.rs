@@ -47,7 +47,7 @@ pub use dial::{DialConfig, Dialed, dial};
 pub use dial_error::{AttemptError, DialError};
 pub use edge_socket::EdgeSocket;
 pub use outer_tls::outer_tls;
-pub use path::CarrierState;
+pub use path::{CarrierState, Driver};
 pub use proxy::Proxy;
 pub use transport::{AGENT_STREAMS, SESSION_WINDOW, agent_transport, edge_transport};
 pub use udp::{EdgeKeys, edge_endpoint};
