@@ -7,13 +7,14 @@ use http_body_util::channel::Channel;
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper::{Request, Response};
+use qtunnel::Carrier;
 use tokio::join;
 
 use crate::lab::{Http2, Lab, Server, within};
 
-#[tokio::test]
-async fn a_visitor_that_leaves_before_the_answer_aborts_the_upstream_request() {
-    let lab = Lab::public().await;
+on_each_carrier!(a_visitor_that_leaves_before_the_answer_aborts_the_upstream_request);
+async fn a_visitor_that_leaves_before_the_answer_aborts_the_upstream_request(carrier: Carrier) {
+    let lab = Lab::public().await.over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let _agent = lab.agent("blog", &upstream).await;
 
@@ -37,9 +38,11 @@ async fn a_visitor_that_leaves_before_the_answer_aborts_the_upstream_request() {
     assert_eq!(wire.rest().await, b"");
 }
 
-#[tokio::test]
-async fn a_visitor_that_leaves_in_the_middle_of_the_answer_aborts_the_upstream_request() {
-    let lab = Lab::public().await;
+on_each_carrier!(a_visitor_that_leaves_in_the_middle_of_the_answer_aborts_the_upstream_request);
+async fn a_visitor_that_leaves_in_the_middle_of_the_answer_aborts_the_upstream_request(
+    carrier: Carrier,
+) {
+    let lab = Lab::public().await.over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let _agent = lab.agent("blog", &upstream).await;
     for framing in [CHUNKED, SIZED] {
@@ -70,9 +73,11 @@ async fn a_visitor_that_leaves_in_the_middle_of_the_answer_aborts_the_upstream_r
     }
 }
 
-#[tokio::test]
-async fn a_visitor_that_leaves_in_the_middle_of_an_upload_aborts_the_upstream_request() {
-    let lab = Lab::public().await;
+on_each_carrier!(a_visitor_that_leaves_in_the_middle_of_an_upload_aborts_the_upstream_request);
+async fn a_visitor_that_leaves_in_the_middle_of_an_upload_aborts_the_upstream_request(
+    carrier: Carrier,
+) {
+    let lab = Lab::public().await.over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let _agent = lab.agent("blog", &upstream).await;
     for (framing, sent) in [
@@ -104,9 +109,9 @@ async fn a_visitor_that_leaves_in_the_middle_of_an_upload_aborts_the_upstream_re
     assert!(!rest.contains('0'), "the upload seems complete: {rest:?}");
 }
 
-#[tokio::test]
-async fn an_upstream_that_dies_in_the_middle_leaves_a_visibly_broken_answer() {
-    let lab = Lab::public().await;
+on_each_carrier!(an_upstream_that_dies_in_the_middle_leaves_a_visibly_broken_answer);
+async fn an_upstream_that_dies_in_the_middle_leaves_a_visibly_broken_answer(carrier: Carrier) {
+    let lab = Lab::public().await.over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let mut agent = lab.agent("blog", &upstream).await;
     for framing in [CHUNKED, SIZED] {
@@ -138,10 +143,10 @@ async fn an_upstream_that_dies_in_the_middle_leaves_a_visibly_broken_answer() {
     assert!(problem.await.contains("body broke off"));
 }
 
-#[tokio::test]
-async fn an_agent_that_dies_in_the_middle_leaves_a_visibly_broken_answer() {
+on_each_carrier!(an_agent_that_dies_in_the_middle_leaves_a_visibly_broken_answer);
+async fn an_agent_that_dies_in_the_middle_leaves_a_visibly_broken_answer(carrier: Carrier) {
     for framing in [CHUNKED, SIZED] {
-        let lab = Lab::public().await;
+        let lab = Lab::public().await.over(carrier);
         let (upstream, mut wires) = Server::by_hand().await;
         let agent = lab.agent("blog", &upstream).await;
         let mut visitor = lab.visitor("blog").wire().await;
@@ -168,9 +173,9 @@ async fn an_agent_that_dies_in_the_middle_leaves_a_visibly_broken_answer() {
     }
 }
 
-#[tokio::test]
-async fn an_upstream_that_dies_before_its_answer_is_reported() {
-    let lab = Lab::start().await;
+on_each_carrier!(an_upstream_that_dies_before_its_answer_is_reported);
+async fn an_upstream_that_dies_before_its_answer_is_reported(carrier: Carrier) {
+    let lab = Lab::start().await.over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let _agent = lab.agent("blog", &upstream).await;
     let visitor = lab.visitor("blog");
@@ -190,9 +195,9 @@ async fn an_upstream_that_dies_before_its_answer_is_reported() {
     }
 }
 
-#[tokio::test]
-async fn an_answer_in_the_middle_of_an_upload_reaches_the_visitor() {
-    let lab = Lab::public().await;
+on_each_carrier!(an_answer_in_the_middle_of_an_upload_reaches_the_visitor);
+async fn an_answer_in_the_middle_of_an_upload_reaches_the_visitor(carrier: Carrier) {
+    let lab = Lab::public().await.over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let _agent = lab.agent("blog", &upstream).await;
     for upstream_stays in [true, false] {

@@ -3,15 +3,15 @@
 use std::path::Path;
 
 use nix::sys::signal::Signal;
-use qtunnel::{Address, HostHeader, Upstream};
+use qtunnel::{Address, Carrier, HostHeader, Upstream};
 
 use crate::lab::process::Process;
 use crate::lab::tools::{self, Tool};
 use crate::lab::{Lab, Running};
 
-#[tokio::test]
-async fn a_page_changes_in_the_browser_when_its_source_does_over_http() {
-    let Some(vite) = Vite::start().await else {
+on_each_carrier!(a_page_changes_in_the_browser_when_its_source_does_over_http);
+async fn a_page_changes_in_the_browser_when_its_source_does_over_http(carrier: Carrier) {
+    let Some(vite) = Vite::start(carrier).await else {
         return;
     };
     let port = vite.lab.http.port();
@@ -19,10 +19,10 @@ async fn a_page_changes_in_the_browser_when_its_source_does_over_http() {
         .await;
 }
 
+on_each_carrier!(a_page_changes_in_the_browser_when_its_source_does_over_https);
 /// Browsers open WebSockets on an HTTP/2 connection by extended CONNECT (RFC 8441).
-#[tokio::test]
-async fn a_page_changes_in_the_browser_when_its_source_does_over_https() {
-    let Some(vite) = Vite::start().await else {
+async fn a_page_changes_in_the_browser_when_its_source_does_over_https(carrier: Carrier) {
+    let Some(vite) = Vite::start(carrier).await else {
         return;
     };
     let port = vite.lab.https.port();
@@ -30,13 +30,17 @@ async fn a_page_changes_in_the_browser_when_its_source_does_over_https() {
         .await;
 }
 
+on_each_carrier!(a_development_server_that_knows_only_itself_is_content_with_a_rewritten_host);
 /// Vite refuses hosts that it does not know: what `--host-header rewrite` is for.
-#[tokio::test]
-async fn a_development_server_that_knows_only_itself_is_content_with_a_rewritten_host() {
+async fn a_development_server_that_knows_only_itself_is_content_with_a_rewritten_host(
+    carrier: Carrier,
+) {
     let Some(node) = tools::node() else { return };
     let project = project("one");
     let (_server, upstream) = serve(&node, project.path()).await;
-    let lab = Lab::with(|config| config.domain = "lab.test".into()).await;
+    let lab = Lab::with(|config| config.domain = "lab.test".into())
+        .await
+        .over(carrier);
     let _as_it_is = lab.agent("plain", upstream.clone()).await;
     let _rewritten = lab.agent_with("vite", upstream, rewrite).await;
 
@@ -58,9 +62,9 @@ struct Vite {
 }
 
 impl Vite {
-    async fn start() -> Option<Self> {
+    async fn start(carrier: Carrier) -> Option<Self> {
         let (node, chromium) = (tools::node()?, tools::program("chromium")?);
-        let lab = Lab::start().await;
+        let lab = Lab::start().await.over(carrier);
         let project = project("before");
         let (server, upstream) = serve(&node, project.path()).await;
         let agent = lab.agent_with("vite", upstream, rewrite).await;

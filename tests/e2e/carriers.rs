@@ -8,11 +8,9 @@ use crate::lab::{Lab, Server};
 async fn a_visitor_is_served_where_only_http_gets_through() {
     let lab = Lab::with(|config| config.quic = None).await;
     let upstream = Server::echo().await;
-    let url = format!("wss://{}", lab.https).parse().unwrap();
     let mut agent = lab
         .agent_with("ws", &upstream, |config| {
             config.transport = Transport::Auto;
-            config.websocket = Some(url);
         })
         .await;
 

@@ -4,19 +4,19 @@ use std::path::Path;
 
 use http_body_util::{BodyExt, Full};
 use hyper::Response;
-use qtunnel::{Address, Upstream};
+use qtunnel::{Address, Carrier, Upstream};
 use tokio::process::Command;
 
 use crate::lab::process::{Process, run, succeed};
 use crate::lab::tools::{self, Tool};
 use crate::lab::{Lab, Server};
 
-#[tokio::test]
-async fn curl_needs_no_setup_over_any_version_of_http() {
+on_each_carrier!(curl_needs_no_setup_over_any_version_of_http);
+async fn curl_needs_no_setup_over_any_version_of_http(carrier: Carrier) {
     let Some(curl) = tools::program("curl") else {
         return;
     };
-    let lab = Lab::start().await;
+    let lab = Lab::start().await.over(carrier);
     let upstream = Server::echo().await;
     let _agent = lab.agent("blog", &upstream).await;
     let http = format!("http://blog.localhost:{}/a?b", lab.http.port());
@@ -38,12 +38,12 @@ async fn curl_needs_no_setup_over_any_version_of_http() {
     }
 }
 
-#[tokio::test]
-async fn curl_waits_with_its_upload_until_the_upstream_wants_it() {
+on_each_carrier!(curl_waits_with_its_upload_until_the_upstream_wants_it);
+async fn curl_waits_with_its_upload_until_the_upstream_wants_it(carrier: Carrier) {
     let Some(curl) = tools::program("curl") else {
         return;
     };
-    let lab = Lab::start().await;
+    let lab = Lab::start().await.over(carrier);
     let upstream = Server::http(|request| async {
         let body = request.into_body().collect().await.expect("a whole body");
         Response::new(Full::new(body.to_bytes()))
@@ -80,12 +80,12 @@ async fn curl_waits_with_its_upload_until_the_upstream_wants_it() {
     }
 }
 
-#[tokio::test]
-async fn curl_gets_pages_parts_and_nothing_hidden_of_a_directory() {
+on_each_carrier!(curl_gets_pages_parts_and_nothing_hidden_of_a_directory);
+async fn curl_gets_pages_parts_and_nothing_hidden_of_a_directory(carrier: Carrier) {
     let Some(curl) = tools::program("curl") else {
         return;
     };
-    let lab = Lab::start().await;
+    let lab = Lab::start().await.over(carrier);
     let directory = tempfile::tempdir().unwrap();
     let site = directory.path().join("site");
     for (name, content) in [
@@ -147,12 +147,12 @@ async fn curl_gets_pages_parts_and_nothing_hidden_of_a_directory() {
     assert!(said.ends_with(" 405"), "{said}");
 }
 
-#[tokio::test]
-async fn every_request_of_h2load_succeeds() {
+on_each_carrier!(every_request_of_h2load_succeeds);
+async fn every_request_of_h2load_succeeds(carrier: Carrier) {
     let Some(h2load) = tools::program("h2load") else {
         return;
     };
-    let lab = Lab::start().await;
+    let lab = Lab::start().await.over(carrier);
     let upstream = Server::text("hello").await;
     let _agent = lab.agent("blog", &upstream).await;
 
@@ -171,12 +171,12 @@ async fn every_request_of_h2load_succeeds() {
     }
 }
 
-#[tokio::test]
-async fn every_request_of_nghttp_on_one_connection_succeeds() {
+on_each_carrier!(every_request_of_nghttp_on_one_connection_succeeds);
+async fn every_request_of_nghttp_on_one_connection_succeeds(carrier: Carrier) {
     let Some(nghttp) = tools::program("nghttp") else {
         return;
     };
-    let lab = Lab::start().await;
+    let lab = Lab::start().await.over(carrier);
     let upstream = Server::text("hello").await;
     let _agent = lab.agent("blog", &upstream).await;
 
@@ -194,12 +194,12 @@ async fn every_request_of_nghttp_on_one_connection_succeeds() {
     assert_eq!(succeeded, 50, "{said}");
 }
 
-#[tokio::test]
-async fn a_websocket_client_and_server_understand_each_other() {
+on_each_carrier!(a_websocket_client_and_server_understand_each_other);
+async fn a_websocket_client_and_server_understand_each_other(carrier: Carrier) {
     let Some(python) = tools::python() else {
         return;
     };
-    let lab = Lab::start().await;
+    let lab = Lab::start().await.over(carrier);
     let mut server = Process::spawn(python.script("websocket_server.py"));
     let upstream: Address = format!("127.0.0.1:{}", server.port().await)
         .parse()

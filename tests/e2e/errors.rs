@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use hyper::Request;
-use qtunnel::{Address, Event, RequestLog};
+use qtunnel::{Address, Carrier, Event, RequestLog};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -73,9 +73,9 @@ async fn a_name_that_nobody_holds_is_not_found() {
     meet(&elsewhere, "/", 404, "no_such_tunnel").await;
 }
 
-#[tokio::test]
-async fn an_upstream_that_is_down_is_named_in_the_agents_log_only() {
-    let lab = Lab::start().await;
+on_each_carrier!(an_upstream_that_is_down_is_named_in_the_agents_log_only);
+async fn an_upstream_that_is_down_is_named_in_the_agents_log_only(carrier: Carrier) {
+    let lab = Lab::start().await.over(carrier);
     let gone = {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         listener.local_addr().unwrap()
@@ -92,9 +92,9 @@ async fn an_upstream_that_is_down_is_named_in_the_agents_log_only() {
     assert_eq!(log.status, Some(502), "the log has what the visitor saw");
 }
 
-#[tokio::test]
-async fn an_upstream_socket_that_is_missing_is_named_in_the_agents_log_only() {
-    let lab = Lab::start().await;
+on_each_carrier!(an_upstream_socket_that_is_missing_is_named_in_the_agents_log_only);
+async fn an_upstream_socket_that_is_missing_is_named_in_the_agents_log_only(carrier: Carrier) {
+    let lab = Lab::start().await.over(carrier);
     let address: Address = "unix:/run/secret-place/app.sock".parse().unwrap();
     let mut agent = lab.agent("blog", address).await;
 
@@ -105,9 +105,9 @@ async fn an_upstream_socket_that_is_missing_is_named_in_the_agents_log_only() {
     assert!(problem.contains("/run/secret-place/app.sock"), "{problem}");
 }
 
-#[tokio::test]
-async fn an_upstream_that_does_not_answer_in_time_is_a_gateway_timeout() {
-    let lab = Lab::start().await;
+on_each_carrier!(an_upstream_that_does_not_answer_in_time_is_a_gateway_timeout);
+async fn an_upstream_that_does_not_answer_in_time_is_a_gateway_timeout(carrier: Carrier) {
+    let lab = Lab::start().await.over(carrier);
     let (upstream, _arrived) = Server::silent().await;
     let mut agent = lab
         .agent_with("blog", &upstream, |agent| {
@@ -129,9 +129,9 @@ async fn an_upstream_that_does_not_answer_in_time_is_a_gateway_timeout() {
     assert_eq!(log.status, Some(504));
 }
 
-#[tokio::test]
-async fn an_upstream_that_does_not_speak_http_is_a_bad_gateway() {
-    let lab = Lab::start().await;
+on_each_carrier!(an_upstream_that_does_not_speak_http_is_a_bad_gateway);
+async fn an_upstream_that_does_not_speak_http_is_a_bad_gateway(carrier: Carrier) {
+    let lab = Lab::start().await.over(carrier);
     let upstream = Server::raw(|mut stream| async move {
         let _ = stream.write_all(b"SSH-2.0-OpenSSH_9.9\r\n").await;
         let _ = stream.read(&mut [0; 4096]).await;
@@ -147,9 +147,9 @@ async fn an_upstream_that_does_not_speak_http_is_a_bad_gateway() {
     assert_eq!(log.status, Some(502));
 }
 
-#[tokio::test]
-async fn an_upstream_that_hangs_up_before_it_answers_is_a_bad_gateway() {
-    let lab = Lab::start().await;
+on_each_carrier!(an_upstream_that_hangs_up_before_it_answers_is_a_bad_gateway);
+async fn an_upstream_that_hangs_up_before_it_answers_is_a_bad_gateway(carrier: Carrier) {
+    let lab = Lab::start().await.over(carrier);
     let upstream = Server::raw(|mut stream| async move {
         let _ = stream.read(&mut [0; 4096]).await;
     })
@@ -159,9 +159,9 @@ async fn an_upstream_that_hangs_up_before_it_answers_is_a_bad_gateway() {
     meet(&lab.visitor("blog"), "/", 502, "upstream_invalid").await;
 }
 
-#[tokio::test]
-async fn paths_of_the_edge_are_its_own_on_every_host() {
-    let lab = Lab::start().await;
+on_each_carrier!(paths_of_the_edge_are_its_own_on_every_host);
+async fn paths_of_the_edge_are_its_own_on_every_host(carrier: Carrier) {
+    let lab = Lab::start().await.over(carrier);
     let upstream = Server::text("mine").await;
     let _agent = lab.agent("blog", &upstream).await;
 
@@ -218,9 +218,9 @@ async fn an_answer_to_head_has_no_body() {
     assert!(reply.body.is_empty());
 }
 
-#[tokio::test]
-async fn an_upstream_that_dies_in_its_answer_is_never_presented_as_complete() {
-    let lab = Lab::start().await;
+on_each_carrier!(an_upstream_that_dies_in_its_answer_is_never_presented_as_complete);
+async fn an_upstream_that_dies_in_its_answer_is_never_presented_as_complete(carrier: Carrier) {
+    let lab = Lab::start().await.over(carrier);
     let (die, told) = tokio::sync::watch::channel(false);
     let upstream = Server::raw(move |mut stream| {
         let mut told = told.clone();

@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use qtunnel::Carrier;
+
 use crate::lab::process::Process;
 use crate::lab::{Lab, Server};
 
-#[tokio::test]
-async fn a_visitor_reaches_a_local_server_under_a_public_name() {
-    let lab = Lab::start().await;
+on_each_carrier!(a_visitor_reaches_a_local_server_under_a_public_name);
+async fn a_visitor_reaches_a_local_server_under_a_public_name(carrier: Carrier) {
+    let lab = Lab::start().await.over(carrier);
     let upstream = Server::echo().await;
     let agent = lab.agent("blog", &upstream).await;
 
@@ -23,9 +25,9 @@ async fn a_visitor_reaches_a_local_server_under_a_public_name() {
     );
 }
 
-#[tokio::test]
-async fn a_body_larger_than_every_buffer_comes_back_whole() {
-    let lab = Lab::start().await;
+on_each_carrier!(a_body_larger_than_every_buffer_comes_back_whole);
+async fn a_body_larger_than_every_buffer_comes_back_whole(carrier: Carrier) {
+    let lab = Lab::start().await.over(carrier);
     let upstream = Server::echo().await;
     let _agent = lab.agent("echo", &upstream).await;
     let body: Vec<u8> = (0..24u32 << 20)

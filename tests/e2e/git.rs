@@ -6,19 +6,19 @@ use std::path::Path;
 use crate::lab::Lab;
 use crate::lab::process::{Process, succeed};
 use crate::lab::tools::{self, Tool};
-use qtunnel::{Address, Upstream};
+use qtunnel::{Address, Carrier, Upstream};
 use tokio::process::Command;
 
 /// 24 files of 4 MiB: about 100 MB.
 const FILES: usize = 24;
 const FILE: usize = 4 << 20;
 
-#[tokio::test]
-async fn a_repository_of_100_mb_is_pushed_and_cloned() {
+on_each_carrier!(a_repository_of_100_mb_is_pushed_and_cloned);
+async fn a_repository_of_100_mb_is_pushed_and_cloned(carrier: Carrier) {
     let (Some(git), Some(python)) = (tools::program("git"), tools::python()) else {
         return;
     };
-    let lab = Lab::start().await;
+    let lab = Lab::start().await.over(carrier);
     let home = tempfile::tempdir().unwrap();
     let here = |name: &str| home.path().join(name);
     succeed(command(

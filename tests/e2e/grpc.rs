@@ -3,47 +3,47 @@
 use crate::lab::process::{Process, succeed};
 use crate::lab::tools::{self, Tool};
 use crate::lab::{Lab, Running};
-use qtunnel::{Address, Upstream};
+use qtunnel::{Address, Carrier, Upstream};
 use tokio::process::Command;
 
-#[tokio::test]
-async fn a_grpc_call_is_answered() {
-    all_is_well("unary").await;
+on_each_carrier!(a_grpc_call_is_answered);
+async fn a_grpc_call_is_answered(carrier: Carrier) {
+    all_is_well(carrier, "unary").await;
 }
 
-#[tokio::test]
-async fn a_grpc_client_streams() {
-    all_is_well("client_streaming").await;
+on_each_carrier!(a_grpc_client_streams);
+async fn a_grpc_client_streams(carrier: Carrier) {
+    all_is_well(carrier, "client_streaming").await;
 }
 
-#[tokio::test]
-async fn a_grpc_server_streams() {
-    all_is_well("server_streaming").await;
+on_each_carrier!(a_grpc_server_streams);
+async fn a_grpc_server_streams(carrier: Carrier) {
+    all_is_well(carrier, "server_streaming").await;
 }
 
-#[tokio::test]
-async fn both_ends_of_a_grpc_call_take_turns() {
-    all_is_well("bidirectional_streaming").await;
+on_each_carrier!(both_ends_of_a_grpc_call_take_turns);
+async fn both_ends_of_a_grpc_call_take_turns(carrier: Carrier) {
+    all_is_well(carrier, "bidirectional_streaming").await;
 }
 
-#[tokio::test]
-async fn grpc_messages_of_4_mib_pass_both_ways() {
-    all_is_well("large_messages").await;
+on_each_carrier!(grpc_messages_of_4_mib_pass_both_ways);
+async fn grpc_messages_of_4_mib_pass_both_ways(carrier: Carrier) {
+    all_is_well(carrier, "large_messages").await;
 }
 
-#[tokio::test]
-async fn grpc_metadata_passes_in_front_and_behind() {
-    all_is_well("metadata").await;
+on_each_carrier!(grpc_metadata_passes_in_front_and_behind);
+async fn grpc_metadata_passes_in_front_and_behind(carrier: Carrier) {
+    all_is_well(carrier, "metadata").await;
 }
 
-#[tokio::test]
-async fn grpc_errors_keep_their_code_and_details() {
-    all_is_well("errors").await;
+on_each_carrier!(grpc_errors_keep_their_code_and_details);
+async fn grpc_errors_keep_their_code_and_details(carrier: Carrier) {
+    all_is_well(carrier, "errors").await;
 }
 
-#[tokio::test]
-async fn a_grpc_deadline_is_known_to_both_ends() {
-    let Some(mut grpc) = Grpc::start().await else {
+on_each_carrier!(a_grpc_deadline_is_known_to_both_ends);
+async fn a_grpc_deadline_is_known_to_both_ends(carrier: Carrier) {
+    let Some(mut grpc) = Grpc::start(carrier).await else {
         return;
     };
 
@@ -53,9 +53,9 @@ async fn a_grpc_deadline_is_known_to_both_ends() {
     grpc.server.line("the hanging call has ended").await;
 }
 
-#[tokio::test]
-async fn a_grpc_call_that_is_cancelled_ends_at_the_server() {
-    let Some(mut grpc) = Grpc::start().await else {
+on_each_carrier!(a_grpc_call_that_is_cancelled_ends_at_the_server);
+async fn a_grpc_call_that_is_cancelled_ends_at_the_server(carrier: Carrier) {
+    let Some(mut grpc) = Grpc::start(carrier).await else {
         return;
     };
 
@@ -65,8 +65,8 @@ async fn a_grpc_call_that_is_cancelled_ends_at_the_server() {
     grpc.server.line("the hanging call has ended").await;
 }
 
-async fn all_is_well(scenario: &str) {
-    let Some(grpc) = Grpc::start().await else {
+async fn all_is_well(carrier: Carrier, scenario: &str) {
+    let Some(grpc) = Grpc::start(carrier).await else {
         return;
     };
 
@@ -84,9 +84,9 @@ struct Grpc {
 }
 
 impl Grpc {
-    async fn start() -> Option<Self> {
+    async fn start(carrier: Carrier) -> Option<Self> {
         let python = tools::python()?;
-        let lab = Lab::start().await;
+        let lab = Lab::start().await.over(carrier);
         let mut server = Process::spawn(python.script("grpc_server.py"));
         let upstream: Address = format!("h2c://127.0.0.1:{}", server.port().await)
             .parse()

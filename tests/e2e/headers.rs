@@ -1,13 +1,13 @@
 //! What is added to a message, what is taken out, and when an upstream's connection is used again.
 
-use qtunnel::{AgentConfig, Event, HostHeader};
+use qtunnel::{AgentConfig, Carrier, Event, HostHeader};
 use tokio::join;
 
 use crate::lab::{Lab, Running, Server, Wires};
 
-#[tokio::test]
-async fn fields_of_one_hop_end_there_in_both_directions() {
-    let lab = Lab::start().await;
+on_each_carrier!(fields_of_one_hop_end_there_in_both_directions);
+async fn fields_of_one_hop_end_there_in_both_directions(carrier: Carrier) {
+    let lab = Lab::start().await.over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let _agent = lab.agent("blog", &upstream).await;
 
@@ -51,9 +51,9 @@ async fn fields_of_one_hop_end_there_in_both_directions() {
     }
 }
 
-#[tokio::test]
-async fn connection_has_no_power_over_fields_meant_for_everybody() {
-    let lab = Lab::start().await;
+on_each_carrier!(connection_has_no_power_over_fields_meant_for_everybody);
+async fn connection_has_no_power_over_fields_meant_for_everybody(carrier: Carrier) {
+    let lab = Lab::start().await.over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let _agent = lab.agent("blog", &upstream).await;
 
@@ -71,9 +71,9 @@ async fn connection_has_no_power_over_fields_meant_for_everybody() {
     }
 }
 
-#[tokio::test]
-async fn forged_words_about_the_visitor_are_replaced() {
-    let lab = Lab::start().await;
+on_each_carrier!(forged_words_about_the_visitor_are_replaced);
+async fn forged_words_about_the_visitor_are_replaced(carrier: Carrier) {
+    let lab = Lab::start().await.over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let _agent = lab.agent("blog", &upstream).await;
 
@@ -90,10 +90,11 @@ async fn forged_words_about_the_visitor_are_replaced() {
     assert!(!seen.contains("6.6.6.6"), "{seen}");
 }
 
-#[tokio::test]
-async fn a_trusted_proxy_is_believed_and_added() {
-    let lab =
-        Lab::with(|config| config.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()]).await;
+on_each_carrier!(a_trusted_proxy_is_believed_and_added);
+async fn a_trusted_proxy_is_believed_and_added(carrier: Carrier) {
+    let lab = Lab::with(|config| config.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()])
+        .await
+        .over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let _agent = lab.agent("blog", &upstream).await;
 
@@ -114,9 +115,9 @@ async fn a_trusted_proxy_is_believed_and_added() {
     assert!(values(&seen, "x_forwarded_for").is_empty(), "{seen}");
 }
 
-#[tokio::test]
-async fn the_scheme_of_a_visitor_over_tls_is_https() {
-    let lab = Lab::public().await;
+on_each_carrier!(the_scheme_of_a_visitor_over_tls_is_https);
+async fn the_scheme_of_a_visitor_over_tls_is_https(carrier: Carrier) {
+    let lab = Lab::public().await.over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let _agent = lab.agent("blog", &upstream).await;
     let visitor = lab.http2("blog").await;
@@ -133,10 +134,10 @@ async fn the_scheme_of_a_visitor_over_tls_is_https() {
     );
 }
 
-#[tokio::test]
-async fn the_host_is_preserved_rewritten_or_replaced_and_the_original_is_told() {
+on_each_carrier!(the_host_is_preserved_rewritten_or_replaced_and_the_original_is_told);
+async fn the_host_is_preserved_rewritten_or_replaced_and_the_original_is_told(carrier: Carrier) {
     for choice in ["preserve", "rewrite", "app.local:3000"] {
-        let lab = Lab::start().await;
+        let lab = Lab::start().await.over(carrier);
         let (upstream, mut wires) = Server::by_hand().await;
         let host_header: HostHeader = choice.parse().unwrap();
         let set = |config: &mut AgentConfig| config.tunnels[0].host_header = host_header;
@@ -165,9 +166,9 @@ async fn the_host_is_preserved_rewritten_or_replaced_and_the_original_is_told() 
     }
 }
 
-#[tokio::test]
-async fn exactly_one_field_frames_a_body_towards_the_upstream() {
-    let lab = Lab::start().await;
+on_each_carrier!(exactly_one_field_frames_a_body_towards_the_upstream);
+async fn exactly_one_field_frames_a_body_towards_the_upstream(carrier: Carrier) {
+    let lab = Lab::start().await.over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let _agent = lab.agent("blog", &upstream).await;
     for (sent, leaves) in [
@@ -204,9 +205,9 @@ async fn exactly_one_field_frames_a_body_towards_the_upstream() {
     }
 }
 
-#[tokio::test]
-async fn a_sound_upstream_connection_is_used_again() {
-    let lab = Lab::start().await;
+on_each_carrier!(a_sound_upstream_connection_is_used_again);
+async fn a_sound_upstream_connection_is_used_again(carrier: Carrier) {
+    let lab = Lab::start().await.over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let mut agent = lab.agent("blog", &upstream).await;
     let visitor = lab.visitor("blog");
@@ -235,8 +236,8 @@ async fn a_sound_upstream_connection_is_used_again() {
     assert!(wires.is_empty(), "a second connection");
 }
 
-#[tokio::test]
-async fn an_upstream_connection_is_not_used_again_after_anything_odd() {
+on_each_carrier!(an_upstream_connection_is_not_used_again_after_anything_odd);
+async fn an_upstream_connection_is_not_used_again_after_anything_odd(carrier: Carrier) {
     for odd in [
         // More than was announced: the rest could be taken for the next answer.
         "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nokHTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil",
@@ -244,7 +245,7 @@ async fn an_upstream_connection_is_not_used_again_after_anything_odd() {
         "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok",
         "HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nok",
     ] {
-        let lab = Lab::start().await;
+        let lab = Lab::start().await.over(carrier);
         let (upstream, mut wires) = Server::by_hand().await;
         let mut agent = lab.agent("blog", &upstream).await;
         let visitor = lab.visitor("blog");
@@ -271,10 +272,12 @@ async fn an_upstream_connection_is_not_used_again_after_anything_odd() {
     }
 }
 
-#[tokio::test]
-async fn a_get_survives_a_connection_that_was_just_closed_and_a_post_is_never_sent_twice() {
+on_each_carrier!(a_get_survives_a_connection_that_was_just_closed_and_a_post_is_never_sent_twice);
+async fn a_get_survives_a_connection_that_was_just_closed_and_a_post_is_never_sent_twice(
+    carrier: Carrier,
+) {
     for (method, survives) in [("GET", true), ("DELETE", true), ("POST", false)] {
-        let lab = Lab::start().await;
+        let lab = Lab::start().await.over(carrier);
         let (upstream, mut wires) = Server::by_hand().await;
         let mut agent = lab.agent("blog", &upstream).await;
         let visitor = lab.visitor("blog");

@@ -2,12 +2,16 @@
 
 use std::time::Duration;
 
+use qtunnel::Carrier;
+
 use crate::lab::head::{field, text};
 use crate::lab::{Lab, PATIENCE, Server, Wire, within};
 
-#[tokio::test]
-async fn a_body_is_asked_for_only_when_the_upstream_asks() {
-    let lab = Lab::with(|config| config.limits.expectation = PATIENCE * 10).await;
+on_each_carrier!(a_body_is_asked_for_only_when_the_upstream_asks);
+async fn a_body_is_asked_for_only_when_the_upstream_asks(carrier: Carrier) {
+    let lab = Lab::with(|config| config.limits.expectation = PATIENCE * 10)
+        .await
+        .over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let _agent = lab.agent("blog", &upstream).await;
     let mut visitor = lab.visitor("blog").wire().await;
@@ -27,11 +31,13 @@ async fn a_body_is_asked_for_only_when_the_upstream_asks() {
     assert!(visitor.head().await.starts_with("HTTP/1.1 201 Created\r\n"));
 }
 
-#[tokio::test]
-async fn an_upstream_that_wants_no_body_says_so_at_once() {
+on_each_carrier!(an_upstream_that_wants_no_body_says_so_at_once);
+async fn an_upstream_that_wants_no_body_says_so_at_once(carrier: Carrier) {
     for status in ["417 Expectation Failed", "413 Payload Too Large"] {
         for body in ["", "sorry"] {
-            let lab = Lab::with(|config| config.limits.expectation = PATIENCE * 10).await;
+            let lab = Lab::with(|config| config.limits.expectation = PATIENCE * 10)
+                .await
+                .over(carrier);
             let (upstream, mut wires) = Server::by_hand().await;
             let _agent = lab.agent("blog", &upstream).await;
             let mut visitor = lab.visitor("blog").wire().await;
@@ -56,9 +62,11 @@ async fn an_upstream_that_wants_no_body_says_so_at_once() {
     }
 }
 
-#[tokio::test]
-async fn an_upstream_that_ignores_the_expectation_gets_the_body_all_the_same() {
-    let lab = Lab::with(|config| config.limits.expectation = Duration::ZERO).await;
+on_each_carrier!(an_upstream_that_ignores_the_expectation_gets_the_body_all_the_same);
+async fn an_upstream_that_ignores_the_expectation_gets_the_body_all_the_same(carrier: Carrier) {
+    let lab = Lab::with(|config| config.limits.expectation = Duration::ZERO)
+        .await
+        .over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let _agent = lab.agent("blog", &upstream).await;
     let mut visitor = lab.visitor("blog").wire().await;
@@ -75,9 +83,9 @@ async fn an_upstream_that_ignores_the_expectation_gets_the_body_all_the_same() {
     assert!(visitor.head().await.starts_with("HTTP/1.1 200 OK\r\n"));
 }
 
-#[tokio::test]
-async fn early_hints_arrive_before_the_answer_exists() {
-    let lab = Lab::start().await;
+on_each_carrier!(early_hints_arrive_before_the_answer_exists);
+async fn early_hints_arrive_before_the_answer_exists(carrier: Carrier) {
+    let lab = Lab::start().await.over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let _agent = lab.agent("blog", &upstream).await;
     let mut visitor = lab.visitor("blog").wire().await;
@@ -100,10 +108,10 @@ async fn early_hints_arrive_before_the_answer_exists() {
     assert!(visitor.head().await.starts_with("HTTP/1.1 200 OK\r\n"));
 }
 
-#[tokio::test]
-async fn early_hints_do_not_disturb_visitors_that_cannot_have_them() {
+on_each_carrier!(early_hints_do_not_disturb_visitors_that_cannot_have_them);
+async fn early_hints_do_not_disturb_visitors_that_cannot_have_them(carrier: Carrier) {
     // hyper's HTTP/2 server has no way to send them; HTTP/1.0 has no such thing.
-    let lab = Lab::public().await;
+    let lab = Lab::public().await.over(carrier);
     let upstream = Server::raw(|stream| async move {
         let mut wire = Wire::new(stream);
         wire.head().await;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use qtunnel::proto::{AgentMessage, EdgeMessage, Refusal};
-use qtunnel::{Service, Upstream};
+use qtunnel::{Carrier, Service, Upstream};
 use quinn::{Connection, ConnectionError, SendDatagramError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -129,10 +129,12 @@ async fn an_agent_has_as_many_tunnels_as_it_may() {
     );
 }
 
-#[tokio::test]
-async fn one_session_has_1024_conversations_and_the_next_visitor_is_told_to_come_back() {
+on_each_carrier!(one_session_has_1024_conversations_and_the_next_visitor_is_told_to_come_back);
+async fn one_session_has_1024_conversations_and_the_next_visitor_is_told_to_come_back(
+    carrier: Carrier,
+) {
     rlimit::increase_nofile_limit(8192).expect("enough descriptors for a thousand visitors");
-    let lab = Lab::start().await;
+    let lab = Lab::start().await.over(carrier);
     let arrivals = Arc::new(Semaphore::new(0));
     let arrived = arrivals.clone();
     let service = Service::new(move |_| {

@@ -1,6 +1,8 @@
 //! What a visitor, an operator or an agent can observe, over real sockets.
 
 mod lab;
+#[macro_use]
+mod on_each_carrier;
 
 mod aborts;
 mod browser;

@@ -3,14 +3,15 @@
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::Request;
+use qtunnel::Carrier;
 use tokio::join;
 
 use crate::lab::head::{field, text, values};
 use crate::lab::{Lab, Server, Wire, Wires};
 
-#[tokio::test]
-async fn targets_arrive_untouched() {
-    let lab = Lab::start().await;
+on_each_carrier!(targets_arrive_untouched);
+async fn targets_arrive_untouched(carrier: Carrier) {
+    let lab = Lab::start().await.over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let _agent = lab.agent("blog", &upstream).await;
     for target in [
@@ -39,9 +40,9 @@ async fn targets_arrive_untouched() {
     }
 }
 
-#[tokio::test]
-async fn what_a_target_may_not_contain_is_refused_and_not_repaired() {
-    let lab = Lab::start().await;
+on_each_carrier!(what_a_target_may_not_contain_is_refused_and_not_repaired);
+async fn what_a_target_may_not_contain_is_refused_and_not_repaired(carrier: Carrier) {
+    let lab = Lab::start().await.over(carrier);
     let upstream = Server::text("reached").await;
     let _agent = lab.agent("blog", &upstream).await;
     for target in ["/a#b", "/<a>", "/a`b", "/a\u{7f}", "/?\"", "relative"] {
@@ -53,9 +54,9 @@ async fn what_a_target_may_not_contain_is_refused_and_not_repaired() {
     }
 }
 
-#[tokio::test]
-async fn absolute_form_and_the_asterisk_reach_the_upstream_in_their_own_forms() {
-    let lab = Lab::start().await;
+on_each_carrier!(absolute_form_and_the_asterisk_reach_the_upstream_in_their_own_forms);
+async fn absolute_form_and_the_asterisk_reach_the_upstream_in_their_own_forms(carrier: Carrier) {
+    let lab = Lab::start().await.over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let _agent = lab.agent("blog", &upstream).await;
     for (sent, arrives) in [
@@ -98,9 +99,9 @@ async fn absolute_form_and_the_asterisk_reach_the_upstream_in_their_own_forms() 
     }
 }
 
-#[tokio::test]
-async fn answers_without_a_body_keep_their_length_and_nothing_else_is_invented() {
-    let lab = Lab::start().await;
+on_each_carrier!(answers_without_a_body_keep_their_length_and_nothing_else_is_invented);
+async fn answers_without_a_body_keep_their_length_and_nothing_else_is_invented(carrier: Carrier) {
+    let lab = Lab::start().await.over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let _agent = lab.agent("blog", &upstream).await;
     let get = "GET / HTTP/1.1\r\nhost: blog.localhost\r\n";
@@ -158,9 +159,9 @@ async fn answers_without_a_body_keep_their_length_and_nothing_else_is_invented()
     }
 }
 
-#[tokio::test]
-async fn http2_visitors_see_bodiless_answers_too() {
-    let lab = Lab::public().await;
+on_each_carrier!(http2_visitors_see_bodiless_answers_too);
+async fn http2_visitors_see_bodiless_answers_too(carrier: Carrier) {
+    let lab = Lab::public().await.over(carrier);
     let upstream = Server::raw(|stream| async move {
         let mut wire = Wire::new(stream);
         let answer = match wire.head().await.split(' ').next().unwrap() {
@@ -192,9 +193,9 @@ async fn http2_visitors_see_bodiless_answers_too() {
     );
 }
 
-#[tokio::test]
-async fn http_1_0_visitors_get_answers_that_they_understand() {
-    let lab = Lab::start().await;
+on_each_carrier!(http_1_0_visitors_get_answers_that_they_understand);
+async fn http_1_0_visitors_get_answers_that_they_understand(carrier: Carrier) {
+    let lab = Lab::start().await.over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let _agent = lab.agent("blog", &upstream).await;
     let mut visitor = lab.visitor("blog").wire().await;
@@ -226,9 +227,9 @@ async fn http_1_0_visitors_get_answers_that_they_understand() {
     assert_eq!(visitor.rest().await, b"two");
 }
 
-#[tokio::test]
-async fn repeated_fields_stay_apart_and_in_order_and_values_are_bytes() {
-    let lab = Lab::start().await;
+on_each_carrier!(repeated_fields_stay_apart_and_in_order_and_values_are_bytes);
+async fn repeated_fields_stay_apart_and_in_order_and_values_are_bytes(carrier: Carrier) {
+    let lab = Lab::start().await.over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let _agent = lab.agent("blog", &upstream).await;
     let mut visitor = lab.visitor("blog").wire().await;
@@ -248,9 +249,9 @@ async fn repeated_fields_stay_apart_and_in_order_and_values_are_bytes() {
     assert_eq!(values(&response, "x-latin"), [b"\xe9\xff"]);
 }
 
-#[tokio::test]
-async fn reason_phrases_survive() {
-    let lab = Lab::start().await;
+on_each_carrier!(reason_phrases_survive);
+async fn reason_phrases_survive(carrier: Carrier) {
+    let lab = Lab::start().await.over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let _agent = lab.agent("blog", &upstream).await;
     for status in [
@@ -270,9 +271,9 @@ async fn reason_phrases_survive() {
     }
 }
 
-#[tokio::test]
-async fn a_request_body_arrives_whatever_its_method_and_framing() {
-    let lab = Lab::start().await;
+on_each_carrier!(a_request_body_arrives_whatever_its_method_and_framing);
+async fn a_request_body_arrives_whatever_its_method_and_framing(carrier: Carrier) {
+    let lab = Lab::start().await.over(carrier);
     let upstream = Server::echo().await;
     let _agent = lab.agent("blog", &upstream).await;
     for method in ["GET", "POST", "DELETE", "REPORT"] {
@@ -295,9 +296,9 @@ async fn a_request_body_arrives_whatever_its_method_and_framing() {
     }
 }
 
-#[tokio::test]
-async fn cookie_crumbs_of_http2_arrive_as_one_field() {
-    let lab = Lab::public().await;
+on_each_carrier!(cookie_crumbs_of_http2_arrive_as_one_field);
+async fn cookie_crumbs_of_http2_arrive_as_one_field(carrier: Carrier) {
+    let lab = Lab::public().await.over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let _agent = lab.agent("blog", &upstream).await;
     let visitor = lab.http2("blog").await;

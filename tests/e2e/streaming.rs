@@ -6,15 +6,16 @@ use http_body_util::channel::Channel;
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper::{Request, Response};
+use qtunnel::Carrier;
 use tokio::join;
 use tokio::sync::watch;
 
 use crate::lab::process::Process;
 use crate::lab::{Lab, Server, Visitor, Wire, within};
 
-#[tokio::test]
-async fn each_byte_of_an_event_stream_arrives_before_the_next_is_sent() {
-    let lab = Lab::public().await;
+on_each_carrier!(each_byte_of_an_event_stream_arrives_before_the_next_is_sent);
+async fn each_byte_of_an_event_stream_arrives_before_the_next_is_sent(carrier: Carrier) {
+    let lab = Lab::public().await.over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let _agent = lab.agent("events", &upstream).await;
     let (visitor, http2) = (lab.visitor("events"), lab.http2("events").await);
@@ -49,9 +50,11 @@ async fn each_byte_of_an_event_stream_arrives_before_the_next_is_sent() {
     }
 }
 
-#[tokio::test]
-async fn each_byte_of_an_upload_arrives_before_the_next_is_sent_and_answers_come_meanwhile() {
-    let lab = Lab::public().await;
+on_each_carrier!(each_byte_of_an_upload_arrives_before_the_next_is_sent_and_answers_come_meanwhile);
+async fn each_byte_of_an_upload_arrives_before_the_next_is_sent_and_answers_come_meanwhile(
+    carrier: Carrier,
+) {
+    let lab = Lab::public().await.over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let _agent = lab.agent("chat", &upstream).await;
     let (visitor, http2) = (lab.visitor("chat"), lab.http2("chat").await);
@@ -90,9 +93,9 @@ async fn each_byte_of_an_upload_arrives_before_the_next_is_sent_and_answers_come
     }
 }
 
-#[tokio::test]
-async fn an_upload_goes_on_while_its_response_waits_to_be_read() {
-    let lab = Lab::start().await;
+on_each_carrier!(an_upload_goes_on_while_its_response_waits_to_be_read);
+async fn an_upload_goes_on_while_its_response_waits_to_be_read(carrier: Carrier) {
+    let lab = Lab::start().await.over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let _agent = lab.agent("both", &upstream).await;
     let mut visitor = lab.visitor("both").wire().await;
@@ -115,9 +118,9 @@ async fn an_upload_goes_on_while_its_response_waits_to_be_read() {
     within("the upstream's end", upstream).await.unwrap();
 }
 
-#[tokio::test]
-async fn slow_readers_stop_their_upstreams_and_nobody_else() {
-    let lab = Lab::start().await;
+on_each_carrier!(slow_readers_stop_their_upstreams_and_nobody_else);
+async fn slow_readers_stop_their_upstreams_and_nobody_else(carrier: Carrier) {
+    let lab = Lab::start().await.over(carrier);
     let (poured, mut pouring) = watch::channel(0);
     let upstream = Server::raw(move |stream| {
         let poured = poured.clone();
@@ -169,8 +172,12 @@ async fn slow_readers_stop_their_upstreams_and_nobody_else() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn huge_bodies_pass_both_ways_with_memory_flat() {
+on_each_carrier!(
+    huge_bodies_pass_both_ways_with_memory_flat,
+    flavor = "multi_thread",
+    worker_threads = 2
+);
+async fn huge_bodies_pass_both_ways_with_memory_flat(carrier: Carrier) {
     let huge =
         std::env::var("QTUNNEL_TEST_HUGE").map_or(HUGE, |bytes| bytes.parse().expect("a number"));
     let upstream = Server::raw(move |stream| async move {
@@ -203,16 +210,23 @@ async fn huge_bodies_pass_both_ways_with_memory_flat() {
         "edge",
     ];
     let mut edge = Process::qtunnel(home.path(), serve);
+    let https = edge.line("https").await;
     let quic = edge.line("quic").await;
-    let (port, server) = (
-        upstream.addr.port().to_string(),
-        quic.split_whitespace().last().unwrap(),
-    );
+    let [https, quic] = [&https, &quic].map(|line| line.split_whitespace().last().unwrap());
+    let port = upstream.addr.port().to_string();
+    let websocket = format!("wss://{https}");
     let connect = [
         "connect",
         &port,
         "--server",
-        server,
+        quic,
+        "--websocket-url",
+        &websocket,
+        "--transport",
+        match carrier {
+            Carrier::Udp => "quic",
+            Carrier::WebSocket => "websocket",
+        },
         "--ca",
         "edge/ca.pem",
         "--subdomain",

@@ -1,11 +1,13 @@
 //! What hyper would let pass and the edge does not: each is answered, the connection is closed, and
 //! nothing of it reaches an upstream.
 
+use qtunnel::Carrier;
+
 use crate::lab::{Lab, Server, Wire};
 
-#[tokio::test]
-async fn each_violation_is_answered_and_ends_the_connection() {
-    let lab = Lab::start().await;
+on_each_carrier!(each_violation_is_answered_and_ends_the_connection);
+async fn each_violation_is_answered_and_ends_the_connection(carrier: Carrier) {
+    let lab = Lab::start().await.over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let _agent = lab.agent("blog", &upstream).await;
     for (status, code, request) in VIOLATIONS {
@@ -36,8 +38,8 @@ async fn each_violation_is_answered_and_ends_the_connection() {
     }
 }
 
-#[tokio::test]
-async fn a_body_that_ends_early_or_late_smuggles_nothing() {
+on_each_carrier!(a_body_that_ends_early_or_late_smuggles_nothing);
+async fn a_body_that_ends_early_or_late_smuggles_nothing(carrier: Carrier) {
     let smuggled = "GET /smuggled HTTP/1.1\r\nhost: blog.localhost\r\n\r\n";
     for malformed in [
         "zz\r\n",
@@ -47,7 +49,7 @@ async fn a_body_that_ends_early_or_late_smuggles_nothing() {
         "5\r\nhelloX\r\n0\r\n\r\n",
         "ffffffffffffffffff\r\n",
     ] {
-        let lab = Lab::start().await;
+        let lab = Lab::start().await.over(carrier);
         let (upstream, mut wires) = Server::by_hand().await;
         let _agent = lab.agent("blog", &upstream).await;
         let mut visitor = lab.visitor("blog").wire().await;
@@ -74,9 +76,9 @@ async fn a_body_that_ends_early_or_late_smuggles_nothing() {
     }
 }
 
-#[tokio::test]
-async fn a_request_inside_a_body_stays_inside_the_body() {
-    let lab = Lab::start().await;
+on_each_carrier!(a_request_inside_a_body_stays_inside_the_body);
+async fn a_request_inside_a_body_stays_inside_the_body(carrier: Carrier) {
+    let lab = Lab::start().await.over(carrier);
     let upstream = Server::echo().await;
     let _agent = lab.agent("blog", &upstream).await;
     let inner = "GET /smuggled HTTP/1.1\r\nhost: blog.localhost\r\n\r\n";
@@ -100,9 +102,9 @@ async fn a_request_inside_a_body_stays_inside_the_body() {
     }
 }
 
-#[tokio::test]
-async fn heads_pass_up_to_each_limit_and_not_one_byte_or_field_further() {
-    let lab = Lab::start().await;
+on_each_carrier!(heads_pass_up_to_each_limit_and_not_one_byte_or_field_further);
+async fn heads_pass_up_to_each_limit_and_not_one_byte_or_field_further(carrier: Carrier) {
+    let lab = Lab::start().await.over(carrier);
     let upstream = Server::raw(|stream| async move {
         // No HTTP library: theirs have limits of their own, and the edge adds fields.
         let mut wire = Wire::new(stream);
@@ -140,9 +142,9 @@ async fn heads_pass_up_to_each_limit_and_not_one_byte_or_field_further() {
     }
 }
 
-#[tokio::test]
-async fn the_rules_hold_over_http2_too() {
-    let lab = Lab::public().await;
+on_each_carrier!(the_rules_hold_over_http2_too);
+async fn the_rules_hold_over_http2_too(carrier: Carrier) {
+    let lab = Lab::public().await.over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let _agent = lab.agent("blog", &upstream).await;
     let visitor = lab.http2("blog").await;

@@ -6,16 +6,17 @@ use http_body_util::channel::Channel;
 use hyper::body::{Frame, Incoming};
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use hyper::{Request, Response};
+use qtunnel::Carrier;
 
 use crate::lab::head::{field, text};
 use crate::lab::visitor::collect;
 use crate::lab::{Lab, Server};
 
-#[tokio::test]
-async fn trailers_pass_in_both_directions_over_http1() {
+on_each_carrier!(trailers_pass_in_both_directions_over_http1);
+async fn trailers_pass_in_both_directions_over_http1(carrier: Carrier) {
     // hyper writes trailers in HTTP/1.1 only if `Trailer` announces them and, to a visitor, only if
     // `TE: trailers` asks for them.
-    let lab = Lab::start().await;
+    let lab = Lab::start().await.over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let _agent = lab.agent("blog", &upstream).await;
     let mut visitor = lab.visitor("blog").wire().await;
@@ -42,9 +43,9 @@ async fn trailers_pass_in_both_directions_over_http1() {
     );
 }
 
-#[tokio::test]
-async fn trailers_pass_in_both_directions_over_http2() {
-    let lab = Lab::public().await;
+on_each_carrier!(trailers_pass_in_both_directions_over_http2);
+async fn trailers_pass_in_both_directions_over_http2(carrier: Carrier) {
+    let lab = Lab::public().await.over(carrier);
     let upstream = Server::h2c(|request: Request<Incoming>| async move {
         let body = request.into_body().collect().await.expect("a body");
         let (mut sender, body_back) = Channel::<Bytes>::new(2);
@@ -77,9 +78,9 @@ async fn trailers_pass_in_both_directions_over_http2() {
     assert_eq!(reply.trailers, Some(sum));
 }
 
-#[tokio::test]
-async fn trailers_that_would_have_been_needed_earlier_are_left_out() {
-    let lab = Lab::start().await;
+on_each_carrier!(trailers_that_would_have_been_needed_earlier_are_left_out);
+async fn trailers_that_would_have_been_needed_earlier_are_left_out(carrier: Carrier) {
+    let lab = Lab::start().await.over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let _agent = lab.agent("blog", &upstream).await;
     let mut visitor = lab.visitor("blog").wire().await;

@@ -6,15 +6,16 @@ use http_body_util::Empty;
 use hyper::Request;
 use hyper::ext::Protocol;
 use hyper_util::rt::TokioIo;
+use qtunnel::Carrier;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::join;
 
 use crate::lab::visitor::collect;
 use crate::lab::{Lab, Server, Visitor, Wires, within};
 
-#[tokio::test]
-async fn what_a_visitor_says_early_reaches_the_upstream_only_after_its_101() {
-    let lab = Lab::start().await;
+on_each_carrier!(what_a_visitor_says_early_reaches_the_upstream_only_after_its_101);
+async fn what_a_visitor_says_early_reaches_the_upstream_only_after_its_101(carrier: Carrier) {
+    let lab = Lab::start().await.over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let _agent = lab.agent("blog", &upstream).await;
     let mut visitor = lab.visitor("blog").wire().await;
@@ -37,10 +38,10 @@ async fn what_a_visitor_says_early_reaches_the_upstream_only_after_its_101() {
     assert_eq!(upgraded.bytes(5).await, b"early");
 }
 
-#[tokio::test]
-async fn bytes_pass_untouched_in_both_directions_once_the_upstream_agrees() {
+on_each_carrier!(bytes_pass_untouched_in_both_directions_once_the_upstream_agrees);
+async fn bytes_pass_untouched_in_both_directions_once_the_upstream_agrees(carrier: Carrier) {
     for protocol in ["websocket", "x-own/2.0"] {
-        let lab = Lab::start().await;
+        let lab = Lab::start().await.over(carrier);
         let (upstream, mut wires) = Server::by_hand().await;
         let _agent = lab.agent("blog", &upstream).await;
         let mut visitor = lab.visitor("blog").wire().await;
@@ -68,10 +69,10 @@ async fn bytes_pass_untouched_in_both_directions_once_the_upstream_agrees() {
     }
 }
 
-#[tokio::test]
-async fn a_half_close_leaves_the_other_direction_open() {
+on_each_carrier!(a_half_close_leaves_the_other_direction_open);
+async fn a_half_close_leaves_the_other_direction_open(carrier: Carrier) {
     for visitor_first in [true, false] {
-        let lab = Lab::start().await;
+        let lab = Lab::start().await.over(carrier);
         let (upstream, mut wires) = Server::by_hand().await;
         let _agent = lab.agent("blog", &upstream).await;
         let mut visitor = lab.visitor("blog").wire().await;
@@ -97,14 +98,15 @@ async fn a_half_close_leaves_the_other_direction_open() {
     }
 }
 
-#[tokio::test]
-async fn an_upgraded_stream_outlives_every_limit_on_time() {
+on_each_carrier!(an_upgraded_stream_outlives_every_limit_on_time);
+async fn an_upgraded_stream_outlives_every_limit_on_time(carrier: Carrier) {
     let short = std::time::Duration::from_millis(50);
     let lab = Lab::with(|config| {
         config.limits.head = short;
         config.limits.idle = short;
     })
-    .await;
+    .await
+    .over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let _agent = lab
         .agent_with("blog", &upstream, |config| config.upstream_timeout = short)
@@ -130,10 +132,10 @@ async fn an_upgraded_stream_outlives_every_limit_on_time() {
     assert_eq!(upgraded.bytes(4).await, b"here");
 }
 
-#[tokio::test]
-async fn a_refused_upgrade_is_an_ordinary_answer() {
+on_each_carrier!(a_refused_upgrade_is_an_ordinary_answer);
+async fn a_refused_upgrade_is_an_ordinary_answer(carrier: Carrier) {
     for status in ["403 Forbidden", "200 OK", "426 Upgrade Required"] {
-        let lab = Lab::start().await;
+        let lab = Lab::start().await.over(carrier);
         let (upstream, mut wires) = Server::by_hand().await;
         let _agent = lab.agent("blog", &upstream).await;
         let mut visitor = lab.visitor("blog").wire().await;
@@ -165,9 +167,9 @@ async fn a_refused_upgrade_is_an_ordinary_answer() {
     }
 }
 
-#[tokio::test]
-async fn a_switch_that_nobody_asked_for_is_not_passed_on() {
-    let lab = Lab::start().await;
+on_each_carrier!(a_switch_that_nobody_asked_for_is_not_passed_on);
+async fn a_switch_that_nobody_asked_for_is_not_passed_on(carrier: Carrier) {
+    let lab = Lab::start().await.over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let _agent = lab.agent("blog", &upstream).await;
     let visitor = lab.visitor("blog");
@@ -187,9 +189,9 @@ async fn a_switch_that_nobody_asked_for_is_not_passed_on() {
     assert_eq!(rest, b"");
 }
 
-#[tokio::test]
-async fn a_visitor_that_leaves_ends_the_upgraded_stream() {
-    let lab = Lab::start().await;
+on_each_carrier!(a_visitor_that_leaves_ends_the_upgraded_stream);
+async fn a_visitor_that_leaves_ends_the_upgraded_stream(carrier: Carrier) {
+    let lab = Lab::start().await.over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let _agent = lab.agent("blog", &upstream).await;
     let mut visitor = lab.visitor("blog").wire().await;
@@ -204,9 +206,9 @@ async fn a_visitor_that_leaves_ends_the_upgraded_stream() {
     assert_eq!(upgraded.rest().await, b"");
 }
 
-#[tokio::test]
-async fn http2_visitors_reach_websockets_by_extended_connect() {
-    let lab = Lab::public().await;
+on_each_carrier!(http2_visitors_reach_websockets_by_extended_connect);
+async fn http2_visitors_reach_websockets_by_extended_connect(carrier: Carrier) {
+    let lab = Lab::public().await.over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let _agent = lab.agent("blog", &upstream).await;
     let visitor = lab.http2("blog").await;
@@ -251,10 +253,10 @@ async fn http2_visitors_reach_websockets_by_extended_connect() {
     assert_eq!(answer, "an answer");
 }
 
-#[tokio::test]
-async fn an_upgrade_refused_over_http2_is_never_taken_for_an_open_websocket() {
+on_each_carrier!(an_upgrade_refused_over_http2_is_never_taken_for_an_open_websocket);
+async fn an_upgrade_refused_over_http2_is_never_taken_for_an_open_websocket(carrier: Carrier) {
     for (upstream_says, visitor_sees) in [("403 Forbidden", 403), ("200 OK", 502)] {
-        let lab = Lab::public().await;
+        let lab = Lab::public().await.over(carrier);
         let (upstream, mut wires) = Server::by_hand().await;
         let _agent = lab.agent("blog", &upstream).await;
         let visitor = lab.http2("blog").await;

@@ -2,18 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use qtunnel::{Address, Event, Upstream};
+use qtunnel::{Address, Carrier, Event, Upstream};
 
 use crate::lab::Lab;
 use crate::lab::process::Process;
 use crate::lab::tools;
 
-#[tokio::test]
-async fn an_upstream_on_a_unix_socket_is_reached() {
+on_each_carrier!(an_upstream_on_a_unix_socket_is_reached);
+async fn an_upstream_on_a_unix_socket_is_reached(carrier: Carrier) {
     let Some(node) = tools::program("node") else {
         return;
     };
-    let lab = Lab::start().await;
+    let lab = Lab::start().await.over(carrier);
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("app.sock");
     let mut command = node.script("socket_server.mjs");
@@ -29,12 +29,14 @@ async fn an_upstream_on_a_unix_socket_is_reached() {
     assert_eq!((reply.status, reply.text()), (200, "POST /a?b: hello"));
 }
 
-#[tokio::test]
-async fn an_upstream_whose_certificate_nobody_signed_is_reached_if_that_is_wanted() {
+on_each_carrier!(an_upstream_whose_certificate_nobody_signed_is_reached_if_that_is_wanted);
+async fn an_upstream_whose_certificate_nobody_signed_is_reached_if_that_is_wanted(
+    carrier: Carrier,
+) {
     let Some(secure) = Secure::start().await else {
         return;
     };
-    let lab = Lab::start().await;
+    let lab = Lab::start().await.over(carrier);
     let address = format!("https+insecure://localhost:{}", secure.port);
     let _agent = lab.agent("app", upstream(&address)).await;
 
@@ -44,12 +46,12 @@ async fn an_upstream_whose_certificate_nobody_signed_is_reached_if_that_is_wante
     assert_eq!(reply.header("x-version"), "2.0");
 }
 
-#[tokio::test]
-async fn an_upstream_whose_certificate_nobody_signed_is_refused_otherwise() {
+on_each_carrier!(an_upstream_whose_certificate_nobody_signed_is_refused_otherwise);
+async fn an_upstream_whose_certificate_nobody_signed_is_refused_otherwise(carrier: Carrier) {
     let Some(secure) = Secure::start().await else {
         return;
     };
-    let lab = Lab::start().await;
+    let lab = Lab::start().await.over(carrier);
     let address = format!("https://localhost:{}", secure.port);
     let mut agent = lab.agent("app", upstream(&address)).await;
 

@@ -16,10 +16,11 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use hyper::Uri;
 use qtunnel::proto::{AgentId, Secret};
 use qtunnel::{
-    Agent, AgentConfig, Edge, EdgeConfig, Event, HostHeader, Observer, Proxy, ServerAddr,
-    Transport, Trust, TunnelConfig, Upstream,
+    Agent, AgentConfig, Carrier, Edge, EdgeConfig, Event, HostHeader, Observer, Proxy,
+    ServerAddr, Transport, Trust, TunnelConfig, Upstream,
 };
 use tempfile::TempDir;
 use tokio::sync::{oneshot, watch};
@@ -64,6 +65,7 @@ pub struct Lab {
     pub domain: String,
     pub trust: Trust,
     pub state: TempDir,
+    carrier: Carrier,
     stop: Option<oneshot::Sender<()>>,
     served: Option<JoinHandle<()>>,
 }
@@ -109,9 +111,16 @@ impl Lab {
             domain,
             trust,
             state,
+            carrier: Carrier::Udp,
             stop: Some(stop),
             served: Some(served),
         }
+    }
+
+    /// Let agents use this carrier and no other.
+    pub fn over(mut self, carrier: Carrier) -> Self {
+        self.carrier = carrier;
+        self
     }
 
     /// Connect an agent that publishes `upstream` under `name`.
@@ -139,8 +148,19 @@ impl Lab {
                 port: self.quic.port(),
             },
             trust: self.trust.clone(),
+            transport: match self.carrier {
+                Carrier::Udp => Transport::Quic,
+                Carrier::WebSocket => Transport::Websocket,
+            },
+            websocket: Some(self.websocket()),
             ..Self::config(name, upstream)
         }
+    }
+
+    /// Where the edge accepts WebSockets.
+    pub fn websocket(&self) -> Uri {
+        let url = format!("wss://{}", self.https);
+        url.parse().expect("a valid address")
     }
 
     /// The configuration of an agent whose edge is still to be named.
