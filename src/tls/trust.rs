@@ -35,8 +35,11 @@ impl Trust {
     ) -> Result<(ClientConfig, Distrust), TrustError> {
         let distrust = Distrust::default();
         let check = match self {
-            Self::System => Check::WebPki(system_verifier()?),
-            Self::Ca(path) => Check::WebPki(verifier(roots_from(path)?)?),
+            Self::System => Check::system()?,
+            Self::Ca(path) => Check::WebPki {
+                authorities: format!("an authority in {}", path.display()),
+                verifier: verifier(roots_from(path)?)?,
+            },
             Self::Pins(pins) => Check::Pins(pins.clone()),
         };
         let verifier = Verifier {
@@ -61,7 +64,7 @@ impl Trust {
 /// [`TrustError`] if the machine has no certificate store.
 pub fn upstream_config(verify: bool, alpn: &[&[u8]]) -> Result<ClientConfig, TrustError> {
     let check = match verify {
-        true => Check::WebPki(system_verifier()?),
+        true => Check::system()?,
         false => Check::Anything,
     };
     let verifier = Verifier {
@@ -143,9 +146,22 @@ impl Distrust {
 
 #[derive(Debug)]
 enum Check {
-    WebPki(Arc<WebPkiServerVerifier>),
+    WebPki {
+        /// Whose signature is expected, in words.
+        authorities: String,
+        verifier: Arc<WebPkiServerVerifier>,
+    },
     Pins(Vec<Pin>),
     Anything,
+}
+
+impl Check {
+    fn system() -> Result<Self, TrustError> {
+        Ok(Self::WebPki {
+            authorities: "an authority that this machine trusts".into(),
+            verifier: system_verifier()?,
+        })
+    }
 }
 
 #[derive(Debug)]
@@ -165,13 +181,16 @@ impl ServerCertVerifier for Verifier {
     ) -> Result<ServerCertVerified, rustls::Error> {
         match &self.check {
             Check::Anything => Ok(ServerCertVerified::assertion()),
-            Check::WebPki(webpki) => webpki
+            Check::WebPki {
+                authorities,
+                verifier,
+            } => verifier
                 .verify_server_cert(leaf, intermediates, name, ocsp, now)
                 .inspect_err(|err| {
                     let pin = Pin::of(leaf).map(|pin| pin.to_string()).unwrap_or_default();
                     self.distrust.note(format!(
-                        "its certificate is not trusted for {} ({err}); if it is your edge, pass its CA \
-                         with --ca or its pin with --pin (found {pin})",
+                        "its certificate is not trusted for {} ({err}): expected one from {authorities}, found \
+                         one with the pin {pin}; if it is your edge, pass its CA with --ca or this pin with --pin",
                         name.to_str()
                     ));
                 }),
