@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use http::Uri;
 use ipnet::IpNet;
 use qtunnel::proto::Secret;
 use qtunnel::{Edge, EdgeConfig, EdgeIdentity, EdgeLimits, StateDir};
@@ -49,6 +50,9 @@ pub struct ServeArgs {
     /// Believe what proxies in this network say about the visitor (X-Forwarded-*, Forwarded)
     #[arg(long, value_name = "CIDR", value_parser = network)]
     trusted_proxy: Vec<IpNet>,
+    /// Where visitors reach the edge through a proxy in front of it: https://example.com
+    #[arg(long, value_name = "URL", value_parser = public_url)]
+    public_url: Option<Uri>,
     /// Answer plain HTTP with a redirection to HTTPS
     #[arg(long)]
     redirect_https: bool,
@@ -127,6 +131,7 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
         state_dir: state_dir.clone(),
         tokens: token.as_ref().map(|token| vec![token.secret.clone()]),
         trusted_proxies: args.trusted_proxy,
+        public_url: args.public_url,
         redirect_https: args.redirect_https,
         grace_period: args.grace_period,
         lease: args.lease,
@@ -264,6 +269,16 @@ fn network(text: &str) -> Result<IpNet, String> {
     text.parse()
         .or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from))
         .map_err(|_| "not a network: write 10.0.0.0/8, fd00::/8 or a single address".into())
+}
+
+fn public_url(text: &str) -> Result<Uri, &'static str> {
+    let url = text.parse().ok().filter(|url: &Uri| {
+        matches!(url.scheme_str(), Some("https" | "http"))
+            && url.host().is_some_and(|host| !host.is_empty())
+            && matches!(url.path(), "" | "/")
+            && url.query().is_none()
+    });
+    url.ok_or("not a place for visitors: write https://example.com or https://example.com:8443")
 }
 
 fn valid_domain(domain: &str) -> Result<String, Failure> {

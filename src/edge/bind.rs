@@ -128,7 +128,7 @@ impl Edge {
             socket: self.socket,
             tokens: self.tokens,
             limits: self.config.limits,
-            urls: Urls::new(&self.config.domain, &self.addrs),
+            urls: Urls::new(&self.config, &self.addrs),
             draining: draining.clone(),
             grace_period: self.config.grace_period,
         });
@@ -268,7 +268,18 @@ pub struct Urls {
 }
 
 impl Urls {
-    fn new(domain: &str, addrs: &Addrs) -> Self {
+    fn new(config: &EdgeConfig, addrs: &Addrs) -> Self {
+        if let Some(url) = &config.public_url {
+            let (scheme, usual) = match url.scheme_str() {
+                Some("http") => ("http", 80),
+                _ => ("https", 443),
+            };
+            return Self {
+                domain: url.host().unwrap_or(&config.domain).to_owned(),
+                schemes: vec![(scheme, url.port_u16().unwrap_or(usual), usual)],
+            };
+        }
+        let domain = config.domain.as_str();
         let http = addrs.http.first().map(|addr| ("http", addr.port(), 80));
         let https = addrs.https.first().map(|addr| ("https", addr.port(), 443));
         // On the local edge plain HTTP comes first: no browser trusts the local CA by itself.

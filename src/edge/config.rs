@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ::http::Uri;
 use ipnet::IpNet;
 
 use crate::proto::Secret;
@@ -27,6 +28,9 @@ pub struct EdgeConfig {
     pub tokens: Option<Vec<Secret>>,
     /// Proxies in front of the edge, whose word about the visitor is believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// Where visitors reach the edge, if a proxy in front makes that another place than where it
+    /// listens: `https://example.com`. A tunnel's name goes in front of the host.
+    pub public_url: Option<Uri>,
     /// Answer plain HTTP with a redirection to HTTPS.
     pub redirect_https: bool,
     /// How long conversations may go on once the edge is told to stop.
@@ -118,6 +122,7 @@ impl Default for EdgeConfig {
             state_dir: PathBuf::from("qtunnel-state"),
             tokens: None,
             trusted_proxies: Vec::new(),
+            public_url: None,
             redirect_https: false,
             grace_period: Duration::from_secs(30),
             lease: Duration::from_secs(60),

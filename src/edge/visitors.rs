@@ -83,7 +83,11 @@ impl Visitors {
     async fn serve(self: Arc<Self>, tcp: TcpStream, visitor: SocketAddr, tls: Option<TlsAcceptor>) {
         let _ = tcp.set_nodelay(true);
         let visitor = SocketAddr::new(visitor.ip().to_canonical(), visitor.port());
-        let _place = match self.crowd.enter(visitor.ip(), &self.limits) {
+        let brings_others = self
+            .trusted_proxies
+            .iter()
+            .any(|proxies| proxies.contains(&visitor.ip()));
+        let _place = match self.crowd.enter(visitor.ip(), brings_others, &self.limits) {
             Ok(place) => place,
             Err(fault) => return turn_away(tcp, tls.is_some(), fault).await,
         };
@@ -226,13 +230,19 @@ struct Present {
 impl Crowd {
     /// Take a place until the returned value is dropped, or say what there is too much of.
     ///
-    /// Connections from this machine count only in all: a proxy in front of the edge brings
-    /// everybody's.
-    fn enter(&self, visitor: IpAddr, limits: &EdgeLimits) -> Result<Place, Fault> {
+    /// Connections from this machine and from proxies in front of the edge count only in all: they
+    /// bring everybody's.
+    fn enter(
+        &self,
+        visitor: IpAddr,
+        brings_others: bool,
+        limits: &EdgeLimits,
+    ) -> Result<Place, Fault> {
         let house = household(visitor);
         let mut present = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let here = present.households.get(&house).copied().unwrap_or(0);
-        if here >= limits.connections_per_visitor && !visitor.is_loopback() {
+        let alone = !brings_others && !visitor.is_loopback();
+        if alone && here >= limits.connections_per_visitor {
             return Err(Fault::TooManyConnections);
         }
         if present.all >= limits.connections {
@@ -347,7 +357,7 @@ mod tests {
             ..EdgeLimits::default()
         };
         let crowd = Crowd::default();
-        let enter = |visitor: &str| crowd.enter(visitor.parse().unwrap(), &limits);
+        let enter = |visitor: &str| crowd.enter(visitor.parse().unwrap(), false, &limits);
 
         let (first, _second) = (enter("192.0.2.1"), enter("192.0.2.1"));
 
@@ -364,7 +374,7 @@ mod tests {
             ..EdgeLimits::default()
         };
         let crowd = Crowd::default();
-        let enter = |visitor: &str| crowd.enter(visitor.parse().unwrap(), &limits);
+        let enter = |visitor: &str| crowd.enter(visitor.parse().unwrap(), false, &limits);
 
         let _place = enter("2001:db8:0:1::1").unwrap();
 
@@ -383,10 +393,25 @@ mod tests {
             ..EdgeLimits::default()
         };
         let crowd = Crowd::default();
-        let enter = |visitor: &str| crowd.enter(visitor.parse().unwrap(), &limits);
+        let enter = |visitor: &str| crowd.enter(visitor.parse().unwrap(), false, &limits);
 
         let _places = (enter("127.0.0.1").unwrap(), enter("127.0.0.1").unwrap());
 
         assert_eq!(enter("127.0.0.1").unwrap_err(), Fault::Busy);
+    }
+
+    #[test]
+    fn connections_from_proxies_in_front_count_in_all_only() {
+        let limits = EdgeLimits {
+            connections_per_visitor: 1,
+            connections: 2,
+            ..EdgeLimits::default()
+        };
+        let crowd = Crowd::default();
+        let enter = || crowd.enter([192, 0, 2, 1].into(), true, &limits);
+
+        let _places = (enter().unwrap(), enter().unwrap());
+
+        assert_eq!(enter().unwrap_err(), Fault::Busy);
     }
 }
