@@ -1,10 +1,13 @@
 //! The harness: a [`Lab`] owns an edge, its agents and their upstreams, on loopback and on ports of
 //! the system's choice. Its methods return when the thing is ready, so that no test ever sleeps.
 
+pub mod back;
 pub mod edge_process;
+pub mod front;
 pub mod head;
 pub mod http2;
 pub mod peer;
+pub mod ports;
 pub mod process;
 pub mod relay;
 pub mod tools;
@@ -19,7 +22,7 @@ use std::time::Duration;
 use hyper::Uri;
 use qtunnel::proto::{AgentId, Secret};
 use qtunnel::{
-    Agent, AgentConfig, Carrier, Edge, EdgeConfig, Event, HostHeader, Observer, Proxy,
+    Agent, AgentConfig, Carrier, Edge, EdgeConfig, Event, HostHeader, Observer, Pin, Proxy,
     ServerAddr, Transport, Trust, TunnelConfig, Upstream,
 };
 use tempfile::TempDir;
@@ -154,6 +157,14 @@ impl Lab {
             },
             websocket: Some(self.websocket()),
             ..Self::config(name, upstream)
+        }
+    }
+
+    /// What agents recognise the edge by.
+    pub fn pin(&self) -> Pin {
+        match &self.trust {
+            Trust::Pins(pins) => pins[0],
+            other => panic!("{other:?}"),
         }
     }
 

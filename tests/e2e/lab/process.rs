@@ -47,6 +47,28 @@ pub async fn succeed(command: Command) -> String {
     String::from_utf8(finished.stdout).expect("text")
 }
 
+/// Begin a command that runs qtunnel in a home directory of its own. Proxies and settings of the
+/// machine do not reach it.
+pub fn qtunnel<A: AsRef<OsStr>>(
+    home: &std::path::Path,
+    args: impl IntoIterator<Item = A>,
+) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_qtunnel"));
+    command
+        .args(args)
+        .current_dir(home)
+        .env("HOME", home)
+        .env_remove("XDG_CONFIG_HOME")
+        .env_remove("XDG_STATE_HOME")
+        .env_remove("STATE_DIRECTORY");
+    let ours =
+        |name: &str| name.starts_with("QTUNNEL_") || name.to_ascii_lowercase().ends_with("_proxy");
+    for (name, _) in std::env::vars().filter(|(name, _)| ours(name)) {
+        command.env_remove(name);
+    }
+    command
+}
+
 /// A process whose lines (stdout and stderr alike) can be waited for. Dropped, it is killed.
 pub struct Process {
     child: Child,
@@ -56,23 +78,12 @@ pub struct Process {
 }
 
 impl Process {
-    /// Start qtunnel with these arguments, in a home directory of its own if `home` is given.
+    /// Start qtunnel with these arguments, in a home directory of its own.
     pub fn qtunnel<A: AsRef<OsStr>>(
         home: &std::path::Path,
         args: impl IntoIterator<Item = A>,
     ) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_qtunnel"));
-        command
-            .args(args)
-            .current_dir(home)
-            .env("HOME", home)
-            .env_remove("XDG_CONFIG_HOME")
-            .env_remove("XDG_STATE_HOME")
-            .env_remove("STATE_DIRECTORY");
-        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("QTUNNEL_")) {
-            command.env_remove(name);
-        }
-        Self::spawn(command)
+        Self::spawn(qtunnel(home, args))
     }
 
     /// Start any program.

@@ -42,7 +42,9 @@ impl Tool {
 /// Find a program on the search path.
 pub fn program(name: &str) -> Option<Tool> {
     let path = std::env::var_os("PATH").unwrap_or_default();
+    // Not every user has those of servers on the path.
     let found = std::env::split_paths(&path)
+        .chain(["/usr/sbin".into()])
         .map(|directory| directory.join(name))
         .find(|path| path.is_file());
     found
@@ -61,6 +63,18 @@ pub fn python() -> Option<Tool> {
     }
     Some(Tool {
         path: home.join("bin/python"),
+        environment: vec![("PYTHONUNBUFFERED", "1".into())],
+    })
+}
+
+/// Find mitmproxy without its window, which has libraries of its own.
+pub fn mitmdump() -> Option<Tool> {
+    let home = cache().join("mitmproxy");
+    if !home.join("installed").is_file() {
+        return missing("mitmproxy");
+    }
+    Some(Tool {
+        path: home.join("bin/mitmdump"),
         environment: vec![("PYTHONUNBUFFERED", "1".into())],
     })
 }
