@@ -10,7 +10,6 @@ use http_body::Body;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use quinn::{RecvStream, SendStream};
-use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
 
@@ -18,6 +17,7 @@ use super::broken::Broken;
 use super::config::HostHeader;
 use super::event::{Event, Observer, RequestLog};
 use super::heads::Heads;
+use super::hints::Hints;
 use super::outgoing::{Outgoing, frame, set_host};
 use super::pool::Pool;
 use super::response;
@@ -122,7 +122,9 @@ impl Exchange<'_> {
         receiver: Receiver,
     ) -> Result<(), Broken> {
         match &self.tunnel.route {
-            Route::Service(service) => self.call(service, head, sender, receiver).await,
+            // Boxed, like whatever is rare and large below: every conversation's task would have room
+            // for it.
+            Route::Service(service) => Box::pin(self.call(service, head, sender, receiver)).await,
             Route::Pool(pool) => self.forward(pool, head, sender, receiver).await,
         }
     }
@@ -173,12 +175,12 @@ impl Exchange<'_> {
                 None,
             )
         };
-        let (hints, mut hinted) = mpsc::channel(HINTS);
+        let hints = Hints::default();
         let request = Outgoing {
             head,
             pool,
             host_header: &self.tunnel.host_header,
-            hints,
+            hints: hints.clone(),
         };
 
         let asked = {
@@ -187,7 +189,7 @@ impl Exchange<'_> {
             loop {
                 tokio::select! {
                     biased;
-                    Some(hint) = hinted.recv() => {
+                    hint = hints.next() => {
                         if let Err(err) = sender.head(&hint).await {
                             break Err(Broken::Tunnel(err));
                         }
@@ -205,7 +207,7 @@ impl Exchange<'_> {
             let Some(receiver) = receiver.take() else {
                 return self.fail(Broken::NotAsked, sender).await;
             };
-            return self.switch(response, sender, receiver).await;
+            return Box::pin(self.switch(response, sender, receiver)).await;
         }
         if let Some(receiver) = receiver {
             receiver.refuse(Reset::Enough);
@@ -233,27 +235,29 @@ impl Exchange<'_> {
         let (parts, body) = response.into_parts();
         self.log.status = Some(parts.status.as_u16());
         let head = response::head(parts, &body, method);
-        match sender.head(&head).await {
-            Ok(()) => {}
-            Err(SendError::Wire(err)) => {
-                return self.fail(Broken::Tunnel(err.into()), sender).await;
-            }
-            Err(err) => return Err(Broken::Tunnel(err)),
-        }
-        if matches!(
+        let empty = matches!(
             head,
             ResponseHead::Final {
                 body: BodyLength::Empty,
                 ..
             }
-        ) {
-            sender.finish();
-            return Ok(());
+        );
+        let sent = match empty {
+            true => sender.head(&head).await,
+            false => sender.head_with_body(&head),
+        };
+        match sent {
+            Ok(()) if empty => {
+                sender.finish();
+                Ok(())
+            }
+            Ok(()) => {
+                let sent = sender.body(body, self.download).await;
+                sent.map_err(Broken::Tunnel)
+            }
+            Err(SendError::Wire(err)) => self.fail(Broken::Tunnel(err.into()), sender).await,
+            Err(err) => Err(Broken::Tunnel(err)),
         }
-        sender
-            .body(body, self.download)
-            .await
-            .map_err(Broken::Tunnel)
     }
 
     /// Relay raw bytes after the upstream has agreed to another protocol.
@@ -331,6 +335,3 @@ fn chain(err: &dyn StdError) -> String {
 
 /// How long the edge may take for a head, once it has opened a stream.
 const HEAD: Duration = Duration::from_secs(10);
-
-/// 1xx answers that may wait for the tunnel.
-const HINTS: usize = 8;

@@ -10,6 +10,7 @@ mod event;
 mod files;
 mod forward;
 mod heads;
+mod hints;
 mod outgoing;
 mod pool;
 mod response;

@@ -7,14 +7,14 @@ use ::http::{HeaderMap, HeaderValue, Request, Response, Uri};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hyper::body::Incoming;
-use tokio::sync::mpsc;
 
 use super::broken::Broken;
 use super::config::HostHeader;
+use super::hints::Hints;
 use super::pool::{Leased, Pool};
 use super::response;
 use super::upstream::RequestBody;
-use crate::proto::{BodyLength, HttpVersion, RequestHead, ResponseHead};
+use crate::proto::{BodyLength, HttpVersion, RequestHead};
 
 /// A request on its way to a server.
 pub(super) struct Outgoing<'a> {
@@ -22,7 +22,7 @@ pub(super) struct Outgoing<'a> {
     pub(super) pool: &'a Pool,
     pub(super) host_header: &'a HostHeader,
     /// Where 1xx answers go.
-    pub(super) hints: mpsc::Sender<ResponseHead>,
+    pub(super) hints: Hints,
 }
 
 pub(super) type Asked = (
@@ -51,6 +51,11 @@ impl Outgoing<'_> {
             None if reused && repeatable => RequestBody::Empty,
             None => return Err(Broken::Upstream(err.into_error())),
         };
+        // Rare, and large: every request's future would have room for it.
+        Box::pin(self.send_anew(body)).await
+    }
+
+    async fn send_anew(&self, body: RequestBody) -> Result<Asked, Broken> {
         match self.pool.dial(self.head.upgrade.is_some()).await {
             Ok(Leased::Http1 { mut sender, .. }) => {
                 let response = sender
@@ -101,8 +106,7 @@ impl Outgoing<'_> {
         }
         let hints = self.hints.clone();
         hyper::ext::on_informational(&mut request, move |hint| {
-            // More hints than anybody waits for are dropped: they are hints.
-            let _ = hints.try_send(response::informational(hint.status(), hint.headers()));
+            hints.push(response::informational(hint.status(), hint.headers()));
         });
         Ok(request)
     }

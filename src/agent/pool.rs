@@ -90,7 +90,7 @@ impl Pool {
     /// [`DialError`] if the upstream cannot be reached.
     pub async fn lease(&self, upgrade: bool) -> Result<Leased, DialError> {
         if matches!(self.target, Target::H2c { .. }) {
-            return self.shared(upgrade).await;
+            return Box::pin(self.shared(upgrade)).await;
         }
         if !upgrade {
             if let Some(sender) = self.take_idle() {
@@ -100,7 +100,7 @@ impl Pool {
                 });
             }
             if self.tls.is_some() {
-                return self.shared(upgrade).await;
+                return Box::pin(self.shared(upgrade)).await;
             }
         }
         self.dial(upgrade).await
@@ -111,7 +111,8 @@ impl Pool {
     /// # Errors
     /// [`DialError`] if the upstream cannot be reached.
     pub async fn dial(&self, upgrade: bool) -> Result<Leased, DialError> {
-        match timeout(CONNECT, self.handshake(upgrade)).await {
+        // Boxed: it is large, and most conversations find a connection that is there.
+        match timeout(CONNECT, Box::pin(self.handshake(upgrade))).await {
             Ok(leased) => leased,
             Err(_) => Err(DialError::Connect(io::ErrorKind::TimedOut.into())),
         }

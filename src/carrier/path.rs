@@ -249,11 +249,11 @@ impl Driver {
         if self.transport != Transport::Websocket && now >= self.refreshed + REFRESH {
             self.refreshed = now;
             match (self.ways.bind(), self.on.switch.udp_route()) {
-                (Ok(socket), Some(before)) => self.on.switch.set_udp(UdpRoute {
-                    socket,
-                    previous: Some(before.socket),
-                    edge: before.edge,
-                }),
+                (Ok(socket), Some(before)) => {
+                    let (previous, edge) = (before.socket.clone(), before.edge.clone());
+                    let route = UdpRoute::new(socket, Some(previous), edge);
+                    self.on.switch.set_udp(route);
+                }
                 (Err(err), _) => debug!(%err, carrier = "udp", "no new socket"),
                 (Ok(_), None) => {}
             }
@@ -263,7 +263,7 @@ impl Driver {
 
     /// Send to the address that answers, if the one in use may not.
     fn prefer(&self, edge: SocketAddr) {
-        let Some(mut route) = self.on.switch.udp_route() else {
+        let Some(route) = self.on.switch.udp_route() else {
             return;
         };
         let in_use = self.on.switch.current() == Carrier::Udp && !self.judge.in_doubt();
@@ -271,6 +271,7 @@ impl Driver {
             return;
         }
         if let Some(at) = route.edge.iter().position(|known| *known == edge) {
+            let mut route = UdpRoute::clone(&route);
             route.edge.swap(0, at);
             self.on.switch.set_udp(route);
         }
@@ -283,10 +284,9 @@ impl Driver {
         if let Some(route) = self.on.switch.udp_route()
             && route.previous.is_some()
         {
-            self.on.switch.set_udp(UdpRoute {
-                previous: None,
-                ..route
-            });
+            let mut route = UdpRoute::clone(&route);
+            route.previous = None;
+            self.on.switch.set_udp(route);
         }
     }
 }

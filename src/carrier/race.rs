@@ -200,11 +200,8 @@ impl Race {
     }
 
     fn udp_route(&self, edge: Vec<SocketAddr>) -> Result<UdpRoute, AttemptError> {
-        Ok(UdpRoute {
-            socket: self.ways.bind().map_err(AttemptError::Socket)?,
-            previous: None,
-            edge,
-        })
+        let socket = self.ways.bind().map_err(AttemptError::Socket)?;
+        Ok(UdpRoute::new(socket, None, edge))
     }
 
     fn shake_hands(

@@ -62,7 +62,7 @@ pub(super) struct Switch {
 
 struct Routes {
     current: Carrier,
-    udp: Option<UdpRoute>,
+    udp: Option<Arc<UdpRoute>>,
     websocket: Option<Arc<Line>>,
     /// Send over the WebSocket too: UDP is the current carrier but may be dead.
     doubt: bool,
@@ -76,6 +76,32 @@ pub(super) struct UdpRoute {
     pub(super) previous: Option<Arc<dyn AsyncUdpSocket>>,
     /// The edge's addresses, the one in use first. Packets from elsewhere are not looked at.
     pub(super) edge: Vec<SocketAddr>,
+    /// Whether the socket writes addresses in the way of IPv6. Asked once: it takes a system call.
+    ipv6: bool,
+}
+
+impl UdpRoute {
+    /// Send through a socket to an edge that has these addresses, of which there is at least one.
+    pub(super) fn new(
+        socket: Arc<dyn AsyncUdpSocket>,
+        previous: Option<Arc<dyn AsyncUdpSocket>>,
+        edge: Vec<SocketAddr>,
+    ) -> Self {
+        Self {
+            ipv6: socket.local_addr().is_ok_and(|addr| addr.is_ipv6()),
+            socket,
+            previous,
+            edge,
+        }
+    }
+
+    /// An address of the edge in the family of the socket.
+    fn reachable(&self, edge: SocketAddr) -> SocketAddr {
+        match edge {
+            SocketAddr::V4(v4) if self.ipv6 => (v4.ip().to_ipv6_mapped(), v4.port()).into(),
+            edge => edge,
+        }
+    }
 }
 
 /// The end of the latest transmit, to be sent again over another carrier.
@@ -99,7 +125,7 @@ impl Switch {
         Self {
             routes: RwLock::new(Routes {
                 current,
-                udp,
+                udp: udp.map(Arc::new),
                 websocket,
                 doubt: false,
             }),
@@ -132,7 +158,7 @@ impl Switch {
         self.websocket.seen()
     }
 
-    pub(super) fn udp_route(&self) -> Option<UdpRoute> {
+    pub(super) fn udp_route(&self) -> Option<Arc<UdpRoute>> {
         self.routes().udp.clone()
     }
 
@@ -222,7 +248,7 @@ impl Switch {
     }
 
     pub(super) fn set_udp(&self, route: UdpRoute) {
-        self.routes_mut().udp = Some(route);
+        self.routes_mut().udp = Some(Arc::new(route));
     }
 
     /// Ask all addresses of the edge for a sign of life over UDP.
@@ -230,7 +256,7 @@ impl Switch {
     /// Best effort: a probe that cannot be sent is one that is not answered.
     pub(super) fn probe_udp(&self) {
         let Some(udp) = self.udp_route() else { return };
-        for edge in udp.edge {
+        for edge in udp.edge.iter().copied() {
             let Ok(probe) = Probe::new() else { return };
             {
                 let mut open = lock(&self.probes);
@@ -240,7 +266,7 @@ impl Switch {
                 open.push((probe, edge));
             }
             let _ = udp.socket.try_send(&Transmit {
-                destination: reachable(edge, &*udp.socket),
+                destination: udp.reachable(edge),
                 ecn: None,
                 contents: &probe.datagram(),
                 segment_size: None,
@@ -358,7 +384,7 @@ impl Routes {
     fn send_to_udp(&self, transmit: &Transmit) -> io::Result<()> {
         let Some(udp) = &self.udp else { return Ok(()) };
         let outgoing = Transmit {
-            destination: reachable(udp.edge[0], &*udp.socket),
+            destination: udp.reachable(udp.edge[0]),
             src_ip: None,
             ..transmit.clone()
         };
@@ -376,14 +402,6 @@ impl Routes {
         line.queue
             .try_push(transmit.segment_size, transmit.contents)
             .map_err(|_| blocked_by(Gate::WebSocket(line.queue.clone())))
-    }
-}
-
-/// An address in the family of the socket that is to reach it.
-fn reachable(edge: SocketAddr, socket: &dyn AsyncUdpSocket) -> SocketAddr {
-    match (edge, socket.local_addr()) {
-        (SocketAddr::V4(v4), Ok(SocketAddr::V6(_))) => (v4.ip().to_ipv6_mapped(), v4.port()).into(),
-        (edge, _) => edge,
     }
 }
 

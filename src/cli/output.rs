@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -28,25 +28,7 @@ impl Output {
         let (lines, queue) = sync_channel::<String>(QUEUE);
         let skipped = Arc::new(AtomicU64::new(0));
         let missing = skipped.clone();
-        let writer = std::thread::spawn(move || {
-            let mut out = std::io::stdout();
-            for line in queue {
-                // Nobody reads any more: the tunnel goes on without being watched.
-                let _ = writeln!(out, "{line}");
-                let skipped = missing.swap(0, Ordering::Relaxed);
-                if skipped > 0 {
-                    let _ = match json {
-                        true => {
-                            writeln!(out, "{}", json!({ "event": "skipped", "lines": skipped }))
-                        }
-                        false => {
-                            writeln!(out, "({skipped} lines not shown: the terminal is too slow)")
-                        }
-                    };
-                }
-                let _ = out.flush();
-            }
-        });
+        let writer = std::thread::spawn(move || write(&queue, &missing, json));
         Self {
             lines,
             skipped,
@@ -90,6 +72,33 @@ impl Output {
         drop(self.lines);
         // The observer, which has the other sender, is gone with the agent.
         let _ = self.writer.join();
+    }
+}
+
+/// Write lines until all senders are gone.
+fn write(queue: &Receiver<String>, missing: &AtomicU64, json: bool) {
+    let mut out = std::io::stdout();
+    let mut text = String::new();
+    while let Ok(line) = queue.recv() {
+        text.clear();
+        for line in std::iter::once(line).chain(queue.try_iter()) {
+            text.push_str(&line);
+            text.push('\n');
+        }
+        match (missing.swap(0, Ordering::Relaxed), json) {
+            (0, _) => {}
+            (skipped, true) => {
+                let skipped = json!({ "event": "skipped", "lines": skipped });
+                text.push_str(&format!("{skipped}\n"));
+            }
+            (skipped, false) => {
+                let line = format!("({skipped} lines not shown: the terminal is too slow)\n");
+                text.push_str(&line);
+            }
+        }
+        // It fails if nobody reads any more: the tunnel goes on without being watched.
+        let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        std::thread::sleep(TOGETHER);
     }
 }
 
@@ -240,3 +249,7 @@ fn size(bytes: u64) -> String {
 
 /// Lines that may wait for the terminal.
 const QUEUE: usize = 4096;
+
+/// How long the lines of a busy tunnel gather to be written at once. A system call for each, and
+/// waking this thread for it, took a fifth of the agent's time.
+const TOGETHER: Duration = Duration::from_millis(10);

@@ -105,6 +105,11 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Replay<B> {
         this.next = state.kept.len();
         Poll::Ready(frame)
     }
+
+    fn is_end_stream(&self) -> bool {
+        let state = self.rewind.lock();
+        self.next >= state.kept.len() && state.body.is_end_stream()
+    }
 }
 
 /// The most to keep of one body: what most forms and calls of interfaces have, and little enough to be

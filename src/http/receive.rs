@@ -57,6 +57,7 @@ impl Receiver {
             decoder: BodyDecoder::new(self.splitter.into_rest()),
             left,
             ended: length == BodyLength::Empty,
+            next: None,
             activity,
         }
     }
@@ -91,6 +92,8 @@ pub struct TunnelBody {
     /// What a known length leaves to come.
     left: Option<u64>,
     ended: bool,
+    /// What came after the last byte that was announced: an error, or trailers.
+    next: Option<Box<Result<Frame<Bytes>, ReceiveError>>>,
     activity: Arc<Activity>,
 }
 
@@ -141,8 +144,19 @@ impl Body for TunnelBody {
         if self.ended {
             return Poll::Ready(None);
         }
-        let frame = ready!(self.poll_next(cx));
+        let frame = match self.next.take() {
+            Some(frame) => Some(*frame),
+            None => ready!(self.poll_next(cx)),
+        };
         self.ended = !matches!(frame, Some(Ok(_)));
+        if self.left == Some(0) && !self.ended {
+            // The end came with the last piece, most likely: then whoever writes it knows at once.
+            match self.poll_next(cx) {
+                Poll::Ready(None) => self.ended = true,
+                Poll::Ready(Some(more)) => self.next = Some(Box::new(more)),
+                Poll::Pending => {}
+            }
+        }
         if self.ended {
             self.activity.record(0);
         }

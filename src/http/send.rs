@@ -5,7 +5,7 @@ use std::future::poll_fn;
 use std::pin::Pin;
 
 use bytes::Bytes;
-use http_body::Body;
+use http_body::{Body, Frame};
 use quinn::{SendStream, WriteError};
 use serde::Serialize;
 
@@ -17,6 +17,8 @@ use crate::proto::{self, HEAD_LIMIT, Reset, WireError};
 /// [`finish`](Self::finish), the stream is reset.
 pub struct Sender {
     stream: SendStream,
+    /// A head that has not been sent yet.
+    held: Option<Bytes>,
     finished: bool,
 }
 
@@ -25,6 +27,7 @@ impl Sender {
     pub fn new(stream: SendStream) -> Self {
         Self {
             stream,
+            held: None,
             finished: false,
         }
     }
@@ -39,6 +42,16 @@ impl Sender {
         Ok(())
     }
 
+    /// Send a head together with the beginning of the [`body`](Self::body) that is to follow, if
+    /// that is about to come: one packet instead of two, and one wake-up at the other end.
+    ///
+    /// # Errors
+    /// [`SendError::Wire`] if it is larger than a head may be; nothing is sent then.
+    pub fn head_with_body<T: Serialize>(&mut self, head: &T) -> Result<(), SendError> {
+        self.held = Some(proto::encode(head, HEAD_LIMIT)?);
+        Ok(())
+    }
+
     /// Send a body to its end, trailers included, and finish the stream.
     ///
     /// # Errors
@@ -50,27 +63,67 @@ impl Sender {
         B::Error: Into<Box<dyn StdError + Send + Sync>>,
     {
         let mut ended = false;
-        while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+        while let Some(frame) = self.next_frame(&mut body).await? {
             let frame = frame.map_err(|err| SendError::Body(err.into()))?;
             match frame.into_data() {
                 Ok(data) if data.is_empty() || ended => {}
                 Ok(data) => {
                     activity.record(data.len());
                     let header = proto::data_header(data.len());
-                    self.stream.write_all_chunks(&mut [header, data]).await?;
+                    match self.held.take() {
+                        Some(head) => {
+                            let mut chunks = [head, header, data];
+                            self.stream.write_all_chunks(&mut chunks).await?;
+                        }
+                        None => self.stream.write_all_chunks(&mut [header, data]).await?,
+                    }
                 }
                 Err(frame) => {
                     if let Ok(mut fields) = frame.into_trailers()
                         && !ended
                     {
                         ended = true;
+                        self.release().await?;
                         sanitize_trailers(&mut fields);
                         self.stream.write_chunk(proto::trailers(fields)?).await?;
                     }
                 }
             }
+            // Then the end goes with the last piece.
+            if body.is_end_stream() {
+                break;
+            }
         }
+        self.release().await?;
         self.finish();
+        Ok(())
+    }
+
+    /// Take the next frame, and let a head go that has waited in vain for the first one: data that
+    /// came with the head of a response is here after one turn of the runtime.
+    async fn next_frame<B>(
+        &mut self,
+        body: &mut B,
+    ) -> Result<Option<Result<Frame<Bytes>, B::Error>>, SendError>
+    where
+        B: Body<Data = Bytes> + Unpin,
+    {
+        let mut next = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx));
+        if self.held.is_some() {
+            tokio::select! {
+                biased;
+                frame = &mut next => return Ok(frame),
+                () = tokio::task::yield_now() => self.release().await?,
+            }
+        }
+        Ok(next.await)
+    }
+
+    /// Send the head that was held.
+    async fn release(&mut self) -> Result<(), SendError> {
+        if let Some(head) = self.held.take() {
+            self.stream.write_chunk(head).await?;
+        }
         Ok(())
     }
 
