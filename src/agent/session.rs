@@ -4,9 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig};
-use quinn::{
-    ApplicationClose, Connection, ConnectionError, Endpoint, EndpointConfig, RecvStream, SendStream,
-};
+use quinn::{ApplicationClose, Connection, ConnectionError, Endpoint, RecvStream, SendStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -304,8 +302,7 @@ async fn dial(config: &AgentConfig) -> Result<Dialed, ConnectError> {
     let server = &config.server;
     let (tls, distrust) = config.trust.client_config(&[ALPN, ALPN_ANY])?;
     let tls = QuicClientConfig::try_from(tls).expect("the configuration speaks TLS 1.3");
-    let mut quic = quinn::ClientConfig::new(Arc::new(tls));
-    quic.transport_config(carrier::agent_transport());
+    let quic = quinn::ClientConfig::new(Arc::new(tls));
     let websocket = match &config.websocket {
         Some(url) => url.clone(),
         None => server.websocket().map_err(|_| ConnectError::NotAnEdge {
@@ -318,7 +315,6 @@ async fn dial(config: &AgentConfig) -> Result<Dialed, ConnectError> {
         server_name: server.host.clone(),
         transport: config.transport,
         quic,
-        endpoint: EndpointConfig::default(),
         websocket,
         websocket_tls: carrier::outer_tls(),
         proxy: config.proxy.clone(),

@@ -1,6 +1,11 @@
 //! The agent's way to a connection: race the carriers, take the first that brings one.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -23,6 +28,7 @@ use super::{
     path::{CarrierState, Driver, Watch, Ways},
     proxy::{self, Proxy},
     race::Race,
+    transport::{LARGEST_PACKET, Reach, agent_transport},
     upgrade::{WEBSOCKET_PATH, upgrade_request},
 };
 
@@ -41,9 +47,8 @@ pub struct DialConfig {
     /// The name that the edge's certificate must be for.
     pub server_name: String,
     pub transport: Transport,
-    /// With [`agent_transport`](super::agent_transport), whose controller tells what arrives.
+    /// TLS; the transport's settings are made here.
     pub quic: ClientConfig,
-    pub endpoint: EndpointConfig,
     /// `wss://host:port` or `ws://host:port`, the edge or whatever stands in front of it.
     pub websocket: Uri,
     /// For the TLS of `wss://`: see [`outer_tls`](fn@super::outer_tls).
@@ -101,12 +106,33 @@ pub async fn dial(config: DialConfig) -> Result<Dialed, DialError> {
 
 /// Race in the real world, to these UDP addresses and the WebSocket of `config`.
 pub(super) fn race_for(config: &DialConfig, edge: Vec<SocketAddr>) -> Race {
+    let (mut quic, mut endpoint) = (config.quic.clone(), EndpointConfig::default());
+    quic.transport_config(agent_transport(reach(&config.host, &edge)));
+    endpoint
+        .max_udp_payload_size(LARGEST_PACKET)
+        .expect("more than the least that QUIC allows");
     Race {
-        quic: config.quic.clone(),
-        endpoint: config.endpoint.clone(),
+        quic,
+        endpoint,
         server_name: config.server_name.clone(),
         edge,
         ways: Arc::new(RealWays(config.clone())),
+    }
+}
+
+/// Tell whether the edge is on this machine: by its addresses, or by its name where they are not asked
+/// for.
+fn reach(host: &str, edge: &[SocketAddr]) -> Reach {
+    let local = match edge {
+        [] => {
+            let address = host.parse::<IpAddr>();
+            host == "localhost" || address.is_ok_and(|ip| ip.is_loopback())
+        }
+        edge => edge.iter().all(|addr| addr.ip().is_loopback()),
+    };
+    match local {
+        true => Reach::Loopback,
+        false => Reach::Network,
     }
 }
 

@@ -49,7 +49,7 @@ pub use edge_socket::EdgeSocket;
 pub use outer_tls::outer_tls;
 pub use path::{CarrierState, Driver};
 pub use proxy::Proxy;
-pub use transport::{AGENT_STREAMS, SESSION_WINDOW, agent_transport, edge_transport};
+pub use transport::{AGENT_STREAMS, Reach, SESSION_WINDOW, edge_transport};
 pub use udp::{EdgeKeys, edge_endpoint};
 pub use upgrade::{NotAWebSocket, WEBSOCKET_PATH, check_extended_connect, upgrade_response};
 pub use websocket::shorten_send_queue;

@@ -7,9 +7,19 @@ use quinn::{MtuDiscoveryConfig, TransportConfig, VarInt};
 
 use super::congestion;
 
+/// How far it is to the other end, as far as packets' sizes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// Any network. It may change under the connection, and the next one need not carry what this
+    /// one does: nothing larger than what Ethernet carries is tried.
+    Network,
+    /// This machine, whose loopback carries packets of 64 KiB.
+    Loopback,
+}
+
 /// Settings of the edge, which opens streams and whose agents open one.
-pub fn edge_transport() -> Arc<TransportConfig> {
-    let mut config = common();
+pub fn edge_transport(reach: Reach) -> Arc<TransportConfig> {
+    let mut config = common(reach);
     // quinn spends memory up front on every stream that the peer may open: 37 KiB per idle
     // connection at its default of 100. The control stream is one.
     config.max_concurrent_bidi_streams(VarInt::from_u32(CONTROL_STREAMS));
@@ -20,19 +30,21 @@ pub fn edge_transport() -> Arc<TransportConfig> {
 }
 
 /// Settings of the agent, to which the edge opens a stream for every conversation.
-pub fn agent_transport() -> Arc<TransportConfig> {
-    let mut config = common();
+pub fn agent_transport(reach: Reach) -> Arc<TransportConfig> {
+    let mut config = common(reach);
     config.max_concurrent_bidi_streams(VarInt::from_u32(AGENT_STREAMS));
     config.receive_window(VarInt::from_u32(SESSION_WINDOW));
     config.keep_alive_interval(Some(AGENT_KEEP_ALIVE));
     Arc::new(config)
 }
 
-fn common() -> TransportConfig {
+fn common(reach: Reach) -> TransportConfig {
     let mut config = TransportConfig::default();
     let mut mtu = MtuDiscoveryConfig::default();
-    // The largest payload of a UDP packet over IPv6 over Ethernet: 1500 - 40 - 8.
-    mtu.upper_bound(1452);
+    mtu.upper_bound(match reach {
+        Reach::Network => ETHERNET_PACKET,
+        Reach::Loopback => LARGEST_PACKET,
+    });
     config
         .congestion_controller_factory(Arc::new(congestion::Config::default()))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
@@ -46,6 +58,13 @@ fn common() -> TransportConfig {
         .max_idle_timeout(Some(VarInt::from_u32(IDLE_TIMEOUT_MS).into()));
     config
 }
+
+/// The largest payload of a UDP packet over IPv6 over Ethernet: 1500 - 40 - 8.
+const ETHERNET_PACKET: u16 = 1_452;
+
+/// The largest packet that either end takes. quinn sends ten with one system call, which is as much as
+/// the kernel takes with one (64 KiB).
+pub(super) const LARGEST_PACKET: u16 = 6_500;
 
 /// The control stream and room for another that a future version might want.
 const CONTROL_STREAMS: u32 = 2;

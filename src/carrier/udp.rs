@@ -10,6 +10,7 @@ use quinn_proto::HashedConnectionIdGenerator;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::edge_socket::{self, EdgeSocket};
+use super::transport::LARGEST_PACKET;
 
 /// What an edge must keep so that, restarted, it can tell agents at once that their old
 /// connections are gone (stateless reset, RFC 9000 §10.3). Both are needed: without the key of the
@@ -51,6 +52,9 @@ pub fn edge_endpoint(
 ) -> io::Result<(Endpoint, EdgeSocket)> {
     let reset = hmac::Key::new(hmac::HMAC_SHA256, &keys.reset);
     let mut endpoint = EndpointConfig::new(Arc::new(reset));
+    endpoint
+        .max_udp_payload_size(LARGEST_PACKET)
+        .expect("more than the least that QUIC allows");
     endpoint.cid_generator(move || {
         Box::new(HashedConnectionIdGenerator::from_key(keys.connection_ids))
     });

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use quinn::crypto::rustls::HandshakeData;
-use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
+use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, ServerConfig, VarInt};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +26,8 @@ pub struct Agents {
     pub registry: Registry,
     /// What tells how an agent's packets come.
     pub socket: EdgeSocket,
+    /// QUIC's settings for agents on this machine.
+    pub nearby: Arc<ServerConfig>,
     pub tokens: Tokens,
     pub limits: EdgeLimits,
     pub urls: Urls,
@@ -63,7 +65,17 @@ impl Agents {
     }
 
     async fn serve(self: Arc<Self>, incoming: Incoming) {
-        let connection = match timeout(self.limits.handshake, incoming).await {
+        let way = self.socket.carrier(incoming.remote_address());
+        let is_near = way.is_some_and(|way| way.peer.ip().to_canonical().is_loopback());
+        let accepted = match is_near {
+            true => incoming.accept_with(self.nearby.clone()),
+            false => incoming.accept(),
+        };
+        let connecting = match accepted {
+            Ok(connecting) => connecting,
+            Err(err) => return debug!(%err, "no handshake"),
+        };
+        let connection = match timeout(self.limits.handshake, connecting).await {
             Ok(Ok(connection)) => connection,
             Ok(Err(err)) => return debug!(%err, "no handshake"),
             Err(_) => return debug!("the handshake took too long"),

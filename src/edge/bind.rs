@@ -22,7 +22,7 @@ use super::listen::{self, ListenError};
 use super::registry::Registry;
 use super::visitors::{Crowd, Listener, Visitors};
 use crate::auth::Tokens;
-use crate::carrier::{self, EdgeKeys, EdgeSocket};
+use crate::carrier::{self, EdgeKeys, EdgeSocket, Reach};
 use crate::proto::{ALPN, ALPN_ANY, Close};
 use crate::state::{StateDir, StateError};
 use crate::tls::{CaError, Identity, IdentityError, LocalCa, Pin};
@@ -33,6 +33,8 @@ pub struct Edge {
     listeners: Vec<Listener>,
     endpoint: Endpoint,
     socket: EdgeSocket,
+    /// QUIC's settings for agents on this machine.
+    nearby: Arc<quinn::ServerConfig>,
     identity: Identity,
     tokens: Tokens,
     registry: Registry,
@@ -73,12 +75,14 @@ impl Edge {
         let registry = Registry::new(config.lease, journal, kept);
         let mut addrs = Addrs::default();
         let listeners = listen_for_visitors(&config, &identity, &mut addrs)?;
-        let (endpoint, socket) = listen_for_agents(&config, &identity, keys(&state)?, &mut addrs)?;
+        let (endpoint, socket, nearby) =
+            listen_for_agents(&config, &identity, keys(&state)?, &mut addrs)?;
         Ok(Self {
             config,
             listeners,
             endpoint,
             socket,
+            nearby,
             identity,
             tokens,
             registry,
@@ -126,6 +130,7 @@ impl Edge {
         let agents = Arc::new(Agents {
             registry: registry.clone(),
             socket: self.socket,
+            nearby: self.nearby,
             tokens: self.tokens,
             limits: self.config.limits,
             urls: Urls::new(&self.config, &self.addrs),
@@ -217,11 +222,13 @@ fn listen_for_agents(
     identity: &Identity,
     keys: EdgeKeys,
     addrs: &mut Addrs,
-) -> Result<(Endpoint, EdgeSocket), BindError> {
+) -> Result<(Endpoint, EdgeSocket, Arc<quinn::ServerConfig>), BindError> {
     let tls = identity.agent_config(&[ALPN, ALPN_ANY]);
     let tls = QuicServerConfig::try_from(tls).expect("the configuration speaks TLS 1.3");
     let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls));
-    server.transport_config(carrier::edge_transport());
+    let mut nearby = server.clone();
+    server.transport_config(carrier::edge_transport(Reach::Network));
+    nearby.transport_config(carrier::edge_transport(Reach::Loopback));
     let unspecified = SocketAddr::from(([0, 0, 0, 0], 0));
     let refused = |err| ListenError::new("UDP", config.quic.unwrap_or(unspecified), err);
     let (endpoint, socket) =
@@ -230,7 +237,7 @@ fn listen_for_agents(
     if config.quic.is_some() {
         addrs.quic = Some(endpoint.local_addr().map_err(refused)?);
     }
-    Ok((endpoint, socket))
+    Ok((endpoint, socket, Arc::new(nearby)))
 }
 
 fn bound(addr: SocketAddr) -> Result<(TcpListener, SocketAddr), ListenError> {

@@ -22,7 +22,7 @@ use quinn::{
 };
 use rustls::{RootCertStore, pki_types::PrivateKeyDer, version::TLS13};
 
-use super::{agent_transport, edge_transport};
+use super::{Reach, edge_transport, transport::agent_transport};
 
 /// Both ends' configurations around one self-signed certificate for `edge.test`.
 #[derive(Clone)]
@@ -65,9 +65,9 @@ fn issue() -> Certificate {
     let server = Arc::new(QuicServerConfig::try_from(server).unwrap());
     let client = Arc::new(QuicClientConfig::try_from(client).unwrap());
     let mut server = ServerConfig::with_crypto(server);
-    server.transport_config(edge_transport());
+    server.transport_config(edge_transport(Reach::Network));
     let mut client = ClientConfig::new(client);
-    client.transport_config(agent_transport());
+    client.transport_config(agent_transport(Reach::Network));
     Certificate {
         server,
         client,

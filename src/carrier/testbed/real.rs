@@ -85,7 +85,6 @@ impl RealEdge {
             server_name: "edge.test".into(),
             transport,
             quic: self.certificate.client.clone(),
-            endpoint: EndpointConfig::default(),
             websocket: format!("wss://{}", self.https).parse().unwrap(),
             websocket_tls: tls.clone(),
             proxy: Proxy::Direct,
