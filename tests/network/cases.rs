@@ -208,7 +208,7 @@ pub async fn interface_down(ground: &mut Ground) -> Figures {
     let mut agent = ground.agent("auto");
     agent.ready().await;
     let load = Load::begin();
-    let download = Download::begin(seconds_of_download(4)).await;
+    let mut download = Download::begin(seconds_of_download(6)).await;
     sleep(SECOND).await;
 
     ground.agents_space.ip("link set wire down");
@@ -249,7 +249,7 @@ pub async fn sleep_and_wake(ground: &mut Ground, length: Length) -> Figures {
 pub async fn nap(ground: &mut Ground) -> Figures {
     let mut agent = ground.agent("auto");
     agent.ready().await;
-    let download = Download::begin(seconds_of_download(4)).await;
+    let mut download = Download::begin(seconds_of_download(6)).await;
     sleep(SECOND).await;
 
     agent.signal(Signal::SIGSTOP);

@@ -94,9 +94,11 @@ impl Download {
     }
 
     /// Wait until something has come after this moment.
-    pub async fn arrives_after(&self, moment: Instant) {
+    pub async fn arrives_after(&mut self, moment: Instant) {
         while self.seen.lock().expect("no panic").last() <= Some(&moment) {
-            assert!(!self.task.is_finished(), "the download has ended");
+            if self.task.is_finished() {
+                panic!("the download has ended: {:?}", (&mut self.task).await);
+            }
             sleep(Duration::from_millis(5)).await;
         }
     }
