@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use qtunnel::{Carrier, Event, Observer, RequestLog, escape};
+use qtunnel::{Carrier, Event, Observer, RequestLog, Transported, escape};
 use serde_json::json;
 
 use super::Failure;
@@ -108,7 +108,10 @@ fn machine(event: &Event) -> String {
             "event": "ready",
             "url": tunnels.first().and_then(|tunnel| tunnel.urls.first()),
             "transport": word(transport.carrier),
+            "reason": transport.reason,
             "rtt_ms": transport.rtt.as_secs_f64() * 1e3,
+            "sent_packets": transport.sent_packets,
+            "lost_packets": transport.lost_packets,
             "mtu": transport.mtu,
             "tunnels": tunnels.iter().map(|tunnel| json!({ "name": tunnel.name, "urls": tunnel.urls })).collect::<Vec<_>>(),
         }),
@@ -152,12 +155,18 @@ fn human(event: &Event, upstream: &str, color: bool) -> String {
                 .map(|url| format!("{url}  →  {}", escape(upstream)))
                 .collect();
             format!(
-                "{}\nconnected over {}",
+                "{}\nconnected over {} ({})",
                 lines.join("\n"),
-                word(transport.carrier)
+                word(transport.carrier),
+                figures(transport)
             )
         }
-        Event::Transport(transport) => format!("{}  {}", clock(), escape(&transport.reason)),
+        Event::Transport(transport) => format!(
+            "{}  {} ({})",
+            clock(),
+            escape(&transport.reason),
+            figures(transport)
+        ),
         Event::Reconnecting { reason, wait } if wait.is_zero() => {
             format!("{}  {}; reconnecting", clock(), escape(reason))
         }
@@ -208,8 +217,21 @@ fn request(log: &RequestLog, color: bool) -> String {
     line
 }
 
+/// How good a path is: its round trip time, losses and largest packet.
+pub fn figures(transport: &Transported) -> String {
+    let lost = match transport.sent_packets {
+        0 => 0.0,
+        sent => transport.lost_packets as f64 / sent as f64 * 100.0,
+    };
+    format!(
+        "round trip {}, {lost:.1} % lost, packets of up to {} bytes",
+        brief(transport.rtt),
+        transport.mtu
+    )
+}
+
 /// A carrier, in the word that `--transport` knows it by.
-fn word(carrier: Carrier) -> &'static str {
+pub fn word(carrier: Carrier) -> &'static str {
     match carrier {
         Carrier::Udp => "quic",
         Carrier::WebSocket => "websocket",
