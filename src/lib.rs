@@ -101,9 +101,9 @@ mod state;
 mod tls;
 
 pub use agent::{
-    Address, AddressError, Agent, AgentConfig, AgentError, ConnectError, Event, HostHeader,
-    Observer, RequestLog, ServerAddr, Service, Target, Transported, TunnelConfig, Upstream,
-    UpstreamBody,
+    Address, AddressError, Agent, AgentConfig, AgentError, ConnectError, Event, Finding,
+    HostHeader, Observer, Report, RequestLog, ServerAddr, Service, Target, Transported,
+    TunnelConfig, Upstream, UpstreamBody, Verdict, check,
 };
 pub use auth::{Name, NameError, generate as generate_token};
 pub use carrier::{Carrier, Proxy, Transport};

@@ -3,6 +3,7 @@
 mod address;
 mod backoff;
 mod broken;
+mod check;
 mod config;
 mod connect;
 mod connect_error;
@@ -18,6 +19,7 @@ mod session;
 mod upstream;
 
 pub use address::{Address, AddressError, Target};
+pub use check::{Finding, Report, Verdict, check};
 pub use config::{AgentConfig, HostHeader, ServerAddr, TunnelConfig};
 pub use connect::{Agent, AgentError};
 pub use connect_error::ConnectError;

@@ -20,7 +20,7 @@ use crate::proto::{
     self, ALPN, ALPN_ANY, AgentMessage, CONTROL_LIMIT, Close, EdgeMessage, Hello, LostSession,
     Splitter, TunnelRequest, Welcome, WireError,
 };
-use crate::tls::upstream_config;
+use crate::tls::{Distrust, upstream_config};
 
 /// An authenticated connection to the edge.
 pub struct Session {
@@ -121,6 +121,13 @@ impl Session {
     /// Describe what the packets travel on, and how well.
     pub fn transport_now(&self) -> Transported {
         Self::transport(&self.connection, &self.carrier.borrow())
+    }
+
+    /// Close the session, which served nobody.
+    pub async fn leave(self) {
+        self.connection
+            .close(Close::Done.code(), b"the agent leaves");
+        let _ = timeout(FAREWELL, self.endpoint.wait_idle()).await;
     }
 
     fn transport(connection: &Connection, state: &CarrierState) -> Transported {
@@ -297,8 +304,8 @@ impl Control {
     }
 }
 
-/// Reach the edge over whichever carrier the network lets through.
-async fn dial(config: &AgentConfig) -> Result<Dialed, ConnectError> {
+/// What to dial for an edge, and where the reason will be noted if it is not to be trusted.
+pub(super) fn dialing(config: &AgentConfig) -> Result<(DialConfig, Distrust), ConnectError> {
     let server = &config.server;
     let (tls, distrust) = config.trust.client_config(&[ALPN, ALPN_ANY])?;
     let tls = QuicClientConfig::try_from(tls).expect("the configuration speaks TLS 1.3");
@@ -309,7 +316,7 @@ async fn dial(config: &AgentConfig) -> Result<Dialed, ConnectError> {
             server: server.clone(),
         })?,
     };
-    let dialed = carrier::dial(DialConfig {
+    let way = DialConfig {
         host: server.host.clone(),
         port: server.port,
         server_name: server.host.clone(),
@@ -319,8 +326,16 @@ async fn dial(config: &AgentConfig) -> Result<Dialed, ConnectError> {
         websocket_tls: carrier::outer_tls(),
         proxy: config.proxy.clone(),
         proxy_tls: Arc::new(upstream_config(true, &[b"http/1.1"])?),
-    });
-    dialed.await.map_err(|err| match distrust.take() {
+    };
+    Ok((way, distrust))
+}
+
+/// Reach the edge over whichever carrier the network lets through.
+async fn dial(config: &AgentConfig) -> Result<Dialed, ConnectError> {
+    let server = &config.server;
+    let (way, distrust) = dialing(config)?;
+    let dialed = carrier::dial(way).await;
+    dialed.map_err(|err| match distrust.take() {
         Some(why) => ConnectError::Untrusted {
             server: server.clone(),
             why,

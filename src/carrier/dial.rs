@@ -150,15 +150,31 @@ impl Ways for RealWays {
     }
 }
 
-async fn dial_websocket(config: &DialConfig) -> Result<Upgraded, HopError> {
+/// Where a WebSocket is dialled.
+pub(super) struct Target<'a> {
+    pub(super) secure: bool,
+    pub(super) host: &'a str,
+    pub(super) port: u16,
+}
+
+impl<'a> Target<'a> {
+    pub(super) fn of(url: &'a Uri) -> Result<Self, HopError> {
+        let secure = match url.scheme_str() {
+            Some("wss" | "https") => true,
+            Some("ws" | "http") => false,
+            _ => return Err(HopError::Url(url.clone())),
+        };
+        Ok(Self {
+            secure,
+            host: url.host().ok_or_else(|| HopError::Url(url.clone()))?,
+            port: url.port_u16().unwrap_or(if secure { 443 } else { 80 }),
+        })
+    }
+}
+
+pub(super) async fn dial_websocket(config: &DialConfig) -> Result<Upgraded, HopError> {
     let url = &config.websocket;
-    let secure = match url.scheme_str() {
-        Some("wss" | "https") => true,
-        Some("ws" | "http") => false,
-        _ => return Err(HopError::Url(url.clone())),
-    };
-    let host = url.host().ok_or_else(|| HopError::Url(url.clone()))?;
-    let port = url.port_u16().unwrap_or(if secure { 443 } else { 80 });
+    let Target { secure, host, port } = Target::of(url)?;
     let hop = Hop::Edge(format!("{host}:{port}"));
     let (io, peer) = proxy::connect(&config.proxy, secure, host, port, &config.proxy_tls).await?;
     let io = match secure {

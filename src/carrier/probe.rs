@@ -7,7 +7,7 @@
 use std::io;
 
 /// The smallest datagram that a server answers (RFC 9000 §14.1).
-const FULL_SIZE: usize = 1200;
+pub(super) const FULL_SIZE: usize = 1200;
 
 /// A version that is reserved to be unknown (RFC 9000 §15: `0x?a?a?a?a`).
 const UNKNOWN_VERSION: u32 = 0x5a8a_2a7a;
@@ -43,6 +43,13 @@ impl Probe {
         put(&self.0);
         put(&[ID as u8]);
         put(&self.0);
+        datagram
+    }
+
+    /// The datagram to send, `size` bytes long if that is more.
+    pub(super) fn padded(&self, size: usize) -> Vec<u8> {
+        let mut datagram = self.datagram().to_vec();
+        datagram.resize(size.max(FULL_SIZE), 0);
         datagram
     }
 

@@ -48,7 +48,8 @@ impl fmt::Debug for Proxy {
 }
 
 impl Proxy {
-    fn intercept(
+    /// Choose the proxy for a destination, if it needs one.
+    pub(super) fn intercept(
         &self,
         secure: bool,
         host: &str,

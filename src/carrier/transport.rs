@@ -60,7 +60,7 @@ fn common(reach: Reach) -> TransportConfig {
 }
 
 /// The largest payload of a UDP packet over IPv6 over Ethernet: 1500 - 40 - 8.
-const ETHERNET_PACKET: u16 = 1_452;
+pub const ETHERNET_PACKET: u16 = 1_452;
 
 /// The largest packet that either end takes. quinn sends ten with one system call, which is as much as
 /// the kernel takes with one (64 KiB).

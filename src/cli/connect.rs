@@ -4,15 +4,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use hyper::Uri;
-use qtunnel::proto::{AgentId, Refusal, Secret};
+use qtunnel::proto::{AgentId, Refusal};
 use qtunnel::{
-    Address, Agent, AgentConfig, AgentError, ConnectError, HostHeader, Name, Pin, Proxy,
-    ServerAddr, StateDir, Transport, Trust, TunnelConfig,
+    Address, Agent, AgentConfig, AgentError, ConnectError, HostHeader, Name, ServerAddr, StateDir,
+    TunnelConfig,
 };
 
 use tracing::info;
 
+use super::edge_flags::{EdgeFlags, misconfigured};
 use super::output::Output;
 use super::settings::{self, Settings};
 use super::{Failure, signal};
@@ -22,35 +22,8 @@ pub struct ConnectArgs {
     /// What to publish: a port (3000), HOST:PORT, http://…, https://…, https+insecure://…, h2c://…,
     /// unix:/path, or a directory
     upstream: Option<String>,
-    /// The edge [default: the one of `qtunnel login`, else the local one]
-    #[arg(long, value_name = "HOST[:PORT]", env = "QTUNNEL_SERVER")]
-    server: Option<ServerAddr>,
-    /// What to travel on: auto, quic (UDP alone) or websocket
-    #[arg(
-        long,
-        value_name = "auto|quic|websocket",
-        default_value = "auto",
-        env = "QTUNNEL_TRANSPORT"
-    )]
-    transport: Transport,
-    /// Where the WebSocket is, if not at the edge itself: wss://HOST:PORT or ws://HOST:PORT
-    #[arg(long, value_name = "URL")]
-    websocket_url: Option<Uri>,
-    /// Reach the edge through this proxy: http://, https://, socks5:// or off [default: HTTPS_PROXY,
-    /// ALL_PROXY and NO_PROXY]
-    #[arg(long, value_name = "URL|off")]
-    proxy: Option<String>,
-    /// The token (better in QTUNNEL_TOKEN or a file: others see flags)
-    #[arg(
-        long,
-        env = "QTUNNEL_TOKEN",
-        hide_env_values = true,
-        conflicts_with = "token_file"
-    )]
-    token: Option<String>,
-    /// A file with the token
-    #[arg(long, value_name = "FILE")]
-    token_file: Option<PathBuf>,
+    #[command(flatten)]
+    edge: EdgeFlags,
     /// Ask for this name: NAME.example.com [default: one that stays the same]
     #[arg(long, value_name = "NAME", env = "QTUNNEL_SUBDOMAIN")]
     subdomain: Option<String>,
@@ -60,12 +33,6 @@ pub struct ConnectArgs {
     /// What the upstream sees as Host: preserve, rewrite, or a host
     #[arg(long, value_name = "preserve|rewrite|HOST")]
     host_header: Option<HostHeader>,
-    /// Accept only an edge with this key, whoever signed its certificate
-    #[arg(long, value_name = "sha256/…", conflicts_with = "ca")]
-    pin: Option<Pin>,
-    /// Accept only an edge whose certificate this CA has signed (PEM)
-    #[arg(long, value_name = "FILE")]
-    ca: Option<PathBuf>,
     /// Print one JSON object per line and event
     #[arg(long)]
     json: bool,
@@ -107,6 +74,7 @@ fn configure(args: ConnectArgs) -> Result<(AgentConfig, Output), Failure> {
     let state = StateDir::open(state).map_err(Failure::usage)?;
     let id = identity(&state)?;
 
+    let edge = args.edge.configure(&settings, &state)?;
     let upstream = args.upstream.or(settings.upstream).ok_or_else(|| {
         Failure::usage(
             "what should be published? For example: qtunnel connect 3000 (or a directory)",
@@ -130,60 +98,7 @@ fn configure(args: ConnectArgs) -> Result<(AgentConfig, Output), Failure> {
         (None, None) => HostHeader::default(),
     };
 
-    // What belongs to a configured server must not be shown to another one.
-    let configured = match (&args.server, &settings.server) {
-        (Some(flag), Some(file)) => file.parse::<ServerAddr>().is_ok_and(|file| file == *flag),
-        (Some(_), None) => false,
-        (None, _) => true,
-    };
-    let server = match (args.server, settings.server) {
-        (Some(server), _) => Some(server),
-        (None, Some(text)) => Some(text.parse().map_err(|err| misconfigured("server", err))?),
-        (None, None) => None,
-    };
-    let token = match (
-        args.token,
-        args.token_file,
-        settings.token,
-        settings.token_file,
-    ) {
-        (Some(token), ..) => token,
-        (None, Some(file), ..) => settings::read_secret(&file)?,
-        (None, None, Some(token), _) if configured => token.reveal().to_owned(),
-        (None, None, None, Some(file)) if configured => settings::read_secret(&file)?,
-        _ => String::new(),
-    };
-    let pin = match (args.pin, settings.pin) {
-        (Some(pin), _) => Some(pin),
-        (None, Some(text)) if configured && args.ca.is_none() => {
-            Some(text.parse().map_err(|err| misconfigured("pin", err))?)
-        }
-        _ => None,
-    };
-    let ca = args
-        .ca
-        .or(settings.ca.filter(|_| configured && pin.is_none()));
-    let trust = match (pin, ca, &server) {
-        (Some(pin), ..) => Trust::Pins(vec![pin]),
-        (None, Some(ca), _) => Trust::Ca(ca),
-        (None, None, Some(_)) => Trust::System,
-        // The local edge of the same user has the same state directory, and so the same CA.
-        (None, None, None) => Trust::Ca(qtunnel::local_ca(&state).map_err(Failure::usage)?),
-    };
     let config = AgentConfig {
-        server: server.unwrap_or(ServerAddr {
-            host: "localhost".into(),
-            port: 8443,
-        }),
-        trust,
-        transport: args.transport,
-        websocket: args.websocket_url,
-        proxy: match args.proxy.as_deref() {
-            None => Proxy::FromEnvironment,
-            Some("off") => Proxy::Direct,
-            Some(url) => Proxy::Url(url.to_owned()),
-        },
-        token: Secret::new(token),
         id,
         tunnels: vec![TunnelConfig {
             name,
@@ -193,7 +108,7 @@ fn configure(args: ConnectArgs) -> Result<(AgentConfig, Output), Failure> {
         grace_period: args.grace_period,
         upstream_timeout: args.upstream_timeout,
         exit_on_failure: args.exit_on_failure,
-        observer: qtunnel::Observer::default(),
+        ..edge
     };
     Ok((config, Output::start(args.json, address.to_string())))
 }
@@ -212,12 +127,8 @@ pub fn identity(state: &StateDir) -> Result<AgentId, Failure> {
     })
 }
 
-fn misconfigured(key: &str, err: impl std::fmt::Display) -> Failure {
-    Failure::usage(format!("{key} in the configuration file: {err}"))
-}
-
 /// Choose the exit code, and say what to do where the edge cannot know it.
-fn failure(err: AgentError, server: &ServerAddr, has_token: bool) -> Failure {
+pub fn failure(err: AgentError, server: &ServerAddr, has_token: bool) -> Failure {
     let advice = match &err {
         AgentError::Connect(ConnectError::Refused(Refusal::Unauthorized)) if has_token => Some(
             "compare it with the one that the edge uses (`qtunnel login` remembers another)"
@@ -232,24 +143,27 @@ fn failure(err: AgentError, server: &ServerAddr, has_token: bool) -> Failure {
         _ => None,
     };
     let code = match &err {
-        AgentError::Connect(ConnectError::Refused(Refusal::Unauthorized)) => 3,
-        AgentError::Connect(ConnectError::Refused(Refusal::NameTaken { .. }))
-        | AgentError::Superseded => 4,
-        AgentError::Connect(ConnectError::Refused(
-            Refusal::NameInvalid { .. } | Refusal::TooManyTunnels { .. },
-        )) => 2,
-        AgentError::Connect(ConnectError::Trust(_) | ConnectError::Untrusted { .. })
-        | AgentError::Trust(_) => 2,
-        AgentError::Connect(
-            ConnectError::Unreachable { .. }
-            | ConnectError::Silent { .. }
-            | ConnectError::Lost { .. },
-        ) => 5,
-        AgentError::Connect(_) => 1,
+        AgentError::Connect(err) => code(err),
+        AgentError::Superseded => 4,
+        AgentError::Trust(_) => 2,
     };
     let error = match advice {
         Some(advice) => format!("{err}: {advice}").into(),
         None => err.into(),
     };
     Failure { code, error }
+}
+
+/// Choose the exit code where there is no session.
+pub fn code(err: &ConnectError) -> u8 {
+    match err {
+        ConnectError::Refused(Refusal::Unauthorized) => 3,
+        ConnectError::Refused(Refusal::NameTaken { .. }) => 4,
+        ConnectError::Refused(Refusal::NameInvalid { .. } | Refusal::TooManyTunnels { .. }) => 2,
+        ConnectError::Trust(_) | ConnectError::Untrusted { .. } => 2,
+        ConnectError::Unreachable { .. }
+        | ConnectError::Silent { .. }
+        | ConnectError::Lost { .. } => 5,
+        _ => 1,
+    }
 }

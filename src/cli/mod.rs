@@ -1,7 +1,9 @@
 //! The command line: raw flags in, finished configurations out. Nobody else knows clap.
 
+mod check;
 mod connect;
 mod demo;
+mod edge_flags;
 mod login;
 mod output;
 mod serve;
@@ -28,6 +30,8 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Publish a local port, server or directory
     Connect(connect::ConnectArgs),
+    /// Find out what is in the way to the edge, and over what agents reach it
+    Check(check::CheckArgs),
     /// Remember a server and its token, so that `qtunnel connect 3000` is enough
     Login(login::LoginArgs),
     /// Run edge, sample upstream and agent in one process, and print a URL to open
@@ -59,6 +63,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Serve(args) => serve::run(args).await,
         Command::Connect(args) => connect::run(args).await,
+        Command::Check(args) => check::run(args).await,
         Command::Login(args) => login::run(args),
         Command::Demo(args) => demo::run(args).await,
     }

@@ -8,6 +8,7 @@ mod aborts;
 mod backs;
 mod browser;
 mod carriers;
+mod checks;
 mod clients;
 mod command_line;
 mod errors;

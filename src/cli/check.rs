@@ -1,0 +1,116 @@
+//! `qtunnel check`
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+
+use clap::Args;
+use qtunnel::{AgentConfig, ConnectError, Report, StateDir, Verdict, escape};
+use serde_json::json;
+
+use super::edge_flags::EdgeFlags;
+use super::output::{figures, word};
+use super::settings::{self, Settings};
+use super::{Failure, connect};
+
+#[derive(Args)]
+pub struct CheckArgs {
+    #[command(flatten)]
+    edge: EdgeFlags,
+    /// Print one JSON object per line and part of the way
+    #[arg(long)]
+    json: bool,
+    /// Where this agent's identity is kept
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+}
+
+/// Look at the way to the edge. Ends with code 0 if an agent would be connected, else with the code that
+/// `connect --exit-on-failure` would end with.
+pub async fn run(args: CheckArgs) -> Result<(), Failure> {
+    let settings = Settings::load()?;
+    let state = settings::state_dir(args.state_dir)?;
+    let state = StateDir::open(state).map_err(Failure::usage)?;
+    let config = args.edge.configure(&settings, &state)?;
+    let report = qtunnel::check(&config)
+        .await
+        .map_err(|err| refuse(err, &config))?;
+    let shown = match args.json {
+        true => machine(&report, &config),
+        false => human(&report, &config),
+    };
+    // Nobody may be reading any more.
+    let _ = std::io::stdout().write_all(shown.as_bytes());
+    match report.session {
+        Ok(_) => Ok(()),
+        Err(err) => Err(refuse(err, &config)),
+    }
+}
+
+fn refuse(err: ConnectError, config: &AgentConfig) -> Failure {
+    let has_token = !config.token.reveal().is_empty();
+    connect::failure(err.into(), &config.server, has_token)
+}
+
+fn human(report: &Report, config: &AgentConfig) -> String {
+    let color = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let width = report
+        .findings
+        .iter()
+        .map(|finding| finding.title.chars().count())
+        .max()
+        .unwrap_or(0);
+    let mut text = format!("the way to {}\n", config.server);
+    for finding in &report.findings {
+        let (paint, end) = match (color, finding.verdict) {
+            (false, _) => ("", ""),
+            (true, Verdict::Pass) => ("\x1b[32m", "\x1b[0m"),
+            (true, Verdict::Fail) => ("\x1b[31m", "\x1b[0m"),
+            (true, Verdict::Skip) => ("\x1b[2m", "\x1b[0m"),
+        };
+        text += &format!(
+            "  {:width$}  {paint}{}{end}  {}\n",
+            finding.title,
+            finding.verdict,
+            escape(&finding.detail)
+        );
+        if let Some(advice) = &finding.advice {
+            text += &format!("  {:width$}        → {}\n", "", escape(advice));
+        }
+    }
+    if let Ok(transport) = &report.session {
+        text += &format!(
+            "agents connect over {} ({})\n",
+            word(transport.carrier),
+            figures(transport)
+        );
+    }
+    text
+}
+
+fn machine(report: &Report, config: &AgentConfig) -> String {
+    let mut lines: Vec<_> = report
+        .findings
+        .iter()
+        .map(|finding| {
+            json!({
+                "event": "check",
+                "check": finding.part,
+                "verdict": finding.verdict.to_string().to_lowercase(),
+                "detail": finding.detail,
+                "advice": finding.advice,
+            })
+        })
+        .collect();
+    let session = report.session.as_ref().ok();
+    lines.push(json!({
+        "event": "checked",
+        "server": config.server.to_string(),
+        "code": report.session.as_ref().err().map_or(0, connect::code),
+        "transport": session.map(|transport| word(transport.carrier)),
+        "rtt_ms": session.map(|transport| transport.rtt.as_secs_f64() * 1e3),
+        "sent_packets": session.map(|transport| transport.sent_packets),
+        "lost_packets": session.map(|transport| transport.lost_packets),
+        "mtu": session.map(|transport| transport.mtu),
+    }));
+    lines.iter().map(|line| format!("{line}\n")).collect()
+}
