@@ -10,6 +10,7 @@ use super::backoff::Backoff;
 use super::config::AgentConfig;
 use super::connect_error::ConnectError;
 use super::event::Event;
+use super::former::Former;
 use super::forward::{Route, Tunnel};
 use super::heads::MOST_LOST;
 use super::pool::Pool;
@@ -91,24 +92,32 @@ impl Agent {
             mut session,
             mut opener,
         } = self;
-        let mut shutdown = std::pin::pin!(shutdown);
+        let mut former = Former::new(config.clone(), tunnels.clone());
+        let mut shutdown = std::pin::pin!(former.stopped_with(shutdown));
         loop {
-            let reason = match session.serve(&config, &tunnels, &mut shutdown).await {
-                Ended::Shutdown => return Ok(()),
+            let ended = session.serve(&config, &tunnels, &mut shutdown).await;
+            let wait = opener.start_again();
+            match ended {
+                Ended::Shutdown => break,
                 Ended::Superseded => return Err(AgentError::Superseded),
+                Ended::Moving(session) => {
+                    let told = "a newer process of the edge takes over";
+                    config.observer.tell(Event::Notice(told.into()));
+                    former.serve_on(*session);
+                }
                 Ended::Lost { reason, report } => {
                     opener.remember(report);
-                    reason
+                    debug!(reason, "session lost");
+                    config.observer.tell(Event::Reconnecting { reason, wait });
                 }
-            };
-            debug!(reason, "session lost");
-            let wait = opener.start_again();
-            config.observer.tell(Event::Reconnecting { reason, wait });
+            }
             session = tokio::select! {
                 opened = opener.open(&config) => opened?,
-                () = &mut shutdown => return Ok(()),
+                () = &mut shutdown => break,
             };
         }
+        former.ended().await;
+        Ok(())
     }
 }
 

@@ -9,6 +9,7 @@ mod connect;
 mod connect_error;
 mod event;
 mod files;
+mod former;
 mod forward;
 mod heads;
 mod hints;

@@ -30,6 +30,10 @@ pub struct Session {
     carrier: watch::Receiver<CarrierState>,
     upkeep: Upkeep,
     control: Control,
+    conversations: JoinSet<()>,
+    heads: Heads,
+    /// Whether another process of the edge has taken over, and a newer session is there or on its way.
+    moving: bool,
     /// Which of the agent's sessions this is.
     epoch: u64,
     /// What the edge granted.
@@ -95,6 +99,9 @@ impl Session {
                 carrier,
                 upkeep,
                 control,
+                conversations: JoinSet::new(),
+                heads: Heads::default(),
+                moving: false,
                 epoch,
                 welcome,
             }),
@@ -143,7 +150,8 @@ impl Session {
     }
 
     /// Serve conversations until the connection is lost, or until `shutdown`, after which those
-    /// under way have the grace period to end.
+    /// under way have the grace period to end. Returned as [`Ended::Moving`], the session is to be
+    /// served on, beside a new one.
     pub async fn serve(
         mut self,
         config: &AgentConfig,
@@ -151,29 +159,20 @@ impl Session {
         shutdown: &mut (impl Future<Output = ()> + Unpin),
     ) -> Ended {
         let connection = self.connection.clone();
-        let mut conversations = JoinSet::new();
-        let heads = Heads::default();
-        let accept = |(send, receive): (SendStream, RecvStream),
-                      conversations: &mut JoinSet<()>| {
-            let tunnels = tunnels.clone();
-            let find = move |number: u32| tunnels.get(number as usize).cloned();
-            heads.accepted(send.id().index());
-            conversations.spawn(forward::serve(find, heads.clone(), send, receive));
-        };
         loop {
             tokio::select! {
                 biased;
                 () = &mut *shutdown => break,
-                Some(ended) = conversations.join_next() => report(ended),
+                Some(ended) = self.conversations.join_next() => report(ended),
                 accepted = connection.accept_bi() => match accepted {
-                    Ok(stream) => accept(stream, &mut conversations),
+                    Ok(stream) => self.converse(stream, tunnels),
                     Err(err) => {
                         // Whatever has not been read by now never will be.
-                        conversations.shutdown().await;
-                        return ended(err, heads.report(self.epoch));
+                        self.conversations.shutdown().await;
+                        return ended(err, self.heads.report(self.epoch));
                     }
                 },
-                Ok(()) = self.carrier.changed() => {
+                Ok(()) = self.carrier.changed(), if !self.moving => {
                     let state = self.carrier.borrow_and_update().clone();
                     config.observer.tell(Event::Transport(Self::transport(&self.connection, &state)));
                 }
@@ -182,6 +181,10 @@ impl Session {
                         config.observer.tell(Event::Notice("the edge is about to restart".into()));
                     }
                     Ok(EdgeMessage::Notice(text)) => config.observer.tell(Event::Notice(text)),
+                    Ok(EdgeMessage::Moving { .. }) if !self.moving => {
+                        self.moving = true;
+                        return Ended::Moving(Box::new(self));
+                    }
                     Ok(message) => debug!(?message, "message from the edge"),
                     Err(err) => {
                         // The accepting branch knows better why, once the connection is closed.
@@ -191,8 +194,26 @@ impl Session {
             }
         }
 
-        // The order: the edge sends no new conversations; those under way end, or are cut; then the
-        // connection is closed, and the edge hears of it.
+        self.drain(config, tunnels).await;
+        Ended::Shutdown
+    }
+
+    fn converse(
+        &mut self,
+        (send, receive): (SendStream, RecvStream),
+        tunnels: &Arc<Vec<Arc<Tunnel>>>,
+    ) {
+        let tunnels = tunnels.clone();
+        let find = move |number: u32| tunnels.get(number as usize).cloned();
+        self.heads.accepted(send.id().index());
+        let conversation = forward::serve(find, self.heads.clone(), send, receive);
+        self.conversations.spawn(conversation);
+    }
+
+    /// The order: the edge sends no new conversations; those under way end, or are cut; then the
+    /// connection is closed, and the edge hears of it.
+    async fn drain(mut self, config: &AgentConfig, tunnels: &Arc<Vec<Arc<Tunnel>>>) {
+        let connection = self.connection.clone();
         let deadline_ms = config.grace_period.as_millis() as u64;
         let _ = self
             .control
@@ -205,24 +226,23 @@ impl Session {
             loop {
                 tokio::select! {
                     accepted = connection.accept_bi() => match accepted {
-                        Ok(stream) => accept(stream, &mut conversations),
+                        Ok(stream) => self.converse(stream, tunnels),
                         Err(_) => break,
                     },
-                    Some(ended) = conversations.join_next() => report(ended),
-                    () = &mut settled, if conversations.is_empty() && !settled.is_elapsed() => break,
+                    Some(ended) = self.conversations.join_next() => report(ended),
+                    () = &mut settled, if self.conversations.is_empty() && !settled.is_elapsed() => break,
                 }
-                if settled.is_elapsed() && conversations.is_empty() {
+                if settled.is_elapsed() && self.conversations.is_empty() {
                     break;
                 }
             }
         };
         let _ = timeout(config.grace_period, drained).await;
-        conversations.shutdown().await;
+        self.conversations.shutdown().await;
         self.connection
             .close(Close::Done.code(), b"the agent stops");
         let _ = timeout(FAREWELL, self.endpoint.wait_idle()).await;
         drop(self.upkeep);
-        Ended::Shutdown
     }
 }
 
@@ -250,6 +270,8 @@ pub enum Ended {
     Shutdown,
     /// A newer session of the same agent has the names: coming back would only start a quarrel.
     Superseded,
+    /// It has not ended, but another process of the edge waits for a new one. Is told once.
+    Moving(Box<Session>),
     /// Against our will: try again.
     Lost {
         /// Why.

@@ -44,6 +44,13 @@ pub enum EdgeMessage {
     },
     /// Something that the person at the agent should read.
     Notice(String),
+    /// Another process of this edge has taken over: the agent opens a new session at once, which
+    /// reaches that one. This session goes on beside it, also with new conversations, for visitors
+    /// who are still connected to the old process, until the edge closes it.
+    Moving {
+        /// How long the edge will wait for what is under way.
+        deadline_ms: u64,
+    },
 }
 
 /// The agent's first message.

@@ -14,6 +14,10 @@
 //! 2. For every visitor conversation the **edge opens a bidirectional stream** and writes one
 //!    [`StreamHead`]. What follows depends on its kind.
 //!
+//! An agent has one session with an edge. It has two for a while when the edge says
+//! [`EdgeMessage::Moving`]: it opens a second connection, with a higher epoch, which reaches another
+//! process of the same edge, and goes on serving streams on the first until the edge closes that.
+//!
 //! # Messages and heads
 //! Each is a length (a QUIC variable-length integer, RFC 9000 §16) and that many bytes of
 //! [postcard](https://postcard.jamesmunns.com/wire-format), with nothing left over. The length is

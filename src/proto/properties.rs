@@ -238,6 +238,7 @@ fn edge_message() -> impl Strategy<Value = EdgeMessage> {
             .prop_map(|(tunnel, refusal)| EdgeMessage::NotOpened { tunnel, refusal }),
         any::<u64>().prop_map(|deadline_ms| EdgeMessage::Draining { deadline_ms }),
         ".{0,40}".prop_map(EdgeMessage::Notice),
+        any::<u64>().prop_map(|deadline_ms| EdgeMessage::Moving { deadline_ms }),
     ]
 }
 

@@ -182,6 +182,13 @@ fn later_messages_of_an_edge() {
             b"\x02hi", // its text
         ],
     );
+    golden(
+        EdgeMessage::Moving { deadline_ms: 300 },
+        &[
+            &[6],       // Moving
+            &[0xac, 2], // deadline_ms: 0x2c + (2 << 7)
+        ],
+    );
 }
 
 fn tunnel_request() -> TunnelRequest {
