@@ -18,6 +18,7 @@
 //! | **control stream** | the session's first bidirectional stream |
 //! | **stream** | one QUIC stream: one visitor's conversation |
 //! | **carrier** | what moves the QUIC packets, UDP or a WebSocket: [`Carrier`] |
+//! | **successor** | a newer process of an edge, which takes over from the older one: [`Edge::take_over`] |
 //! | **token** | what authenticates an agent: [`generate_token`] |
 //!
 //! # Use
@@ -107,7 +108,9 @@ pub use agent::{
 };
 pub use auth::{Name, NameError, generate as generate_token};
 pub use carrier::{Carrier, Proxy, Transport};
-pub use edge::{BindError, Edge, EdgeConfig, EdgeIdentity, EdgeLimits};
+#[cfg(unix)]
+pub use edge::HandoverError;
+pub use edge::{BindError, Edge, EdgeConfig, EdgeIdentity, EdgeLimits, Sockets};
 pub use http::escape;
 pub use state::{StateDir, StateError};
 pub use tls::{CaError, Pin, PinError, Trust, local_ca};

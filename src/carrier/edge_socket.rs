@@ -18,7 +18,7 @@ use std::{
 };
 
 use quinn::{
-    AsyncUdpSocket, Endpoint, EndpointConfig, Runtime, ServerConfig, TokioRuntime, UdpPoller,
+    AsyncUdpSocket, Endpoint, EndpointConfig, ServerConfig, TokioRuntime, UdpPoller,
     udp::{RecvMeta, Transmit},
 };
 use tokio::{
@@ -70,27 +70,11 @@ pub struct TooManyWebSockets {
     limit: usize,
 }
 
-/// Make the edge's endpoint over a bound UDP socket and any number of WebSockets up to `limit`.
+/// Make the edge's endpoint over whatever moves UDP packets, and any number of WebSockets up to
+/// `limit`.
 ///
 /// Without `udp` (`--quic off`) agents come over WebSockets alone. Errors are those of setting up
-/// the socket; its buffers are enlarged as far as the system allows.
-pub fn edge_endpoint(
-    udp: Option<std::net::UdpSocket>,
-    config: EndpointConfig,
-    server: ServerConfig,
-    limit: usize,
-) -> io::Result<(Endpoint, EdgeSocket)> {
-    let udp = match udp {
-        Some(udp) => {
-            super::bind::enlarge_buffers(&udp);
-            Some(TokioRuntime.wrap_udp_socket(udp)?)
-        }
-        None => None,
-    };
-    edge_endpoint_over(udp, config, server, limit)
-}
-
-/// [`edge_endpoint`] over whatever moves UDP packets.
+/// the socket.
 pub(super) fn edge_endpoint_over(
     udp: Option<Arc<dyn AsyncUdpSocket>>,
     config: EndpointConfig,

@@ -13,6 +13,7 @@
 //!
 //! `dial` and its `race` are how an agent comes by a connection, `hop` and `proxy` are its way through TCP, `path`
 //! keeps it alive and `judge` decides over what. What a WebSocket says is in [`crate::proto`].
+//! `shared_udp` is how two processes of an edge have one UDP socket, while one succeeds the other.
 
 use std::fmt;
 use std::str::FromStr;
@@ -28,16 +29,24 @@ mod examine;
 mod hop;
 mod inbox;
 mod judge;
+#[cfg(unix)]
+mod label;
 mod lines;
 mod meter;
 mod network;
 mod outer_tls;
 mod path;
+#[cfg(unix)]
+mod predecessor;
 mod probe;
 mod progress;
 mod proxy;
 mod queue;
 mod race;
+#[cfg(unix)]
+mod shared_udp;
+#[cfg(unix)]
+mod successor;
 mod switch;
 mod transport;
 mod udp;
@@ -50,9 +59,15 @@ pub use edge_socket::EdgeSocket;
 pub use examine::{SMALLEST_FULL_PACKET, UDP_ANSWER, ask_over_udp};
 pub use outer_tls::outer_tls;
 pub use path::{CarrierState, Driver};
+#[cfg(unix)]
+pub use predecessor::Predecessor;
 pub use proxy::Proxy;
+#[cfg(unix)]
+pub use shared_udp::SharedUdp;
+#[cfg(unix)]
+pub use successor::Successor;
 pub use transport::{AGENT_STREAMS, ETHERNET_PACKET, Reach, SESSION_WINDOW, edge_transport};
-pub use udp::{EdgeKeys, edge_endpoint};
+pub use udp::{EdgeKeys, bind_edge_udp, edge_endpoint, edge_udp};
 pub use upgrade::{NotAWebSocket, WEBSOCKET_PATH, check_extended_connect, upgrade_response};
 pub use websocket::shorten_send_queue;
 

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 
 use aws_lc_rs::hmac;
-use quinn::{Endpoint, EndpointConfig, ServerConfig};
+use quinn::{AsyncUdpSocket, Endpoint, EndpointConfig, Runtime, ServerConfig, TokioRuntime};
 use quinn_proto::HashedConnectionIdGenerator;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -37,15 +37,33 @@ impl EdgeKeys {
             connection_ids: u64::from_be_bytes(ids),
         }
     }
+
+    /// Mark the ids of new connections otherwise, as a process must that shares its socket with
+    /// another.
+    #[cfg(unix)]
+    pub fn with_other_ids(mut self) -> Self {
+        let mut ids = [0; 8];
+        aws_lc_rs::rand::fill(&mut ids).expect("the operating system has random numbers");
+        self.connection_ids = u64::from_be_bytes(ids);
+        self
+    }
+
+    /// Write them down for [`from_bytes`](Self::from_bytes).
+    pub fn to_bytes(self) -> [u8; Self::LENGTH] {
+        let mut bytes = [0; Self::LENGTH];
+        bytes[..64].copy_from_slice(&self.reset);
+        bytes[64..].copy_from_slice(&self.connection_ids.to_be_bytes());
+        bytes
+    }
 }
 
-/// Make the edge's endpoint: one for agents that come over UDP, at `udp`, and over up to `websockets`
-/// WebSockets.
+/// Make the edge's endpoint: one for agents that come over UDP, if there is a socket for it, and over
+/// up to `websockets` WebSockets.
 ///
 /// # Errors
-/// If the address cannot be bound.
+/// If the system refuses what the endpoint needs.
 pub fn edge_endpoint(
-    udp: Option<SocketAddr>,
+    udp: Option<Arc<dyn AsyncUdpSocket>>,
     config: ServerConfig,
     keys: EdgeKeys,
     websockets: usize,
@@ -58,11 +76,23 @@ pub fn edge_endpoint(
     endpoint.cid_generator(move || {
         Box::new(HashedConnectionIdGenerator::from_key(keys.connection_ids))
     });
-    let udp = udp.map(socket).transpose()?;
-    edge_socket::edge_endpoint(udp, endpoint, config, websockets)
+    edge_socket::edge_endpoint_over(udp, endpoint, config, websockets)
 }
 
-fn socket(addr: SocketAddr) -> io::Result<UdpSocket> {
+/// Prepare a UDP socket for the edge's endpoint. Its buffers are enlarged as far as the system allows.
+///
+/// # Errors
+/// If the system refuses what quinn needs.
+pub fn edge_udp(socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+    super::bind::enlarge_buffers(&socket);
+    TokioRuntime.wrap_udp_socket(socket)
+}
+
+/// Bind the UDP socket of an edge.
+///
+/// # Errors
+/// If the address cannot be bound.
+pub fn bind_edge_udp(addr: SocketAddr) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
     if addr.is_ipv6() && addr.ip().is_unspecified() {
         // One socket for both families, where the system has both.

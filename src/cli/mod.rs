@@ -7,6 +7,8 @@ mod edge_flags;
 mod login;
 mod output;
 mod serve;
+#[cfg(unix)]
+mod service;
 mod settings;
 mod signal;
 

@@ -10,6 +10,8 @@ use ipnet::IpNet;
 use qtunnel::proto::Secret;
 use qtunnel::{Edge, EdgeConfig, EdgeIdentity, EdgeLimits, StateDir};
 
+#[cfg(unix)]
+use super::service;
 use super::settings::{self, Settings};
 use super::{Failure, signal};
 
@@ -56,7 +58,11 @@ pub struct ServeArgs {
     /// Answer plain HTTP with a redirection to HTTPS
     #[arg(long)]
     redirect_https: bool,
-    /// How long conversations may go on after Ctrl-C or SIGTERM
+    /// Take over from the edge that runs with the same state directory: it drains, and nobody notices
+    #[cfg(unix)]
+    #[arg(long)]
+    take_over: bool,
+    /// How long conversations may go on after Ctrl-C or SIGTERM, or once another edge has taken over
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = super::duration)]
     grace_period: Duration,
     /// How long an agent's names stay reserved for it after its connection broke
@@ -149,13 +155,22 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
         ));
     }
     let domain = config.domain.clone();
-    let edge = Edge::bind(config).await.map_err(|err| match err {
+    #[cfg(unix)]
+    let bound = match args.take_over {
+        true => Edge::take_over(config).await,
+        false => Edge::bind_on(config, service::sockets()?).await,
+    };
+    #[cfg(not(unix))]
+    let bound = Edge::bind(config).await;
+    let edge = bound.map_err(|err| match err {
         err @ (qtunnel::BindError::Identity(_) | qtunnel::BindError::State(_)) => {
             Failure::usage(err)
         }
         err => Failure::running(err),
     })?;
     announce(&edge, &domain, token.as_ref(), files);
+    #[cfg(unix)]
+    let _upgrades = service::ready()?;
     edge.serve(signal::shutdown()?).await;
     Ok(())
 }

@@ -8,11 +8,11 @@ use quinn::crypto::rustls::HandshakeData;
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, ServerConfig, VarInt};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, error, info, info_span};
 
 use super::bind::Urls;
 use super::config::EdgeLimits;
+use super::draining::Draining;
 use super::registry::{Claim, Owner, Registry, Tunnel};
 use crate::auth::{Name, NameError, Tokens};
 use crate::carrier::{AGENT_STREAMS, EdgeSocket, SESSION_WINDOW};
@@ -31,7 +31,7 @@ pub struct Agents {
     pub tokens: Tokens,
     pub limits: EdgeLimits,
     pub urls: Urls,
-    pub draining: CancellationToken,
+    pub draining: Draining,
     pub grace_period: Duration,
 }
 
@@ -47,7 +47,7 @@ impl Agents {
                     }
                 }
                 incoming = endpoint.accept() => match incoming {
-                    Some(incoming) if self.draining.is_cancelled() => incoming.refuse(),
+                    Some(incoming) if self.draining.has_begun() => incoming.refuse(),
                     Some(incoming) if sessions.len() >= self.limits.sessions => incoming.refuse(),
                     // Under load, agents first prove that their address is theirs (RFC 9000 §8.1.2).
                     Some(incoming) if sessions.len() > CALM && !incoming.remote_address_validated() => {
@@ -250,10 +250,14 @@ impl Session<'_> {
         let mut told = false;
         loop {
             let message = tokio::select! {
-                () = self.agents.draining.cancelled(), if !told => {
+                () = self.agents.draining.begun(), if !told => {
                     told = true;
                     let deadline_ms = self.agents.grace_period.as_millis() as u64;
-                    control.send(&EdgeMessage::Draining { deadline_ms }).await?;
+                    let message = match self.agents.draining.is_succeeded() {
+                        true => EdgeMessage::Moving { deadline_ms },
+                        false => EdgeMessage::Draining { deadline_ms },
+                    };
+                    control.send(&message).await?;
                     continue;
                 }
                 message = control.receive(CONTROL_LIMIT) => message?,

@@ -1,14 +1,13 @@
 //! The edge's two phases: bind, then serve.
 
+use std::future::pending;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::Endpoint;
-use quinn::crypto::rustls::QuicServerConfig;
-use tokio::net::TcpListener;
 use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
@@ -16,37 +15,34 @@ use tracing::{debug, info, warn};
 use super::agents::Agents;
 use super::carriers::Carriers;
 use super::config::{EdgeConfig, EdgeIdentity};
+use super::draining::Draining;
+#[cfg(unix)]
+use super::handover::{Door, Estate, HandoverError, Inheritance};
 use super::hold::Hold;
 use super::journal::Journal;
-use super::listen::{self, ListenError};
+use super::keys;
+use super::listen::ListenError;
+use super::listening::{Addrs, Listening};
 use super::registry::Registry;
-use super::visitors::{Crowd, Listener, Visitors};
+use super::sockets::Sockets;
+use super::visitors::{Crowd, Visitors};
 use crate::auth::Tokens;
-use crate::carrier::{self, EdgeKeys, EdgeSocket, Reach};
-use crate::proto::{ALPN, ALPN_ANY, Close};
+#[cfg(unix)]
+use crate::carrier::{EdgeKeys, SharedUdp};
+use crate::proto::Close;
 use crate::state::{StateDir, StateError};
 use crate::tls::{CaError, Identity, IdentityError, LocalCa, Pin};
 
 /// An edge that is bound and ready to serve.
 pub struct Edge {
     config: EdgeConfig,
-    listeners: Vec<Listener>,
-    endpoint: Endpoint,
-    socket: EdgeSocket,
-    /// QUIC's settings for agents on this machine.
-    nearby: Arc<quinn::ServerConfig>,
+    listening: Listening,
     identity: Identity,
     tokens: Tokens,
     registry: Registry,
-    addrs: Addrs,
-}
-
-/// Where an edge listens.
-#[derive(Debug, Clone, Default)]
-struct Addrs {
-    http: Vec<SocketAddr>,
-    https: Vec<SocketAddr>,
-    quic: Option<SocketAddr>,
+    /// Where a successor would come.
+    #[cfg(unix)]
+    door: Option<Door>,
 }
 
 impl Edge {
@@ -55,9 +51,68 @@ impl Edge {
     /// # Errors
     /// [`BindError`] names the file or address.
     pub async fn bind(config: EdgeConfig) -> Result<Self, BindError> {
+        Self::bind_on(config, Sockets::default()).await
+    }
+
+    /// Bind as [`bind`](Self::bind) does, but use these sockets where their addresses are wanted.
+    ///
+    /// # Errors
+    /// [`BindError`] names the file or address.
+    pub async fn bind_on(config: EdgeConfig, mut sockets: Sockets) -> Result<Self, BindError> {
         let state = StateDir::open(&config.state_dir)?;
+        let keys = keys::open(&state)?;
+        let mut edge = Self::prepare(config, &state, |config, identity| {
+            Listening::start(config, identity, keys, &mut sockets)
+        })?;
+        for addr in sockets.addrs() {
+            warn!(%addr, "a socket that was passed is for no address of ours");
+        }
+        #[cfg(unix)]
+        edge.open_door(&state, keys, Door::open);
+        Ok(edge)
+    }
+
+    /// Bind, and take the addresses and agents over from the edge that runs with the same state
+    /// directory. From then on that one drains. Until this returns without an error, it serves on as
+    /// if nothing had happened.
+    ///
+    /// # Errors
+    /// [`BindError::Handover`] if there is no such edge or it does not hand over; otherwise the file
+    /// or address that does not work.
+    #[cfg(unix)]
+    pub async fn take_over(config: EdgeConfig) -> Result<Self, BindError> {
+        let state = StateDir::open(&config.state_dir)?;
+        let mut inheritance = Inheritance::ask(&state).await?;
+        let keys = keys::open(&state)?.with_other_ids();
+        let mut edge = Self::prepare(config, &state, |config, identity| {
+            Listening::inherit(config, identity, keys, &mut inheritance)
+        })?;
+        inheritance.accept().await?;
+
+        // Nothing may fail any more: the addresses are ours.
+        edge.listening.begin();
+        match open_registry(&edge.config, &state) {
+            // Now that its last word is written.
+            Ok(registry) => edge.registry = registry,
+            Err(err) => warn!(%err, "names are not kept for the agents of before"),
+        }
+        if let Err(err) = keys::keep(&state, keys) {
+            let err = err.to_string();
+            warn!(err, "agents will need longer to come back after a crash");
+        }
+        edge.open_door(&state, keys, |state, estate| {
+            Door::replace(state, estate).map(Some)
+        });
+        Ok(edge)
+    }
+
+    fn prepare(
+        config: EdgeConfig,
+        state: &StateDir,
+        listen: impl FnOnce(&EdgeConfig, &Identity) -> Result<Listening, BindError>,
+    ) -> Result<Self, BindError> {
         let identity = match &config.identity {
-            EdgeIdentity::LocalCa => LocalCa::open(&state)?.issue(&config.domain)?,
+            EdgeIdentity::LocalCa => LocalCa::open(state)?.issue(&config.domain)?,
             EdgeIdentity::Files { chain, key } => Identity::load(chain, key)?,
         };
         let mut tokens = if config.tokens.is_none() {
@@ -71,38 +126,56 @@ impl Edge {
             .flatten()
             .for_each(|token| tokens.add(token));
 
-        let (journal, kept) = Journal::open(state.clone())?;
-        let registry = Registry::new(config.lease, journal, kept);
-        let mut addrs = Addrs::default();
-        let listeners = listen_for_visitors(&config, &identity, &mut addrs)?;
-        let (endpoint, socket, nearby) =
-            listen_for_agents(&config, &identity, keys(&state)?, &mut addrs)?;
+        let registry = open_registry(&config, state)?;
+        let listening = listen(&config, &identity)?;
         Ok(Self {
             config,
-            listeners,
-            endpoint,
-            socket,
-            nearby,
+            listening,
             identity,
             tokens,
             registry,
-            addrs,
+            #[cfg(unix)]
+            door: None,
         })
+    }
+
+    /// Let a successor in. An edge that cannot do that serves all the same.
+    #[cfg(unix)]
+    fn open_door(
+        &mut self,
+        state: &StateDir,
+        keys: EdgeKeys,
+        open: impl FnOnce(&StateDir, Estate) -> std::io::Result<Option<Door>>,
+    ) {
+        let estate = self.listening.estate(keys, self.registry.clone());
+        self.door = match estate.and_then(|estate| open(state, estate)) {
+            Ok(None) => {
+                info!(
+                    "another edge runs with this state directory, and a successor would be its own"
+                );
+                None
+            }
+            Ok(door) => door,
+            Err(err) => {
+                warn!(%err, "no other process will be able to take over from this one");
+                None
+            }
+        };
     }
 
     /// Return where visitors connect in clear text.
     pub fn http_addrs(&self) -> &[SocketAddr] {
-        &self.addrs.http
+        &self.listening.addrs.http
     }
 
     /// Return where visitors connect over TLS.
     pub fn https_addrs(&self) -> &[SocketAddr] {
-        &self.addrs.https
+        &self.listening.addrs.https
     }
 
     /// Return where agents connect over UDP.
     pub fn quic_addrs(&self) -> &[SocketAddr] {
-        self.addrs.quic.as_slice()
+        self.listening.addrs.quic.as_slice()
     }
 
     /// Return the pin by which agents may recognise this edge.
@@ -119,21 +192,24 @@ impl Edge {
     /// Serve agents and visitors until `shutdown`, then drain for as long as the grace period.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
         let registry = self.registry;
-        // Cancelled when draining begins, and when it must end.
-        let (draining, closing) = (CancellationToken::new(), CancellationToken::new());
+        #[cfg(unix)]
+        let udp = self.listening.udp.clone();
+        let draining = Draining::default();
+        // Cancelled when draining must end.
+        let closing = CancellationToken::new();
         let upgrades = TaskTracker::new();
         let carriers = Carriers {
-            socket: self.socket.clone(),
+            socket: self.listening.socket.clone(),
             pumps: TaskTracker::new(),
             end: CancellationToken::new(),
         };
         let agents = Arc::new(Agents {
             registry: registry.clone(),
-            socket: self.socket,
-            nearby: self.nearby,
+            socket: self.listening.socket,
+            nearby: self.listening.nearby,
             tokens: self.tokens,
             limits: self.config.limits,
-            urls: Urls::new(&self.config, &self.addrs),
+            urls: Urls::new(&self.config, &self.listening.addrs),
             draining: draining.clone(),
             grace_period: self.config.grace_period,
         });
@@ -143,10 +219,13 @@ impl Edge {
             limits: self.config.limits,
             crowd: Crowd::default(),
             trusted_proxies: self.config.trusted_proxies,
-            redirect: self
-                .config
-                .redirect_https
-                .then(|| self.addrs.https.first().map_or(443, SocketAddr::port)),
+            redirect: self.config.redirect_https.then(|| {
+                self.listening
+                    .addrs
+                    .https
+                    .first()
+                    .map_or(443, SocketAddr::port)
+            }),
             carriers: carriers.clone(),
             upgrades: upgrades.clone(),
             draining: draining.clone(),
@@ -154,36 +233,42 @@ impl Edge {
         });
 
         let mut sessions = JoinSet::new();
-        sessions.spawn(agents.clone().accept(self.endpoint.clone()));
+        sessions.spawn(agents.clone().accept(self.listening.endpoint.clone()));
         let written = CancellationToken::new();
         let mut keeper = JoinSet::new();
         keeper.spawn(registry.keep(written.clone()));
         let mut listeners = JoinSet::new();
-        for listener in self.listeners {
+        for listener in self.listening.listeners {
             listeners.spawn(visitors.clone().accept(listener));
         }
-        shutdown.await;
+        #[cfg(unix)]
+        let (handed_over, orphaned) = (handed_over(self.door), orphaned(udp));
+        #[cfg(not(unix))]
+        let (handed_over, orphaned) = (pending::<()>(), pending::<()>());
+        let mut shutdown = pin!(shutdown);
+        tokio::select! {
+            biased;
+            () = &mut shutdown => draining.stop(),
+            () = handed_over => draining.succeed(),
+        }
 
         // The order: no new visitors; agents hear of it; conversations under way end, or are cut
         // when the grace period is over; then the agents' connections are closed.
-        info!(grace = ?self.config.grace_period, "draining");
-        draining.cancel();
+        info!(grace = ?self.config.grace_period, successor = draining.is_succeeded(), "draining");
         upgrades.close();
         let drained = async {
             while listeners.join_next().await.is_some() {}
             upgrades.wait().await;
         };
-        if tokio::time::timeout(self.config.grace_period, drained)
-            .await
-            .is_err()
-        {
-            warn!("the grace period is over, cutting what is left");
-        }
+        let shutdown = draining.is_succeeded().then_some(shutdown);
+        drain(drained, self.config.grace_period, shutdown, orphaned).await;
         closing.cancel();
         listeners.shutdown().await;
-        self.endpoint.close(Close::Done.code(), b"the edge stops");
+        self.listening
+            .endpoint
+            .close(Close::Done.code(), b"the edge stops");
         // So that the agents hear of it; one that does not answer is not waited for.
-        let _ = tokio::time::timeout(FAREWELL, self.endpoint.wait_idle()).await;
+        let _ = tokio::time::timeout(FAREWELL, self.listening.endpoint.wait_idle()).await;
         carriers.end.cancel();
         carriers.pumps.close();
         carriers.pumps.wait().await;
@@ -192,79 +277,6 @@ impl Edge {
         while keeper.join_next().await.is_some() {}
         debug!("closed");
     }
-}
-
-fn listen_for_visitors(
-    config: &EdgeConfig,
-    identity: &Identity,
-    addrs: &mut Addrs,
-) -> Result<Vec<Listener>, BindError> {
-    let mut listeners = Vec::new();
-    for addr in &config.http {
-        let (tcp, addr) = bound(*addr)?;
-        addrs.http.push(addr);
-        listeners.push(Listener { tcp, tls: None });
-    }
-    let tls = TlsAcceptor::from(Arc::new(identity.visitor_config()));
-    for addr in &config.https {
-        let (tcp, addr) = bound(*addr)?;
-        addrs.https.push(addr);
-        listeners.push(Listener {
-            tcp,
-            tls: Some(tls.clone()),
-        });
-    }
-    Ok(listeners)
-}
-
-fn listen_for_agents(
-    config: &EdgeConfig,
-    identity: &Identity,
-    keys: EdgeKeys,
-    addrs: &mut Addrs,
-) -> Result<(Endpoint, EdgeSocket, Arc<quinn::ServerConfig>), BindError> {
-    let tls = identity.agent_config(&[ALPN, ALPN_ANY]);
-    let tls = QuicServerConfig::try_from(tls).expect("the configuration speaks TLS 1.3");
-    let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls));
-    let mut nearby = server.clone();
-    server.transport_config(carrier::edge_transport(Reach::Network));
-    nearby.transport_config(carrier::edge_transport(Reach::Loopback));
-    let unspecified = SocketAddr::from(([0, 0, 0, 0], 0));
-    let refused = |err| ListenError::new("UDP", config.quic.unwrap_or(unspecified), err);
-    let (endpoint, socket) =
-        carrier::edge_endpoint(config.quic, server, keys, config.limits.websockets)
-            .map_err(refused)?;
-    if config.quic.is_some() {
-        addrs.quic = Some(endpoint.local_addr().map_err(refused)?);
-    }
-    Ok((endpoint, socket, Arc::new(nearby)))
-}
-
-fn bound(addr: SocketAddr) -> Result<(TcpListener, SocketAddr), ListenError> {
-    let tcp = listen::tcp(addr)?;
-    let addr = tcp
-        .local_addr()
-        .map_err(|err| ListenError::new("TCP", addr, err))?;
-    Ok((tcp, addr))
-}
-
-fn keys(state: &StateDir) -> Result<EdgeKeys, StateError> {
-    let fresh = || {
-        let mut random = vec![0; EdgeKeys::LENGTH];
-        aws_lc_rs::rand::fill(&mut random).expect("the operating system has random numbers");
-        random
-    };
-    let found = state.read_or_write(KEYS_FILE, fresh)?;
-    if let Ok(bytes) = <&[u8; EdgeKeys::LENGTH]>::try_from(found.as_slice()) {
-        return Ok(EdgeKeys::from_bytes(bytes));
-    }
-    warn!(
-        "the file {KEYS_FILE} is damaged; agents of an earlier edge will need longer to come back"
-    );
-    let fresh = fresh();
-    state.write(KEYS_FILE, &fresh)?;
-    let bytes = fresh.as_slice().try_into().expect("made with that length");
-    Ok(EdgeKeys::from_bytes(bytes))
 }
 
 /// How tunnels' public addresses are written.
@@ -311,8 +323,52 @@ impl Urls {
     }
 }
 
-/// Keys by which agents learn at once that the edge was restarted.
-const KEYS_FILE: &str = "quic.keys";
+fn open_registry(config: &EdgeConfig, state: &StateDir) -> Result<Registry, StateError> {
+    let (journal, kept) = Journal::open(state.clone())?;
+    Ok(Registry::new(config.lease, journal, kept))
+}
+
+/// Wait for what is under way, but not for ever.
+async fn drain(
+    conversations: impl Future<Output = ()>,
+    grace: Duration,
+    shutdown: Option<impl Future<Output = ()>>,
+    orphaned: impl Future<Output = ()>,
+) {
+    // It has no further effect, but may arrange for that of the next signal.
+    let stopped = async {
+        if let Some(shutdown) = shutdown {
+            shutdown.await;
+        }
+        pending::<()>().await;
+    };
+    tokio::select! {
+        drained = timeout(grace, conversations) => if drained.is_err() {
+            warn!("the grace period is over, cutting what is left");
+        },
+        () = orphaned => warn!("the successor is gone, cutting what is left"),
+        () = stopped => {}
+    }
+}
+
+/// Wait until a successor is in charge. Dropped, it closes the door, whose copies of the listeners
+/// would keep the addresses in use.
+#[cfg(unix)]
+async fn handed_over(door: Option<Door>) {
+    match door {
+        Some(door) => door.hand_over().await,
+        None => pending().await,
+    }
+}
+
+/// Wait until the successor is gone.
+#[cfg(unix)]
+async fn orphaned(udp: Option<Arc<SharedUdp>>) {
+    match udp {
+        Some(udp) => udp.orphaned().await,
+        None => pending().await,
+    }
+}
 
 /// How long to wait for agents to acknowledge that the edge stops.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -332,4 +388,8 @@ pub enum BindError {
     /// An address cannot be listened on.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// The running edge cannot be succeeded.
+    #[cfg(unix)]
+    #[error(transparent)]
+    Handover(#[from] HandoverError),
 }

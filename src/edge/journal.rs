@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Mutex, Notify, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tracing::warn;
@@ -23,6 +23,8 @@ pub struct Journal {
     /// Up to which change the file has them all.
     saved: watch::Sender<u64>,
     wanted: Notify,
+    /// Whether the file belongs to a successor. Held while the file is being written.
+    retired: Mutex<bool>,
 }
 
 impl Journal {
@@ -44,6 +46,7 @@ impl Journal {
             version: AtomicU64::new(0),
             saved: watch::Sender::new(0),
             wanted: Notify::new(),
+            retired: Mutex::new(false),
         };
         Ok((journal, kept))
     }
@@ -66,8 +69,13 @@ impl Journal {
 
     /// Write the file, unless it is up to date. Failures are reported: the edge works without it.
     pub async fn save(&self, snapshot: impl FnOnce() -> Vec<(Name, Owner)>) {
+        let retired = self.retired.lock().await;
         let version = self.version.load(Ordering::Relaxed);
         if *self.saved.borrow() == version {
+            return;
+        }
+        if *retired {
+            self.saved.send_replace(version);
             return;
         }
         let (state, text) = (self.state.clone(), print(snapshot()));
@@ -78,6 +86,12 @@ impl Journal {
             Err(err) => warn!(%err, "names are not kept"),
         }
         self.saved.send_replace(version);
+    }
+
+    /// Write the file no more, because a successor does, or again.
+    #[cfg(unix)]
+    pub async fn retire(&self, retired: bool) {
+        *self.retired.lock().await = retired;
     }
 
     /// Wait until the changes up to now are written, for as long as a disk may take.

@@ -6,25 +6,24 @@ use std::net::SocketAddr;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 
+use super::config::EdgeConfig;
+
 /// Listen for TCP connections.
 ///
 /// # Errors
-/// [`ListenError`] names the address.
-pub fn tcp(addr: SocketAddr) -> Result<TcpListener, ListenError> {
-    let listen = || {
-        let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
-        if addr.is_ipv6() {
-            // The unspecified address stands for both families.
-            socket.set_only_v6(!addr.ip().is_unspecified())?;
-        }
-        // A restarted edge must not wait for its predecessor's connections to be forgotten.
-        socket.set_reuse_address(true)?;
-        socket.set_nonblocking(true)?;
-        socket.bind(&addr.into())?;
-        socket.listen(BACKLOG)?;
-        TcpListener::from_std(socket.into())
-    };
-    listen().map_err(|err| ListenError::new("TCP", addr, err))
+/// Those of the system; [`ListenError`] explains them.
+pub fn tcp(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    if addr.is_ipv6() {
+        // The unspecified address stands for both families.
+        socket.set_only_v6(!addr.ip().is_unspecified())?;
+    }
+    // A restarted edge must not wait for its predecessor's connections to be forgotten.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
 }
 
 /// Connections that the system keeps while we do not accept; it may hold fewer (`somaxconn`).
@@ -47,6 +46,12 @@ impl ListenError {
             addr,
             source,
         }
+    }
+
+    /// Explain why there is no UDP socket for agents.
+    pub fn udp(config: &EdgeConfig) -> impl FnOnce(io::Error) -> Self + use<> {
+        let addr = config.quic.unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)));
+        move |err| Self::new("UDP", addr, err)
     }
 }
 

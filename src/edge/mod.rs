@@ -6,20 +6,29 @@ mod bind;
 mod body;
 mod carriers;
 mod config;
+mod draining;
 mod exchange;
 mod forward;
 mod guard;
+#[cfg(unix)]
+mod handover;
 mod hold;
 mod host;
 mod journal;
+mod keys;
 mod lease;
 mod listen;
+mod listening;
 mod page;
 mod registry;
 mod rewind;
+mod sockets;
 mod validate;
 mod violation;
 mod visitors;
 
 pub use bind::{BindError, Edge};
 pub use config::{EdgeConfig, EdgeIdentity, EdgeLimits};
+#[cfg(unix)]
+pub use handover::HandoverError;
+pub use sockets::Sockets;

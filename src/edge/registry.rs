@@ -185,6 +185,20 @@ impl Registry {
         }
     }
 
+    /// Bring the file up to date and leave it to a successor from then on.
+    #[cfg(unix)]
+    pub async fn retire(&self) {
+        self.save().await;
+        self.0.journal.retire(true).await;
+    }
+
+    /// Keep the file again: the successor has not come.
+    #[cfg(unix)]
+    pub async fn resume(&self) {
+        self.0.journal.retire(false).await;
+        self.0.journal.changed();
+    }
+
     async fn save(&self) {
         let snapshot = || {
             let leases = self.lock();

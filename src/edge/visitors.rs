@@ -6,6 +6,8 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use ::http::header::CONNECTION;
+use ::http::{HeaderValue, StatusCode};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -13,7 +15,7 @@ use ipnet::IpNet;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -22,6 +24,7 @@ use tracing::{Instrument, debug, debug_span, error, warn};
 use super::answer::Visit;
 use super::carriers::{Carriers, RawTcp};
 use super::config::EdgeLimits;
+use super::draining::Draining;
 use super::guard::Guard;
 use super::hold::Hold;
 use super::page::{Audience, Fault};
@@ -44,7 +47,7 @@ pub struct Visitors {
     /// Conversations that have outlived their HTTP connection.
     pub upgrades: TaskTracker,
     /// No new conversations any more.
-    pub draining: CancellationToken,
+    pub draining: Draining,
     /// What is left is cut.
     pub closing: CancellationToken,
 }
@@ -62,7 +65,7 @@ impl Visitors {
         loop {
             tokio::select! {
                 biased;
-                () = self.draining.cancelled() => break,
+                () = self.draining.begun() => break,
                 Some(ended) = connections.join_next() => report(ended),
                 accepted = listener.tcp.accept() => match accepted {
                     Ok((tcp, visitor)) => {
@@ -113,6 +116,7 @@ impl Visitors {
     {
         let (io, verdicts) = Guard::new(io, self.limits.head);
         let (draining, closing) = (self.draining.clone(), self.closing.clone());
+        let departing = draining.clone();
         let idle = self.limits.idle + self.limits.head;
         let service = service_fn(move |request| {
             let visit = Visit {
@@ -122,7 +126,15 @@ impl Visitors {
                 tcp,
                 verdicts: Some(verdicts.clone()),
             };
-            async move { Ok::<_, Infallible>(visit.answer(request).await) }
+            let departing = departing.clone();
+            async move {
+                let mut response = visit.answer(request).await;
+                if departing.has_begun() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                    let close = HeaderValue::from_static("close");
+                    response.headers_mut().insert(CONNECTION, close);
+                }
+                Ok::<_, Infallible>(response)
+            }
         });
         let mut connection = std::pin::pin!(
             http1::Builder::new()
@@ -136,7 +148,7 @@ impl Visitors {
         let ended = tokio::select! {
             ended = &mut connection => ended,
             () = closing.cancelled() => return,
-            () = draining.cancelled() => {
+            () = async { draining.begun().await; sleep(draining.patience()).await } => {
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {
                     ended = &mut connection => ended,
@@ -181,7 +193,7 @@ impl Visitors {
         let ended = tokio::select! {
             ended = &mut connection => ended,
             () = closing.cancelled() => return,
-            () = draining.cancelled() => {
+            () = draining.begun() => {
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {
                     ended = &mut connection => ended,
@@ -207,7 +219,7 @@ async fn turn_away(tcp: TcpStream, tls: bool, fault: Fault) {
             let mut response = audience.tell(fault, None);
             response
                 .headers_mut()
-                .insert("connection", ::http::HeaderValue::from_static("close"));
+                .insert("connection", HeaderValue::from_static("close"));
             Ok::<_, Infallible>(response)
         },
     );

@@ -23,7 +23,8 @@ use crate::carrier::{
     EdgeSocket, Proxy, Transport, WEBSOCKET_PATH,
     dial::{DialConfig, Dialed, dial},
     dial_error::DialError,
-    edge_socket::edge_endpoint,
+    edge_socket::edge_endpoint_over,
+    edge_udp,
     lines::Io,
     outer_tls, shorten_send_queue, upgrade_response,
     websocket::Ended,
@@ -53,8 +54,9 @@ impl RealEdge {
         let udp = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let addr = udp.local_addr().unwrap();
         let config = EndpointConfig::default();
+        let udp = edge_udp(udp).unwrap();
         let (endpoint, socket) =
-            edge_endpoint(Some(udp), config, certificate.server.clone(), WEBSOCKETS).unwrap();
+            edge_endpoint_over(Some(udp), config, certificate.server.clone(), WEBSOCKETS).unwrap();
         let (report, ended) = mpsc::unbounded_channel();
         let mut tasks = JoinSet::new();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();

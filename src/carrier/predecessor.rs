@@ -1,0 +1,109 @@
+//! The edge process before this one, which still has connections on the same UDP socket.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use quinn::udp::RecvMeta;
+use quinn_proto::{ConnectionId, ConnectionIdGenerator, HashedConnectionIdGenerator};
+use rustix::io::Errno;
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
+
+use super::label;
+
+/// Whom some packets have to be passed on to.
+#[derive(Debug)]
+pub struct Predecessor {
+    /// Marks the connection ids of its connections: [`EdgeKeys`](super::EdgeKeys).
+    ids: u64,
+    /// Its [`Successor`](super::Successor) reads at the other end.
+    line: OwnedFd,
+}
+
+/// Bytes of all connection ids of an edge.
+const ID: usize = 8;
+
+impl Predecessor {
+    /// Know a process by the key of its connection ids and the line to it.
+    pub fn new(ids: u64, line: OwnedFd) -> Self {
+        Self { ids, line }
+    }
+
+    /// Return what a third process needs to know it, too.
+    pub fn introduce(&self) -> (u64, BorrowedFd<'_>) {
+        (self.ids, self.line.as_fd())
+    }
+
+    /// Report whether a packet belongs to one of its connections. Once in 2⁴⁰ that is a mistake, at
+    /// the price of a lost packet.
+    pub(super) fn owns(&self, packet: &[u8]) -> bool {
+        let ids = HashedConnectionIdGenerator::from_key(self.ids);
+        destination(packet).is_some_and(|id| ids.validate(&ConnectionId::new(id)).is_ok())
+    }
+
+    /// Pass packets on. They are lost if it does not keep up, as they are in a network; the error
+    /// says that it is gone.
+    pub(super) fn pass_on(&self, meta: &RecvMeta, packets: &[u8]) -> io::Result<()> {
+        let label = label::write(meta);
+        let message = [IoSlice::new(&label), IoSlice::new(packets)];
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        match sendmsg(
+            &self.line,
+            &message,
+            &mut SendAncillaryBuffer::default(),
+            flags,
+        ) {
+            Ok(_) | Err(Errno::AGAIN | Errno::NOBUFS | Errno::INTR) => Ok(()),
+            Err(err) => Err(err.into()),
+        }
+    }
+}
+
+/// The id of the connection that a packet is for, if it has the length of ours: the first packets
+/// of a connection bear longer ones (RFC 8999 §5, RFC 9000 §17).
+fn destination(packet: &[u8]) -> Option<&[u8]> {
+    let long = packet.first()? & 0x80 != 0;
+    let at = match long {
+        true if usize::from(*packet.get(5)?) == ID => 6,
+        true => return None,
+        false => 1,
+    };
+    packet.get(at..at + ID)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(key: u64) -> ConnectionId {
+        HashedConnectionIdGenerator::from_key(key).generate_cid()
+    }
+
+    fn predecessor(key: u64) -> Predecessor {
+        Predecessor::new(key, std::fs::File::open("/dev/null").unwrap().into())
+    }
+
+    #[test]
+    fn packets_with_ids_of_its_own_are_recognised() {
+        let short = [&[0x40][..], &id(1), b"payload"].concat();
+        let long = [&[0xe0, 0, 0, 0, 1, 8][..], &id(1), b"payload"].concat();
+
+        assert!(predecessor(1).owns(&short));
+        assert!(predecessor(1).owns(&long));
+        assert!(!predecessor(2).owns(&short));
+        assert!(!predecessor(2).owns(&long));
+    }
+
+    #[test]
+    fn a_first_packet_is_nobodys() {
+        let first = [&[0xc0, 0, 0, 0, 1, 20][..], &id(1), &[0; 12], b"payload"].concat();
+
+        assert!(!predecessor(1).owns(&first));
+    }
+
+    #[test]
+    fn a_packet_that_is_cut_is_nobodys() {
+        let long = [&[0xe0, 0, 0, 0, 1, 8][..], &id(1)].concat();
+
+        assert!((0..long.len()).all(|end| !predecessor(1).owns(&long[..end])));
+    }
+}

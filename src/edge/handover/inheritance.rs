@@ -1,0 +1,80 @@
+//! The successor's side of a handover.
+
+use std::io;
+
+use super::SOCKET;
+use super::door::connect;
+use super::message::{ANSWER, Channel, HandoverError, Message, VERSION};
+use crate::carrier::Predecessor;
+use crate::edge::sockets::Sockets;
+use crate::state::StateDir;
+
+/// What the running edge has offered. It serves on until [`accept`](Self::accept).
+#[derive(Debug)]
+pub struct Inheritance {
+    channel: Channel,
+    /// Its listening sockets.
+    pub sockets: Sockets,
+    /// It, and those before it that still drain.
+    pub predecessors: Vec<Predecessor>,
+}
+
+impl Inheritance {
+    /// Ask the edge that runs with this state directory.
+    ///
+    /// # Errors
+    /// If there is none, or it does not hand over.
+    pub async fn ask(state: &StateDir) -> Result<Self, HandoverError> {
+        let path = state.path(SOCKET);
+        let channel = match connect(&path) {
+            Ok(socket) => Channel::new(socket)?,
+            Err(err) if is_absent(&err) => return Err(HandoverError::NoEdge(path)),
+            Err(err) => return Err(err.into()),
+        };
+        let question = Message::Question { version: VERSION };
+        channel.say(&question, &[]).await?;
+        let (count, ids, mut descriptors) = match channel.hear(PATIENCE).await? {
+            (Message::Offer { sockets, ids }, descriptors) => (sockets as usize, ids, descriptors),
+            (Message::Refused { why }, _) => return Err(HandoverError::Refused(why)),
+            _ => return Err(HandoverError::NotUnderstood),
+        };
+        if descriptors.len() != count + ids.len() {
+            return Err(HandoverError::NotUnderstood);
+        }
+        let lines = descriptors.split_off(count);
+        let mut sockets = Sockets::default();
+        for descriptor in descriptors {
+            sockets.add(descriptor)?;
+        }
+        let predecessors = ids.into_iter().zip(lines);
+        Ok(Self {
+            channel,
+            sockets,
+            predecessors: predecessors
+                .map(|(ids, line)| Predecessor::new(ids, line))
+                .collect(),
+        })
+    }
+
+    /// Take over: all that can fail is done.
+    ///
+    /// # Errors
+    /// If the running edge has changed its mind, or is gone.
+    pub async fn accept(self) -> Result<(), HandoverError> {
+        self.channel.say(&Message::Ready, &[]).await?;
+        match self.channel.hear(ANSWER).await?.0 {
+            Message::Yours => Ok(()),
+            _ => Err(HandoverError::NotUnderstood),
+        }
+    }
+}
+
+fn is_absent(err: &io::Error) -> bool {
+    matches!(
+        err.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+    )
+}
+
+/// How long the running edge may take for its offer: another successor may be at the door.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(15);

@@ -1,0 +1,58 @@
+//! A newer process of the edge takes over from an older one, on the same machine and the same
+//! addresses, and no visitor notices.
+//!
+//! The running edge listens on a Unix socket in its state directory ([`SOCKET`], for its own user
+//! alone). A successor (`qtunnel serve --take-over`) asks there. The order:
+//!
+//! 1. The successor has read its flags and asks: *question*.
+//! 2. The running edge sends its TCP listeners and its UDP socket (`SCM_RIGHTS`), the key that marks
+//!    the ids of its connections, and the end of a line for packets: *offer*. It serves on.
+//! 3. The successor does all that can fail (certificates, further addresses) and says so: *ready*.
+//!    Until here either may fail or die, and the running edge has given up nothing.
+//! 4. The running edge stops reading the UDP socket and says so: *yours*. From here on the successor
+//!    reads it, accepts visitors and agents, and opens the socket for a successor of its own.
+//!    What comes between these moments waits in the kernel's queues, which both processes share: no
+//!    connection is refused or lost.
+//! 5. The old process accepts nobody any more and tells its agents that they move
+//!    ([`EdgeMessage::Moving`](crate::proto::EdgeMessage::Moving)). Each opens a second session, which
+//!    reaches the successor, and serves both. Visitors of the successor who are faster than their agent
+//!    are held until it has come.
+//! 6. The old process drains, for as long as its grace period. Requests that arrive on its visitors'
+//!    connections are served, over the old sessions; HTTP/1.1 connections end with the next answer
+//!    (`Connection: close`) or after a few idle seconds, HTTP/2 connections with GOAWAY; downloads and
+//!    WebSockets go on. Then it closes its agents' old sessions and ends.
+//!
+//! # The UDP socket
+//! Packets of the old sessions still arrive on the one UDP socket, which only the successor reads. It
+//! recognises them by their connection ids and passes them on through the line; the old process sends
+//! its own packets on the shared socket by itself. (`carrier::shared_udp` has the picture.) The other
+//! way would have been to ask agents to carry on over their WebSockets, whose TCP connections stay
+//! with the old process anyway. It would cut off those whose network has no way for a WebSocket, and
+//! would slow every download down to what TCP makes of the path; and it is a race between moving the
+//! agents and giving up the socket. Here the change is one moment, and agents need not do anything for
+//! what is under way.
+//!
+//! Both processes have the same key for stateless resets, but different ones for connection ids: the
+//! successor takes packets of the old process for noise once that is gone, and never resets what it
+//! does not know. [`quic.keys`](super::keys) then has the successor's.
+//!
+//! An agent on a WebSocket keeps it, since its TCP connection stays with the old process. Only if the
+//! old session loses it *while* the old process drains, the session ends early (unless UDP works): a
+//! new WebSocket leads to the successor.
+//!
+//! # More than two
+//! A successor may be succeeded while its predecessor still drains. It then hands on the end of that
+//! one's line, too, and the newest process passes packets to each. A process whose successors have all
+//! died ends at once, and with it what it was draining, so that the UDP address is free for an edge
+//! that is started anew.
+
+mod door;
+mod inheritance;
+mod message;
+
+pub use door::{Door, Estate};
+pub use inheritance::Inheritance;
+pub use message::HandoverError;
+
+/// The Unix socket's name in the state directory.
+const SOCKET: &str = "handover.sock";

@@ -1,0 +1,230 @@
+//! Where an edge listens: for visitors over TCP, for agents over UDP too.
+
+use std::net::SocketAddr;
+#[cfg(unix)]
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use quinn::crypto::rustls::QuicServerConfig;
+use quinn::{AsyncUdpSocket, Endpoint, ServerConfig};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
+use super::bind::BindError;
+use super::config::EdgeConfig;
+#[cfg(unix)]
+use super::handover::{Estate, HandoverError, Inheritance};
+use super::listen::{self, ListenError};
+#[cfg(unix)]
+use super::registry::Registry;
+use super::sockets::Sockets;
+use super::visitors::Listener;
+use crate::carrier::{self, EdgeKeys, EdgeSocket, Reach};
+#[cfg(unix)]
+use crate::carrier::{Predecessor, SharedUdp};
+use crate::proto::{ALPN, ALPN_ANY};
+use crate::tls::Identity;
+
+/// Everything that is bound.
+pub struct Listening {
+    pub listeners: Vec<Listener>,
+    pub endpoint: Endpoint,
+    pub socket: EdgeSocket,
+    /// QUIC's settings for agents on this machine.
+    pub nearby: Arc<ServerConfig>,
+    pub addrs: Addrs,
+    #[cfg(unix)]
+    pub udp: Option<Arc<SharedUdp>>,
+    /// The same socket as `udp`.
+    #[cfg(unix)]
+    descriptor: Option<OwnedFd>,
+}
+
+/// The addresses that are listened on.
+#[derive(Debug, Clone, Default)]
+pub struct Addrs {
+    pub http: Vec<SocketAddr>,
+    pub https: Vec<SocketAddr>,
+    pub quic: Option<SocketAddr>,
+}
+
+/// The edges whose addresses these are, if they are inherited.
+#[cfg(unix)]
+type Predecessors = Option<Vec<Predecessor>>;
+#[cfg(not(unix))]
+type Predecessors = ();
+
+impl Listening {
+    /// Listen on the addresses of the configuration, with those of the sockets that fit.
+    pub fn start(
+        config: &EdgeConfig,
+        identity: &Identity,
+        keys: EdgeKeys,
+        sockets: &mut Sockets,
+    ) -> Result<Self, BindError> {
+        Self::on(config, identity, keys, sockets, Predecessors::default())
+    }
+
+    /// Listen on the addresses of a running edge, without a look at what comes until
+    /// [`begin`](Self::begin).
+    #[cfg(unix)]
+    pub fn inherit(
+        config: &EdgeConfig,
+        identity: &Identity,
+        keys: EdgeKeys,
+        from: &mut Inheritance,
+    ) -> Result<Self, BindError> {
+        if let Some(running) = from.sockets.udp_addr()
+            && config.quic != Some(running)
+        {
+            let off = || "off".to_owned();
+            return Err(HandoverError::Elsewhere {
+                running: running.to_string(),
+                wanted: config.quic.map_or_else(off, |addr| addr.to_string()),
+            }
+            .into());
+        }
+        let predecessors = Some(std::mem::take(&mut from.predecessors));
+        Self::on(config, identity, keys, &mut from.sockets, predecessors)
+    }
+
+    fn on(
+        config: &EdgeConfig,
+        identity: &Identity,
+        keys: EdgeKeys,
+        sockets: &mut Sockets,
+        predecessors: Predecessors,
+    ) -> Result<Self, BindError> {
+        let mut addrs = Addrs::default();
+        let mut listeners = Vec::new();
+        for addr in &config.http {
+            let (tcp, addr) = bound(*addr, sockets)?;
+            addrs.http.push(addr);
+            listeners.push(Listener { tcp, tls: None });
+        }
+        let tls = TlsAcceptor::from(Arc::new(identity.visitor_config()));
+        for addr in &config.https {
+            let (tcp, addr) = bound(*addr, sockets)?;
+            addrs.https.push(addr);
+            listeners.push(Listener {
+                tcp,
+                tls: Some(tls.clone()),
+            });
+        }
+        let agents = Agents::new(config, sockets, predecessors)?;
+        addrs.quic = agents.addr;
+        let (server, nearby) = server_configs(identity);
+        let (endpoint, socket) =
+            carrier::edge_endpoint(agents.udp, server, keys, config.limits.websockets)
+                .map_err(ListenError::udp(config))?;
+        Ok(Self {
+            listeners,
+            endpoint,
+            socket,
+            nearby: Arc::new(nearby),
+            addrs,
+            #[cfg(unix)]
+            udp: agents.shared,
+            #[cfg(unix)]
+            descriptor: agents.descriptor,
+        })
+    }
+
+    /// Begin to read what comes over UDP.
+    #[cfg(unix)]
+    pub fn begin(&self) {
+        if let Some(udp) = &self.udp {
+            udp.read();
+        }
+    }
+
+    /// Return what a successor would get.
+    ///
+    /// # Errors
+    /// If the system has no descriptors left.
+    #[cfg(unix)]
+    pub fn estate(&self, keys: EdgeKeys, registry: Registry) -> std::io::Result<Estate> {
+        let listeners = self.listeners.iter().map(|listener| listener.tcp.as_fd());
+        let sockets = listeners.chain(self.descriptor.as_ref().map(AsFd::as_fd));
+        Ok(Estate {
+            sockets: sockets
+                .map(|socket| socket.try_clone_to_owned())
+                .collect::<Result<_, _>>()?,
+            udp: self.udp.clone(),
+            ids: keys.connection_ids,
+            registry,
+        })
+    }
+}
+
+/// Where agents come over UDP, if they do.
+#[derive(Default)]
+struct Agents {
+    addr: Option<SocketAddr>,
+    udp: Option<Arc<dyn AsyncUdpSocket>>,
+    #[cfg(unix)]
+    shared: Option<Arc<SharedUdp>>,
+    #[cfg(unix)]
+    descriptor: Option<OwnedFd>,
+}
+
+impl Agents {
+    fn new(
+        config: &EdgeConfig,
+        sockets: &mut Sockets,
+        predecessors: Predecessors,
+    ) -> Result<Self, ListenError> {
+        let Some(addr) = config.quic else {
+            return Ok(Self::default());
+        };
+        let bind = || {
+            let socket = match sockets.take_udp(addr) {
+                Some(bound) => bound,
+                None => carrier::bind_edge_udp(addr)?,
+            };
+            let addr = Some(socket.local_addr()?);
+            #[cfg(unix)]
+            let descriptor = Some(socket.as_fd().try_clone_to_owned()?);
+            let udp = carrier::edge_udp(socket)?;
+            #[cfg(unix)]
+            let udp = match predecessors {
+                Some(predecessors) => SharedUdp::waiting(udp, predecessors),
+                None => SharedUdp::reading(udp),
+            };
+            Ok(Self {
+                addr,
+                #[cfg(unix)]
+                shared: Some(udp.clone()),
+                #[cfg(unix)]
+                descriptor,
+                udp: Some(udp),
+            })
+        };
+        bind().map_err(ListenError::udp(config))
+    }
+}
+
+/// QUIC's settings for agents in general, and for those on this machine.
+fn server_configs(identity: &Identity) -> (ServerConfig, ServerConfig) {
+    let tls = identity.agent_config(&[ALPN, ALPN_ANY]);
+    let tls = QuicServerConfig::try_from(tls).expect("the configuration speaks TLS 1.3");
+    let mut server = ServerConfig::with_crypto(Arc::new(tls));
+    let mut nearby = server.clone();
+    server.transport_config(carrier::edge_transport(Reach::Network));
+    nearby.transport_config(carrier::edge_transport(Reach::Loopback));
+    (server, nearby)
+}
+
+fn bound(
+    addr: SocketAddr,
+    sockets: &mut Sockets,
+) -> Result<(TcpListener, SocketAddr), ListenError> {
+    let listen = |bound: Option<std::net::TcpListener>| match bound {
+        Some(bound) => TcpListener::from_std(bound),
+        None => listen::tcp(addr),
+    };
+    let tcp = listen(sockets.take_tcp(addr));
+    let local = tcp.and_then(|tcp| Ok((tcp.local_addr()?, tcp)));
+    let (addr, tcp) = local.map_err(|err| ListenError::new("TCP", addr, err))?;
+    Ok((tcp, addr))
+}
