@@ -17,6 +17,7 @@ mod first;
 mod fronts;
 mod git;
 mod grpc;
+mod handover;
 mod headers;
 mod hold;
 mod interim;

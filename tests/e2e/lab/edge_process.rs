@@ -5,8 +5,9 @@ use std::path::PathBuf;
 
 use nix::sys::signal::Signal;
 use qtunnel::{AgentConfig, ServerAddr, Trust, Upstream};
+use tokio::process::Command;
 
-use super::process::Process;
+use super::process::{Process, qtunnel};
 use super::{Lab, Visitor};
 
 /// `qtunnel serve` for `*.localhost`.
@@ -14,6 +15,8 @@ pub struct EdgeProcess {
     pub process: Process,
     pub http: SocketAddr,
     pub quic: SocketAddr,
+    /// Where visitors come over TLS, if they do.
+    pub https: Option<SocketAddr>,
     home: PathBuf,
     args: Vec<String>,
 }
@@ -21,12 +24,25 @@ pub struct EdgeProcess {
 impl EdgeProcess {
     /// Start it in a home directory of its own, on ports of the system's choice.
     pub async fn start(home: &std::path::Path, args: &[&str]) -> Self {
+        Self::launch(home, ["0", "off", "0"], args).await
+    }
+
+    /// Start it with HTTPS, too.
+    pub async fn start_with_https(home: &std::path::Path, args: &[&str]) -> Self {
+        Self::launch(home, ["0", "0", "0"], args).await
+    }
+
+    async fn launch(home: &std::path::Path, addrs: [&str; 3], args: &[&str]) -> Self {
         let args: Vec<_> = args.iter().map(ToString::to_string).collect();
-        let (process, http, quic) = launch(home, "0", "0", &args).await;
+        let mut process = Process::spawn(serve(home, addrs, &args));
+        let http = address(&process.line("  http ").await).expect("visitors come over HTTP");
+        let https = address(&process.line("  https ").await);
+        let quic = address(&process.line("  quic ").await).expect("agents come over UDP");
         Self {
             process,
             http,
             quic,
+            https,
             home: home.into(),
             args,
         }
@@ -40,8 +56,42 @@ impl EdgeProcess {
 
     /// Start it again with the same state, on the same ports. It is there when this returns.
     pub async fn restart(&mut self) {
+        self.process = Process::spawn(self.command(&[]));
+        self.process.line("  quic ").await;
+    }
+
+    /// Have a new process take over, and return the old one. The new one is in charge when this
+    /// returns.
+    pub async fn take_over(&mut self) -> Process {
+        let mut successor = self.successor(&[]);
+        successor.line("  quic ").await;
+        std::mem::replace(&mut self.process, successor)
+    }
+
+    /// Start a process that shall take over, with more arguments.
+    pub fn successor(&self, args: &[&str]) -> Process {
+        Process::spawn(self.command(&[&["--take-over"], args].concat()))
+    }
+
+    /// Start a process like this one, at other addresses for HTTPS or QUIC, that shall take over.
+    pub fn successor_at(&self, https: &str, quic: &str) -> Process {
+        let http = self.http.to_string();
+        let args: Vec<_> = [&self.args[..], &["--take-over".to_owned()]].concat();
+        Process::spawn(serve(&self.home, [&http, https, quic], &args))
+    }
+
+    /// Begin a command that starts it again, with more arguments.
+    pub fn command(&self, more: &[&str]) -> Command {
+        let https = self.https.map_or("off".to_owned(), |addr| addr.to_string());
         let (http, quic) = (self.http.to_string(), self.quic.to_string());
-        (self.process, ..) = launch(&self.home, &http, &quic, &self.args).await;
+        let more = more.iter().map(ToString::to_string);
+        let args: Vec<_> = self.args.iter().cloned().chain(more).collect();
+        serve(&self.home, [&http, &https, &quic], &args)
+    }
+
+    /// The socket at which a successor asks.
+    pub fn door(&self) -> PathBuf {
+        self.home.join(".local/state/qtunnel/handover.sock")
     }
 
     /// Start it with other arguments from now on.
@@ -72,21 +122,16 @@ impl EdgeProcess {
     }
 }
 
-async fn launch(
-    home: &std::path::Path,
-    http: &str,
-    quic: &str,
-    args: &[String],
-) -> (Process, SocketAddr, SocketAddr) {
-    let mut all = vec!["serve", "--https", "off", "--http", http, "--quic", quic];
-    all.extend(args.iter().map(String::as_str));
-    let mut process = Process::qtunnel(home, all);
-    let http = address(&process.line("  http ").await);
-    let quic = address(&process.line("  quic ").await);
-    (process, http, quic)
+fn serve(home: &std::path::Path, [http, https, quic]: [&str; 3], args: &[String]) -> Command {
+    let addrs = ["--http", http, "--https", https, "--quic", quic];
+    let args = args.iter().map(String::as_str);
+    qtunnel(home, ["serve"].into_iter().chain(addrs).chain(args))
 }
 
-fn address(line: &str) -> SocketAddr {
+fn address(line: &str) -> Option<SocketAddr> {
     let word = line.split_whitespace().nth(1).expect("an address");
-    word.trim_end_matches(',').parse().expect("an address")
+    match word {
+        "off" => None,
+        word => Some(word.trim_end_matches(',').parse().expect("an address")),
+    }
 }

@@ -83,6 +83,21 @@ impl Http2 {
         within("the response's head", sender.send_request(request)).await
     }
 
+    /// Get a path, or nothing if the connection has ended before the request was sent.
+    pub async fn attempt(&self, path: &str) -> hyper::Result<Option<Reply>> {
+        let empty = Empty::new().map_err(|never| match never {});
+        let request = hyper::Request::get(self.uri(path)).body(empty.boxed_unsync());
+        let mut sender = self.sender.clone();
+        let sent = sender.try_send_request(request.expect("a valid request"));
+        match within("the response's head", sent).await {
+            Ok(response) => Ok(Some(collect(response).await)),
+            Err(mut failed) => match failed.take_message() {
+                Some(_) => Ok(None),
+                None => Err(failed.into_error()),
+            },
+        }
+    }
+
     /// Send a request without a body.
     pub async fn send(&self, request: Builder) -> Reply {
         let response = self.begin(request, Empty::new()).await;

@@ -6,6 +6,7 @@ pub mod edge_process;
 pub mod front;
 pub mod head;
 pub mod http2;
+pub mod load;
 pub mod peer;
 pub mod ports;
 pub mod process;
@@ -32,6 +33,7 @@ use tokio::time::timeout;
 
 pub use edge_process::EdgeProcess;
 pub use http2::Http2;
+pub use load::Load;
 pub use relay::Relay;
 pub use upstream::Server;
 pub use visitor::{Reply, Visitor};
@@ -277,6 +279,12 @@ impl Running {
             }
         })
         .await
+    }
+
+    /// Count the events of a kind that the agent has reported.
+    pub fn count(&self, is_of_kind: impl Fn(&Event) -> bool) -> usize {
+        let events = self.events.lock().expect("no panic while it is held");
+        events.iter().filter(|event| is_of_kind(event)).count()
     }
 
     /// Tell the agent to stop and wait until it has.
