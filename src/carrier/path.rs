@@ -231,7 +231,8 @@ impl Driver {
 
     fn move_to(&mut self, carrier: Carrier, reason: String) {
         if carrier != self.on.switch.current() {
-            info!(%carrier, reason, "carrier changed");
+            // The agent's observer is told, who tells the people.
+            debug!(%carrier, reason, "carrier changed");
             self.state.send_replace(CarrierState {
                 carrier,
                 reason: reason.into(),

@@ -68,6 +68,11 @@ async fn people_and_programs_are_told_when_and_why_the_carrier_changes() {
         }
         agent.signal(Signal::SIGTERM);
         agent.ended().await;
+        let told = agent
+            .seen
+            .iter()
+            .filter(|line| line.contains(" silent for "));
+        assert_eq!(told.count(), 1, "{:#?}", agent.seen);
     }
 }
 
