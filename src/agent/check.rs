@@ -10,8 +10,9 @@ use tokio::time::Instant;
 
 use super::config::AgentConfig;
 use super::connect_error::ConnectError;
+use super::dial::dialing;
 use super::event::Transported;
-use super::session::{Session, dialing};
+use super::session::Session;
 use crate::carrier::{
     DialConfig, ETHERNET_PACKET, SMALLEST_FULL_PACKET, Transport, UDP_ANSWER, ask_over_udp,
 };

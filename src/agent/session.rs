@@ -1,9 +1,9 @@
-//! One session with the edge: from dialling to the last conversation.
+//! One session with the edge: from the hello to the last conversation.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::crypto::rustls::{HandshakeData, QuicClientConfig};
+use quinn::crypto::rustls::HandshakeData;
 use quinn::{ApplicationClose, Connection, ConnectionError, Endpoint, RecvStream, SendStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -12,15 +12,15 @@ use tracing::{debug, error};
 
 use super::config::AgentConfig;
 use super::connect_error::ConnectError;
+use super::dial::dial;
 use super::event::{Event, Transported};
 use super::forward::{self, Tunnel};
 use super::heads::Heads;
-use crate::carrier::{self, AttemptError, CarrierState, DialConfig, Dialed, Driver};
+use crate::carrier::{CarrierState, Dialed, Driver};
 use crate::proto::{
-    self, ALPN, ALPN_ANY, AgentMessage, CONTROL_LIMIT, Close, EdgeMessage, Hello, LostSession,
-    Splitter, TunnelRequest, Welcome, WireError,
+    self, ALPN, AgentMessage, CONTROL_LIMIT, Close, EdgeMessage, Hello, LostSession, Splitter,
+    TunnelRequest, Welcome, WireError,
 };
-use crate::tls::{Distrust, upstream_config};
 
 /// An authenticated connection to the edge.
 pub struct Session {
@@ -326,66 +326,6 @@ impl Control {
     }
 }
 
-/// What to dial for an edge, and where the reason will be noted if it is not to be trusted.
-pub(super) fn dialing(config: &AgentConfig) -> Result<(DialConfig, Distrust), ConnectError> {
-    let server = &config.server;
-    let (tls, distrust) = config.trust.client_config(&[ALPN, ALPN_ANY])?;
-    let tls = QuicClientConfig::try_from(tls).expect("the configuration speaks TLS 1.3");
-    let quic = quinn::ClientConfig::new(Arc::new(tls));
-    let websocket = match &config.websocket {
-        Some(url) => url.clone(),
-        None => server.websocket().map_err(|_| ConnectError::NotAnEdge {
-            server: server.clone(),
-        })?,
-    };
-    let way = DialConfig {
-        host: server.host.clone(),
-        port: server.port,
-        server_name: server.host.clone(),
-        transport: config.transport,
-        quic,
-        websocket,
-        websocket_tls: carrier::outer_tls(),
-        proxy: config.proxy.clone(),
-        proxy_tls: Arc::new(upstream_config(true, &[b"http/1.1"])?),
-    };
-    Ok((way, distrust))
-}
-
-/// Reach the edge over whichever carrier the network lets through.
-async fn dial(config: &AgentConfig) -> Result<Dialed, ConnectError> {
-    let server = &config.server;
-    let (way, distrust) = dialing(config)?;
-    let dialed = carrier::dial(way).await;
-    dialed.map_err(|err| match distrust.take() {
-        Some(why) => ConnectError::Untrusted {
-            server: server.clone(),
-            why,
-        },
-        None if err.attempts.iter().any(is_foreign) => ConnectError::NotAnEdge {
-            server: server.clone(),
-        },
-        None => ConnectError::Unreachable {
-            server: server.clone(),
-            source: err,
-        },
-    })
-}
-
-/// Report whether somebody answered in QUIC who has never heard of us.
-fn is_foreign(attempt: &AttemptError) -> bool {
-    let AttemptError::Quic { err, .. } = attempt else {
-        return false;
-    };
-    match err {
-        ConnectionError::ConnectionClosed(close) => {
-            close.error_code == quinn::TransportErrorCode::crypto(NO_APPLICATION_PROTOCOL)
-        }
-        ConnectionError::VersionMismatch => true,
-        _ => false,
-    }
-}
-
 fn negotiated(connection: &Connection) -> Option<Vec<u8>> {
     connection
         .handshake_data()?
@@ -422,9 +362,6 @@ const SETTLE: Duration = Duration::from_millis(300);
 
 /// Above every conversation (their default is 0).
 const CONTROL_PRIORITY: i32 = 1_000;
-
-/// TLS's alert for an ALPN that the server does not know (RFC 7301 §3.2).
-const NO_APPLICATION_PROTOCOL: u8 = 120;
 
 #[derive(Debug, thiserror::Error)]
 enum ControlError {
