@@ -40,13 +40,14 @@ pub fn agent_transport(reach: Reach) -> Arc<TransportConfig> {
 
 fn common(reach: Reach) -> TransportConfig {
     let mut config = TransportConfig::default();
+    let (largest, congestion) = match reach {
+        Reach::Network => (ETHERNET_PACKET, congestion::Config::default()),
+        Reach::Loopback => (LARGEST_PACKET, congestion::Config::loopback()),
+    };
     let mut mtu = MtuDiscoveryConfig::default();
-    mtu.upper_bound(match reach {
-        Reach::Network => ETHERNET_PACKET,
-        Reach::Loopback => LARGEST_PACKET,
-    });
+    mtu.upper_bound(largest);
     config
-        .congestion_controller_factory(Arc::new(congestion::Config::default()))
+        .congestion_controller_factory(Arc::new(congestion))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
         .send_window(u64::from(SEND_WINDOW))

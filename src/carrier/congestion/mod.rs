@@ -27,19 +27,34 @@ use path::PathModel;
 pub struct Config {
     /// Bytes that may be in flight on a path of which nothing is known.
     pub initial_window: u64,
+    /// Bytes that may be in flight whatever the path seems to be.
+    pub least_window: u64,
+}
+
+impl Config {
+    /// For a path within this machine. Its round trip is how long the two processes take to get their
+    /// turn: on a busy machine that looks like a queue, and a window that followed from it would make
+    /// each turn move next to nothing.
+    pub fn loopback() -> Self {
+        Self {
+            initial_window: LOOPBACK_WINDOW,
+            least_window: LOOPBACK_WINDOW,
+        }
+    }
 }
 
 impl Default for Config {
     fn default() -> Self {
         Self {
             initial_window: INITIAL_WINDOW,
+            least_window: 0,
         }
     }
 }
 
 impl ControllerFactory for Config {
     fn build(self: Arc<Self>, now: Instant, mtu: u16) -> Box<dyn Controller> {
-        Box::new(RateModel::new(self.initial_window, u64::from(mtu), now))
+        Box::new(RateModel::new(&self, u64::from(mtu), now))
     }
 }
 
@@ -54,6 +69,7 @@ pub(super) fn delivered(controller: Box<dyn Controller>) -> u64 {
 #[derive(Clone)]
 struct RateModel {
     initial_window: u64,
+    least_window: u64,
     window: u64,
     path: PathModel,
     delivery: Delivery,
@@ -104,10 +120,11 @@ enum Stage {
 }
 
 impl RateModel {
-    fn new(initial_window: u64, mtu: u64, now: Instant) -> Self {
+    fn new(config: &Config, mtu: u64, now: Instant) -> Self {
         Self {
-            initial_window,
-            window: initial_window,
+            initial_window: config.initial_window,
+            least_window: config.least_window,
+            window: config.initial_window,
             path: PathModel::new(mtu, now),
             delivery: Delivery::new(now),
             smoothed_rtt: RTT_UNKNOWN,
@@ -336,7 +353,8 @@ impl RateModel {
             Stage::Relax => drained * RELAX,
             Stage::Drain | Stage::Verify => drained * DRAIN,
         };
-        self.window = (target as u64).min(grown).max(LEAST * mtu);
+        let least = self.least_window.max(LEAST * mtu);
+        self.window = (target as u64).min(grown).max(least);
     }
 }
 
@@ -457,6 +475,10 @@ impl RateModel {
 
 /// 32 packets of the size that QUIC starts with: an answer of 30 KiB in one round trip.
 const INITIAL_WINDOW: u64 = 32 * 1200;
+
+/// What a socket's buffer takes at least, with the kernel's defaults: the other process may be away for
+/// a while.
+const LOOPBACK_WINDOW: u64 = 256 << 10;
 
 /// Packets that remain when nothing seems to pass, so that acknowledgements keep coming.
 const LEAST: u64 = 4;
