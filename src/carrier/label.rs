@@ -36,7 +36,7 @@ pub(super) fn write(meta: &RecvMeta) -> [u8; LABEL] {
     label
 }
 
-/// Read what [`write`] wrote, for packets of this length together.
+/// Read what [`write()`] wrote, for packets of this length together.
 pub(super) fn read(label: &[u8; LABEL], len: usize) -> Option<RecvMeta> {
     let (said, _zeros) = postcard::take_from_bytes::<Label>(label).ok()?;
     let mut addr = said.from;
