@@ -165,6 +165,7 @@ impl Race {
             switch,
             face,
             lines: Lines::default(),
+            silent: false,
         })
     }
 
@@ -196,6 +197,7 @@ impl Race {
             switch,
             face,
             lines,
+            silent: false,
         })
     }
 
