@@ -7,11 +7,11 @@ use hyper::Request;
 use hyper::body::{Bytes, Incoming};
 use nix::sys::signal::Signal;
 use qtunnel::proto::{Refusal, Secret};
-use qtunnel::{AgentError, ConnectError, Event, Service, UpstreamBody};
+use qtunnel::{AgentError, ConnectError, Event, Service, Transport, UpstreamBody};
 use tokio::net::TcpStream;
 
 use crate::lab::process::Process;
-use crate::lab::{EdgeProcess, Lab, Running, Server, Visitor, eventually, within};
+use crate::lab::{EdgeProcess, Lab, Load, Running, Server, Visitor, eventually, within};
 
 /// Begin a download from [`Server::halting`], and wait for its first half.
 async fn half_a_download(visitor: &Visitor) -> Incoming {
@@ -54,6 +54,53 @@ async fn a_killed_edge_is_found_again_within_a_second_of_its_return() {
             "after {outage:?} away it took {took:?}"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_edge_gets_its_agents_back_under_load_and_what_was_held_is_answered() {
+    let home = tempfile::tempdir().unwrap();
+    let mut edge = EdgeProcess::start(home.path(), &[]).await;
+    let upstream = Server::text("here").await;
+    let mut agents = Vec::new();
+    let mut load = Load::new();
+    for (name, transport) in [
+        ("auto", Transport::Auto),
+        ("quic", Transport::Quic),
+        ("websocket", Transport::Websocket),
+    ] {
+        let mut config = edge.agent_config(name, &upstream);
+        config.transport = transport;
+        config.websocket = Some(format!("ws://{}", edge.http).parse().unwrap());
+        agents.push(Running::start(config).await);
+        load.add_http1(edge.visitor(name));
+        load.add_http1(edge.visitor(name));
+    }
+    load.answers(100).await;
+
+    // A machine that is busy with something else may be late once.
+    let mut took = Vec::new();
+    let mut back = Instant::now();
+    for times in 2..5 {
+        edge.kill().await;
+        edge.restart().await;
+        back = Instant::now();
+        for agent in &agents {
+            eventually("an agent's return", || async {
+                agent.count(|event| matches!(event, Event::Ready { .. })) >= times
+            })
+            .await;
+        }
+        took.push(back.elapsed());
+    }
+
+    load.answers(200).await;
+    let outcomes = load.stop().await;
+    let after = outcomes.iter().filter(|one| one.begun > back);
+    let failed: Vec<_> = after.filter(|one| one.problem.is_some()).collect();
+    assert!(failed.is_empty(), "{failed:#?}");
+    took.sort();
+    println!("all agents were back after {took:?}");
+    assert!(took[1] < Duration::from_secs(1), "{took:?}");
 }
 
 #[tokio::test]

@@ -26,6 +26,7 @@ pub struct Load {
 /// What became of one request.
 #[derive(Debug)]
 pub struct Outcome {
+    pub begun: Instant,
     pub took: Duration,
     pub problem: Option<String>,
 }
@@ -57,6 +58,7 @@ impl Load {
                 let problem = answer.unwrap_or_else(|_| Err("no answer".into())).err();
                 answered.send_modify(|answered| *answered += 1);
                 outcomes.push(Outcome {
+                    begun,
                     took: begun.elapsed(),
                     problem,
                 });
@@ -85,6 +87,7 @@ impl Load {
                 let problem = reply.and_then(is_fine).err();
                 answered.send_modify(|answered| *answered += 1);
                 outcomes.push(Outcome {
+                    begun,
                     took: begun.elapsed(),
                     problem,
                 });
