@@ -82,7 +82,7 @@ pub(super) struct Established {
 }
 
 impl Established {
-    /// Send over this carrier from now on, and let the edge know.
+    /// Send over this carrier from now on, and let the edge know; [`rebind`](Self::rebind) must follow.
     pub(super) fn send_over(&mut self, carrier: Carrier) {
         self.switch.select(carrier);
         self.speak_up();
@@ -103,7 +103,7 @@ impl Established {
     /// quinn's endpoint panics when a connection uses another connection id after a stateless reset,
     /// which may have arrived just now (quinn-proto 0.11.19, `Endpoint::handle_event`): nothing more is
     /// read until the connection has seen what is there.
-    async fn rebind(&mut self) {
+    pub(super) async fn rebind(&mut self) {
         if !std::mem::take(&mut self.silent) {
             return;
         }
