@@ -77,12 +77,10 @@ pub(super) struct Established {
     pub(super) switch: Arc<Switch>,
     pub(super) face: Arc<AgentSocket>,
     pub(super) lines: Lines,
-    /// Whether quinn is to have a new socket.
-    pub(super) silent: bool,
 }
 
 impl Established {
-    /// Send over this carrier from now on, and let the edge know; [`rebind`](Self::rebind) must follow.
+    /// Send over this carrier from now on, and let the edge know.
     pub(super) fn send_over(&mut self, carrier: Carrier) {
         self.switch.select(carrier);
         self.speak_up();
@@ -90,36 +88,16 @@ impl Established {
 
     /// Have something sent over the current carrier now, so that the edge learns of it.
     ///
-    /// quinn pings when its socket has changed ([`rebind`](Self::rebind)), unless too much is in
-    /// flight; then what was sent last is sent again.
+    /// quinn pings when its socket has changed, unless too much is in flight; then what was sent
+    /// last is sent again.
     fn speak_up(&mut self) {
         self.switch.send_last_again();
-        self.face.pause();
-        self.silent = true;
-    }
-
-    /// Give quinn the new socket that it is to notice, if it has not got it yet.
-    ///
-    /// quinn's endpoint panics when a connection uses another connection id after a stateless reset,
-    /// which may have arrived just now (quinn-proto 0.11.19, `Endpoint::handle_event`): nothing more is
-    /// read until the connection has seen what is there.
-    pub(super) async fn rebind(&mut self) {
-        if !std::mem::take(&mut self.silent) {
-            return;
-        }
-        sleep(SETTLE).await;
-        if self.connection.close_reason().is_some() {
-            return;
-        }
         let face = AgentSocket::new(self.switch.clone());
         if self.endpoint.rebind_abstract(face.clone()).is_ok() {
             std::mem::replace(&mut self.face, face).retire();
         }
     }
 }
-
-/// A turn for every task of quinn's, also on other threads.
-const SETTLE: Duration = Duration::from_millis(1);
 
 /// Wait until it is time to look again: soon, or when something happens if nothing does.
 async fn pause(switch: &Switch, idle: Option<Duration>) {
@@ -172,7 +150,6 @@ impl Driver {
             let sight = self.sight();
             let acts = self.judge.look(&sight);
             self.perform(acts);
-            self.on.rebind().await;
             let idle = self.judge.may_sleep(&sight);
             let switch = self.on.switch.clone();
             tokio::select! {

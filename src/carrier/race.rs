@@ -165,7 +165,6 @@ impl Race {
             switch,
             face,
             lines: Lines::default(),
-            silent: false,
         })
     }
 
@@ -197,7 +196,6 @@ impl Race {
             switch,
             face,
             lines,
-            silent: false,
         })
     }
 

@@ -59,7 +59,6 @@ async fn a_download_is_exact_while_it_changes_carriers_every_few_megabytes() {
             0 => Carrier::WebSocket,
             _ => Carrier::Udp,
         });
-        agent.rebind().await;
     }
 
     download.await.unwrap().unwrap();
