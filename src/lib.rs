@@ -111,6 +111,6 @@ pub use carrier::{Carrier, Proxy, Transport};
 #[cfg(unix)]
 pub use edge::HandoverError;
 pub use edge::{BindError, Edge, EdgeConfig, EdgeIdentity, EdgeLimits, Sockets};
-pub use http::escape;
+pub use http::{chain, escape};
 pub use state::{StateDir, StateError};
 pub use tls::{CaError, Pin, PinError, Trust, local_ca};

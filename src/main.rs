@@ -28,12 +28,6 @@ fn main() -> ExitCode {
 }
 
 fn report(err: &(dyn Error + 'static), code: u8) -> ExitCode {
-    let mut text = err.to_string();
-    let mut cause = err.source();
-    while let Some(err) = cause {
-        text = format!("{text}: {err}");
-        cause = err.source();
-    }
-    eprintln!("qtunnel: {text}");
+    eprintln!("qtunnel: {}", qtunnel::chain(err));
     ExitCode::from(code)
 }

@@ -16,6 +16,7 @@ use super::session::Session;
 use crate::carrier::{
     DialConfig, ETHERNET_PACKET, SMALLEST_FULL_PACKET, Transport, UDP_ANSWER, ask_over_udp,
 };
+use crate::http::chain;
 use crate::proto::{AgentId, Refusal};
 
 /// What was found on the way to an edge.
@@ -323,13 +324,7 @@ impl Finding {
     }
 
     fn fails(self, err: &dyn Error, advice: impl Into<String>) -> Self {
-        let mut detail = err.to_string();
-        let mut cause = err.source();
-        while let Some(err) = cause {
-            detail = format!("{detail}: {err}");
-            cause = err.source();
-        }
-        self.failed(detail, advice)
+        self.failed(chain(err), advice)
     }
 }
 

@@ -22,7 +22,7 @@ use super::outgoing::{Outgoing, frame, set_host};
 use super::pool::Pool;
 use super::response;
 use super::upstream::{RequestBody, Service, UpstreamBody};
-use crate::http::{Activity, Receiver, SendError, Sender, relay};
+use crate::http::{Activity, Receiver, SendError, Sender, chain, relay};
 use crate::proto::{BodyLength, Failure, RequestHead, Reset, ResponseHead, StreamHead};
 
 /// A tunnel that is being served.
@@ -321,16 +321,6 @@ fn service_request(head: RequestHead, tunnel: &Tunnel) -> Request<()> {
         "localhost".to_owned()
     });
     request
-}
-
-fn chain(err: &dyn StdError) -> String {
-    let mut text = err.to_string();
-    let mut cause = err.source();
-    while let Some(err) = cause {
-        text = format!("{text}: {err}");
-        cause = err.source();
-    }
-    text
 }
 
 /// How long the edge may take for a head, once it has opened a stream.

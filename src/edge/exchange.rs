@@ -18,7 +18,7 @@ use super::body::VisitorBody;
 use super::forward::Forward;
 use super::page::Fault;
 use super::rewind::Rewind;
-use crate::http::{Activity, ReceiveError, Receiver, SendError, Sender};
+use crate::http::{Activity, ReceiveError, Receiver, SendError, Sender, chain};
 use crate::proto::{BodyLength, RequestHead, ResponseHead, StreamHead};
 
 /// A request that can be sent, and sent again as long as little of its body is gone.
@@ -199,7 +199,7 @@ where
     // An upstream that does not know `Expect` says nothing, and gets the body all the same.
     let _ = timeout(patience, wanted.notified()).await;
     if let Err(err) = sender.body(body, &Activity::start()).await {
-        debug!(err = %super::visitors::chain(&err), "the request's body was not sent to its end");
+        debug!(err = %chain(&err), "the request's body was not sent to its end");
     }
 }
 

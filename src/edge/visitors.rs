@@ -28,6 +28,7 @@ use super::draining::Draining;
 use super::guard::Guard;
 use super::hold::Hold;
 use super::page::{Audience, Fault};
+use crate::http::chain;
 use crate::proto::Scheme;
 
 /// What all visitors' connections share.
@@ -312,17 +313,6 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
 async fn pause_after(err: std::io::Error) {
     warn!(%err, "cannot accept a visitor");
     tokio::time::sleep(ACCEPT_PAUSE).await;
-}
-
-/// An error with its causes, on one line.
-pub fn chain(err: &dyn std::error::Error) -> String {
-    let mut text = err.to_string();
-    let mut cause = err.source();
-    while let Some(err) = cause {
-        text = format!("{text}: {err}");
-        cause = err.source();
-    }
-    text
 }
 
 /// How long a visitor that is turned away may take to hear it.

@@ -2,6 +2,7 @@
 //! relaying raw bytes after an upgrade, and header hygiene. Which request goes where is decided by
 //! the edge and the agent.
 
+mod chain;
 mod escape;
 pub(crate) mod forwarded;
 pub(crate) mod hygiene;
@@ -9,6 +10,7 @@ mod receive;
 mod relay;
 mod send;
 
+pub use chain::chain;
 pub use escape::escape;
 pub use receive::{Activity, ReceiveError, Receiver, TunnelBody};
 pub use relay::relay;
