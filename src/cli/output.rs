@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use qtunnel::{Carrier, Event, Observer, RequestLog, Transported, escape};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Failure;
 
@@ -104,26 +104,16 @@ fn write(queue: &Receiver<String>, missing: &AtomicU64, json: bool) {
 
 fn machine(event: &Event) -> String {
     let value = match event {
-        Event::Ready { tunnels, transport } => json!({
-            "event": "ready",
-            "url": tunnels.first().and_then(|tunnel| tunnel.urls.first()),
-            "transport": word(transport.carrier),
-            "reason": transport.reason,
-            "rtt_ms": transport.rtt.as_secs_f64() * 1e3,
-            "sent_packets": transport.sent_packets,
-            "lost_packets": transport.lost_packets,
-            "mtu": transport.mtu,
-            "tunnels": tunnels.iter().map(|tunnel| json!({ "name": tunnel.name, "urls": tunnel.urls })).collect::<Vec<_>>(),
-        }),
-        Event::Transport(transport) => json!({
-            "event": "transport",
-            "transport": word(transport.carrier),
-            "reason": transport.reason,
-            "rtt_ms": transport.rtt.as_secs_f64() * 1e3,
-            "sent_packets": transport.sent_packets,
-            "lost_packets": transport.lost_packets,
-            "mtu": transport.mtu,
-        }),
+        Event::Ready { tunnels, transport } => {
+            let mut value = transported("ready", transport);
+            value["url"] = json!(tunnels.first().and_then(|tunnel| tunnel.urls.first()));
+            value["tunnels"] = tunnels
+                .iter()
+                .map(|tunnel| json!({ "name": tunnel.name, "urls": tunnel.urls }))
+                .collect();
+            value
+        }
+        Event::Transport(transport) => transported("transport", transport),
         Event::Reconnecting { reason, wait } => json!({
             "event": "reconnecting", "reason": reason, "wait_ms": millis(*wait),
         }),
@@ -145,6 +135,18 @@ fn machine(event: &Event) -> String {
         }),
     };
     value.to_string()
+}
+
+fn transported(event: &str, transport: &Transported) -> Value {
+    json!({
+        "event": event,
+        "transport": word(transport.carrier),
+        "reason": transport.reason,
+        "rtt_ms": transport.rtt.as_secs_f64() * 1e3,
+        "sent_packets": transport.sent_packets,
+        "lost_packets": transport.lost_packets,
+        "mtu": transport.mtu,
+    })
 }
 
 fn human(event: &Event, upstream: &str, color: bool) -> String {
