@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::crypto::rustls::HandshakeData;
 use quinn::{ApplicationClose, Connection, ConnectionError, Endpoint, RecvStream, SendStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -16,7 +15,7 @@ use super::dial::dial;
 use super::event::{Event, Transported};
 use super::forward::{self, Tunnel};
 use super::heads::Heads;
-use crate::carrier::{CarrierState, Dialed, Driver};
+use crate::carrier::{CarrierState, Dialed, Driver, alpn};
 use crate::proto::{
     self, ALPN, AgentMessage, CONTROL_LIMIT, Close, EdgeMessage, Hello, LostSession, Splitter,
     TunnelRequest, Welcome, WireError,
@@ -56,7 +55,7 @@ impl Session {
             driver,
         } = dial(config).await?;
         let upkeep = Upkeep::start(&connection, driver);
-        if negotiated(&connection).as_deref() != Some(ALPN) {
+        if alpn(&connection).as_deref() != Some(ALPN) {
             // The edge says which version it speaks as it closes.
             let reason = timeout(WELCOME, connection.closed()).await;
             return Err(ConnectError::Version {
@@ -324,14 +323,6 @@ impl Control {
             }
         }
     }
-}
-
-fn negotiated(connection: &Connection) -> Option<Vec<u8>> {
-    connection
-        .handshake_data()?
-        .downcast::<HandshakeData>()
-        .ok()?
-        .protocol
 }
 
 fn version(reason: Option<ConnectionError>) -> String {

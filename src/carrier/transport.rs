@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{MtuDiscoveryConfig, TransportConfig, VarInt};
+use quinn::crypto::rustls::HandshakeData;
+use quinn::{Connection, MtuDiscoveryConfig, TransportConfig, VarInt};
 
 use super::congestion;
 
@@ -58,6 +59,15 @@ fn common(reach: Reach) -> TransportConfig {
         .datagram_receive_buffer_size(None)
         .max_idle_timeout(Some(VarInt::from_u32(IDLE_TIMEOUT_MS).into()));
     config
+}
+
+/// The protocol that both ends have chosen (ALPN, RFC 7301), once the handshake is through.
+pub fn alpn(connection: &Connection) -> Option<Vec<u8>> {
+    connection
+        .handshake_data()?
+        .downcast::<HandshakeData>()
+        .ok()?
+        .protocol
 }
 
 /// The largest payload of a UDP packet over IPv6 over Ethernet: 1500 - 40 - 8.

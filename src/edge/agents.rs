@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use quinn::crypto::rustls::HandshakeData;
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, ServerConfig, VarInt};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -15,7 +14,7 @@ use super::config::EdgeLimits;
 use super::draining::Draining;
 use super::registry::{Claim, Owner, Registry, Tunnel};
 use crate::auth::{Name, NameError, Tokens};
-use crate::carrier::{AGENT_STREAMS, EdgeSocket, SESSION_WINDOW};
+use crate::carrier::{AGENT_STREAMS, EdgeSocket, SESSION_WINDOW, alpn};
 use crate::proto::{
     self, ALPN, AgentMessage, CONTROL_LIMIT, Close, EdgeMessage, HELLO_LIMIT, Hello, Limits,
     LostSession, Refusal, Splitter, TunnelGrant, TunnelRequest, Welcome, WireError,
@@ -87,7 +86,7 @@ impl Agents {
     }
 
     async fn session(&self, connection: &Connection) -> Result<(), SessionError> {
-        if negotiated(connection).as_deref() != Some(ALPN) {
+        if alpn(connection).as_deref() != Some(ALPN) {
             return Err(SessionError::Version);
         }
         let greeting = timeout(self.limits.hello, Control::greet(connection));
@@ -351,14 +350,6 @@ impl Control {
             }
         }
     }
-}
-
-fn negotiated(connection: &Connection) -> Option<Vec<u8>> {
-    let data = connection
-        .handshake_data()?
-        .downcast::<HandshakeData>()
-        .ok()?;
-    data.protocol
 }
 
 fn describe(connection: &Connection) -> String {
