@@ -162,7 +162,7 @@ impl Forward {
     /// What broke before the agent read it is sent again; what may have been processed is not.
     async fn deliver(&self, request: &mut Outbound) -> Result<(Exchange, ResponseHead), Fault> {
         let hold = &self.visit.visitors.hold;
-        let mut tunnel = hold.serving(&self.name, request.size()).await?;
+        let mut tunnel = hold.serving(&self.name, || request.size()).await?;
         let mut deadline = None;
         loop {
             let broken = match self.attempt(&tunnel, request).await {

@@ -31,15 +31,20 @@ impl Hold {
         }
     }
 
-    /// Find the session that serves a name, or wait for one.
+    /// Find the session that serves a name, or wait for one. `size` tells how much memory the request
+    /// takes; only one that has to wait is asked.
     ///
     /// # Errors
     /// [`Fault::NoSuchTunnel`] if nobody holds the name, [`Fault::AgentOffline`] if its agent does not
     /// come in time, [`Fault::Busy`] if too much is held already.
-    pub async fn serving(&self, name: &str, size: usize) -> Result<Arc<Tunnel>, Fault> {
+    pub async fn serving(
+        &self,
+        name: &str,
+        size: impl Fn() -> usize,
+    ) -> Result<Arc<Tunnel>, Fault> {
         match self.registry.serving(name) {
             Some(tunnel) => Ok(tunnel),
-            None => self.wait(name, size, self.deadline(), |_| true).await,
+            None => self.wait(name, size(), self.deadline(), |_| true).await,
         }
     }
 
