@@ -212,7 +212,11 @@ impl RateModel {
     }
 
     fn on_ack_in_startup(&mut self, now: Instant, rtt: Duration) {
-        let high = (self.path.base() / 8).clamp(STARTUP_QUEUE.0, STARTUP_QUEUE.1);
+        let mut high = (self.path.base() / 8).clamp(STARTUP_QUEUE.0, STARTUP_QUEUE.1);
+        if self.window <= 2 * self.initial_window {
+            // The first flights leave in bursts, which wait for themselves.
+            high = high.max(self.path.base() / 2);
+        }
         if rtt > self.path.base() + self.margin() + high {
             self.queued += 1;
         } else {
@@ -298,6 +302,8 @@ impl RateModel {
         let rate = self.path.rate();
         let queue = self.queue();
         match self.stage {
+            // What did not fill the window cannot show that the path is full.
+            Stage::Startup { .. } if !self.window_used => {}
             Stage::Startup {
                 rate: before,
                 flat_rounds,
@@ -453,6 +459,11 @@ impl RateModel {
         match self.stage {
             Stage::Drain | Stage::Verify => {}
             _ => self.path.observe_rate(sample),
+        }
+        if self.stage == Stage::Relax && in_flight > self.window {
+            // Ours is still on its way out, however long a start-up has made it: nothing that was
+            // sent since then has been judged yet.
+            self.stage_since = now;
         }
         if let Stage::Startup { .. } = self.stage {
             self.on_ack_in_startup(now, rtt);

@@ -58,6 +58,26 @@ fn a_download_fills_a_link_that_loses_packets() {
 }
 
 #[test]
+fn a_download_after_small_answers_starts_as_fast_as_on_a_new_connection() {
+    let link = broadband();
+    let mut model = LinkModel::symmetric(&link, 1);
+    let flow = model.add(ours(), 10 << 10);
+    for _ in 0..9 {
+        model.run(ms(200));
+        model.offer(flow, 10 << 10);
+    }
+    model.run(ms(200));
+
+    model.offer(flow, 2 * MIB);
+    let took = model.run_until_received(flow, 100 * 1024 + 2 * MIB, secs(10));
+
+    let took = took.expect("a download ends");
+    // 38 KiB, twice that, and so on: the path is full in the fourth round trip.
+    let full = 4 * ms(40) + ms(2 * MIB * 8 / 50_000);
+    assert!(took < full, "{took:?}");
+}
+
+#[test]
 fn a_download_keeps_the_queue_short() {
     let link = broadband();
     let mut model = LinkModel::symmetric(&link, 1);

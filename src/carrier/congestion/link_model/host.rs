@@ -77,6 +77,12 @@ impl Host {
         }
     }
 
+    /// Have more to send, where all was sent before.
+    pub(super) fn offer(&mut self, bytes: u64) {
+        let work = self.work.as_mut().expect("a sender");
+        work.pending += bytes;
+    }
+
     pub(super) fn arrive(&mut self, now: Instant, data: &[u8]) {
         let event = self.endpoint.handle(
             now,

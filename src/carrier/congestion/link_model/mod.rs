@@ -108,6 +108,12 @@ impl LinkModel {
         id
     }
 
+    /// Give a connection more to send.
+    pub(crate) fn offer(&mut self, flow: FlowId, bytes: u64) {
+        self.flows[flow].ends[SENDER].offer(bytes);
+        self.drive(flow, SENDER);
+    }
+
     /// Let this much time pass.
     pub(crate) fn run(&mut self, time: Duration) {
         let until = self.now + time;
