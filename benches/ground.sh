@@ -2,7 +2,8 @@
 # Sourced by scripts/bench; does nothing by itself.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-TOOLS=$ROOT/target/lab/release                             # link, origin, report
+TOOLS=$ROOT/target/lab/release                             # link, origin, report, visitors
+AGENTS=$ROOT/target/release/examples/lab-agents            # many of qtunnel's in one process
 RUN=$ROOT/target/lab/run                                   # configurations, logs and pids; goes at the end
 PEERS=${XDG_CACHE_HOME:-$HOME/.cache}/qtunnel-lab/peers    # what cargo installs; stays
 QTUNNEL=${QTUNNEL:-$ROOT/target/release/qtunnel}
@@ -18,9 +19,15 @@ die() { say "$*"; exit 1; }
 in_a() { ip netns exec "$SPACE_A" "$@"; }
 
 # spawn NAME NAMESPACE COMMAND...: run in the background, log to $RUN/NAME.log, remember the pid.
+# The one that TIMED names runs only until the first request is answered; TIMED_MS is how long that took.
 spawn() {
   local name=$1 space=$2
   shift 2
+  if [ "$name" = "${TIMED:-}" ]; then
+    TIMED_MS=$(ip netns exec "$space" "$TOOLS/visitors" start "$EDGE:9000" --host "${HOST:-lab}" \
+      $([ "$name" = agent ] || echo --any) -- "$@" 2>>"$RUN/visitors.log" 9>&-)
+    return
+  fi
   # ip becomes the command, so that the pid is the command's own.
   run_behind "$name" ip netns exec "$space" "$@"
 }
@@ -187,6 +194,7 @@ facts() {
   echo "# udp: rmem_max $(sysctl -n net.core.rmem_max), wmem_max $(sysctl -n net.core.wmem_max)"
   echo "# series: $ROUNDS rounds, $LOAD_SECONDS s of load per row"
   echo "# load from: $(wrk -v 2>&1 | head -n 1 | cut -d' ' -f1,2), $(h2load --version), $(curl --version | head -n 1 | cut -d' ' -f1,2), hey $(dpkg-query -W -f '${Version}' hey 2>/dev/null)"
+  echo "# descriptors of a process: $(ulimit -n)"
   local peer
   for peer in "${PEER_LIST[@]}"; do
     echo "# $peer: $(peer_version "$peer")"

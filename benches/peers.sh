@@ -36,8 +36,17 @@ peer_version() {
 }
 
 # peer_start NAME: start both ends and wait for the first answer.
-# Sets URL (what a visitor in namespace A asks) and HOST (its Host header, or nothing).
 peer_start() {
+  peer_spawn "$1"
+  if ! until_true 15 answers; then
+    say "$1 does not answer; its logs end with:"
+    tail -n 3 "$RUN/edge.log" "$RUN/agent.log" >&2
+    return 1
+  fi
+}
+# peer_spawn NAME: only start both ends.
+# Sets URL (what a visitor in namespace A asks) and HOST (its Host header, or nothing).
+peer_spawn() {
   URL=http://127.0.0.1:9000 HOST=
   case $1 in
   direct) URL=http://$ORIGIN:8080 ;;
@@ -50,11 +59,6 @@ peer_start() {
   qtunnel) start_qtunnel quic ;;
   qtunnel-websocket) start_qtunnel websocket ;;
   esac
-  if ! until_true 15 answers; then
-    say "$1 does not answer; its logs end with:"
-    tail -n 3 "$RUN/edge.log" "$RUN/agent.log" >&2
-    return 1
-  fi
 }
 peer_stop() { halt agent2 agent edge; }
 answers() { [ "$(visit /bytes/2 -m 2 | wc -c)" = 2 ]; }
@@ -176,13 +180,16 @@ TOML
 }
 
 start_qtunnel() { # start_qtunnel quic|websocket
+  URL=http://$EDGE:9000 HOST=lab.qt.test
+  spawn_qtunnel_edge
+  until_true 10 edge_pin >/dev/null
+  add_qtunnel_agent agent lab "$1"
+}
+spawn_qtunnel_edge() {
   echo lab-token >"$RUN/token"
   mkdir -p "$RUN/edge-state"
   spawn edge $SPACE_A "$QTUNNEL" serve --domain qt.test --token-file "$RUN/token" --state-dir "$RUN/edge-state" \
     --http $EDGE:9000 --https $EDGE:9443 --quic $EDGE:9443 --connections-per-visitor 1000
-  until_true 10 edge_pin >/dev/null
-  add_qtunnel_agent agent lab "$1"
-  URL=http://$EDGE:9000 HOST=lab.qt.test
 }
 add_qtunnel_agent() { # add_qtunnel_agent PROCESS SUBDOMAIN TRANSPORT
   mkdir -p "$RUN/$1-state"

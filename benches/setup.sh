@@ -22,10 +22,11 @@ build_lab() {
 
 # The binary is part of the bench unless the user brings one or measures only others.
 build_qtunnel() {
-  built_here || return 0
   [ ${#NAMED_PEERS[@]} -eq 0 ] || [[ " ${NAMED_PEERS[*]}" = *" qtunnel"* ]] || return 0
-  cargo build -q --release --locked --manifest-path "$ROOT/Cargo.toml" || die "cannot build qtunnel"
+  ! built_here || build_ours || die "cannot build qtunnel"
+  [[ " ${WHATS[*]} " != *" scale "* ]] || build_ours --example lab-agents || die "cannot build the crowd of agents"
 }
+build_ours() { cargo build -q --release --locked --manifest-path "$ROOT/Cargo.toml" "$@"; }
 
 install_tools() {
   local tool packages=()

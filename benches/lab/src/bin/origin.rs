@@ -1,7 +1,7 @@
 //! The local web server that every peer of the laboratory publishes.
 //!
-//! `GET /bytes/N` answers N bytes; any other method reads the body and answers how long it was. It
-//! must never be what limits a measurement, so it allocates nothing per byte and little per request.
+//! `GET /bytes/N` answers N bytes; whoever asks for the protocol `echo` gets back what it sends; any
+//! other method reads the body and answers how long it was. It must never be what limits a measurement, so it allocates nothing per byte and little per request.
 
 use std::{
     convert::Infallible,
@@ -19,12 +19,16 @@ use http_body_util::BodyExt;
 use hyper::{
     Method, Request, Response, StatusCode,
     body::{Body, Frame, Incoming, SizeHint},
+    header::{CONNECTION, HeaderValue, UPGRADE},
     server::conn::http1,
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
 use socket2::{Domain, Socket, Type};
-use tokio::net::TcpListener;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
 
 /// The local web server that every peer of the laboratory publishes.
 #[derive(Debug, Parser)]
@@ -45,7 +49,11 @@ async fn main() -> Result<()> {
         // Small answers must not wait for an acknowledgement; without it they only come later.
         let _ = tcp.set_nodelay(true);
         // Nobody waits for a conversation: the laboratory ends this process when it is done.
-        tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(tcp), service_fn(answer)));
+        tokio::spawn(
+            http1::Builder::new()
+                .serve_connection(TokioIo::new(tcp), service_fn(answer))
+                .with_upgrades(),
+        );
     }
 }
 
@@ -64,6 +72,13 @@ fn listen(options: &Options) -> io::Result<TcpListener> {
 }
 
 async fn answer(request: Request<Incoming>) -> Result<Response<Noise>, hyper::Error> {
+    if request
+        .headers()
+        .get(UPGRADE)
+        .is_some_and(|to| to == "echo")
+    {
+        return Ok(echo(request));
+    }
     if request.method() != Method::GET {
         return Ok(Response::new(Noise::text(
             drain(request.into_body()).await?,
@@ -80,6 +95,28 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Noise>, hyper::Er
         return Ok(response);
     };
     Ok(Response::new(Noise::of(length)))
+}
+
+/// Agree to the protocol `echo`.
+fn echo(request: Request<Incoming>) -> Response<Noise> {
+    // Nobody waits for it either.
+    tokio::spawn(async move {
+        let mut upgraded = TokioIo::new(hyper::upgrade::on(request).await?);
+        let mut message = [0; 1024];
+        loop {
+            let length = upgraded.read(&mut message).await?;
+            if length == 0 {
+                return anyhow::Ok(());
+            }
+            upgraded.write_all(&message[..length]).await?;
+        }
+    });
+    let mut response = Response::new(Noise::of(0));
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static("echo"));
+    response
 }
 
 /// Read a body to its end and say how long it was.

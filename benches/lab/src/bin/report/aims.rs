@@ -6,12 +6,14 @@ use crate::{
         Bound::{AtLeast, AtMost},
     },
     samples::Bench,
+    scale,
 };
 
 /// The aims of one bench as a Markdown table; nothing if qtunnel was not measured.
 pub fn section(bench: &Bench) -> String {
     let aims = match bench.name {
         "clean" => clean(bench),
+        "scale" => scale::aims(bench),
         "wan" | "burst" => bench
             .scenes()
             .iter()
@@ -26,8 +28,8 @@ pub fn section(bench: &Bench) -> String {
     format!("**Aims**\n\n| | found | must | goal |\n| --- | --- | --- | --- |\n{lines}\n")
 }
 
-const OURS: &str = "qtunnel";
-const OURS_OVER_WEBSOCKET: &str = "qtunnel-websocket";
+pub const OURS: &str = "qtunnel";
+pub const OURS_OVER_WEBSOCKET: &str = "qtunnel-websocket";
 
 /// The peers that encrypt what they carry and are tunnels by trade; `ssh -R` is shown beside them.
 const ENCRYPTED: [&str; 5] = [
@@ -246,7 +248,7 @@ fn single(bench: &Bench, name: &str) -> Vec<Aim> {
     }
 }
 
-fn ratio(ours: Option<f64>, theirs: Option<f64>) -> Option<f64> {
+pub fn ratio(ours: Option<f64>, theirs: Option<f64>) -> Option<f64> {
     ours.zip(theirs)
         .filter(|(_, theirs)| *theirs > 0.0)
         .map(|(ours, theirs)| ours / theirs)

@@ -10,6 +10,7 @@ mod plots;
 mod quantiles;
 mod ratios;
 mod samples;
+mod scale;
 mod tables;
 
 use std::{
@@ -44,8 +45,9 @@ fn main() -> Result<()> {
 }
 
 /// The CSV files that a directory may hold, in the order of the page.
-const BENCHES: [&str; 10] = [
+const BENCHES: [&str; 11] = [
     "clean",
+    "scale",
     "wan",
     "burst",
     "long",

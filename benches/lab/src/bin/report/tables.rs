@@ -24,6 +24,7 @@ pub fn section(bench: &Bench) -> String {
 pub fn title(bench: &str) -> &str {
     match bench {
         "clean" => "Clean loopback, answers of 1 KiB",
+        "scale" => "Cost and scale, on clean loopback",
         "wan" => "40 ms, 50 Mbit/s, 100 ms of queue, independent loss",
         "burst" => "The same with losses in bursts of five",
         "long" => "200 ms, 100 Mbit/s",
@@ -83,6 +84,77 @@ const VIEWS: &[View] = &[
         rows: &["memory"],
         metrics: &[("edge_peak_mib", 1), ("agent_peak_mib", 1)],
         cell: "{} / {}",
+    },
+    View {
+        title: "From the start of the agent to the first answer, and of a known edge, ms",
+        rows: &["start-up"],
+        metrics: &[("agent_ms", 0), ("edge_ms", 0)],
+        cell: "{} / {}",
+    },
+    View {
+        title: "From the start of the agent to the first answer, ms",
+        rows: &["start-up"],
+        metrics: &[("agent_ms", 0)],
+        cell: "{}",
+    },
+    View {
+        title: "Resident memory with nothing to do, MiB (of it anonymous): public end / agent",
+        rows: &["idle"],
+        metrics: &[
+            ("edge_mib", 1),
+            ("edge_anon_mib", 1),
+            ("agent_mib", 1),
+            ("agent_anon_mib", 1),
+        ],
+        cell: "{} ({}) / {} ({})",
+    },
+    View {
+        title: "Memory for each idle WebSocket, KiB: public end / agent; 10,000 of them with 16 agents",
+        rows: &["websockets-1000", "streams-10000"],
+        metrics: &[("edge_kib_each", 1), ("agent_kib_each", 1)],
+        cell: "{} / {}",
+    },
+    View {
+        title: "Memory of the edge for each idle agent, KiB",
+        rows: &["agents-100", "agents-1000"],
+        metrics: &[("edge_kib_each", 1)],
+        cell: "{}",
+    },
+    View {
+        title: "500 visitors that read 10 KB/s: peak memory in MiB (public end / agent), share of them that is served, and p50 / p99 of others' requests in ms",
+        rows: &["slow-500"],
+        metrics: &[
+            ("edge_peak_mib", 0),
+            ("agent_peak_mib", 0),
+            ("served", 2),
+            ("p50_ms", 1),
+            ("p99_ms", 1),
+        ],
+        cell: "{} / {}, {}, {} / {}",
+    },
+    View {
+        title: "Over N tunnels of as few agents as can be: requests/s (µs of processor time per request, edge + agents)",
+        rows: &["tunnels-1", "tunnels-10", "tunnels-100", "tunnels-1000"],
+        metrics: &[("rps", 0), ("edge_us", 1), ("agent_us", 1)],
+        cell: "{} ({} + {})",
+    },
+    View {
+        title: "Over N agents with a tunnel each: requests/s (µs of processor time per request, edge + agents)",
+        rows: &["agents-1", "agents-10", "agents-100", "agents-1000"],
+        metrics: &[("rps", 0), ("edge_us", 1), ("agent_us", 1)],
+        cell: "{} ({} + {})",
+    },
+    View {
+        title: "Beside N idle WebSockets, over 16 agents: requests/s (µs of processor time per request, edge + agents)",
+        rows: &[
+            "streams-1",
+            "streams-10",
+            "streams-100",
+            "streams-1000",
+            "streams-10000",
+        ],
+        metrics: &[("rps", 0), ("edge_us", 1), ("agent_us", 1)],
+        cell: "{} ({} + {})",
     },
     View {
         title: "One download, Mbit/s",
