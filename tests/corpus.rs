@@ -154,6 +154,7 @@ fn head_seeds() -> Vec<Seed> {
             target: "/a%20b?c=d".into(),
             upgrade: upgrade.map(Into::into),
             body,
+            window: 262_144,
             fields: fields(&[("host", b"blog.example.com"), ("cookie", b"a=\xff")]),
         }))
     };

@@ -22,7 +22,10 @@ use super::outgoing::{Outgoing, frame, set_host};
 use super::pool::Pool;
 use super::response;
 use super::upstream::{RequestBody, Service, UpstreamBody};
-use crate::http::{Activity, Receiver, SendError, Sender, chain, relay};
+use crate::http::{
+    Activity, FlowControl, LEAST_WINDOW, ReceiveWindow, Receiver, SendError, SendWindow, Sender,
+    chain, relay,
+};
 use crate::proto::{BodyLength, Failure, RequestHead, Reset, ResponseHead, StreamHead};
 
 /// A tunnel that is being served.
@@ -47,12 +50,13 @@ pub enum Route {
 pub async fn serve(
     find: impl Fn(u32) -> Option<Arc<Tunnel>>,
     heads: Heads,
+    flow: Arc<FlowControl>,
     send: SendStream,
     receive: RecvStream,
 ) {
     let stream = send.id().index();
-    let mut receiver = Receiver::new(receive);
-    let mut sender = Sender::new(send);
+    let mut receiver = Receiver::new(receive, ReceiveWindow::least(flow.clone(), stream));
+    let mut sender = Sender::new(send, SendWindow::new(flow, stream, LEAST_WINDOW));
     let head = timeout(HEAD, receiver.head::<StreamHead>()).await;
     heads.read(stream);
     let head = match head {
@@ -67,6 +71,8 @@ pub async fn serve(
             .await;
         return sender.finish();
     };
+    receiver.open(head.window.into());
+    sender.open(head.window.into());
     let started = Instant::now();
     let mut log = RequestLog {
         tunnel: head.tunnel,
@@ -171,7 +177,7 @@ impl Exchange<'_> {
             (RequestBody::Empty, None)
         } else {
             (
-                RequestBody::Tunnel(receiver.into_body(head.body, self.upload.clone())),
+                RequestBody::Tunnel(Box::new(receiver.into_body(head.body, self.upload.clone()))),
                 None,
             )
         };

@@ -15,10 +15,11 @@ use super::dial::dial;
 use super::event::{Event, Transported};
 use super::forward::{self, Tunnel};
 use super::heads::Heads;
-use crate::carrier::{CarrierState, Dialed, Driver, alpn};
+use crate::carrier::{CarrierState, Dialed, Driver, SESSION_BUFFER, alpn};
+use crate::http::{Budget, BufferTotal, FlowControl};
 use crate::proto::{
     self, ALPN, AgentMessage, CONTROL_LIMIT, Close, EdgeMessage, Hello, LostSession, Splitter,
-    TunnelRequest, Welcome, WireError,
+    TunnelRequest, Welcome, Window, WireError,
 };
 
 /// An authenticated connection to the edge.
@@ -31,6 +32,7 @@ pub struct Session {
     control: Control,
     conversations: JoinSet<()>,
     heads: Heads,
+    flow: Arc<FlowControl>,
     /// Whether another process of the edge has taken over, and a newer session is there or on its way.
     moving: bool,
     /// Which of the agent's sessions this is.
@@ -94,6 +96,7 @@ impl Session {
         match timeout(WELCOME, answer).await {
             Ok(Ok(EdgeMessage::Welcome(welcome))) => Ok(Self {
                 endpoint,
+                flow: flow_control(&connection),
                 connection,
                 carrier,
                 upkeep,
@@ -175,7 +178,9 @@ impl Session {
                     let state = self.carrier.borrow_and_update().clone();
                     config.observer.tell(Event::Transport(Self::transport(&self.connection, &state)));
                 }
+                windows = self.flow.untold() => self.tell(windows).await,
                 message = self.control.receive() => match message {
+                    Ok(EdgeMessage::Window(window)) => self.flow.raise(window),
                     Ok(EdgeMessage::Draining { .. }) => {
                         config.observer.tell(Event::Notice("the edge is about to restart".into()));
                     }
@@ -197,6 +202,17 @@ impl Session {
         Ended::Shutdown
     }
 
+    /// Tell the edge how much more of some bodies may come.
+    async fn tell(&mut self, windows: Vec<Window>) {
+        for window in windows {
+            if let Err(err) = self.control.send(&AgentMessage::Window(window)).await {
+                // Whoever accepts streams knows better why, once the connection is closed.
+                self.connection
+                    .close(Close::Protocol.code(), err.to_string().as_bytes());
+            }
+        }
+    }
+
     fn converse(
         &mut self,
         (send, receive): (SendStream, RecvStream),
@@ -205,7 +221,8 @@ impl Session {
         let tunnels = tunnels.clone();
         let find = move |number: u32| tunnels.get(number as usize).cloned();
         self.heads.accepted(send.id().index());
-        let conversation = forward::serve(find, self.heads.clone(), send, receive);
+        let (heads, flow) = (self.heads.clone(), self.flow.clone());
+        let conversation = forward::serve(find, heads, flow, send, receive);
         self.conversations.spawn(conversation);
     }
 
@@ -229,6 +246,8 @@ impl Session {
                         Err(_) => break,
                     },
                     Some(ended) = self.conversations.join_next() => report(ended),
+                    windows = self.flow.untold() => self.tell(windows).await,
+                    Ok(EdgeMessage::Window(window)) = self.control.receive() => self.flow.raise(window),
                     () = &mut settled, if self.conversations.is_empty() && !settled.is_elapsed() => break,
                 }
                 if settled.is_elapsed() && self.conversations.is_empty() {
@@ -323,6 +342,12 @@ impl Control {
             }
         }
     }
+}
+
+fn flow_control(connection: &Connection) -> Arc<FlowControl> {
+    let connection = connection.clone();
+    let budget = Budget::new(SESSION_BUFFER, BufferTotal::new(SESSION_BUFFER));
+    FlowControl::new(move || connection.rtt(), budget)
 }
 
 fn version(reason: Option<ConnectionError>) -> String {

@@ -150,7 +150,7 @@ impl Body for UpstreamBody {
 /// A request's body on its way to an upstream.
 pub enum RequestBody {
     /// From the tunnel.
-    Tunnel(TunnelBody),
+    Tunnel(Box<TunnelBody>),
     /// None.
     Empty,
 }

@@ -87,13 +87,17 @@ const UNAUTHENTICATED_WINDOW: u32 = 16 << 10;
 /// this about a megabyte.
 pub const AGENT_STREAMS: u32 = 1024;
 
-/// One conversation may have this much on its way, and a visitor who does not read pins as much:
-/// 100 Mbit/s at 300 ms of round trip.
+/// No conversation may have more than this on its way, 100 Mbit/s at 300 ms of round trip. Most may
+/// have less: QUIC gives all streams the same, so `http::flow` counts for each.
 const STREAM_WINDOW: u32 = 4 << 20;
 
-/// All conversations of a session together may make either end hold this much. What slow readers pin
-/// is not there for the others, who would stand still without a word: there is room for 31 of them.
-pub const SESSION_WINDOW: u32 = 128 << 20;
+/// Bytes of bodies that may wait for an agent's upstreams, beyond what each conversation has in any
+/// case. What slow readers pin is not there for the others.
+pub const SESSION_BUFFER: u64 = 64 << 20;
+
+/// What QUIC lets an edge send to an agent: what the windows of conversations may come to, and no more
+/// if they are not kept.
+const SESSION_WINDOW: u32 = 96 << 20;
 
 /// What all conversations of a session may have sent and not acknowledged: 500 Mbit/s at 250 ms.
 const SEND_WINDOW: u32 = 16 << 20;

@@ -74,6 +74,12 @@ pub struct ServeArgs {
     /// Connections that one visitor's address may have at a time
     #[arg(long, value_name = "N", default_value_t = EdgeLimits::default().connections_per_visitor)]
     connections_per_visitor: usize,
+    /// MiB of bodies that may wait for slow readers, of all agents together
+    #[arg(long, value_name = "MIB", default_value_t = (EdgeLimits::default().buffer >> 20) as u32)]
+    buffer: u32,
+    /// MiB of bodies that may wait for slow readers, of one agent
+    #[arg(long, value_name = "MIB", default_value_t = (EdgeLimits::default().session_buffer >> 20) as u32)]
+    session_buffer: u32,
 }
 
 /// An address to listen on, or none.
@@ -145,6 +151,8 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
         limits: EdgeLimits {
             connections_per_visitor: args.connections_per_visitor,
             connections: descriptors(),
+            buffer: u64::from(args.buffer) << 20,
+            session_buffer: u64::from(args.session_buffer) << 20,
             ..EdgeLimits::default()
         },
         domain,

@@ -14,7 +14,8 @@ use super::config::EdgeLimits;
 use super::draining::Draining;
 use super::registry::{Claim, Owner, Registry, Tunnel};
 use crate::auth::{Name, NameError, Tokens};
-use crate::carrier::{AGENT_STREAMS, EdgeSocket, SESSION_WINDOW, alpn};
+use crate::carrier::{AGENT_STREAMS, EdgeSocket, alpn};
+use crate::http::{Budget, BufferTotal, FlowControl, LEAST_WINDOW};
 use crate::proto::{
     self, ALPN, AgentMessage, CONTROL_LIMIT, Close, EdgeMessage, HELLO_LIMIT, Hello, Limits,
     LostSession, Refusal, Splitter, TunnelGrant, TunnelRequest, Welcome, WireError,
@@ -29,6 +30,8 @@ pub struct Agents {
     pub nearby: Arc<ServerConfig>,
     pub tokens: Tokens,
     pub limits: EdgeLimits,
+    /// What all sessions may have in windows.
+    pub buffer: Arc<BufferTotal>,
     pub urls: Urls,
     pub draining: Draining,
     pub grace_period: Duration,
@@ -91,13 +94,16 @@ impl Agents {
         }
         let greeting = timeout(self.limits.hello, Control::greet(connection));
         let (mut control, hello) = greeting.await.map_err(|_| SessionError::Slow)??;
-        let (owner, claims) = match self.admit(&hello, connection).await {
+        let budget = Budget::new(self.limits.session_buffer, self.buffer.clone());
+        let flow = FlowControl::new(round_trip(connection), budget);
+        let (owner, claims) = match self.admit(&hello, (connection, &flow)).await {
             Ok(admitted) => admitted,
             Err(refusal) => return self.refuse(control, connection, refusal).await,
         };
         self.registry.saved().await;
         // From here on the agent may use what a session may.
-        connection.set_receive_window(VarInt::from_u32(SESSION_WINDOW));
+        let window = self.limits.session_buffer + u64::from(AGENT_STREAMS) * LEAST_WINDOW;
+        connection.set_receive_window(VarInt::from_u64(window).unwrap_or(VarInt::MAX));
 
         let session = SESSIONS.fetch_add(1, Ordering::Relaxed);
         let limits = Limits {
@@ -131,6 +137,7 @@ impl Agents {
             owner,
             epoch: hello.epoch,
             connection,
+            flow,
             claims,
         };
         let ended = session.run(&mut control).await;
@@ -142,7 +149,7 @@ impl Agents {
     async fn admit(
         &self,
         hello: &Hello,
-        connection: &Connection,
+        way: (&Connection, &Arc<FlowControl>),
     ) -> Result<(Owner, Vec<Claim>), Refusal> {
         let token = self
             .tokens
@@ -158,7 +165,7 @@ impl Agents {
             });
         }
         let lost = hello.lost.clone().into();
-        let claim = || self.claim(&hello.tunnels, owner, hello.epoch, &lost, connection);
+        let claim = || self.claim(&hello.tunnels, owner, hello.epoch, &lost, way);
         let claims = match claim() {
             Err(Refusal::NameTaken { .. }) if self.bury_ghosts(hello, owner).await => claim()?,
             claims => claims?,
@@ -193,7 +200,7 @@ impl Agents {
         owner: Owner,
         epoch: u64,
         lost: &Arc<[LostSession]>,
-        connection: &Connection,
+        (connection, flow): (&Connection, &Arc<FlowControl>),
     ) -> Result<Vec<Claim>, Refusal> {
         let wanted = requests.iter().map(|request| {
             let name: Name = request.name.parse().map_err(|err: NameError| {
@@ -205,6 +212,7 @@ impl Agents {
                 epoch,
                 number: request.tunnel,
                 connection: connection.clone(),
+                flow: flow.clone(),
                 lost: lost.clone(),
             };
             Ok((name, tunnel))
@@ -241,6 +249,7 @@ struct Session<'a> {
     owner: Owner,
     epoch: u64,
     connection: &'a Connection,
+    flow: Arc<FlowControl>,
     claims: Vec<Claim>,
 }
 
@@ -259,6 +268,12 @@ impl Session<'_> {
                     control.send(&message).await?;
                     continue;
                 }
+                windows = self.flow.untold() => {
+                    for window in windows {
+                        control.send(&EdgeMessage::Window(window)).await?;
+                    }
+                    continue;
+                }
                 message = control.receive(CONTROL_LIMIT) => message?,
             };
             match message {
@@ -274,6 +289,7 @@ impl Session<'_> {
                     debug!(deadline_ms, "agent drains");
                     self.claims.drain(..).for_each(Claim::leave);
                 }
+                Some(AgentMessage::Window(window)) => self.flow.raise(window),
                 Some(AgentMessage::Hello(_)) => return Err(WireError::Malformed.into()),
                 None => return Ok(()),
             }
@@ -287,8 +303,9 @@ impl Session<'_> {
         } else {
             let requests = std::slice::from_ref(request);
             let earlier = [].into();
+            let way = (self.connection, &self.flow);
             self.agents
-                .claim(requests, self.owner, self.epoch, &earlier, self.connection)
+                .claim(requests, self.owner, self.epoch, &earlier, way)
         };
         match claims {
             Ok(claims) => {
@@ -350,6 +367,11 @@ impl Control {
             }
         }
     }
+}
+
+fn round_trip(connection: &Connection) -> impl Fn() -> Duration + use<> {
+    let connection = connection.clone();
+    move || connection.rtt()
 }
 
 fn describe(connection: &Connection) -> String {

@@ -29,6 +29,7 @@ use super::visitors::{Crowd, Visitors};
 use crate::auth::Tokens;
 #[cfg(unix)]
 use crate::carrier::{EdgeKeys, SharedUdp};
+use crate::http::BufferTotal;
 use crate::proto::Close;
 use crate::state::{StateDir, StateError};
 use crate::tls::{CaError, Identity, IdentityError, LocalCa, Pin};
@@ -209,6 +210,7 @@ impl Edge {
             nearby: self.listening.nearby,
             tokens: self.tokens,
             limits: self.config.limits,
+            buffer: BufferTotal::new(self.config.limits.buffer),
             urls: Urls::new(&self.config, &self.listening.addrs),
             draining: draining.clone(),
             grace_period: self.config.grace_period,

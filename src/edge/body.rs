@@ -17,7 +17,7 @@ pub enum VisitorBody {
     /// begin before requests end.
     Tunnel {
         /// What the upstream sends.
-        body: TunnelBody,
+        body: Box<TunnelBody>,
         /// What the visitor still sends.
         _upload: Option<AbortOnDropHandle<()>>,
     },
@@ -36,7 +36,7 @@ impl Body for VisitorBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, ReceiveError>>> {
         match self.get_mut() {
-            Self::Tunnel { body, .. } => Pin::new(body).poll_frame(cx),
+            Self::Tunnel { body, .. } => Pin::new(&mut **body).poll_frame(cx),
             Self::Page(page) => Pin::new(page)
                 .poll_frame(cx)
                 .map_err(|err: Infallible| match err {}),

@@ -17,8 +17,11 @@ use tracing::{Instrument, debug};
 use super::body::VisitorBody;
 use super::forward::Forward;
 use super::page::Fault;
+use super::registry::Tunnel;
 use super::rewind::Rewind;
-use crate::http::{Activity, ReceiveError, Receiver, SendError, Sender, chain};
+use crate::http::{
+    Activity, ReceiveError, ReceiveWindow, Receiver, SendError, SendWindow, Sender, chain,
+};
 use crate::proto::{BodyLength, RequestHead, ResponseHead, StreamHead};
 
 /// A request that can be sent, and sent again as long as little of its body is gone.
@@ -81,14 +84,18 @@ impl Outbound {
     /// Begin to send on a new stream.
     pub async fn send(
         &mut self,
-        tunnel: u32,
+        tunnel: &Tunnel,
         send: SendStream,
         receive: RecvStream,
         patience: Duration,
     ) -> Result<Exchange, Broken> {
+        let stream = send.id().index();
+        let window = ReceiveWindow::new(tunnel.flow.clone(), stream);
         let StreamHead::Http(head) = &mut self.head;
-        head.tunnel = tunnel;
-        let mut sender = Sender::new(send);
+        head.tunnel = tunnel.number;
+        head.window = u32::try_from(window.limit()).unwrap_or(u32::MAX);
+        let to_send = SendWindow::new(tunnel.flow.clone(), stream, window.limit());
+        let mut sender = Sender::new(send, to_send);
         sender.head(&self.head).await.map_err(|err| {
             debug!(err = &err as &dyn std::error::Error, "head not sent");
             match err {
@@ -100,7 +107,7 @@ impl Outbound {
             }
         })?;
         let mut exchange = Exchange {
-            receiver: Receiver::new(receive),
+            receiver: Receiver::new(receive, window),
             sender: None,
             upload: None,
             wanted: Arc::new(Notify::new()),
@@ -177,7 +184,7 @@ impl Exchange {
         match length {
             BodyLength::Empty => VisitorBody::Empty,
             _ => VisitorBody::Tunnel {
-                body: self.receiver.into_body(length, Arc::new(Activity::start())),
+                body: Box::new(self.receiver.into_body(length, Arc::new(Activity::start()))),
                 // From here on it has a task of its own: a visitor may go on sending while it does not
                 // read, which would stop whoever polls the response. It ends with the response.
                 _upload: self

@@ -154,6 +154,8 @@ impl Forward {
             target,
             upgrade,
             body,
+            // That of the stream which will carry it.
+            window: 0,
             fields: crate::proto::Fields(headers),
         }
     }
@@ -203,7 +205,7 @@ impl Forward {
             .map_err(|_| Broken::NotSent)?;
         let stream = send.id().index();
         let patience = self.visit.visitors.limits.expectation;
-        let mut exchange = request.send(tunnel.number, send, receive, patience).await?;
+        let mut exchange = request.send(tunnel, send, receive, patience).await?;
         match exchange.head(self).await {
             Ok(head) => Ok((exchange, head)),
             Err(None) => Err(Broken::Lost { stream }),

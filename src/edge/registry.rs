@@ -13,6 +13,7 @@ use super::journal::Journal;
 use super::lease::{Absence, Lease};
 use super::page::Fault;
 use crate::auth::{Name, TokenId};
+use crate::http::FlowControl;
 use crate::proto::{AgentId, LostSession, Refusal};
 
 /// Who holds a name.
@@ -42,6 +43,8 @@ pub struct Tunnel {
     pub number: u32,
     /// The session's connection.
     pub connection: Connection,
+    /// The session's windows.
+    pub flow: Arc<FlowControl>,
     /// What the agent says about its earlier sessions.
     pub lost: Arc<[LostSession]>,
 }

@@ -12,21 +12,29 @@ use quinn::{ReadError, RecvStream};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
+use super::flow::{Exceeded, ReceiveWindow};
 use crate::proto::{self, BodyDecoder, BodyLength, HEAD_LIMIT, Reset, Splitter, WireError};
 
 /// Receives heads, and then a body or raw bytes.
 pub struct Receiver {
     stream: RecvStream,
+    window: ReceiveWindow,
     splitter: Splitter,
 }
 
 impl Receiver {
     /// Take over a stream at its beginning.
-    pub fn new(stream: RecvStream) -> Self {
+    pub fn new(stream: RecvStream, window: ReceiveWindow) -> Self {
         Self {
             stream,
+            window,
             splitter: Splitter::default(),
         }
+    }
+
+    /// Set what the sender may send of the body before it is told more.
+    pub fn open(&mut self, window: u64) {
+        self.window.open(window);
     }
 
     /// Receive the next head.
@@ -46,14 +54,18 @@ impl Receiver {
     }
 
     /// Go on with the body that follows the head.
-    pub fn into_body(self, length: BodyLength, activity: Arc<Activity>) -> TunnelBody {
+    pub fn into_body(mut self, length: BodyLength, activity: Arc<Activity>) -> TunnelBody {
         let left = match length {
             BodyLength::Empty => Some(0),
             BodyLength::Known(length) => Some(length),
             BodyLength::Unknown => None,
         };
+        if let Some(length) = left {
+            self.window.expect(length);
+        }
         TunnelBody {
             stream: self.stream,
+            window: self.window,
             decoder: BodyDecoder::new(self.splitter.into_rest()),
             left,
             ended: length == BodyLength::Empty,
@@ -65,17 +77,19 @@ impl Receiver {
     /// Receive the next raw bytes, after an upgrade; `None` is the other end's half-close.
     ///
     /// # Errors
-    /// If the other end is gone.
+    /// If the other end is gone, or sends more than it may.
     pub async fn raw(&mut self) -> Result<Option<Bytes>, ReceiveError> {
         let rest = std::mem::take(&mut self.splitter).into_rest();
-        if !rest.is_empty() {
-            return Ok(Some(rest));
+        let bytes = if rest.is_empty() {
+            let chunk = self.stream.read_chunk(RAW_READ, true).await?;
+            chunk.map(|chunk| chunk.bytes)
+        } else {
+            Some(rest)
+        };
+        if let Some(bytes) = &bytes {
+            self.window.take(bytes.len())?;
         }
-        Ok(self
-            .stream
-            .read_chunk(RAW_READ, true)
-            .await?
-            .map(|chunk| chunk.bytes))
+        Ok(bytes)
     }
 
     /// Say that nothing more is wanted, if anything is still coming.
@@ -88,6 +102,7 @@ impl Receiver {
 /// A body that arrives through the tunnel. Dropped early, it tells the sender to stop.
 pub struct TunnelBody {
     stream: RecvStream,
+    window: ReceiveWindow,
     decoder: BodyDecoder,
     /// What a known length leaves to come.
     left: Option<u64>,
@@ -110,6 +125,7 @@ impl TunnelBody {
                             .checked_sub(data.len() as u64)
                             .ok_or(ReceiveError::Length)?;
                     }
+                    self.window.take(data.len())?;
                     self.activity.record(data.len());
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
@@ -238,6 +254,9 @@ pub enum ReceiveError {
     /// The body is not as long as its head said.
     #[error("the body's length differs from what was announced")]
     Length,
+    /// More came than was allowed.
+    #[error("the other end does not keep to its window")]
+    Window(#[from] Exceeded),
 }
 
 /// The most to take from the stream at once: what quinn has in one piece is smaller anyway.

@@ -6,10 +6,11 @@ use std::pin::Pin;
 
 use bytes::Bytes;
 use http_body::{Body, Frame};
-use quinn::{SendStream, WriteError};
+use quinn::{SendStream, StoppedError, WriteError};
 use serde::Serialize;
 
 use super::Activity;
+use super::flow::SendWindow;
 use super::hygiene::sanitize_trailers;
 use crate::proto::{self, HEAD_LIMIT, Reset, WireError};
 
@@ -17,6 +18,7 @@ use crate::proto::{self, HEAD_LIMIT, Reset, WireError};
 /// [`finish`](Self::finish), the stream is reset.
 pub struct Sender {
     stream: SendStream,
+    window: SendWindow,
     /// A head that has not been sent yet.
     held: Option<Bytes>,
     finished: bool,
@@ -24,12 +26,18 @@ pub struct Sender {
 
 impl Sender {
     /// Take over a stream at its beginning.
-    pub fn new(stream: SendStream) -> Self {
+    pub fn new(stream: SendStream, window: SendWindow) -> Self {
         Self {
             stream,
+            window,
             held: None,
             finished: false,
         }
+    }
+
+    /// Set what the receiver takes of the body before it says more.
+    pub fn open(&mut self, window: u64) {
+        self.window.open(window);
     }
 
     /// Send a head.
@@ -69,14 +77,7 @@ impl Sender {
                 Ok(data) if data.is_empty() || ended => {}
                 Ok(data) => {
                     activity.record(data.len());
-                    let header = proto::data_header(data.len());
-                    match self.held.take() {
-                        Some(head) => {
-                            let mut chunks = [head, header, data];
-                            self.stream.write_all_chunks(&mut chunks).await?;
-                        }
-                        None => self.stream.write_all_chunks(&mut [header, data]).await?,
-                    }
+                    self.data(data).await?;
                 }
                 Err(frame) => {
                     if let Ok(mut fields) = frame.into_trailers()
@@ -97,6 +98,47 @@ impl Sender {
         self.release().await?;
         self.finish();
         Ok(())
+    }
+
+    /// Send data, in as many frames as the window asks for.
+    async fn data(&mut self, mut data: Bytes) -> Result<(), SendError> {
+        while !data.is_empty() {
+            let piece = self.window_of(&mut data).await?;
+            let header = proto::data_header(piece.len());
+            match self.held.take() {
+                Some(head) => {
+                    let mut chunks = [head, header, piece];
+                    self.stream.write_all_chunks(&mut chunks).await?;
+                }
+                None => self.stream.write_all_chunks(&mut [header, piece]).await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Take from the data what may be sent, and wait for that if need be.
+    async fn window_of(&mut self, data: &mut Bytes) -> Result<Bytes, SendError> {
+        loop {
+            let allowed = self.window.take(data.len());
+            if allowed > 0 {
+                return Ok(data.split_to(allowed));
+            }
+            self.release().await?;
+            let stopped = self.stream.stopped();
+            tokio::select! {
+                () = self.window.raised() => {}
+                stopped = stopped => match stopped {
+                    Ok(Some(code)) => return Err(WriteError::Stopped(code).into()),
+                    Ok(None) => return Err(WriteError::ClosedStream.into()),
+                    Err(StoppedError::ConnectionLost(err)) => {
+                        return Err(WriteError::ConnectionLost(err).into());
+                    }
+                    Err(StoppedError::ZeroRttRejected) => {
+                        return Err(WriteError::ZeroRttRejected.into());
+                    }
+                },
+            }
+        }
     }
 
     /// Take the next frame, and let a head go that has waited in vain for the first one: data that
@@ -131,8 +173,11 @@ impl Sender {
     ///
     /// # Errors
     /// If the receiver stops reading or the session is lost.
-    pub async fn raw(&mut self, bytes: Bytes) -> Result<(), SendError> {
-        self.stream.write_chunk(bytes).await?;
+    pub async fn raw(&mut self, mut bytes: Bytes) -> Result<(), SendError> {
+        while !bytes.is_empty() {
+            let piece = self.window_of(&mut bytes).await?;
+            self.stream.write_chunk(piece).await?;
+        }
         Ok(())
     }
 

@@ -18,6 +18,8 @@ pub enum AgentMessage {
         /// How long the agent will wait for them.
         deadline_ms: u64,
     },
+    /// More of a request's body may come.
+    Window(Window),
 }
 
 /// What the edge tells an agent.
@@ -51,6 +53,18 @@ pub enum EdgeMessage {
         /// How long the edge will wait for what is under way.
         deadline_ms: u64,
     },
+    /// More of an answer's body may come.
+    Window(Window),
+}
+
+/// How much of a body its reader takes. It begins with [`RequestHead::window`](super::RequestHead::window)
+/// and is told anew whenever much of it has been read; a lower limit than an earlier one means nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Window {
+    /// The index of the stream that carries the body.
+    pub stream: u64,
+    /// Bytes of data frames' contents (after an upgrade, of raw bytes) that may be sent in all.
+    pub limit: u64,
 }
 
 /// The agent's first message.

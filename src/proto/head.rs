@@ -38,6 +38,9 @@ pub struct RequestHead {
     pub upgrade: Option<String>,
     /// Whether a body follows.
     pub body: BodyLength,
+    /// Bytes of a body that either end takes before it tells a [`Window`](super::Window): at least
+    /// 32,768.
+    pub window: u32,
     /// The fields, without those that concern one hop only.
     pub fields: Fields,
 }

@@ -41,6 +41,13 @@
 //! A visitor who goes away becomes STOP_SENDING on the response and RESET_STREAM on the request,
 //! both with [`Reset::Gone`]; the agent then aborts the upstream request.
 //!
+//! # Flow control
+//! QUIC's windows are the same for every stream; above them, each direction of a conversation has one
+//! of its own, so that slow readers cannot pin what all others need. A sender stops after
+//! [`RequestHead::window`] bytes of data (what body frames contain, or raw bytes) until its reader has
+//! told a higher limit in a [`Window`] on the control stream. Readers tell none before they have read
+//! 16 KiB. Whoever sends more breaks the protocol.
+//!
 //! # Packets in a WebSocket
 //! Where UDP does not pass, the packets of the same QUIC connection travel in the binary messages of
 //! a WebSocket (RFC 6455) that the agent opens. A message is one [`Datagrams`]: a run of packets,
@@ -83,7 +90,7 @@ pub use close::{Close, Reset};
 pub use codec::{Splitter, WireError, decode, encode, put_varint};
 pub use control::{
     AgentId, AgentMessage, EdgeMessage, Hello, Limits, LostSession, Refusal, Secret, TunnelGrant,
-    TunnelRequest, Welcome,
+    TunnelRequest, Welcome, Window,
 };
 pub use datagrams::{
     DATAGRAMS_COUNT, DATAGRAMS_HEADER, DATAGRAMS_LIMIT, Datagrams, DatagramsError,

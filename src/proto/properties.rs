@@ -200,7 +200,12 @@ fn agent_message() -> impl Strategy<Value = AgentMessage> {
         tunnel_request().prop_map(AgentMessage::Open),
         any::<u32>().prop_map(AgentMessage::Shut),
         any::<u64>().prop_map(|deadline_ms| AgentMessage::Draining { deadline_ms }),
+        window().prop_map(AgentMessage::Window),
     ]
+}
+
+fn window() -> impl Strategy<Value = Window> {
+    any::<(u64, u64)>().prop_map(|(stream, limit)| Window { stream, limit })
 }
 
 fn lost_session() -> impl Strategy<Value = LostSession> {
@@ -232,6 +237,7 @@ fn edge_message() -> impl Strategy<Value = EdgeMessage> {
         });
     prop_oneof![
         welcome,
+        window().prop_map(EdgeMessage::Window),
         refusal().prop_map(EdgeMessage::Refused),
         tunnel_grant().prop_map(EdgeMessage::Opened),
         (any::<u32>(), refusal())
@@ -276,10 +282,14 @@ fn stream_head() -> impl Strategy<Value = StreamHead> {
     (
         (any::<u32>(), visitor(), scheme, version),
         (method, ".{0,40}", option::of(".{0,20}"), body_length()),
-        fields(),
+        (any::<u32>(), fields()),
     )
         .prop_map(
-            |((tunnel, visitor, scheme, version), (method, target, upgrade, body), fields)| {
+            |(
+                (tunnel, visitor, scheme, version),
+                (method, target, upgrade, body),
+                (window, fields),
+            )| {
                 StreamHead::Http(RequestHead {
                     tunnel,
                     visitor,
@@ -289,6 +299,7 @@ fn stream_head() -> impl Strategy<Value = StreamHead> {
                     target,
                     upgrade,
                     body,
+                    window,
                     fields,
                 })
             },

@@ -70,6 +70,17 @@ fn later_messages_of_an_agent() {
             &[0xb0, 0xea, 0x01], // deadline_ms
         ],
     );
+    golden(
+        AgentMessage::Window(Window {
+            stream: 128,
+            limit: 1,
+        }),
+        &[
+            &[4],       // Window
+            &[0x80, 1], // stream
+            &[1],       // limit
+        ],
+    );
 }
 
 #[test]
@@ -187,6 +198,17 @@ fn later_messages_of_an_edge() {
         &[
             &[6],       // Moving
             &[0xac, 2], // deadline_ms: 0x2c + (2 << 7)
+        ],
+    );
+    golden(
+        EdgeMessage::Window(Window {
+            stream: 1,
+            limit: 300,
+        }),
+        &[
+            &[7],       // Window
+            &[1],       // stream
+            &[0xac, 2], // limit
         ],
     );
 }

@@ -17,21 +17,23 @@ fn request_heads() {
             target: "/a?b".into(),
             upgrade: None,
             body: BodyLength::Empty,
+            window: 32_768,
             fields: fields(&[("host", b"b.c"), ("x", b"\xff"), ("x", b"")]),
         }),
         &[
-            &[0],            // Http
-            &[1],            // tunnel
-            &[0],            // visitor: IPv4
-            &[192, 0, 2, 1], //   address
-            &[0xbb, 3],      //   port
-            &[1],            // scheme: Https
-            &[2],            // version: Http2
-            b"\x03GET",      // method
-            b"\x04/a?b",     // target
-            &[0],            // upgrade: none
-            &[0],            // body: Empty
-            &[3],            // fields: three
+            &[0],             // Http
+            &[1],             // tunnel
+            &[0],             // visitor: IPv4
+            &[192, 0, 2, 1],  //   address
+            &[0xbb, 3],       //   port
+            &[1],             // scheme: Https
+            &[2],             // version: Http2
+            b"\x03GET",       // method
+            b"\x04/a?b",      // target
+            &[0],             // upgrade: none
+            &[0],             // body: Empty
+            &[0x80, 0x80, 2], // window: 2 << 14
+            &[3],             // fields: three
             b"\x04host\x03b.c",
             b"\x01x\x01\xff", // a value is bytes
             b"\x01x\x00",     // a repeat keeps its place
@@ -47,6 +49,7 @@ fn request_heads() {
             target: "*".into(),
             upgrade: Some("websocket".into()),
             body: BodyLength::Known(300),
+            window: 300,
             fields: Fields::default(),
         }),
         &[
@@ -62,6 +65,7 @@ fn request_heads() {
             b"\x01*",                           // target
             b"\x01\x09websocket",               // upgrade
             &[1, 0xac, 2],                      // body: Known(300)
+            &[0xac, 2],                         // window
             &[0],                               // fields: none
         ],
     );

@@ -1,0 +1,88 @@
+//! How much may wait for its readers, in a session and in the whole process.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use super::{FIRST_WINDOW, LEAST_WINDOW};
+
+/// What all sessions of a process may have in windows, in bytes.
+#[derive(Debug)]
+pub struct BufferTotal {
+    limit: u64,
+    pub(super) used: AtomicU64,
+}
+
+impl BufferTotal {
+    /// Allow that much.
+    pub fn new(limit: u64) -> Arc<Self> {
+        Arc::new(Self {
+            limit,
+            used: AtomicU64::new(0),
+        })
+    }
+}
+
+/// What the conversations of one session may have in windows, in bytes.
+///
+/// Only what lets windows grow is refused. A new conversation gets [`LEAST_WINDOW`] in any case: their
+/// number has limits of its own.
+#[derive(Debug)]
+pub struct Budget {
+    limit: u64,
+    used: AtomicU64,
+    total: Arc<BufferTotal>,
+}
+
+impl Budget {
+    /// Allow that much, and no more than `total` has left.
+    pub fn new(limit: u64, total: Arc<BufferTotal>) -> Self {
+        Self {
+            limit,
+            used: AtomicU64::new(0),
+            total,
+        }
+    }
+
+    /// Take a window for a new conversation: smaller once a quarter of the budget is in use.
+    pub(super) fn first_window(&self) -> u64 {
+        let roomy = self.used.load(Relaxed) < self.limit / 4
+            && self.total.used.load(Relaxed) < self.total.limit / 4;
+        let window = if roomy { FIRST_WINDOW } else { LEAST_WINDOW };
+        self.take(window);
+        window
+    }
+
+    /// Take so much, whether it is there or not.
+    pub(super) fn take(&self, bytes: u64) {
+        self.used.fetch_add(bytes, Relaxed);
+        self.total.used.fetch_add(bytes, Relaxed);
+    }
+
+    /// Take so much if it is there.
+    pub(super) fn try_take(&self, bytes: u64) -> bool {
+        let session = self.used.fetch_add(bytes, Relaxed) + bytes;
+        let total = self.total.used.fetch_add(bytes, Relaxed) + bytes;
+        let fits = session <= self.limit && total <= self.total.limit;
+        if !fits {
+            self.give_back(bytes);
+        }
+        fits
+    }
+
+    /// Report whether so much is in use that windows should shrink: half of what there is.
+    pub(super) fn is_scarce(&self) -> bool {
+        self.used.load(Relaxed) > self.limit / 2
+            || self.total.used.load(Relaxed) > self.total.limit / 2
+    }
+
+    pub(super) fn give_back(&self, bytes: u64) {
+        self.used.fetch_sub(bytes, Relaxed);
+        self.total.used.fetch_sub(bytes, Relaxed);
+    }
+}
+
+impl Drop for Budget {
+    fn drop(&mut self) {
+        self.total.used.fetch_sub(*self.used.get_mut(), Relaxed);
+    }
+}

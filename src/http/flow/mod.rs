@@ -1,0 +1,117 @@
+//! Flow control of conversations: how much of a body may be on its way before whoever reads it has
+//! taken it.
+//!
+//! QUIC's own windows are the same for every stream of a connection, and fixed: large enough for one
+//! download on a long path, they let a thousand slow readers pin a thousand times as much, and then
+//! fill the connection's window, in which all others stand still. So each direction of a conversation
+//! has a window of its own above them. It begins small, grows while its reader keeps up (as TCP's
+//! receive buffers do), and no further than the session's and the process's [`Budget`] allow. What is
+//! short never hears of it: a limit is only told once much has been read.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+
+mod budget;
+mod receive_window;
+mod send_window;
+#[cfg(test)]
+mod tests;
+
+pub use budget::{Budget, BufferTotal};
+pub use receive_window::{Exceeded, ReceiveWindow};
+pub use send_window::SendWindow;
+
+use crate::proto::Window;
+
+/// The windows of one session's conversations, in both directions.
+pub struct FlowControl {
+    /// How long a round trip takes now.
+    round_trip: Box<dyn Fn() -> Duration + Send + Sync>,
+    budget: Budget,
+    /// Limits of what we send on streams, for those that may come to theirs.
+    sending: Mutex<HashMap<u64, watch::Sender<u64>>>,
+    /// Limits that the peer is to be told.
+    untold: Mutex<HashMap<u64, u64>>,
+    told: Notify,
+}
+
+impl FlowControl {
+    /// Begin a session on a connection with such a round trip.
+    pub fn new(
+        round_trip: impl Fn() -> Duration + Send + Sync + 'static,
+        budget: Budget,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            round_trip: Box::new(round_trip),
+            budget,
+            sending: Mutex::default(),
+            untold: Mutex::default(),
+            told: Notify::new(),
+        })
+    }
+
+    /// Return limits that the peer must be told, once there are any. May be cancelled.
+    pub async fn untold(&self) -> Vec<Window> {
+        loop {
+            let limits = std::mem::take(&mut *lock(&self.untold));
+            if !limits.is_empty() {
+                let limits = limits.into_iter();
+                return limits
+                    .map(|(stream, limit)| Window { stream, limit })
+                    .collect();
+            }
+            self.told.notified().await;
+        }
+    }
+
+    /// Take in a limit that the peer has told. One for a stream that has ended means nothing.
+    pub fn raise(&self, Window { stream, limit }: Window) {
+        if let Some(known) = lock(&self.sending).get(&stream) {
+            known.send_if_modified(|known| {
+                let raised = limit > *known;
+                *known = limit.max(*known);
+                raised
+            });
+        }
+    }
+
+    fn tell(&self, stream: u64, limit: u64) {
+        lock(&self.untold).insert(stream, limit);
+        self.told.notify_one();
+    }
+
+    fn round_trip(&self) -> Duration {
+        (self.round_trip)().max(SHORTEST_ROUND_TRIP)
+    }
+}
+
+impl fmt::Debug for FlowControl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FlowControl").finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing that holds it can panic halfway.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The smallest window, which every direction of every conversation may have whatever else there is.
+pub const LEAST_WINDOW: u64 = 32 << 10;
+
+/// The window of a new conversation while there is room: a round trip of 40 ms at 50 Mbit/s.
+const FIRST_WINDOW: u64 = 256 << 10;
+
+/// The largest window: a round trip of 300 ms at 100 Mbit/s. QUIC's own is as large.
+const LARGEST_WINDOW: u64 = 4 << 20;
+
+/// Nobody is told a limit before half of the smallest window has been read, so that whoever has not
+/// sent this much need not listen.
+const UNHEARD: u64 = LEAST_WINDOW / 4;
+
+/// What scheduling makes of the shortest round trip.
+const SHORTEST_ROUND_TRIP: Duration = Duration::from_millis(1);

@@ -1,0 +1,140 @@
+//! What the other end may send of a body.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::{FIRST_WINDOW, FlowControl, LARGEST_WINDOW, LEAST_WINDOW};
+
+/// How much of a stream's body the other end may still send, and what is set aside for it.
+pub struct ReceiveWindow {
+    flow: Arc<FlowControl>,
+    stream: u64,
+    /// What has been read.
+    pub(super) taken: u64,
+    /// What may be sent, from the body's beginning.
+    limit: u64,
+    /// The whole body's length, or as much as there may be.
+    length: u64,
+    /// What may be sent and not read.
+    window: u64,
+    /// What of the budget is ours.
+    reserved: u64,
+    /// When the limit was raised, or the first bytes came.
+    raised: Option<Instant>,
+    /// Round trips within which half a window is read by whom the window holds up.
+    quick: u32,
+}
+
+impl ReceiveWindow {
+    /// Begin to receive on the stream of that index, with a window that suits the budget.
+    pub fn new(flow: Arc<FlowControl>, stream: u64) -> Self {
+        let window = flow.budget.first_window();
+        Self::with(flow, stream, window)
+    }
+
+    /// Begin to receive on the stream of that index, with the smallest window.
+    pub fn least(flow: Arc<FlowControl>, stream: u64) -> Self {
+        flow.budget.take(LEAST_WINDOW);
+        Self::with(flow, stream, LEAST_WINDOW)
+    }
+
+    fn with(flow: Arc<FlowControl>, stream: u64, window: u64) -> Self {
+        Self {
+            flow,
+            stream,
+            taken: 0,
+            limit: window,
+            length: u64::MAX,
+            window,
+            reserved: window,
+            raised: None,
+            quick: QUICK_AT_FIRST,
+        }
+    }
+
+    /// Return what may be sent before more is said, in bytes.
+    pub fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// Begin with the window that the other end has named, before anything has come.
+    pub fn open(&mut self, window: u64) {
+        let window = window.clamp(LEAST_WINDOW, FIRST_WINDOW);
+        self.flow.budget.take(window);
+        self.flow.budget.give_back(self.reserved);
+        (self.window, self.limit, self.reserved) = (window, window, window);
+    }
+
+    /// Set aside no more than so long a body can take.
+    pub fn expect(&mut self, length: u64) {
+        self.length = length;
+        self.settle();
+    }
+
+    /// Count what has been read, and let more come.
+    ///
+    /// # Errors
+    /// If more has come than was allowed.
+    pub fn take(&mut self, bytes: usize) -> Result<(), Exceeded> {
+        self.taken += bytes as u64;
+        if self.taken > self.limit {
+            return Err(Exceeded);
+        }
+        if self.limit < self.length {
+            let raised = *self.raised.get_or_insert_with(Instant::now);
+            if self.limit - self.taken <= self.window / 2 {
+                self.raise(raised);
+            }
+        }
+        Ok(())
+    }
+
+    /// Let a window more come: a larger one if half of this one was read so quickly that it must have
+    /// held the sender up, and a smaller one if there is little room.
+    fn raise(&mut self, before: Instant) {
+        let now = Instant::now();
+        let quick = now.duration_since(before) < self.quick * self.flow.round_trip();
+        (self.raised, self.quick) = (Some(now), QUICK);
+        if quick && self.window < LARGEST_WINDOW {
+            let wanted = (self.window * 2).min(LARGEST_WINDOW);
+            if self.flow.budget.try_take(wanted - self.window) {
+                self.reserved += wanted - self.window;
+                self.window = wanted;
+            }
+        } else if !quick && self.flow.budget.is_scarce() {
+            self.window = (self.window / 2).max(LEAST_WINDOW);
+        }
+        self.limit = self.limit.max(self.taken + self.window);
+        self.settle();
+        self.flow.tell(self.stream, self.limit);
+    }
+
+    /// Give back what cannot come any more.
+    fn settle(&mut self) {
+        let needed = self.limit.min(self.length) - self.taken.min(self.length);
+        let needed = needed.max(self.window.min(self.length));
+        if let Some(surplus) = self.reserved.checked_sub(needed) {
+            self.flow.budget.give_back(surplus);
+            self.reserved = needed;
+        }
+    }
+}
+
+impl Drop for ReceiveWindow {
+    fn drop(&mut self) {
+        self.flow.budget.give_back(self.reserved);
+    }
+}
+
+/// More was sent than was allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("more than the window allows")]
+pub struct Exceeded;
+
+/// Of a window that is large enough, half is read in two round trips or more.
+const QUICK: u32 = 2;
+
+/// The first half comes in a connection's first round trips, each of which brings twice as much as the
+/// one before.
+const QUICK_AT_FIRST: u32 = 4;

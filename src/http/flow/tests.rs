@@ -1,0 +1,186 @@
+//! What windows promise, in paused time.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use tokio::time::{advance, timeout};
+
+use super::{
+    Budget, BufferTotal, FIRST_WINDOW, FlowControl, LARGEST_WINDOW, LEAST_WINDOW, ReceiveWindow,
+    SendWindow,
+};
+
+const MIB: u64 = 1 << 20;
+const RTT: Duration = Duration::from_millis(40);
+
+fn session(limit: u64, total: &Arc<BufferTotal>) -> Arc<FlowControl> {
+    FlowControl::new(|| RTT, Budget::new(limit, total.clone()))
+}
+
+/// Both ends of a session, with all the room there is.
+fn ends() -> [Arc<FlowControl>; 2] {
+    [(); 2].map(|()| session(64 * MIB, &BufferTotal::new(64 * MIB)))
+}
+
+/// Tell one end what the other has to say, if it has.
+async fn tell(reader: &FlowControl, writer: &FlowControl) {
+    if let Ok(windows) = timeout(Duration::ZERO, reader.untold()).await {
+        windows.into_iter().for_each(|window| writer.raise(window));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_short_body_is_sent_without_a_word() {
+    let [reader, writer] = ends();
+    let mut incoming = ReceiveWindow::new(reader.clone(), 0);
+    let mut outgoing = SendWindow::new(writer, 0, incoming.limit());
+
+    assert_eq!(outgoing.take(100 << 10), 100 << 10);
+    incoming.take(100 << 10).unwrap();
+
+    assert!(timeout(Duration::ZERO, reader.untold()).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_body_waits_for_its_reader_and_loses_nothing() {
+    let [reader, writer] = ends();
+    let mut incoming = ReceiveWindow::new(reader.clone(), 7);
+    let mut outgoing = SendWindow::new(writer.clone(), 7, incoming.limit());
+    let mut sent = 0;
+
+    while sent < 20 * MIB {
+        let mut unread = 0;
+        loop {
+            match outgoing.take(10_000) {
+                0 => break,
+                taken => unread += taken,
+            }
+        }
+        assert!(unread > 0, "stuck after {sent} bytes");
+        sent += unread as u64;
+        advance(Duration::from_secs(1)).await;
+        incoming.take(unread).unwrap();
+        tell(&reader, &writer).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_goes_on_when_a_limit_is_told() {
+    let [reader, writer] = ends();
+    let mut incoming = ReceiveWindow::new(reader.clone(), 1);
+    let mut outgoing = SendWindow::new(writer.clone(), 1, incoming.limit());
+    assert_eq!(outgoing.take(MIB as usize) as u64, FIRST_WINDOW);
+    assert_eq!(outgoing.take(1), 0);
+
+    let read_later = async {
+        incoming.take(FIRST_WINDOW as usize).unwrap();
+        tell(&reader, &writer).await;
+    };
+    tokio::join!(outgoing.raised(), read_later);
+
+    assert!(outgoing.take(1) > 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_window_grows_while_its_reader_keeps_up_and_no_further_than_it_may() {
+    let [reader, _] = ends();
+    let mut incoming = ReceiveWindow::new(reader, 0);
+
+    for _ in 0..100 {
+        let before = incoming.limit();
+        advance(RTT).await;
+        incoming.take((before - incoming.taken) as usize).unwrap();
+    }
+
+    assert_eq!(incoming.limit() - incoming.taken, LARGEST_WINDOW);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_readers_window_stays_small() {
+    let [reader, _] = ends();
+    let mut incoming = ReceiveWindow::new(reader, 0);
+
+    for _ in 0..100 {
+        advance(Duration::from_secs(1)).await;
+        incoming.take(10_000).unwrap();
+    }
+
+    assert!(incoming.limit() - incoming.taken <= FIRST_WINDOW);
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_conversations_stay_within_the_sessions_budget() {
+    let total = BufferTotal::new(512 * MIB);
+    let flow = session(64 * MIB, &total);
+
+    let mut open: Vec<_> = (0..1_000)
+        .map(|stream| ReceiveWindow::new(flow.clone(), stream))
+        .collect();
+    for _ in 0..20 {
+        advance(RTT).await;
+        for window in &mut open {
+            window
+                .take((window.limit() - window.taken) as usize)
+                .unwrap();
+        }
+    }
+
+    let waiting: u64 = open
+        .iter()
+        .map(|window| window.limit() - window.taken)
+        .sum();
+    assert!(waiting <= 64 * MIB + 1_000 * LEAST_WINDOW, "{waiting}");
+    assert!(waiting > 32 * MIB, "{waiting}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_sessions_together_stay_within_the_total() {
+    let total = BufferTotal::new(16 * MIB);
+    let flows: Vec<_> = (0..8).map(|_| session(64 * MIB, &total)).collect();
+
+    let mut open: Vec<_> = flows
+        .iter()
+        .flat_map(|flow| (0..8).map(|stream| ReceiveWindow::new(flow.clone(), stream)))
+        .collect();
+    for _ in 0..20 {
+        advance(RTT).await;
+        for window in &mut open {
+            window
+                .take((window.limit() - window.taken) as usize)
+                .unwrap();
+        }
+    }
+
+    let waiting: u64 = open
+        .iter()
+        .map(|window| window.limit() - window.taken)
+        .sum();
+    assert!(waiting <= 16 * MIB + 64 * LEAST_WINDOW, "{waiting}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_conversation_had_is_there_for_the_next() {
+    let total = BufferTotal::new(MIB);
+    let flow = session(MIB, &total);
+    for stream in 0..1_000 {
+        let mut window = ReceiveWindow::new(flow.clone(), stream);
+        assert_eq!(window.limit(), FIRST_WINDOW);
+        window.expect(1_000 * stream);
+        window
+            .take((1_000 * stream).min(FIRST_WINDOW) as usize)
+            .unwrap();
+    }
+
+    drop(flow);
+
+    assert_eq!(total.used.load(Relaxed), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_than_the_window_is_an_error() {
+    let [reader, _] = ends();
+    let mut incoming = ReceiveWindow::new(reader, 0);
+
+    assert!(incoming.take(FIRST_WINDOW as usize + 1).is_err());
+}
