@@ -15,6 +15,7 @@ use tracing::{debug, info, warn};
 use super::agents::Agents;
 use super::carriers::Carriers;
 use super::config::{EdgeConfig, EdgeIdentity};
+use super::crowd::Crowd;
 use super::draining::Draining;
 #[cfg(unix)]
 use super::handover::{Door, Estate, HandoverError, Inheritance};
@@ -25,7 +26,7 @@ use super::listen::ListenError;
 use super::listening::{Addrs, Listening};
 use super::registry::Registry;
 use super::sockets::Sockets;
-use super::visitors::{Crowd, Visitors};
+use super::visitors::Visitors;
 use crate::auth::Tokens;
 #[cfg(unix)]
 use crate::carrier::{EdgeKeys, SharedUdp};

@@ -6,6 +6,7 @@ mod bind;
 mod body;
 mod carriers;
 mod config;
+mod crowd;
 mod draining;
 mod exchange;
 mod forward;
