@@ -1,6 +1,7 @@
 //! `qtunnel serve`
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -74,6 +75,9 @@ pub struct ServeArgs {
     /// Connections that one visitor's address may have at a time
     #[arg(long, value_name = "N", default_value_t = EdgeLimits::default().connections_per_visitor)]
     connections_per_visitor: usize,
+    /// Threads that serve agents and their visitors [default: one for every two cores]
+    #[arg(long, value_name = "N")]
+    workers: Option<NonZeroUsize>,
     /// MiB of bodies that may wait for slow readers, of all agents together
     #[arg(long, value_name = "MIB", default_value_t = (EdgeLimits::default().buffer >> 20) as u32)]
     buffer: u32,
@@ -148,6 +152,7 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
         grace_period: args.grace_period,
         lease: args.lease,
         hold: args.hold,
+        workers: args.workers.unwrap_or_else(workers),
         limits: EdgeLimits {
             connections_per_visitor: args.connections_per_visitor,
             connections: descriptors(),
@@ -325,6 +330,12 @@ fn valid_domain(domain: &str) -> Result<String, Failure> {
         )));
     }
     Ok(domain)
+}
+
+/// One for every two cores: the others are for the kernel's part of the work, and for what else runs.
+fn workers() -> NonZeroUsize {
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    NonZeroUsize::new(cores / 2).unwrap_or(NonZeroUsize::MIN)
 }
 
 /// Four fifths of the descriptors that this process may have: the rest is for agents and files.

@@ -13,6 +13,7 @@ use super::bind::Urls;
 use super::config::EdgeLimits;
 use super::draining::Draining;
 use super::registry::{Claim, Owner, Registry, Tunnel};
+use super::workers::{Seat, Workers};
 use crate::auth::{Name, NameError, Tokens};
 use crate::carrier::{AGENT_STREAMS, EdgeSocket, alpn};
 use crate::http::{Budget, BufferTotal, FlowControl, LEAST_WINDOW};
@@ -30,6 +31,7 @@ pub struct Agents {
     pub nearby: Arc<ServerConfig>,
     pub tokens: Tokens,
     pub limits: EdgeLimits,
+    pub workers: Workers,
     /// What all sessions may have in windows.
     pub buffer: Arc<BufferTotal>,
     pub urls: Urls,
@@ -57,7 +59,10 @@ impl Agents {
                     }
                     Some(incoming) => {
                         let span = info_span!("agent", addr = %incoming.remote_address());
-                        sessions.spawn(self.clone().serve(incoming).instrument(span));
+                        let seat = self.workers.seat();
+                        let runtime = seat.runtime().clone();
+                        let session = self.clone().serve(incoming, seat);
+                        sessions.spawn_on(session.instrument(span), &runtime);
                     }
                     None => break,
                 },
@@ -66,7 +71,7 @@ impl Agents {
         sessions.shutdown().await;
     }
 
-    async fn serve(self: Arc<Self>, incoming: Incoming) {
+    async fn serve(self: Arc<Self>, incoming: Incoming, seat: Seat) {
         let way = self.socket.carrier(incoming.remote_address());
         let is_near = way.is_some_and(|way| way.peer.ip().to_canonical().is_loopback());
         let accepted = match is_near {
@@ -82,13 +87,13 @@ impl Agents {
             Ok(Err(err)) => return debug!(%err, "no handshake"),
             Err(_) => return debug!("the handshake took too long"),
         };
-        if let Err(err) = self.session(&connection).await {
+        if let Err(err) = self.session(&connection, seat.worker).await {
             debug!(%err, "the session ended early");
             connection.close(err.close().code(), err.reason().as_bytes());
         }
     }
 
-    async fn session(&self, connection: &Connection) -> Result<(), SessionError> {
+    async fn session(&self, connection: &Connection, worker: usize) -> Result<(), SessionError> {
         if alpn(connection).as_deref() != Some(ALPN) {
             return Err(SessionError::Version);
         }
@@ -96,7 +101,12 @@ impl Agents {
         let (mut control, hello) = greeting.await.map_err(|_| SessionError::Slow)??;
         let budget = Budget::new(self.limits.session_buffer, self.buffer.clone());
         let flow = FlowControl::new(round_trip(connection), budget);
-        let (owner, claims) = match self.admit(&hello, (connection, &flow)).await {
+        let way = Way {
+            connection,
+            flow: &flow,
+            worker,
+        };
+        let (owner, claims) = match self.admit(&hello, way).await {
             Ok(admitted) => admitted,
             Err(refusal) => return self.refuse(control, connection, refusal).await,
         };
@@ -122,22 +132,21 @@ impl Agents {
             .await?;
 
         let names: Vec<_> = claims.iter().map(|claim| claim.name().as_str()).collect();
-        let way = self.socket.carrier(connection.remote_address());
+        let arrival = self.socket.carrier(connection.remote_address());
         info!(
             agent = %owner.agent,
             session,
             tunnels = names.join(","),
             software = ?hello.software,
-            carrier = way.map(|way| way.carrier.to_string()),
-            peer = way.map(|way| way.peer.to_string()),
+            carrier = arrival.map(|way| way.carrier.to_string()),
+            peer = arrival.map(|way| way.peer.to_string()),
             "agent came"
         );
         let session = Session {
             agents: self,
             owner,
             epoch: hello.epoch,
-            connection,
-            flow,
+            way,
             claims,
         };
         let ended = session.run(&mut control).await;
@@ -146,11 +155,7 @@ impl Agents {
     }
 
     /// Check the token and claim the names, all or none.
-    async fn admit(
-        &self,
-        hello: &Hello,
-        way: (&Connection, &Arc<FlowControl>),
-    ) -> Result<(Owner, Vec<Claim>), Refusal> {
+    async fn admit(&self, hello: &Hello, way: Way<'_>) -> Result<(Owner, Vec<Claim>), Refusal> {
         let token = self
             .tokens
             .accepts(&hello.token)
@@ -200,7 +205,7 @@ impl Agents {
         owner: Owner,
         epoch: u64,
         lost: &Arc<[LostSession]>,
-        (connection, flow): (&Connection, &Arc<FlowControl>),
+        way: Way<'_>,
     ) -> Result<Vec<Claim>, Refusal> {
         let wanted = requests.iter().map(|request| {
             let name: Name = request.name.parse().map_err(|err: NameError| {
@@ -211,8 +216,9 @@ impl Agents {
                 owner,
                 epoch,
                 number: request.tunnel,
-                connection: connection.clone(),
-                flow: flow.clone(),
+                connection: way.connection.clone(),
+                flow: way.flow.clone(),
+                worker: way.worker,
                 lost: lost.clone(),
             };
             Ok((name, tunnel))
@@ -243,13 +249,21 @@ impl Agents {
     }
 }
 
+/// How a session's conversations go.
+#[derive(Clone, Copy)]
+struct Way<'a> {
+    connection: &'a Connection,
+    flow: &'a Arc<FlowControl>,
+    /// The number of the worker that the session is on.
+    worker: usize,
+}
+
 /// A session that was accepted.
 struct Session<'a> {
     agents: &'a Agents,
     owner: Owner,
     epoch: u64,
-    connection: &'a Connection,
-    flow: Arc<FlowControl>,
+    way: Way<'a>,
     claims: Vec<Claim>,
 }
 
@@ -268,7 +282,7 @@ impl Session<'_> {
                     control.send(&message).await?;
                     continue;
                 }
-                windows = self.flow.untold() => {
+                windows = self.way.flow.untold() => {
                     for window in windows {
                         control.send(&EdgeMessage::Window(window)).await?;
                     }
@@ -289,7 +303,7 @@ impl Session<'_> {
                     debug!(deadline_ms, "agent drains");
                     self.claims.drain(..).for_each(Claim::leave);
                 }
-                Some(AgentMessage::Window(window)) => self.flow.raise(window),
+                Some(AgentMessage::Window(window)) => self.way.flow.raise(window),
                 Some(AgentMessage::Hello(_)) => return Err(WireError::Malformed.into()),
                 None => return Ok(()),
             }
@@ -303,9 +317,8 @@ impl Session<'_> {
         } else {
             let requests = std::slice::from_ref(request);
             let earlier = [].into();
-            let way = (self.connection, &self.flow);
             self.agents
-                .claim(requests, self.owner, self.epoch, &earlier, way)
+                .claim(requests, self.owner, self.epoch, &earlier, self.way)
         };
         match claims {
             Ok(claims) => {

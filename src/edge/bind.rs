@@ -2,6 +2,7 @@
 
 use std::future::pending;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +28,7 @@ use super::listening::{Addrs, Listening};
 use super::registry::Registry;
 use super::sockets::Sockets;
 use super::visitors::Visitors;
+use super::workers::{Crew, Workers};
 use crate::auth::Tokens;
 #[cfg(unix)]
 use crate::carrier::{EdgeKeys, SharedUdp};
@@ -42,6 +44,8 @@ pub struct Edge {
     identity: Identity,
     tokens: Tokens,
     registry: Registry,
+    workers: Workers,
+    crew: Crew,
     /// Where a successor would come.
     #[cfg(unix)]
     door: Option<Door>,
@@ -129,6 +133,10 @@ impl Edge {
             .for_each(|token| tokens.add(token));
 
         let registry = open_registry(&config, state)?;
+        let (workers, crew) = Workers::start(config.workers).map_err(|err| {
+            let count = config.workers;
+            BindError::Workers { count, err }
+        })?;
         let listening = listen(&config, &identity)?;
         Ok(Self {
             config,
@@ -136,6 +144,8 @@ impl Edge {
             identity,
             tokens,
             registry,
+            workers,
+            crew,
             #[cfg(unix)]
             door: None,
         })
@@ -211,6 +221,7 @@ impl Edge {
             nearby: self.listening.nearby,
             tokens: self.tokens,
             limits: self.config.limits,
+            workers: self.workers.clone(),
             buffer: BufferTotal::new(self.config.limits.buffer),
             urls: Urls::new(&self.config, &self.listening.addrs),
             draining: draining.clone(),
@@ -221,6 +232,7 @@ impl Edge {
             domain: self.config.domain.to_ascii_lowercase(),
             limits: self.config.limits,
             crowd: Crowd::default(),
+            workers: self.workers,
             trusted_proxies: self.config.trusted_proxies,
             redirect: self.config.redirect_https.then(|| {
                 self.listening
@@ -278,6 +290,7 @@ impl Edge {
         sessions.shutdown().await;
         written.cancel();
         while keeper.join_next().await.is_some() {}
+        drop(self.crew);
         debug!("closed");
     }
 }
@@ -391,6 +404,15 @@ pub enum BindError {
     /// An address cannot be listened on.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// The system has no more threads.
+    #[error("cannot start {count} worker threads; ask for fewer")]
+    Workers {
+        /// How many were wanted.
+        count: NonZeroUsize,
+        /// What the system says.
+        #[source]
+        err: std::io::Error,
+    },
     /// The running edge cannot be succeeded.
     #[cfg(unix)]
     #[error(transparent)]

@@ -1,6 +1,7 @@
 //! What an edge is told.
 
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -39,6 +40,9 @@ pub struct EdgeConfig {
     pub lease: Duration,
     /// How long requests wait for an agent that is away.
     pub hold: Duration,
+    /// Threads that serve: sessions are spread over them, and visitors go where their tunnel's session
+    /// is. One is the fastest for one agent.
+    pub workers: NonZeroUsize,
     /// What visitors and agents may use up.
     pub limits: EdgeLimits,
 }
@@ -134,6 +138,7 @@ impl Default for EdgeConfig {
             grace_period: Duration::from_secs(30),
             lease: Duration::from_secs(60),
             hold: Duration::from_secs(10),
+            workers: NonZeroUsize::MIN,
             limits: EdgeLimits::default(),
         }
     }

@@ -31,6 +31,11 @@ impl Hold {
         }
     }
 
+    /// Find the session that serves a name now.
+    pub fn present(&self, name: &str) -> Option<Arc<Tunnel>> {
+        self.registry.serving(name)
+    }
+
     /// Find the session that serves a name, or wait for one. `size` tells how much memory the request
     /// takes; only one that has to wait is asked.
     ///

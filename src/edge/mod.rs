@@ -24,9 +24,11 @@ mod page;
 mod registry;
 mod rewind;
 mod sockets;
+mod steering;
 mod validate;
 mod violation;
 mod visitors;
+mod workers;
 
 pub use bind::{BindError, Edge};
 pub use config::{EdgeConfig, EdgeIdentity, EdgeLimits};

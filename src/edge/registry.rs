@@ -45,6 +45,8 @@ pub struct Tunnel {
     pub connection: Connection,
     /// The session's windows.
     pub flow: Arc<FlowControl>,
+    /// The number of the worker that the session is on.
+    pub worker: usize,
     /// What the agent says about its earlier sessions.
     pub lost: Arc<[LostSession]>,
 }

@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tracing::{Instrument, debug, debug_span, error, warn};
 
 use super::answer::Visit;
@@ -28,6 +28,7 @@ use super::draining::Draining;
 use super::guard::Guard;
 use super::hold::Hold;
 use super::page::{Audience, Fault};
+use super::workers::Workers;
 use crate::http::chain;
 use crate::proto::Scheme;
 
@@ -39,6 +40,7 @@ pub struct Visitors {
     pub domain: String,
     pub limits: EdgeLimits,
     pub crowd: Crowd,
+    pub workers: Workers,
     /// Whose word about the visitor is believed.
     pub trusted_proxies: Vec<IpNet>,
     /// Where agents' WebSockets go.
@@ -95,6 +97,38 @@ impl Visitors {
             Ok(place) => place,
             Err(fault) => return turn_away(tcp, tls.is_some(), fault).await,
         };
+        if self.workers.is_one() {
+            return self.converse(tcp, visitor, tls).await;
+        }
+        let worker = tokio::select! {
+            worker = timeout(self.limits.idle, self.worker_for(&tcp, tls.is_some())) => worker,
+            () = self.draining.begun() => return,
+        };
+        let Ok(worker) = worker else {
+            return debug!("the visitor says nothing");
+        };
+        let runtime = self.workers.runtime(worker).clone();
+        let moved = tcp.into_std().map(|tcp| {
+            let converse = async move {
+                match TcpStream::from_std(tcp) {
+                    Ok(tcp) => self.converse(tcp, visitor, tls).await,
+                    Err(err) => debug!(%err, "the visitor's socket did not change threads"),
+                }
+            };
+            AbortOnDropHandle::new(runtime.spawn(converse.in_current_span()))
+        });
+        match moved {
+            Ok(conversation) => report(conversation.await),
+            Err(err) => debug!(%err, "the visitor's socket did not change threads"),
+        }
+    }
+
+    async fn converse(
+        self: Arc<Self>,
+        tcp: TcpStream,
+        visitor: SocketAddr,
+        tls: Option<TlsAcceptor>,
+    ) {
         let fd = RawTcp::of(&tcp);
         let Some(tls) = tls else {
             return self.http1(tcp, fd, visitor, Scheme::Http).await;

@@ -32,3 +32,4 @@ mod trailers;
 mod upgrade;
 mod upstreams;
 mod websockets;
+mod workers;

@@ -17,6 +17,7 @@ pub mod visitor;
 pub mod wire;
 
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -92,6 +93,8 @@ impl Lab {
         let mut config = EdgeConfig {
             state_dir: state.path().into(),
             grace_period: Duration::from_secs(5),
+            // Whatever a second worker could break is broken in every test.
+            workers: NonZeroUsize::new(2).expect("two"),
             ..EdgeConfig::default()
         };
         change(&mut config);
