@@ -104,11 +104,12 @@ fn an_upload_on_a_slow_line_leaves_its_long_queue_empty() {
 
 #[test]
 fn a_long_fat_path_is_filled() {
-    let link = Link::new(100.0, ms(100), ms(200));
+    // A queue of half a round trip is all that a start-up may overshoot by.
+    let link = Link::new(100.0, ms(100), ms(100));
 
     let share = downloaded(&mut LinkModel::symmetric(&link, 1), &link, 100 * MIB);
 
-    assert!(share > 0.75, "{:.0} % of the link's rate", share * 100.0);
+    assert!(share > 0.8, "{:.0} % of the link's rate", share * 100.0);
 }
 
 #[test]
