@@ -19,7 +19,7 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use super::{lines::Io, websocket::shorten_send_queue};
+use super::{lines::Io, tcp};
 
 /// How long a hop may take: DNS, TCP and TLS repeat lost packets after 1, 2 and 4 s.
 pub(super) const HOP: Duration = Duration::from_secs(10);
@@ -153,7 +153,11 @@ pub(super) async fn connect(hop: &Hop, addresses: Vec<SocketAddr>) -> Result<Tcp
         attempts.push(Box::pin(async move {
             sleep(STAGGER * i as u32).await;
             match timeout(HOP, TcpStream::connect(addr)).await {
-                Ok(Ok(tcp)) => Ok(tcp),
+                Ok(Ok(tcp)) => {
+                    tcp::ask_for_bbr(&tcp, addr);
+                    tcp::shorten_send_queue(&tcp);
+                    Ok(tcp)
+                }
                 Ok(Err(err)) => Err(HopError::Connect {
                     hop: hop.clone(),
                     addr,
@@ -166,10 +170,7 @@ pub(super) async fn connect(hop: &Hop, addresses: Vec<SocketAddr>) -> Result<Tcp
     let mut failed = HopError::TimedOut { hop: hop.clone() };
     while let Some(outcome) = attempts.next().await {
         match outcome {
-            Ok(tcp) => {
-                shorten_send_queue(&tcp);
-                return Ok(tcp);
-            }
+            Ok(tcp) => return Ok(tcp),
             Err(err) => failed = err,
         }
     }

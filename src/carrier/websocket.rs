@@ -14,7 +14,6 @@ use std::{
 };
 
 use futures_util::{Sink, SinkExt, Stream, StreamExt};
-use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::mpsc,
@@ -28,7 +27,6 @@ use tokio_tungstenite::{
         protocol::{CloseFrame, Role, WebSocketConfig, frame::coding::CloseCode},
     },
 };
-use tracing::debug;
 
 use super::{inbox::Arrival, meter::Meter, queue::Queue};
 
@@ -57,10 +55,6 @@ const READ_BUFFER: usize = 32 * 1024;
 
 /// Bytes gathered before they are written: one TLS record.
 const WRITE_BUFFER: usize = 16 * 1024;
-
-/// Unsent bytes that the kernel accepts. Its send buffer holds all that is in flight and grows to
-/// megabytes; without this bound so does the queue in front of the network, and quinn cannot see it.
-const UNSENT: u32 = 16 * 1024;
 
 /// One WebSocket as quinn's socket sees it.
 #[derive(Debug)]
@@ -140,29 +134,6 @@ impl Ended {
             Self::Idle | Self::NoEndpoint => Some(CloseCode::Away),
         }
     }
-}
-
-/// Keep the kernel's queue in front of a TCP connection short and send small packets at once.
-///
-/// For every TCP connection that may become a WebSocket, before TLS is put on it.
-pub fn shorten_send_queue<'s>(tcp: impl Into<SockRef<'s>>) {
-    let tcp = tcp.into();
-    let asked = tcp.set_tcp_nodelay(true).and_then(|()| limit_unsent(&tcp));
-    if let Err(err) = asked {
-        debug!(%err, "tcp socket keeps its options");
-    }
-}
-
-#[cfg(any(target_os = "linux", target_os = "android"))]
-fn limit_unsent(tcp: &SockRef) -> std::io::Result<()> {
-    tcp.set_tcp_notsent_lowat(UNSENT)
-}
-
-/// Elsewhere the send buffer as a whole is bounded, at the price of speed on long paths.
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-fn limit_unsent(tcp: &SockRef) -> std::io::Result<()> {
-    const IN_FLIGHT: usize = 512 * 1024;
-    tcp.set_send_buffer_size(IN_FLIGHT + UNSENT as usize)
 }
 
 /// What both ends expect of the framing.

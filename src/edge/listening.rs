@@ -226,5 +226,6 @@ fn bound(
     let tcp = listen(sockets.take_tcp(addr));
     let local = tcp.and_then(|tcp| Ok((tcp.local_addr()?, tcp)));
     let (addr, tcp) = local.map_err(|err| ListenError::new("TCP", addr, err))?;
+    carrier::ask_for_bbr(&tcp, addr);
     Ok((tcp, addr))
 }

@@ -38,7 +38,7 @@ pub struct Ground {
     home: TempDir,
     pub agents_space: Space,
     pub router: Space,
-    edges_space: Space,
+    pub edges_space: Space,
     addresses: u8,
 }
 
@@ -57,6 +57,10 @@ impl Ground {
 
     fn lay(round_trip: Duration) -> Self {
         let [edges_space, router, agents_space] = ["edge", "router", "agent"].map(Space::make);
+        // Every kernel has it. What is better, our sockets have asked for.
+        for space in [&edges_space, &agents_space] {
+            space.run("sysctl", "-qw net.ipv4.tcp_congestion_control=reno");
+        }
         router.ip(&format!(
             "link add cable type veth peer name cable netns {}",
             edges_space.name

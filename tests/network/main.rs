@@ -6,6 +6,7 @@
 #![cfg(target_os = "linux")]
 
 mod cases;
+mod congestion;
 mod ground;
 #[path = "../e2e/lab/mod.rs"]
 #[allow(

@@ -1,0 +1,61 @@
+//! TCP sockets as both ends want them.
+
+use std::net::SocketAddr;
+use std::sync::Once;
+
+use socket2::SockRef;
+use tracing::debug;
+
+/// Unsent bytes that the kernel accepts. Its send buffer holds all that is in flight and grows to
+/// megabytes; without this bound so does the queue in front of the network, and quinn cannot see it.
+const UNSENT: u32 = 16 * 1024;
+
+/// Ask the kernel for BBR, a congestion control that does not take every loss for a full queue, for a
+/// connection to this address or a listener on it. What a listener has, the connections get that it
+/// accepts.
+///
+/// Where there is none, or none for us, the socket keeps what it has. So it does within this machine:
+/// nothing is lost there, and BBR's pacing would only cost time.
+pub fn ask_for_bbr<'s>(tcp: impl Into<SockRef<'s>>, addr: SocketAddr) {
+    if addr.ip().to_canonical().is_loopback() {
+        return;
+    }
+    if let Err(err) = set_bbr(&tcp.into()) {
+        // The same answer for every socket.
+        static TOLD: Once = Once::new();
+        TOLD.call_once(|| debug!(%err, "tcp sockets keep the system's congestion control"));
+    }
+}
+
+#[cfg(any(target_os = "linux", target_os = "freebsd"))]
+fn set_bbr(tcp: &SockRef) -> std::io::Result<()> {
+    tcp.set_tcp_congestion(b"bbr")
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "freebsd")))]
+fn set_bbr(_: &SockRef) -> std::io::Result<()> {
+    Err(std::io::ErrorKind::Unsupported.into())
+}
+
+/// Keep the kernel's queue in front of a TCP connection short and send small packets at once.
+///
+/// For every TCP connection that may become a WebSocket, before TLS is put on it.
+pub fn shorten_send_queue<'s>(tcp: impl Into<SockRef<'s>>) {
+    let tcp = tcp.into();
+    let asked = tcp.set_tcp_nodelay(true).and_then(|()| limit_unsent(&tcp));
+    if let Err(err) = asked {
+        debug!(%err, "tcp socket keeps its options");
+    }
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn limit_unsent(tcp: &SockRef) -> std::io::Result<()> {
+    tcp.set_tcp_notsent_lowat(UNSENT)
+}
+
+/// Elsewhere the send buffer as a whole is bounded, at the price of speed on long paths.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn limit_unsent(tcp: &SockRef) -> std::io::Result<()> {
+    const IN_FLIGHT: usize = 512 * 1024;
+    tcp.set_send_buffer_size(IN_FLIGHT + UNSENT as usize)
+}
