@@ -31,6 +31,8 @@ pub(super) struct AgentSocket {
     switch: Arc<Switch>,
     /// Set once quinn has another face: quinn then stops reading this one.
     retired: AtomicBool,
+    /// Set when quinn is about to have another face: until then it reads nothing more.
+    paused: AtomicBool,
 }
 
 impl AgentSocket {
@@ -38,7 +40,18 @@ impl AgentSocket {
         Arc::new(Self {
             switch,
             retired: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
         })
+    }
+
+    /// Make another face of the same switch.
+    pub(super) fn successor(&self) -> Arc<Self> {
+        Self::new(self.switch.clone())
+    }
+
+    /// Have quinn read nothing more through this face, until it has another one.
+    pub(super) fn pause(&self) {
+        self.paused.store(true, Ordering::Relaxed);
     }
 
     /// Make quinn let go of this face. Only after it has been given another one: from the socket
@@ -69,6 +82,10 @@ impl AsyncUdpSocket for AgentSocket {
         if self.retired.load(Ordering::Relaxed) {
             // Not `ConnectionReset`, which quinn answers by reading again without end.
             return Poll::Ready(Err(io::Error::other("another socket has taken over")));
+        }
+        if self.paused.load(Ordering::Relaxed) {
+            // Who has paused it gives quinn another one, and that wakes it.
+            return Poll::Pending;
         }
         self.switch.poll_recv(cx, bufs, meta).map(Ok)
     }

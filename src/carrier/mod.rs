@@ -43,6 +43,7 @@ mod progress;
 mod proxy;
 mod queue;
 mod race;
+mod rebinding;
 #[cfg(unix)]
 mod shared_udp;
 #[cfg(unix)]

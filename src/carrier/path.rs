@@ -15,12 +15,12 @@ use tracing::{debug, info};
 
 use super::{
     Carrier, Transport,
-    agent_socket::AgentSocket,
     hop::HopError,
     judge::{Act, Judge, Sight},
     lines::{LineEvent, Lines, Upgraded},
     network::Change,
     progress::Progress,
+    rebinding::Rebinding,
     switch::{Switch, UdpRoute},
 };
 
@@ -75,13 +75,13 @@ pub(super) struct Established {
     pub(super) connection: Connection,
     pub(super) endpoint: Endpoint,
     pub(super) switch: Arc<Switch>,
-    pub(super) face: Arc<AgentSocket>,
+    pub(super) rebinding: Arc<Rebinding>,
     pub(super) lines: Lines,
 }
 
 impl Established {
     /// Send over this carrier from now on, and let the edge know.
-    pub(super) fn send_over(&mut self, carrier: Carrier) {
+    pub(super) fn send_over(&self, carrier: Carrier) {
         self.switch.select(carrier);
         self.speak_up();
     }
@@ -90,12 +90,9 @@ impl Established {
     ///
     /// quinn pings when its socket has changed, unless too much is in flight; then what was sent
     /// last is sent again.
-    fn speak_up(&mut self) {
+    fn speak_up(&self) {
         self.switch.send_last_again();
-        let face = AgentSocket::new(self.switch.clone());
-        if self.endpoint.rebind_abstract(face.clone()).is_ok() {
-            std::mem::replace(&mut self.face, face).retire();
-        }
+        self.rebinding.rebind(&self.endpoint);
     }
 }
 

@@ -6,7 +6,7 @@
 use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use quinn::{ClientConfig, ConnectError, ConnectionError, Endpoint, EndpointConfig, TokioRuntime};
+use quinn::{ClientConfig, ConnectError, ConnectionError, Endpoint, EndpointConfig};
 use tokio::{
     sync::{Notify, watch},
     time::{sleep, timeout},
@@ -19,6 +19,7 @@ use super::{
     hop::STAGGER,
     lines::Lines,
     path::{CarrierState, Driver, Established, Watch, Ways},
+    rebinding::Rebinding,
     switch::{EDGE, Switch, UdpRoute},
 };
 
@@ -148,7 +149,7 @@ impl Race {
         edge.insert(0, to);
         let route = self.udp_route(edge)?;
         let switch = Arc::new(Switch::new(Carrier::Udp, Some(route), None));
-        let (face, endpoint, handshake) = self.shake_hands(&switch)?;
+        let (rebinding, endpoint, handshake) = self.shake_hands(&switch)?;
         let connection = timeout(limit, handshake)
             .await
             .map_err(|_| AttemptError::NoAnswer { to })?
@@ -163,7 +164,7 @@ impl Race {
             connection,
             endpoint,
             switch,
-            face,
+            rebinding,
             lines: Lines::default(),
         })
     }
@@ -183,7 +184,7 @@ impl Race {
         let mut lines = Lines::default();
         let line = lines.carry(upgraded, switch.arrivals());
         switch.set_websocket(Some(line));
-        let (face, endpoint, handshake) = self.shake_hands(&switch)?;
+        let (rebinding, endpoint, handshake) = self.shake_hands(&switch)?;
         let connection = tokio::select! {
             outcome = timeout(HANDSHAKE, handshake) => outcome
                 .map_err(|_| AttemptError::NoQuic)?
@@ -194,7 +195,7 @@ impl Race {
             connection,
             endpoint,
             switch,
-            face,
+            rebinding,
             lines,
         })
     }
@@ -207,13 +208,14 @@ impl Race {
     fn shake_hands(
         &self,
         switch: &Arc<Switch>,
-    ) -> Result<(Arc<AgentSocket>, Endpoint, quinn::Connecting), AttemptError> {
+    ) -> Result<(Arc<Rebinding>, Endpoint, quinn::Connecting), AttemptError> {
         let face = AgentSocket::new(switch.clone());
+        let rebinding = Rebinding::new(face.clone());
         let endpoint = Endpoint::new_with_abstract_socket(
             self.endpoint.clone(),
             None,
-            face.clone(),
-            Arc::new(TokioRuntime),
+            face,
+            rebinding.clone(),
         )
         .map_err(AttemptError::Socket)?;
         let connecting = endpoint
@@ -222,7 +224,7 @@ impl Race {
                 ConnectError::InvalidServerName(name) => AttemptError::ServerName(name),
                 err => AttemptError::Configuration(err),
             })?;
-        Ok((face, endpoint, connecting))
+        Ok((rebinding, endpoint, connecting))
     }
 }
 

@@ -9,6 +9,7 @@ mod noise;
 mod pipe;
 mod proxies;
 mod real;
+mod resets;
 mod scenarios;
 mod sockets;
 mod storms;
