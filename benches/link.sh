@@ -53,7 +53,7 @@ bench_link() { # bench_link SCENE
       for congestion in $CONGESTIONS; do
         for ((nth = 0; nth < ${#PEER_LIST[@]}; nth++)); do
           PEER=${PEER_LIST[(nth + ROUND - 1) % ${#PEER_LIST[@]}]} CONGESTION=$congestion
-          if is_quic "$PEER"; then
+          if has_own_congestion "$PEER"; then
             [ "$congestion" = "${CONGESTIONS%% *}" ] || continue
             CONGESTION=own
           fi

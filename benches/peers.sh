@@ -4,9 +4,10 @@
 # the origin), one in peer_version, and its name in ALL_PEERS. The origin is 127.0.0.1:8080 for the agent.
 
 ALL_PEERS=(direct bore rathole rathole-noise rathole-tls rusnel rusnel-bbr ssh frp qtunnel qtunnel-websocket)
-QUIC_PEERS=" rusnel rusnel-bbr qtunnel " # the kernel's TCP congestion control means nothing to these
+# They speak QUIC, or (a WebSocket of ours) choose the kernel's congestion control themselves.
+OWN_CONGESTION=" rusnel rusnel-bbr qtunnel qtunnel-websocket "
 
-is_quic() { [[ $QUIC_PEERS = *" $1 "* ]]; }
+has_own_congestion() { [[ $OWN_CONGESTION = *" $1 "* ]]; }
 
 # peer_present NAME: succeeds if its programs are here.
 peer_present() {
