@@ -6,7 +6,7 @@ use qtunnel::{Carrier, ConnectError, Event, Pin, Proxy, Transport, Trust};
 
 use crate::lab::back::Back;
 use crate::lab::process::{Process, qtunnel};
-use crate::lab::{Lab, Server, within};
+use crate::lab::{Lab, Server, way, within};
 
 /// What the environment and the flags of an agent say about proxies.
 type Words<'a> = &'a [(&'a str, &'a str)];
@@ -207,7 +207,7 @@ impl Office {
     async fn open() -> Self {
         let edge = Lab::start().await;
         Self {
-            target: format!("localhost:{}", edge.https.port()),
+            target: format!("{}:{}", way::host(), edge.https.port()),
             edge,
             home: tempfile::tempdir().unwrap(),
             upstream: Server::text("published").await,

@@ -8,7 +8,7 @@ use tokio::net::UdpSocket;
 use tokio::task::JoinHandle;
 
 use crate::lab::process::{Process, qtunnel};
-use crate::lab::{Lab, Server};
+use crate::lab::{Lab, Server, way};
 
 #[tokio::test]
 async fn a_visitor_is_served_where_only_http_gets_through() {
@@ -44,7 +44,7 @@ async fn people_and_programs_are_told_when_and_why_the_carrier_changes() {
     ] {
         let relay = Relay::start(lab.quic).await;
         let home = tempfile::tempdir().unwrap();
-        let server = relay.addr.to_string();
+        let server = way::from_agents(relay.addr).to_string();
         let connect = ["connect", &port, "--server", &server, "--pin", &pin, format];
         let mut agent = qtunnel(home.path(), connect);
         agent.args(["--websocket-url", &websocket]);

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use tokio::net::{TcpListener, UdpSocket};
 
 use crate::lab::process::{Finished, qtunnel, run};
-use crate::lab::{Lab, back::Back};
+use crate::lab::{Lab, back::Back, way};
 
 #[tokio::test]
 async fn a_way_with_nothing_wrong_passes() {
@@ -94,7 +94,7 @@ async fn a_closed_port_and_an_unknown_host_are_told_apart() {
     let lab = Lab::start().await;
     let closed = {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        listener.local_addr().unwrap()
+        way::from_agents(listener.local_addr().unwrap())
     };
     let url = format!("wss://{closed}");
     let here = ["--websocket-url", &url];
@@ -178,14 +178,14 @@ impl Check {
     fn of(lab: &Lab) -> Self {
         Self {
             home: tempfile::tempdir().unwrap(),
-            server: format!("localhost:{}", lab.quic.port()),
+            server: format!("{}:{}", way::host(), lab.quic.port()),
             websocket: lab.websocket().to_string(),
             pin: lab.pin().to_string(),
         }
     }
 
     fn with_port(mut self, port: u16) -> Self {
-        self.server = format!("localhost:{port}");
+        self.server = format!("{}:{port}", way::host());
         self
     }
 

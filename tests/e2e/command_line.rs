@@ -12,7 +12,7 @@ use tokio::process::Command;
 
 use crate::lab::peer::Stranger;
 use crate::lab::process::Process;
-use crate::lab::{EdgeProcess, Server, within};
+use crate::lab::{EdgeProcess, Server, way, within};
 
 /// A directory in which the program runs, with files for it to find.
 struct Home(tempfile::TempDir);
@@ -241,7 +241,7 @@ async fn a_wrong_configuration_file_is_named_with_the_line() {
 async fn a_wrong_pin_shows_what_was_expected_and_what_was_found() {
     let home = Home::new();
     let edge = EdgeProcess::start(home.path(), &["--token", "t"]).await;
-    let server = format!("localhost:{}", edge.quic.port());
+    let server = edge.server();
     let wrong = format!("sha256/{}", "A".repeat(43));
 
     let args = ["connect", "3000", "--server", &server, "--pin", &wrong];
@@ -261,7 +261,7 @@ async fn a_wrong_pin_shows_what_was_expected_and_what_was_found() {
 async fn an_edge_that_nobody_vouches_for_is_refused_with_its_pin() {
     let home = Home::new();
     let edge = EdgeProcess::start(home.path(), &[]).await;
-    let server = format!("localhost:{}", edge.quic.port());
+    let server = edge.server();
     let stranger = home.file("stranger.pem", certificate().0);
 
     for ca in [&["--ca", stranger.as_str()][..], &[]] {
@@ -276,7 +276,7 @@ async fn an_edge_that_nobody_vouches_for_is_refused_with_its_pin() {
 async fn a_refused_token_has_its_own_exit_code_and_says_what_to_do() {
     let home = Home::new();
     let edge = EdgeProcess::start(home.path(), &["--token", "right"]).await;
-    let (server, ca) = (format!("localhost:{}", edge.quic.port()), edge.ca());
+    let (server, ca) = (edge.server(), edge.ca());
     let ca = ca.to_str().unwrap();
     let args = ["connect", "3000", "--server", &server, "--ca", ca];
 
@@ -286,7 +286,7 @@ async fn a_refused_token_has_its_own_exit_code_and_says_what_to_do() {
         &[
             "refused the token",
             "none was given",
-            "qtunnel login localhost:",
+            &format!("qtunnel login {server} "),
         ],
     )
     .await;
@@ -299,7 +299,7 @@ async fn a_refused_token_has_its_own_exit_code_and_says_what_to_do() {
 async fn a_taken_name_has_its_own_exit_code_and_says_who_has_it() {
     let home = Home::new();
     let edge = EdgeProcess::start(home.path(), &[]).await;
-    let (server, ca) = (format!("localhost:{}", edge.quic.port()), edge.ca());
+    let (server, ca) = (edge.server(), edge.ca());
     let ca = ca.to_str().unwrap();
     let args = [
         "connect",
@@ -339,7 +339,7 @@ async fn a_taken_name_has_its_own_exit_code_and_says_who_has_it() {
 async fn an_edge_that_never_answers_is_code_5_on_request() {
     let home = Home::new();
     let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let server = silent.local_addr().unwrap().to_string();
+    let server = way::from_agents(silent.local_addr().unwrap()).to_string();
     let pin = format!("sha256/{}", "A".repeat(43));
 
     let args = [
@@ -371,7 +371,10 @@ async fn a_quic_server_that_is_no_edge_is_told_apart() {
     let stranger = Stranger::start(&[b"h3"], |connection| async move {
         connection.closed().await;
     });
-    let (server, pin) = (stranger.addr.to_string(), stranger.pin.to_string());
+    let (server, pin) = (
+        way::from_agents(stranger.addr).to_string(),
+        stranger.pin.to_string(),
+    );
 
     let args = ["connect", "3000", "--server", &server, "--pin", &pin];
 
@@ -391,7 +394,10 @@ async fn an_edge_of_another_version_says_which_end_to_upgrade() {
                 connection.close(426u32.into(), theirs.as_bytes());
             },
         );
-        let (server, pin) = (edge.addr.to_string(), edge.pin.to_string());
+        let (server, pin) = (
+            way::from_agents(edge.addr).to_string(),
+            edge.pin.to_string(),
+        );
 
         let args = ["connect", "3000", "--server", &server, "--pin", &pin];
 
@@ -403,7 +409,7 @@ async fn an_edge_of_another_version_says_which_end_to_upgrade() {
 async fn login_remembers_for_its_owner_only_and_connect_needs_nothing_more() {
     let home = Home::new();
     let edge = EdgeProcess::start(home.path(), &["--token", "sesame"]).await;
-    let (server, ca) = (format!("localhost:{}", edge.quic.port()), edge.ca());
+    let (server, ca) = (edge.server(), edge.ca());
 
     let args = [
         "login",
@@ -498,7 +504,7 @@ async fn a_flag_beats_the_environment_and_that_the_project_and_that_the_user() {
 async fn a_token_is_only_shown_to_the_server_that_it_belongs_to() {
     let home = Home::new();
     let edge = EdgeProcess::start(home.path(), &["--token", "sesame"]).await;
-    let (server, ca) = (format!("localhost:{}", edge.quic.port()), edge.ca());
+    let (server, ca) = (edge.server(), edge.ca());
     home.file(
         ".config/qtunnel/config.toml",
         "server = \"elsewhere.example\"\ntoken = \"sesame\"\n",
@@ -542,7 +548,7 @@ async fn no_log_shows_a_token_however_talkative() {
         .split_whitespace()
         .nth(1)
         .unwrap()
-        .replace("127.0.0.1", "localhost");
+        .replace("127.0.0.1", way::host());
     let ca = home.path().join(".local/state/qtunnel/ca.pem");
     let args = format!("connect 3000 --server {server} --ca {}", ca.display());
     let mut agent = trace(args.split(' ').map(String::from).collect());
@@ -632,7 +638,7 @@ async fn event(agent: &mut Process, kind: &str) -> Value {
 async fn programs_read_one_object_per_line() {
     let home = Home::new();
     let mut edge = EdgeProcess::start(home.path(), &[]).await;
-    let (server, ca) = (format!("localhost:{}", edge.quic.port()), edge.ca());
+    let (server, ca) = (edge.server(), edge.ca());
     let upstream = Server::echo().await;
     let mut agent = Process::qtunnel(
         home.path(),
@@ -700,7 +706,7 @@ async fn programs_read_one_object_per_line() {
 async fn a_program_reads_why_the_agent_ended() {
     let home = Home::new();
     let edge = EdgeProcess::start(home.path(), &["--token", "right"]).await;
-    let (server, ca) = (format!("localhost:{}", edge.quic.port()), edge.ca());
+    let (server, ca) = (edge.server(), edge.ca());
     let mut agent = Process::qtunnel(
         home.path(),
         [
@@ -728,7 +734,7 @@ async fn a_program_reads_why_the_agent_ended() {
 async fn the_log_is_one_safe_line_for_each_request() {
     let home = Home::new();
     let edge = EdgeProcess::start(home.path(), &[]).await;
-    let (server, ca) = (format!("localhost:{}", edge.quic.port()), edge.ca());
+    let (server, ca) = (edge.server(), edge.ca());
     let upstream = Server::echo().await;
     let mut agent = Process::qtunnel(
         home.path(),

@@ -10,7 +10,7 @@ use tokio::join;
 use crate::lab::front::{Front, Fronted};
 use crate::lab::head::values;
 use crate::lab::process::{Process, succeed};
-use crate::lab::{Lab, Running, Server, tools, within};
+use crate::lab::{Lab, Running, Server, tools, way, within};
 
 /// Run a test behind each proxy: as `name::nginx`, `name::caddy` and `name::haproxy`.
 macro_rules! behind_each_front {
@@ -46,7 +46,7 @@ async fn an_agent_finds_the_edge_where_visitors_do(front: Front) {
     let mut agent = lab
         .agent_with("blog", &upstream, |config| {
             // As with `qtunnel connect --server`: nothing says that only WebSockets get through.
-            config.server.host = "localhost".into();
+            config.server.host = way::host().into();
             config.server.port = front.addr.port();
             config.transport = Transport::Auto;
             config.websocket = None;

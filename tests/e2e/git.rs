@@ -3,15 +3,15 @@
 
 use std::path::Path;
 
-use crate::lab::Lab;
 use crate::lab::process::{Process, succeed};
 use crate::lab::tools::{self, Tool};
+use crate::lab::{Lab, way};
 use qtunnel::{Address, Carrier, Upstream};
 use tokio::process::Command;
 
 /// 24 files of 4 MiB: about 100 MB.
-const FILES: usize = 24;
-const FILE: usize = 4 << 20;
+const FILES: u64 = 24;
+const FILE: u64 = 4 << 20;
 
 on_each_carrier!(a_repository_of_100_mb_is_pushed_and_cloned);
 async fn a_repository_of_100_mb_is_pushed_and_cloned(carrier: Carrier) {
@@ -42,7 +42,8 @@ async fn a_repository_of_100_mb_is_pushed_and_cloned(carrier: Carrier) {
         &["init", "-q", "-b", "main", "work"],
     ))
     .await;
-    commit(&git, &lab, &here("work"), FILES).await;
+    let files = way::large(FILES * FILE) / FILE;
+    commit(&git, &lab, &here("work"), files).await;
     let http = format!("http://git.localhost:{}/big.git", lab.http.port());
     let https = format!("https://git.localhost:{}/big.git", lab.https.port());
 
@@ -94,9 +95,9 @@ async fn a_repository_of_100_mb_is_pushed_and_cloned(carrier: Carrier) {
 }
 
 /// Commit some files that cannot be compressed.
-async fn commit(git: &Tool, lab: &Lab, repository: &Path, files: usize) {
+async fn commit(git: &Tool, lab: &Lab, repository: &Path, files: u64) {
     for number in 0..files {
-        let mut noise = vec![0; FILE];
+        let mut noise = vec![0; FILE as usize];
         aws_lc_rs::rand::fill(&mut noise).expect("the operating system has random numbers");
         std::fs::write(repository.join(format!("{number}.bin")), noise).unwrap();
     }

@@ -175,7 +175,7 @@ async fn no_request_is_processed_twice_in_a_thousand_kills() {
     let mut lanes = JoinSet::new();
     for lane in 0..LANES {
         let name = format!("lane-{lane}");
-        let (server, ca) = (format!("localhost:{}", edge.quic.port()), edge.ca());
+        let (server, ca) = (edge.server(), edge.ca());
         let (upstream, home) = (upstream.addr.to_string(), home.path().to_owned());
         let (visitor, answered) = (edge.visitor(&name), answered.clone());
         let visits = async move {

@@ -10,7 +10,7 @@ use crate::lab::{EdgeProcess, Lab, Running, Server, within};
 
 /// Start `qtunnel connect` and return the label in front of the domain.
 async fn name_of(edge: &EdgeProcess, home: &std::path::Path, args: &[&str]) -> String {
-    let (server, ca) = (format!("localhost:{}", edge.quic.port()), edge.ca());
+    let (server, ca) = (edge.server(), edge.ca());
     let ca = ca.to_string_lossy();
     let mut all = vec!["connect", "--server", &server, "--ca", &ca];
     all.extend(args);

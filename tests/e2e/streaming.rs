@@ -11,7 +11,7 @@ use tokio::join;
 use tokio::sync::watch;
 
 use crate::lab::process::Process;
-use crate::lab::{Lab, Server, Visitor, Wire, within};
+use crate::lab::{Lab, Server, Visitor, Wire, way, within};
 
 on_each_carrier!(each_byte_of_an_event_stream_arrives_before_the_next_is_sent);
 async fn each_byte_of_an_event_stream_arrives_before_the_next_is_sent(carrier: Carrier) {
@@ -95,31 +95,33 @@ async fn each_byte_of_an_upload_arrives_before_the_next_is_sent_and_answers_come
 
 on_each_carrier!(an_upload_goes_on_while_its_response_waits_to_be_read);
 async fn an_upload_goes_on_while_its_response_waits_to_be_read(carrier: Carrier) {
+    let large = way::large(LARGE);
     let lab = Lab::start().await.over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let _agent = lab.agent("both", &upstream).await;
     let mut visitor = lab.visitor("both").wire().await;
     let head =
-        format!("POST / HTTP/1.1\r\nhost: both.localhost\r\ncontent-length: {LARGE}\r\n\r\n");
+        format!("POST / HTTP/1.1\r\nhost: both.localhost\r\ncontent-length: {large}\r\n\r\n");
     visitor.send(head).await;
     let mut wire = wires.next().await;
     wire.head().await;
     wire.send(format!(
-        "HTTP/1.1 200 OK\r\ncontent-length: {LARGE}\r\n\r\n"
+        "HTTP/1.1 200 OK\r\ncontent-length: {large}\r\n\r\n"
     ))
     .await;
 
     // The visitor reads nothing before all is sent; the upstream reads and writes independently.
-    let upstream = tokio::spawn(async move { wire.exchange(LARGE).await });
-    within("the upload", visitor.pour(LARGE, |_| {})).await;
+    let upstream = tokio::spawn(async move { wire.exchange(large).await });
+    within("the upload", visitor.pour(large, |_| {})).await;
 
     visitor.head().await;
-    assert_eq!(within("the response", visitor.skip(LARGE)).await, LARGE);
+    assert_eq!(within("the response", visitor.skip(large)).await, large);
     within("the upstream's end", upstream).await.unwrap();
 }
 
 on_each_carrier!(slow_readers_stop_their_upstreams_and_nobody_else);
 async fn slow_readers_stop_their_upstreams_and_nobody_else(carrier: Carrier) {
+    let large = way::large(LARGE);
     let lab = Lab::start().await.over(carrier);
     let (poured, mut pouring) = watch::channel(0);
     let upstream = Server::raw(move |stream| {
@@ -128,10 +130,10 @@ async fn slow_readers_stop_their_upstreams_and_nobody_else(carrier: Carrier) {
             let mut wire = Wire::new(stream);
             if wire.head().await.starts_with("GET /large ") {
                 wire.send(format!(
-                    "HTTP/1.1 200 OK\r\ncontent-length: {LARGE}\r\n\r\n"
+                    "HTTP/1.1 200 OK\r\ncontent-length: {large}\r\n\r\n"
                 ))
                 .await;
-                wire.pour(LARGE, |more| poured.send_modify(|all| *all += more))
+                wire.pour(large, |more| poured.send_modify(|all| *all += more))
                     .await;
             } else {
                 wire.send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok")
@@ -160,14 +162,14 @@ async fn slow_readers_stop_their_upstreams_and_nobody_else(carrier: Carrier) {
         }
     }
     assert!(
-        before < SLOW_READERS * LARGE,
+        before < SLOW_READERS * large,
         "{before} bytes poured out for nobody"
     );
 
     for mut visitor in slow.into_iter().take(PATIENT_READERS) {
         assert_eq!(
-            within("a slow reader's body", visitor.skip(LARGE)).await,
-            LARGE
+            within("a slow reader's body", visitor.skip(large)).await,
+            large
         );
     }
 }
@@ -178,8 +180,7 @@ on_each_carrier!(
     worker_threads = 2
 );
 async fn huge_bodies_pass_both_ways_with_memory_flat(carrier: Carrier) {
-    let huge =
-        std::env::var("QTUNNEL_TEST_HUGE").map_or(HUGE, |bytes| bytes.parse().expect("a number"));
+    let huge = way::large(HUGE);
     let upstream = Server::raw(move |stream| async move {
         let mut wire = Wire::new(stream);
         if wire.head().await.starts_with("GET ") {
@@ -212,14 +213,17 @@ async fn huge_bodies_pass_both_ways_with_memory_flat(carrier: Carrier) {
     let mut edge = Process::qtunnel(home.path(), serve);
     let https = edge.line("https").await;
     let quic = edge.line("quic").await;
-    let [https, quic] = [&https, &quic].map(|line| line.split_whitespace().last().unwrap());
+    let [https, quic] = [&https, &quic].map(|line| {
+        let (_, port) = line.rsplit_once(':').unwrap();
+        format!("{}:{port}", way::host())
+    });
     let port = upstream.addr.port().to_string();
     let websocket = format!("wss://{https}");
     let connect = [
         "connect",
         &port,
         "--server",
-        quic,
+        &quic,
         "--websocket-url",
         &websocket,
         "--transport",

@@ -10,7 +10,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 
-use crate::lab::{Server, Visitor, Wire, within};
+use crate::lab::{Server, Visitor, Wire, way, within};
 
 /// An upstream that answers `/` with a word and `/big` with [`BIG`] bytes, and echoes what follows an
 /// upgrade.
@@ -29,7 +29,8 @@ async fn upstream() -> Server {
                 let _ = tokio::io::copy(&mut read, &mut write).await;
             });
         } else if request.uri().path() == "/big" {
-            let chunks = (0..BIG / CHUNK).map(|at| Ok::<_, std::io::Error>(Frame::data(chunk(at))));
+            let chunks = (0..way::large(BIG) / CHUNK)
+                .map(|at| Ok::<_, std::io::Error>(Frame::data(chunk(at))));
             *response.body_mut() =
                 StreamBody::new(futures_util::stream::iter(chunks)).boxed_unsync();
         } else {
@@ -85,7 +86,7 @@ impl Download {
         let rest = within("the download's end", self.body.collect()).await;
         let rest = rest.expect("an unbroken download").to_bytes();
         self.received.extend(rest);
-        assert_eq!(self.received.len() as u64, BIG);
+        assert_eq!(self.received.len() as u64, way::large(BIG));
         for (at, piece) in self.received.chunks(CHUNK as usize).enumerate() {
             assert!(piece == chunk(at as u64), "piece {at} is another");
         }

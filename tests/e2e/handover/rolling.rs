@@ -9,7 +9,7 @@ use qtunnel::{AgentConfig, Event, Transport};
 async fn agents(edge: &EdgeProcess, upstream: &Server) -> Vec<Running> {
     let configs = TRANSPORTS.map(|(name, transport)| AgentConfig {
         transport,
-        websocket: Some(format!("ws://{}", edge.http).parse().expect("an address")),
+        websocket: Some(edge.websocket()),
         ..edge.agent_config(name, upstream)
     });
     let mut agents = Vec::new();

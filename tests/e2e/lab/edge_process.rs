@@ -3,12 +3,13 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use hyper::Uri;
 use nix::sys::signal::Signal;
 use qtunnel::{AgentConfig, ServerAddr, Trust, Upstream};
 use tokio::process::Command;
 
 use super::process::{Process, qtunnel};
-use super::{Lab, Visitor};
+use super::{Lab, Visitor, way};
 
 /// `qtunnel serve` for `*.localhost`.
 pub struct EdgeProcess {
@@ -108,12 +109,23 @@ impl EdgeProcess {
     pub fn agent_config(&self, name: &str, upstream: impl Into<Upstream>) -> AgentConfig {
         AgentConfig {
             server: ServerAddr {
-                host: "localhost".into(),
+                host: way::host().into(),
                 port: self.quic.port(),
             },
             trust: Trust::Ca(self.ca()),
             ..Lab::config(name, upstream)
         }
+    }
+
+    /// What agents are told with `--server`.
+    pub fn server(&self) -> String {
+        format!("{}:{}", way::host(), self.quic.port())
+    }
+
+    /// Where it accepts WebSockets without TLS.
+    pub fn websocket(&self) -> Uri {
+        let url = format!("ws://{}", way::from_agents(self.http));
+        url.parse().expect("a valid address")
     }
 
     /// What agents trust.

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use tokio::net::TcpStream;
 
 use super::process::Process;
-use super::{Http2, eventually, ports, tools};
+use super::{Http2, eventually, ports, tools, way};
 
 /// Which proxy.
 #[derive(Clone, Copy)]
@@ -118,7 +118,7 @@ impl Front {
 impl Fronted {
     /// Where agents find it.
     pub fn websocket(&self) -> Uri {
-        let url = format!("wss://localhost:{}", self.addr.port());
+        let url = format!("wss://{}:{}", way::host(), self.addr.port());
         url.parse().expect("a valid address")
     }
 

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use super::{Http2, PATIENCE, Visitor};
+use super::{Http2, Visitor, way};
 
 /// Visitors at work.
 pub struct Load {
@@ -54,7 +54,7 @@ impl Load {
             while !*stop.borrow() {
                 ticks.tick().await;
                 let begun = Instant::now();
-                let answer = timeout(PATIENCE, over_http1(&visitor, &mut kept)).await;
+                let answer = timeout(way::patience(), over_http1(&visitor, &mut kept)).await;
                 let problem = answer.unwrap_or_else(|_| Err("no answer".into())).err();
                 answered.send_modify(|answered| *answered += 1);
                 outcomes.push(Outcome {

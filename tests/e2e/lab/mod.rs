@@ -14,6 +14,7 @@ pub mod relay;
 pub mod tools;
 pub mod upstream;
 pub mod visitor;
+pub mod way;
 pub mod wire;
 
 use std::net::SocketAddr;
@@ -40,14 +41,15 @@ pub use upstream::Server;
 pub use visitor::{Reply, Visitor};
 pub use wire::{Wire, Wires};
 
-/// How long a test waits for something that should happen, before it fails.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a test waits on loopback for something that should happen; [`way::patience`] is what counts.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Wait for something, and fail the test with its name if it does not happen.
 pub async fn within<T>(what: &str, event: impl Future<Output = T>) -> T {
-    timeout(PATIENCE, event)
+    let patience = way::patience();
+    timeout(patience, event)
         .await
-        .unwrap_or_else(|_| panic!("{what} did not happen within {PATIENCE:?}"))
+        .unwrap_or_else(|_| panic!("{what} did not happen within {patience:?}"))
 }
 
 /// Wait until something is so, asking again and again.
@@ -152,7 +154,7 @@ impl Lab {
     pub fn agent_config(&self, name: &str, upstream: impl Into<Upstream>) -> AgentConfig {
         AgentConfig {
             server: ServerAddr {
-                host: self.quic.ip().to_string(),
+                host: way::from_agents(self.quic).ip().to_string(),
                 port: self.quic.port(),
             },
             trust: self.trust.clone(),
@@ -175,7 +177,7 @@ impl Lab {
 
     /// Where the edge accepts WebSockets.
     pub fn websocket(&self) -> Uri {
-        let url = format!("wss://{}", self.https);
+        let url = format!("wss://{}", way::from_agents(self.https));
         url.parse().expect("a valid address")
     }
 

@@ -11,7 +11,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::{Lab, within};
+use super::{Lab, way, within};
 
 /// What agents of this version offer.
 pub const ALPN: [&[u8]; 2] = [b"qtunnel/1", b"qtunnel"];
@@ -29,11 +29,11 @@ impl Lab {
             .with_no_client_auth();
         tls.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
         let tls = QuicClientConfig::try_from(tls).expect("TLS 1.3");
-        let endpoint = Endpoint::client(([127, 0, 0, 1], 0).into()).expect("a socket");
+        let endpoint = Endpoint::client(([0, 0, 0, 0], 0).into()).expect("a socket");
         let connecting = endpoint
             .connect_with(
                 quinn::ClientConfig::new(Arc::new(tls)),
-                self.quic,
+                way::from_agents(self.quic),
                 "localhost",
             )
             .expect("a valid address");

@@ -11,7 +11,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::within;
+use super::{way, within};
 
 /// How long to wait for a program that moves a hundred megabytes or starts a browser, on a machine that
 /// does other things too.
@@ -28,9 +28,10 @@ pub struct Finished {
 /// Run a program to its end, whatever that is.
 pub async fn run(mut command: Command) -> Finished {
     command.stdin(Stdio::null()).kill_on_drop(true);
-    let output = timeout(RUN, command.output())
+    let limit = way::patient(RUN);
+    let output = timeout(limit, command.output())
         .await
-        .unwrap_or_else(|_| panic!("{command:?} did not end within {RUN:?}"))
+        .unwrap_or_else(|_| panic!("{command:?} did not end within {limit:?}"))
         .unwrap_or_else(|err| panic!("{command:?} does not start: {err}"));
     Finished {
         status: output.status,
@@ -139,7 +140,7 @@ impl Process {
             }
             None
         };
-        let ended = match timeout(RUN, next).await {
+        let ended = match timeout(way::patient(RUN), next).await {
             Ok(Some(line)) => return line,
             Ok(None) => "the program ended",
             Err(_) => "the program went on",
