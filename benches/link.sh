@@ -6,6 +6,7 @@
 #   new20, keep20    20 visitors one request after another, each on a new connection or on a kept one
 #   beside-download  10 visitors × 5 requests/s of 1 KiB while somebody downloads without end
 #   beside-upload    the same while somebody uploads
+#   beside-many      the same while somebody downloads twenty things at a time
 #   varying          a download while the rate changes
 #   citizens         a download beside a direct TCP download on Cubic and one on BBR
 #   twins            two downloads through two agents
@@ -35,10 +36,10 @@ link_conditions() {
 
 link_rows() { # link_rows SCENE
   case $1 in
-  wan | burst) echo download new20 beside-download $([ "$LENGTH" = quick ] || echo keep20 beside-upload) ;;
+  wan | burst) echo download new20 beside-download $([ "$LENGTH" = quick ] || echo keep20 beside-upload beside-many) ;;
   long | satellite) echo download new20 ;;
   dsl) echo beside-upload ;;
-  dsl-agent) echo beside-download ;;
+  dsl-agent) echo beside-download beside-many ;;
   lte) echo varying ;;
   heavy) echo download ;;
   fair) echo citizens twins ;;
@@ -108,9 +109,11 @@ link_requests() { # link_requests ROW PATH HEY-OPTIONS...
   emit "$row" $("$TOOLS/report" quantiles "$RUN/hey.csv")
 }
 
-link_beside() { # link_beside download|upload
+link_beside() { # link_beside download|upload|many
   local bulk=("$URL/bytes/10000000000")
-  if [ "$1" = upload ]; then
+  if [ "$1" = many ]; then
+    bulk=(--parallel --parallel-max 20 "$URL/bytes/10000000000?[1-20]")
+  elif [ "$1" = upload ]; then
     bulk_file $((100 << 20))
     bulk=(-H Expect: -T "$RUN/bulk-$((100 << 20))" "$URL/sink")
   fi

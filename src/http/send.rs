@@ -3,11 +3,13 @@
 use std::error::Error as StdError;
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame};
 use quinn::{SendStream, StoppedError, WriteError};
 use serde::Serialize;
+use tokio::time::{sleep, timeout};
 
 use super::Activity;
 use super::flow::SendWindow;
@@ -19,6 +21,7 @@ use crate::proto::{self, HEAD_LIMIT, Reset, WireError};
 pub struct Sender {
     stream: SendStream,
     window: SendWindow,
+    rank: Rank,
     /// A head that has not been sent yet.
     held: Option<Bytes>,
     finished: bool,
@@ -30,6 +33,7 @@ impl Sender {
         Self {
             stream,
             window,
+            rank: Rank::Fresh,
             held: None,
             finished: false,
         }
@@ -106,14 +110,46 @@ impl Sender {
             let piece = self.window_of(&mut data).await?;
             let header = proto::data_header(piece.len());
             match self.held.take() {
-                Some(head) => {
-                    let mut chunks = [head, header, piece];
-                    self.stream.write_all_chunks(&mut chunks).await?;
-                }
-                None => self.stream.write_all_chunks(&mut [header, piece]).await?,
+                Some(head) => self.write(&mut [head, header, piece]).await?,
+                None => self.write(&mut [header, piece]).await?,
             }
         }
         Ok(())
+    }
+
+    /// Write chunks, and see to the stream's rank.
+    async fn write(&mut self, chunks: &mut [Bytes]) -> Result<(), SendError> {
+        if self.window.sent() <= FRESH {
+            return Ok(self.stream.write_all_chunks(chunks).await?);
+        }
+        match self.rank {
+            Rank::Fresh => self.rank_as(Rank::Bulk),
+            Rank::Starved { until } if self.window.sent() > until => self.rank_as(Rank::Bulk),
+            Rank::Starved { .. } | Rank::Bulk => {}
+        }
+        if self.rank == Rank::Bulk {
+            // What is left to be written after that is in the chunks.
+            if let Ok(written) = timeout(STARVED, self.stream.write_all_chunks(chunks)).await {
+                return Ok(written?);
+            }
+            self.starved();
+        }
+        Ok(self.stream.write_all_chunks(chunks).await?)
+    }
+
+    /// Let fresh streams go first no longer: there are so many of them that nothing of this one moves.
+    fn starved(&mut self) {
+        let until = self.window.sent() + FRESH;
+        self.rank_as(Rank::Starved { until });
+    }
+
+    fn rank_as(&mut self, rank: Rank) {
+        self.rank = rank;
+        // It fails only if the stream is closed already.
+        let _ = self.stream.set_priority(match rank {
+            Rank::Fresh | Rank::Starved { .. } => 0,
+            Rank::Bulk => -1,
+        });
     }
 
     /// Take from the data what may be sent, and wait for that if need be.
@@ -127,6 +163,7 @@ impl Sender {
             let stopped = self.stream.stopped();
             tokio::select! {
                 () = self.window.raised() => {}
+                () = sleep(STARVED), if self.rank == Rank::Bulk => self.starved(),
                 stopped = stopped => match stopped {
                     Ok(Some(code)) => return Err(WriteError::Stopped(code).into()),
                     Ok(None) => return Err(WriteError::ClosedStream.into()),
@@ -176,7 +213,7 @@ impl Sender {
     pub async fn raw(&mut self, mut bytes: Bytes) -> Result<(), SendError> {
         while !bytes.is_empty() {
             let piece = self.window_of(&mut bytes).await?;
-            self.stream.write_chunk(piece).await?;
+            self.write(&mut [piece]).await?;
         }
         Ok(())
     }
@@ -184,6 +221,10 @@ impl Sender {
     /// End the stream: all that was sent is complete. After an upgrade this is a half-close.
     pub fn finish(mut self) {
         self.finished = true;
+        if self.rank == Rank::Bulk {
+            // Nobody will see then whether the rest of it moves.
+            self.rank_as(Rank::Fresh);
+        }
         // It fails only if the receiver has stopped reading, and then it knows.
         let _ = self.stream.finish();
     }
@@ -200,6 +241,17 @@ impl Sender {
             }
         }
     }
+}
+
+/// Which streams go first: those that have sent little, before those that have sent much.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rank {
+    /// So little has been sent that it may be a short answer.
+    Fresh,
+    /// The others go first.
+    Bulk,
+    /// The others took all there was: for that many bytes, this goes in turn with them.
+    Starved { until: u64 },
 }
 
 impl Drop for Sender {
@@ -224,3 +276,9 @@ pub enum SendError {
     #[error("too large for the tunnel")]
     Wire(#[from] WireError),
 }
+
+/// What a stream sends before it is one of many bytes: most pages and what they are made of.
+const FRESH: u64 = 128 << 10;
+
+/// How long nothing of a stream may move before it need not give way any more.
+const STARVED: Duration = Duration::from_secs(1);

@@ -33,6 +33,11 @@ impl SendWindow {
         self.limit = limit;
     }
 
+    /// Return how many bytes have been sent.
+    pub fn sent(&self) -> u64 {
+        self.sent
+    }
+
     /// Take what may be sent now, up to that many bytes; none if the window is used up.
     pub fn take(&mut self, wanted: usize) -> usize {
         let wanted = wanted as u64;

@@ -68,6 +68,7 @@ const COMPARED: [(&str, &str, Better); 16] = [
     ("keep20", "p99_ms", Better::Less),
     ("beside-download", "p99_ms", Better::Less),
     ("beside-upload", "p99_ms", Better::Less),
+    ("beside-many", "p99_ms", Better::Less),
 ];
 
 #[cfg(test)]

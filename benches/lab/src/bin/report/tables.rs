@@ -187,6 +187,12 @@ const VIEWS: &[View] = &[
         cell: "{} / {} / {}",
     },
     View {
+        title: "Small requests beside twenty downloads: p50 / p95 / p99 in ms",
+        rows: &["beside-many"],
+        metrics: &[("p50_ms", 0), ("p95_ms", 0), ("p99_ms", 0)],
+        cell: "{} / {} / {}",
+    },
+    View {
         title: "Small requests beside a bulk upload: p50 / p95 / p99 in ms",
         rows: &["beside-upload"],
         metrics: &[("p50_ms", 0), ("p95_ms", 0), ("p99_ms", 0)],
