@@ -236,7 +236,10 @@ async fn http1<S>(io: S) -> Result<Leased, DialError>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let (sender, connection) = http1::Builder::new().handshake(TokioIo::new(io)).await?;
+    let (sender, connection) = http1::Builder::new()
+        .max_buf_size(UPSTREAM_BUFFER)
+        .handshake(TokioIo::new(io))
+        .await?;
     // It ends when its sender is dropped, which the pool or a conversation owns.
     tokio::spawn(async move {
         if let Err(err) = connection.with_upgrades().await {
@@ -291,6 +294,10 @@ const IDLE: Duration = Duration::from_secs(4);
 
 /// Idle connections that are kept: as many as conversations are usual at once.
 const MOST_IDLE: usize = 256;
+
+/// What is read at once, and waits here while a visitor is slow: hyper's own 400 KiB for each of 500 would be
+/// 200 MB. As much as the longest head that fits into the tunnel.
+const UPSTREAM_BUFFER: usize = 32 << 10;
 
 /// What the upstream may send ahead on one stream.
 const H2_STREAM_WINDOW: u32 = 1 << 20;
