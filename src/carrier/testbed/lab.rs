@@ -149,12 +149,15 @@ impl Lab {
         let mut tasks = JoinSet::new();
         tasks.spawn(driver.run());
         tasks.spawn(serve(agent.clone()));
+        let edge: Connection = accepting.await.unwrap();
+        // As the edge does for an agent that has shown its token.
+        edge.set_receive_window(WINDOW.into());
         Ok(Self {
             network,
             edge_socket,
             carrier,
             changes,
-            edge: accepting.await.unwrap(),
+            edge,
             agent,
             edge_endpoint,
             agent_endpoint,
@@ -251,3 +254,6 @@ pub(super) async fn serve(connection: Connection) {
         });
     }
 }
+
+/// What an agent may send at once.
+const WINDOW: u32 = 4 << 20;

@@ -179,7 +179,7 @@ async fn hearing_the_edge_is_no_proof_that_the_edge_hears() {
 
 #[tokio::test(start_paused = true)]
 async fn transfers_go_on_at_once_when_the_agent_has_another_address() {
-    for (up, down) in [(8 << 20, 0), (0, 8 << 20)] {
+    for (up, down) in [(32 << 20, 0), (0, 32 << 20)] {
         let (lab, stalled) = stall(up, down, Network::rebind_nat).await;
 
         assert!(stalled < SECOND / 4, "{up} up, {down} down: {stalled:?}");
@@ -235,7 +235,7 @@ async fn a_lost_websocket_is_replaced_at_once() {
     let network = Network::new(3);
     network.udp(false);
     let lab = Lab::start(network.clone(), Transport::Auto).await;
-    let transfer = tokio::spawn(lab.converse(1, 100_000, 4 << 20));
+    let transfer = tokio::spawn(lab.converse(1, 100_000, 16 << 20));
     sleep(SECOND / 2).await;
     assert!(!transfer.is_finished());
 
@@ -253,7 +253,7 @@ async fn a_websocket_that_dies_without_a_word_is_replaced() {
     let network = Network::new(3);
     network.udp(false);
     let lab = Lab::start(network.clone(), Transport::Auto).await;
-    let transfer = tokio::spawn(lab.converse(1, 100_000, 4 << 20));
+    let transfer = tokio::spawn(lab.converse(1, 100_000, 16 << 20));
     sleep(SECOND / 2).await;
     assert!(!transfer.is_finished());
 
@@ -323,7 +323,7 @@ async fn without_another_carrier_udp_goes_on_soon_after_ten_seconds_of_nothing()
     let healed = Instant::now();
     lab.converse(3, 100, 100).await.unwrap();
 
-    assert!(healed.elapsed() < SECOND / 2, "{:?}", healed.elapsed());
+    assert!(healed.elapsed() < SECOND, "{:?}", healed.elapsed());
     up.await.unwrap().unwrap();
     down.await.unwrap().unwrap();
     lab.end().await;
