@@ -14,7 +14,8 @@ use super::dial::dialing;
 use super::event::Transported;
 use super::session::Session;
 use crate::carrier::{
-    DialConfig, ETHERNET_PACKET, SMALLEST_FULL_PACKET, Transport, UDP_ANSWER, ask_over_udp,
+    DialConfig, ETHERNET_PACKET, PathMemory, SMALLEST_FULL_PACKET, Transport, UDP_ANSWER,
+    ask_over_udp,
 };
 use crate::http::chain;
 use crate::proto::{AgentId, Refusal};
@@ -71,7 +72,7 @@ impl fmt::Display for Verdict {
 /// # Errors
 /// [`ConnectError`] if the configuration itself cannot be used.
 pub async fn check(config: &AgentConfig) -> Result<Report, ConnectError> {
-    let (way, _) = dialing(config)?;
+    let (way, _) = dialing(config, &PathMemory::default())?;
     let over_udp = async {
         let (dns, edges) = look_up(&way).await;
         let (udp, full_size) = ask(&way, config.transport, &edges).await;
@@ -220,7 +221,7 @@ async fn meet(config: &AgentConfig) -> Result<Transported, ConnectError> {
         tunnels: Vec::new(),
         ..config.clone()
     };
-    let session = Session::open(&nobody, 1, &[]).await?;
+    let session = Session::open(&nobody, 1, &[], &PathMemory::default()).await?;
     let transported = session.transport_now();
     session.leave().await;
     Ok(transported)

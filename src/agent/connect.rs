@@ -16,6 +16,7 @@ use super::heads::MOST_LOST;
 use super::pool::Pool;
 use super::session::{Ended, Session};
 use super::upstream::Upstream;
+use crate::carrier::PathMemory;
 use crate::proto::{LostSession, TunnelGrant};
 use crate::tls::TrustError;
 
@@ -127,6 +128,8 @@ struct Opener {
     epoch: u64,
     /// What became of earlier sessions, the latest first.
     lost: Vec<LostSession>,
+    /// What they found out about the way to the edge.
+    memory: PathMemory,
 }
 
 impl Opener {
@@ -138,6 +141,7 @@ impl Opener {
             backoff,
             epoch: 0,
             lost: Vec::new(),
+            memory: PathMemory::default(),
         }
     }
 
@@ -156,7 +160,7 @@ impl Opener {
     async fn open(&mut self, config: &AgentConfig) -> Result<Session, AgentError> {
         loop {
             self.epoch = epoch(self.epoch);
-            let err = match Session::open(config, self.epoch, &self.lost).await {
+            let err = match Session::open(config, self.epoch, &self.lost, &self.memory).await {
                 Ok(session) => {
                     let tunnels = session.welcome.tunnels.clone();
                     config.observer.tell(Event::Ready {

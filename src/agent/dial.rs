@@ -7,12 +7,15 @@ use quinn::crypto::rustls::QuicClientConfig;
 
 use super::config::AgentConfig;
 use super::connect_error::ConnectError;
-use crate::carrier::{self, AttemptError, DialConfig, Dialed};
+use crate::carrier::{self, AttemptError, DialConfig, Dialed, PathMemory};
 use crate::proto::{ALPN, ALPN_ANY};
 use crate::tls::{Distrust, upstream_config};
 
 /// What to dial for an edge, and where the reason will be noted if it is not to be trusted.
-pub(super) fn dialing(config: &AgentConfig) -> Result<(DialConfig, Distrust), ConnectError> {
+pub(super) fn dialing(
+    config: &AgentConfig,
+    memory: &PathMemory,
+) -> Result<(DialConfig, Distrust), ConnectError> {
     let server = &config.server;
     let (tls, distrust) = config.trust.client_config(&[ALPN, ALPN_ANY])?;
     let tls = QuicClientConfig::try_from(tls).expect("the configuration speaks TLS 1.3");
@@ -33,14 +36,18 @@ pub(super) fn dialing(config: &AgentConfig) -> Result<(DialConfig, Distrust), Co
         websocket_tls: carrier::outer_tls(),
         proxy: config.proxy.clone(),
         proxy_tls: Arc::new(upstream_config(true, &[b"http/1.1"])?),
+        memory: memory.clone(),
     };
     Ok((way, distrust))
 }
 
 /// Reach the edge over whichever carrier the network lets through.
-pub(super) async fn dial(config: &AgentConfig) -> Result<Dialed, ConnectError> {
+pub(super) async fn dial(
+    config: &AgentConfig,
+    memory: &PathMemory,
+) -> Result<Dialed, ConnectError> {
     let server = &config.server;
-    let (way, distrust) = dialing(config)?;
+    let (way, distrust) = dialing(config, memory)?;
     let dialed = carrier::dial(way).await;
     dialed.map_err(|err| match distrust.take() {
         Some(why) => ConnectError::Untrusted {

@@ -15,7 +15,7 @@ use super::dial::dial;
 use super::event::{Event, Transported};
 use super::forward::{self, Tunnel};
 use super::heads::Heads;
-use crate::carrier::{CarrierState, Dialed, Driver, SESSION_BUFFER, alpn};
+use crate::carrier::{CarrierState, Dialed, Driver, PathMemory, SESSION_BUFFER, alpn};
 use crate::http::{Budget, BufferTotal, FlowControl};
 use crate::proto::{
     self, ALPN, AgentMessage, CONTROL_LIMIT, Close, EdgeMessage, Hello, LostSession, Splitter,
@@ -48,6 +48,7 @@ impl Session {
         config: &AgentConfig,
         epoch: u64,
         lost: &[LostSession],
+        memory: &PathMemory,
     ) -> Result<Self, ConnectError> {
         let server = &config.server;
         let Dialed {
@@ -55,7 +56,7 @@ impl Session {
             endpoint,
             carrier,
             driver,
-        } = dial(config).await?;
+        } = dial(config, memory).await?;
         let upkeep = Upkeep::start(&connection, driver);
         if alpn(&connection).as_deref() != Some(ALPN) {
             // The edge says which version it speaks as it closes.

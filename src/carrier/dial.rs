@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     Carrier, Transport, bind,
+    congestion::PathMemory,
     dial_error::{AttemptError, DialError},
     hop::{self, Answer, HOP, Hop, HopError},
     lines::Upgraded,
@@ -56,6 +57,8 @@ pub struct DialConfig {
     pub proxy: Proxy,
     /// For the TLS with an `https://` proxy, which is shown our credentials.
     pub proxy_tls: Arc<rustls::ClientConfig>,
+    /// What earlier connections to the same edge have found out about the way.
+    pub memory: PathMemory,
 }
 
 /// A connection that will outlive its network, as long as the driver runs.
@@ -107,7 +110,7 @@ pub async fn dial(config: DialConfig) -> Result<Dialed, DialError> {
 /// Race in the real world, to these UDP addresses and the WebSocket of `config`.
 pub(super) fn race_for(config: &DialConfig, edge: Vec<SocketAddr>) -> Race {
     let (mut quic, mut endpoint) = (config.quic.clone(), EndpointConfig::default());
-    quic.transport_config(agent_transport(reach(&config.host, &edge)));
+    quic.transport_config(agent_transport(reach(&config.host, &edge), &config.memory));
     endpoint
         .max_udp_payload_size(LARGEST_PACKET)
         .expect("more than the least that QUIC allows");

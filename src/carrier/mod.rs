@@ -55,6 +55,7 @@ mod udp;
 mod upgrade;
 mod websocket;
 
+pub use congestion::PathMemory;
 pub use dial::{DialConfig, Dialed, dial};
 pub use dial_error::{AttemptError, DialError};
 pub use edge_socket::EdgeSocket;

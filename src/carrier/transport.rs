@@ -6,7 +6,7 @@ use std::time::Duration;
 use quinn::crypto::rustls::HandshakeData;
 use quinn::{Connection, MtuDiscoveryConfig, TransportConfig, VarInt};
 
-use super::congestion;
+use super::congestion::{self, PathMemory};
 
 /// How far it is to the other end, as far as packets' sizes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub enum Reach {
 
 /// Settings of the edge, which opens streams and whose agents open one.
 pub fn edge_transport(reach: Reach) -> Arc<TransportConfig> {
-    let mut config = common(reach);
+    let mut config = common(reach, None);
     // quinn spends memory up front on every stream that the peer may open: 37 KiB per idle
     // connection at its default of 100. The control stream is one.
     config.max_concurrent_bidi_streams(VarInt::from_u32(CONTROL_STREAMS));
@@ -31,18 +31,25 @@ pub fn edge_transport(reach: Reach) -> Arc<TransportConfig> {
 }
 
 /// Settings of the agent, to which the edge opens a stream for every conversation.
-pub fn agent_transport(reach: Reach) -> Arc<TransportConfig> {
-    let mut config = common(reach);
+pub fn agent_transport(reach: Reach, memory: &PathMemory) -> Arc<TransportConfig> {
+    let mut config = common(reach, Some(memory));
     config.max_concurrent_bidi_streams(VarInt::from_u32(AGENT_STREAMS));
     config.receive_window(VarInt::from_u32(SESSION_WINDOW));
     config.keep_alive_interval(Some(AGENT_KEEP_ALIVE));
     Arc::new(config)
 }
 
-fn common(reach: Reach) -> TransportConfig {
+fn common(reach: Reach, memory: Option<&PathMemory>) -> TransportConfig {
     let mut config = TransportConfig::default();
     let (largest, congestion) = match reach {
-        Reach::Network => (ETHERNET_PACKET, congestion::Config::default()),
+        Reach::Network => {
+            let memory = memory.cloned();
+            let known = congestion::Config {
+                memory,
+                ..congestion::Config::default()
+            };
+            (ETHERNET_PACKET, known)
+        }
         Reach::Loopback => (LARGEST_PACKET, congestion::Config::loopback()),
     };
     let mut mtu = MtuDiscoveryConfig::default();

@@ -8,6 +8,7 @@
 mod delivery;
 #[cfg(test)]
 mod link_model;
+mod memory;
 mod path;
 #[cfg(test)]
 mod tests;
@@ -20,6 +21,8 @@ use quinn::congestion::{Controller, ControllerFactory};
 use quinn_proto::RttEstimator;
 
 use delivery::{Delivery, Sample};
+use memory::Known;
+pub use memory::PathMemory;
 use path::PathModel;
 
 /// Makes controllers, for quinn's `TransportConfig::congestion_controller_factory`.
@@ -29,6 +32,8 @@ pub struct Config {
     pub initial_window: u64,
     /// Bytes that may be in flight whatever the path seems to be.
     pub least_window: u64,
+    /// What earlier connections to the same place have found out, and later ones shall know.
+    pub memory: Option<PathMemory>,
 }
 
 impl Config {
@@ -39,6 +44,7 @@ impl Config {
         Self {
             initial_window: LOOPBACK_WINDOW,
             least_window: LOOPBACK_WINDOW,
+            memory: None,
         }
     }
 }
@@ -48,6 +54,7 @@ impl Default for Config {
         Self {
             initial_window: INITIAL_WINDOW,
             least_window: 0,
+            memory: None,
         }
     }
 }
@@ -70,6 +77,9 @@ pub(super) fn delivered(controller: Box<dyn Controller>) -> u64 {
 struct RateModel {
     initial_window: u64,
     least_window: u64,
+    memory: Option<PathMemory>,
+    /// What was known of the path, until there is a round trip to compare.
+    known: Option<Known>,
     window: u64,
     path: PathModel,
     delivery: Delivery,
@@ -125,6 +135,8 @@ impl RateModel {
         Self {
             initial_window: config.initial_window,
             least_window: config.least_window,
+            known: config.memory.as_ref().and_then(PathMemory::recall),
+            memory: config.memory.clone(),
             window: config.initial_window,
             path: PathModel::new(mtu, now),
             delivery: Delivery::new(now),
@@ -168,6 +180,9 @@ impl RateModel {
     }
 
     fn cruise(&mut self, now: Instant) {
+        if let Some(memory) = &self.memory {
+            memory.note(self.path.rate(), self.path.base(), now);
+        }
         // Connections that probe in step learn nothing from each other: what was delivered so far
         // serves as a die.
         let rounds = CRUISE_ROUNDS + (self.delivery.delivered / self.path.mtu % 4) as u32;
@@ -479,6 +494,10 @@ impl RateModel {
             self.stage_since = now;
         }
         if let Stage::Startup { .. } = self.stage {
+            if let Some(known) = self.known.take() {
+                let jump = known.jump(self.path.base(), now);
+                self.window = self.window.max(jump.unwrap_or(0));
+            }
             self.on_ack_in_startup(now, rtt);
         }
         if let Stage::Relax | Stage::Verify = self.stage

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use quinn::congestion::CubicConfig;
 
-use super::Config;
 use super::link_model::{Link, LinkModel, Loss, Rng};
+use super::{Config, PathMemory};
 
 const MIB: u64 = 1 << 20;
 
@@ -75,6 +75,44 @@ fn a_download_after_small_answers_starts_as_fast_as_on_a_new_connection() {
     // 38 KiB, twice that, and so on: the path is full in the fourth round trip.
     let full = 4 * ms(40) + ms(2 * MIB * 8 / 50_000);
     assert!(took < full, "{took:?}");
+}
+
+#[test]
+fn a_connection_on_a_path_that_is_known_does_not_start_from_nothing() {
+    let link = Link::new(100.0, ms(100), ms(100));
+    let remembering = Arc::new(Config {
+        memory: Some(PathMemory::default()),
+        ..Config::default()
+    });
+    let download = |bytes| {
+        let mut model = LinkModel::symmetric(&link, 1);
+        let flow = model.add(remembering.clone(), bytes);
+        let took = model.run_until_received(flow, bytes, secs(100));
+        took.expect("a download ends")
+    };
+    let first = download(4 * MIB);
+    download(50 * MIB);
+
+    let later = download(4 * MIB);
+
+    assert!(later + ms(200) < first, "{later:?} after {first:?}");
+}
+
+#[test]
+fn a_path_that_has_become_slow_is_found_out() {
+    let remembering = Arc::new(Config {
+        memory: Some(PathMemory::default()),
+        ..Config::default()
+    });
+    let slow = Link::new(5.0, ms(20), ms(100));
+    for (link, bytes) in [(broadband(), 20 * MIB), (slow.clone(), 2 * MIB)] {
+        let mut model = LinkModel::symmetric(&link, 1);
+        let flow = model.add(remembering.clone(), bytes);
+        let took = model.run_until_received(flow, bytes, secs(100));
+
+        let share = bytes as f64 / link.capacity(Duration::ZERO, took.expect("a download ends"));
+        assert!(share > 0.8, "{:.0} % of the link's rate", share * 100.0);
+    }
 }
 
 #[test]

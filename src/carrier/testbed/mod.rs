@@ -23,7 +23,7 @@ use quinn::{
 };
 use rustls::{RootCertStore, pki_types::PrivateKeyDer, version::TLS13};
 
-use super::{Reach, edge_transport, transport::agent_transport};
+use super::{PathMemory, Reach, edge_transport, transport::agent_transport};
 
 /// Both ends' configurations around one self-signed certificate for `edge.test`.
 #[derive(Clone)]
@@ -68,7 +68,7 @@ fn issue() -> Certificate {
     let mut server = ServerConfig::with_crypto(server);
     server.transport_config(edge_transport(Reach::Network));
     let mut client = ClientConfig::new(client);
-    client.transport_config(agent_transport(Reach::Network));
+    client.transport_config(agent_transport(Reach::Network, &PathMemory::default()));
     Certificate {
         server,
         client,

@@ -91,6 +91,7 @@ impl RealEdge {
             websocket_tls: tls.clone(),
             proxy: Proxy::Direct,
             proxy_tls: tls,
+            memory: crate::carrier::PathMemory::default(),
         }
     }
 
