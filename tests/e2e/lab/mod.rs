@@ -32,6 +32,7 @@ use tempfile::TempDir;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tracing_subscriber::EnvFilter;
 
 pub use edge_process::EdgeProcess;
 pub use http2::Http2;
@@ -65,6 +66,17 @@ where
     .await;
 }
 
+/// Show what edges and agents log, if `RUST_LOG` asks for it.
+fn show_logs() {
+    if std::env::var_os("RUST_LOG").is_some() {
+        // Only the first test of a process can.
+        let _ = tracing_subscriber::fmt()
+            .with_env_filter(EnvFilter::from_default_env())
+            .with_writer(std::io::stderr)
+            .try_init();
+    }
+}
+
 /// An edge and what belongs to it.
 pub struct Lab {
     pub http: SocketAddr,
@@ -91,6 +103,7 @@ impl Lab {
 
     /// Start an edge, with some of its configuration changed.
     pub async fn with(change: impl FnOnce(&mut EdgeConfig)) -> Self {
+        show_logs();
         let state = tempfile::tempdir().expect("a temporary directory");
         let mut config = EdgeConfig {
             state_dir: state.path().into(),
