@@ -51,7 +51,7 @@ impl Better {
     }
 }
 
-const COMPARED: [(&str, &str, Better); 16] = [
+const COMPARED: &[(&str, &str, Better)] = &[
     ("keep-1", "p50_ms", Better::Less),
     ("keep-32", "rps", Better::More),
     ("keep-256", "rps", Better::More),
