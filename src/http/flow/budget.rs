@@ -58,13 +58,18 @@ impl Budget {
         self.total.used.fetch_add(bytes, Relaxed);
     }
 
-    /// Take so much if it is there.
-    pub(super) fn try_take(&self, bytes: u64) -> bool {
-        let session = self.used.fetch_add(bytes, Relaxed) + bytes;
-        let total = self.total.used.fetch_add(bytes, Relaxed) + bytes;
-        let fits = session <= self.limit && total <= self.total.limit;
-        if !fits {
-            self.give_back(bytes);
+    /// Take so much, if the window that it makes is no more than a part of what is free.
+    ///
+    /// Those who have much leave the more for others, the less there is: however many do not read, who
+    /// does finds room (Choudhury and Hahne, Dynamic queue length thresholds for shared-memory packet
+    /// switches, 1998).
+    pub(super) fn try_take(&self, bytes: u64, window: u64) -> bool {
+        let free = |used: &AtomicU64, limit: u64| limit.saturating_sub(used.load(Relaxed));
+        let session = free(&self.used, self.limit);
+        let total = free(&self.total.used, self.total.limit);
+        let fits = window <= session.min(total) / PART;
+        if fits {
+            self.take(bytes);
         }
         fits
     }
@@ -86,3 +91,6 @@ impl Drop for Budget {
         self.total.used.fetch_sub(*self.used.get_mut(), Relaxed);
     }
 }
+
+/// One window has no more than this part of what is free.
+const PART: u64 = 4;

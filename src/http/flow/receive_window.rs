@@ -98,7 +98,7 @@ impl ReceiveWindow {
         (self.raised, self.quick) = (Some(now), QUICK);
         if quick && self.window < LARGEST_WINDOW {
             let wanted = (self.window * 2).min(LARGEST_WINDOW);
-            if self.flow.budget.try_take(wanted - self.window) {
+            if self.flow.budget.try_take(wanted - self.window, wanted) {
                 self.reserved += wanted - self.window;
                 self.window = wanted;
             }
