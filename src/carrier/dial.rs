@@ -196,7 +196,8 @@ pub(super) async fn dial_websocket(config: &DialConfig) -> Result<Upgraded, HopE
     request.headers_mut().extend(headers);
     match hop::take_over(&hop, io, request).await? {
         Answer::Upgraded(headers, io) if headers.get(SEC_WEBSOCKET_ACCEPT) == Some(&accept) => {
-            Ok(Upgraded { io, peer })
+            let reach = reach(host, &[]);
+            Ok(Upgraded { io, peer, reach })
         }
         Answer::Upgraded(..) => Err(HopError::WrongAccept { hop }),
         Answer::Refused(status) => Err(HopError::NotUpgraded { hop, status }),

@@ -28,7 +28,7 @@ use tokio::{
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::{
-    Carrier,
+    Carrier, Reach,
     inbox::{self, Arrival, Inbox},
     probe,
     queue::{Gate, Poller, blocked_by},
@@ -44,6 +44,8 @@ pub struct CarrierInfo {
     pub carrier: Carrier,
     /// The address that the agent, or the proxy in front of the edge, really has.
     pub peer: SocketAddr,
+    /// How far it is to the agent.
+    pub reach: Reach,
 }
 
 /// A handle to the socket underneath the edge's endpoint; clones share it.
@@ -114,11 +116,13 @@ impl EdgeSocket {
             return Some(CarrierInfo {
                 carrier: Carrier::Udp,
                 peer: remote,
+                reach: Reach::of(remote),
             });
         };
         self.0.line(id).map(|line| CarrierInfo {
             carrier: Carrier::WebSocket,
             peer: line.peer,
+            reach: line.reach,
         })
     }
 
@@ -136,18 +140,19 @@ impl EdgeSocket {
         &self,
         io: S,
         peer: SocketAddr,
+        reach: Reach,
     ) -> Result<impl Future<Output = Ended> + Send + use<S>, TooManyWebSockets>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        let attached = self.attach(peer)?;
+        let attached = self.attach(peer, reach)?;
         Ok(async move {
             let arrivals = attached.socket.0.arrivals.clone();
             websocket::run(io, Role::Server, &attached.line, arrivals).await
         })
     }
 
-    fn attach(&self, peer: SocketAddr) -> Result<Attached, TooManyWebSockets> {
+    fn attach(&self, peer: SocketAddr, reach: Reach) -> Result<Attached, TooManyWebSockets> {
         let limit = self.0.limit;
         let mut websockets = self
             .0
@@ -158,7 +163,7 @@ impl EdgeSocket {
             return Err(TooManyWebSockets { limit });
         }
         let id = self.0.next.fetch_add(1, Ordering::Relaxed);
-        let line = Arc::new(Line::new(self.0.address(id), peer));
+        let line = Arc::new(Line::new(self.0.address(id), peer, reach));
         websockets.insert(id, line.clone());
         Ok(Attached {
             socket: self.clone(),

@@ -19,7 +19,7 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use super::{lines::Io, tcp};
+use super::{Reach, lines::Io, tcp};
 
 /// How long a hop may take: DNS, TCP and TLS repeat lost packets after 1, 2 and 4 s.
 pub(super) const HOP: Duration = Duration::from_secs(10);
@@ -155,7 +155,11 @@ pub(super) async fn connect(hop: &Hop, addresses: Vec<SocketAddr>) -> Result<Tcp
             match timeout(HOP, TcpStream::connect(addr)).await {
                 Ok(Ok(tcp)) => {
                     tcp::ask_for_bbr(&tcp, addr);
-                    tcp::shorten_send_queue(&tcp);
+                    let reach = match hop {
+                        Hop::Edge(_) => Reach::of(addr),
+                        Hop::Proxy(_) => Reach::Network,
+                    };
+                    tcp::shorten_send_queue(&tcp, reach);
                     Ok(tcp)
                 }
                 Ok(Err(err)) => Err(HopError::Connect {

@@ -10,6 +10,7 @@ use tokio::{
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::{
+    Reach,
     hop::HopError,
     inbox::Arrival,
     path::Ways,
@@ -26,6 +27,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 pub(super) struct Upgraded {
     pub(super) io: Box<dyn Io>,
     pub(super) peer: SocketAddr,
+    /// How far it is to the edge.
+    pub(super) reach: Reach,
 }
 
 /// The WebSocket of one connection: its task, and the one that dials it.
@@ -49,7 +52,7 @@ impl Lines {
         upgraded: Upgraded,
         arrivals: mpsc::Sender<Arrival>,
     ) -> Arc<Line> {
-        let line = Arc::new(Line::new(EDGE, upgraded.peer));
+        let line = Arc::new(Line::new(EDGE, upgraded.peer, upgraded.reach));
         // The edge is who was dialled; whether it speaks QUIC is for the handshake to find out.
         line.answered();
         let carried = line.clone();

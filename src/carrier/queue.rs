@@ -17,6 +17,7 @@ use bytes::Bytes;
 use quinn::UdpPoller;
 use tokio::{sync::Notify, task};
 
+use super::Reach;
 use crate::proto::Datagrams;
 
 /// Bytes waiting for the WebSocket before quinn is told to wait.
@@ -25,13 +26,19 @@ use crate::proto::Datagrams;
 /// 50 Mbit/s). It takes two of quinn's largest transmits, enough to keep the writing task busy.
 const FULL: usize = 24 * 1024;
 
-/// Bytes left when a waiting connection is woken: half, so that it sends several transmits per
-/// wake-up instead of one.
-const WAKE: usize = FULL / 2;
+/// The same within this machine: it moves so much in half a millisecond, and less would have both ends
+/// wait for each other's turns.
+const FULL_NEARBY: usize = 256 * 1024;
+
+/// The longest message, unless one packet is longer: what fits into a TLS record. Of a longer one, what
+/// the first record had no room for is moved to the front of a buffer for each that follows.
+const MESSAGE: usize = 16 * 1024;
 
 /// Transmits on their way into one WebSocket.
-#[derive(Default)]
 pub(super) struct Queue {
+    /// Bytes that may wait. A waiting connection is woken when half of them are left, so that it sends
+    /// several transmits per wake-up instead of one.
+    full: usize,
     state: Mutex<State>,
     filled: Notify,
 }
@@ -47,20 +54,36 @@ struct State {
 }
 
 impl Queue {
+    /// For a WebSocket that leads so far.
+    pub(super) fn new(reach: Reach) -> Self {
+        Self {
+            full: match reach {
+                Reach::Loopback => FULL_NEARBY,
+                Reach::Network => FULL,
+            },
+            state: Mutex::default(),
+            filled: Notify::new(),
+        }
+    }
+
     /// Take a transmit, or answer `WouldBlock` when the queue is full.
     pub(super) fn try_push(&self, segment: Option<usize>, contents: &[u8]) -> io::Result<()> {
         let mut state = self.lock();
         if state.hole {
             return Ok(());
         }
-        if state.bytes >= FULL {
+        if state.bytes >= self.full {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        let Some(message) = Datagrams::encode(segment, contents) else {
-            return Ok(());
-        };
-        state.bytes += message.len();
-        state.messages.push_back(message);
+        let packet = segment.unwrap_or(contents.len()).max(1);
+        let packets = (MESSAGE / packet).max(1);
+        for contents in contents.chunks(packets * packet) {
+            let Some(message) = Datagrams::encode(segment, contents) else {
+                return Ok(());
+            };
+            state.bytes += message.len();
+            state.messages.push_back(message);
+        }
         drop(state);
         self.filled.notify_one();
         Ok(())
@@ -81,7 +104,7 @@ impl Queue {
         let mut state = self.lock();
         let message = state.messages.pop_front()?;
         state.bytes -= message.len();
-        if state.bytes <= WAKE {
+        if state.bytes <= self.full / 2 {
             state.wake();
         }
         Some(message)
@@ -106,7 +129,7 @@ impl Queue {
 
     fn poll_room(&self, cx: &mut Context) -> Poll<()> {
         let mut state = self.lock();
-        if state.hole || state.bytes < FULL {
+        if state.hole || state.bytes < self.full {
             return Poll::Ready(());
         }
         if !state.waiting.iter().any(|w| w.will_wake(cx.waker())) {
@@ -227,7 +250,7 @@ mod tests {
 
     #[test]
     fn a_full_queue_blocks_and_wakes_whoever_waits_when_half_is_gone() {
-        let queue = Arc::new(Queue::default());
+        let queue = Arc::new(Queue::new(Reach::Network));
         let woken = Arc::new(Woken::default());
         let mut poller = Poller::new(None);
         fill(&queue);
@@ -238,7 +261,7 @@ mod tests {
         assert!(!poll(&mut poller, &woken));
         queue.try_pop();
         assert_eq!(woken.0.load(Ordering::Relaxed), 0);
-        while queue.lock().bytes > WAKE {
+        while queue.lock().bytes > FULL / 2 {
             queue.try_pop();
         }
         assert_eq!(woken.0.load(Ordering::Relaxed), 1);
@@ -247,7 +270,7 @@ mod tests {
 
     #[test]
     fn a_full_queue_does_not_block_a_connection_that_sends_elsewhere() {
-        let queue = Arc::new(Queue::default());
+        let queue = Arc::new(Queue::new(Reach::Network));
         let woken = Arc::new(Woken::default());
         fill(&queue);
 
@@ -259,7 +282,7 @@ mod tests {
 
     #[test]
     fn a_hole_swallows_what_it_holds_and_releases_whoever_waits() {
-        let queue = Arc::new(Queue::default());
+        let queue = Arc::new(Queue::new(Reach::Network));
         let woken = Arc::new(Woken::default());
         let mut poller = Poller::new(None);
         fill(&queue);

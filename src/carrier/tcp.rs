@@ -6,9 +6,19 @@ use std::sync::Once;
 use socket2::SockRef;
 use tracing::debug;
 
+use super::Reach;
+
 /// Unsent bytes that the kernel accepts. Its send buffer holds all that is in flight and grows to
 /// megabytes; without this bound so does the queue in front of the network, and quinn cannot see it.
 const UNSENT: u32 = 16 * 1024;
+
+/// The same where visitors read: what is ahead of a slow one waits where it is counted, and not in the
+/// kernel's send buffer, which would take megabytes at once and make the visitor look fast.
+const UNSENT_TO_VISITOR: u32 = 128 * 1024;
+
+/// The same within this machine, where it is the time that the other process takes to get its turn, and
+/// not a network, that must be bridged: as much as is in flight there at least.
+const UNSENT_NEARBY: u32 = 256 * 1024;
 
 /// Ask the kernel for BBR, a congestion control that does not take every loss for a full queue, for a
 /// connection to this address or a listener on it. What a listener has, the connections get that it
@@ -17,7 +27,7 @@ const UNSENT: u32 = 16 * 1024;
 /// Where there is none, or none for us, the socket keeps what it has. So it does within this machine:
 /// nothing is lost there, and BBR's pacing would only cost time.
 pub fn ask_for_bbr<'s>(tcp: impl Into<SockRef<'s>>, addr: SocketAddr) {
-    if addr.ip().to_canonical().is_loopback() {
+    if Reach::of(addr) == Reach::Loopback {
         return;
     }
     if let Err(err) = set_bbr(&tcp.into()) {
@@ -40,22 +50,35 @@ fn set_bbr(_: &SockRef) -> std::io::Result<()> {
 /// Keep the kernel's queue in front of a TCP connection short and send small packets at once.
 ///
 /// For every TCP connection that may become a WebSocket, before TLS is put on it.
-pub fn shorten_send_queue<'s>(tcp: impl Into<SockRef<'s>>) {
+pub fn shorten_send_queue<'s>(tcp: impl Into<SockRef<'s>>, reach: Reach) {
     let tcp = tcp.into();
-    let asked = tcp.set_tcp_nodelay(true).and_then(|()| limit_unsent(&tcp));
+    let unsent = match reach {
+        Reach::Loopback => UNSENT_NEARBY,
+        Reach::Network => UNSENT,
+    };
+    let asked = tcp
+        .set_tcp_nodelay(true)
+        .and_then(|()| limit_unsent(&tcp, unsent));
     if let Err(err) = asked {
         debug!(%err, "tcp socket keeps its options");
     }
 }
 
+/// Keep the kernel's queues short of what the connections that a listener accepts are sent.
+pub fn shorten_visitors_queues<'s>(listener: impl Into<SockRef<'s>>) {
+    if let Err(err) = limit_unsent(&listener.into(), UNSENT_TO_VISITOR) {
+        debug!(%err, "tcp listener keeps its options");
+    }
+}
+
 #[cfg(any(target_os = "linux", target_os = "android"))]
-fn limit_unsent(tcp: &SockRef) -> std::io::Result<()> {
-    tcp.set_tcp_notsent_lowat(UNSENT)
+fn limit_unsent(tcp: &SockRef, unsent: u32) -> std::io::Result<()> {
+    tcp.set_tcp_notsent_lowat(unsent)
 }
 
 /// Elsewhere the send buffer as a whole is bounded, at the price of speed on long paths.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
-fn limit_unsent(tcp: &SockRef) -> std::io::Result<()> {
+fn limit_unsent(tcp: &SockRef, unsent: u32) -> std::io::Result<()> {
     const IN_FLIGHT: usize = 512 * 1024;
-    tcp.set_send_buffer_size(IN_FLIGHT + UNSENT as usize)
+    tcp.set_send_buffer_size(IN_FLIGHT + unsent as usize)
 }

@@ -1,5 +1,6 @@
 //! QUIC's settings at both ends, each with its reason.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +17,17 @@ pub enum Reach {
     Network,
     /// This machine, whose loopback carries packets of 64 KiB.
     Loopback,
+}
+
+impl Reach {
+    /// Tell it from the address that packets go to, which must be the other end's own and not that of a
+    /// proxy on the way.
+    pub fn of(peer: SocketAddr) -> Self {
+        match peer.ip().to_canonical().is_loopback() {
+            true => Self::Loopback,
+            false => Self::Network,
+        }
+    }
 }
 
 /// Settings of the edge, which opens streams and whose agents open one.

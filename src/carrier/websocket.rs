@@ -28,7 +28,7 @@ use tokio_tungstenite::{
     },
 };
 
-use super::{inbox::Arrival, meter::Meter, queue::Queue};
+use super::{Reach, inbox::Arrival, meter::Meter, queue::Queue};
 
 use crate::proto::{DATAGRAMS_HEADER, DATAGRAMS_LIMIT, Datagrams, DatagramsError};
 
@@ -63,6 +63,8 @@ pub(super) struct Line {
     pub(super) address: SocketAddr,
     /// The address that the far end really has.
     pub(super) peer: SocketAddr,
+    /// How far it leads.
+    pub(super) reach: Reach,
     pub(super) queue: Arc<Queue>,
     answered: AtomicBool,
     /// Messages that have come from the far end.
@@ -72,11 +74,12 @@ pub(super) struct Line {
 }
 
 impl Line {
-    pub(super) fn new(address: SocketAddr, peer: SocketAddr) -> Self {
+    pub(super) fn new(address: SocketAddr, peer: SocketAddr, reach: Reach) -> Self {
         Self {
             address,
             peer,
-            queue: Arc::default(),
+            reach,
+            queue: Arc::new(Queue::new(reach)),
             answered: AtomicBool::new(false),
             received: AtomicU64::new(0),
             written: Arc::default(),

@@ -15,7 +15,7 @@ use super::draining::Draining;
 use super::registry::{Claim, Owner, Registry, Tunnel};
 use super::workers::{Seat, Workers};
 use crate::auth::{Name, NameError, Tokens};
-use crate::carrier::{AGENT_STREAMS, EdgeSocket, alpn};
+use crate::carrier::{AGENT_STREAMS, EdgeSocket, Reach, alpn};
 use crate::http::{Budget, BufferTotal, FlowControl, LEAST_WINDOW};
 use crate::proto::{
     self, ALPN, AgentMessage, CONTROL_LIMIT, Close, EdgeMessage, HELLO_LIMIT, Hello, Limits,
@@ -73,7 +73,7 @@ impl Agents {
 
     async fn serve(self: Arc<Self>, incoming: Incoming, seat: Seat) {
         let way = self.socket.carrier(incoming.remote_address());
-        let is_near = way.is_some_and(|way| way.peer.ip().to_canonical().is_loopback());
+        let is_near = way.is_some_and(|way| way.reach == Reach::Loopback);
         let accepted = match is_near {
             true => incoming.accept_with(self.nearby.clone()),
             false => incoming.accept(),

@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 #[cfg(windows)]
 use std::os::windows::io::{AsRawSocket, BorrowedSocket, RawSocket};
 
-use ::http::header::HeaderMap;
+use ::http::header::{FORWARDED, HeaderMap, HeaderName};
 use ::http::request::Parts;
 use ::http::{Method, Response, StatusCode};
 use hyper::ext::Protocol;
@@ -20,7 +20,7 @@ use tracing::{Instrument, debug};
 
 use super::body::VisitorBody;
 use crate::carrier::{
-    EdgeSocket, NotAWebSocket, check_extended_connect, shorten_send_queue, upgrade_response,
+    EdgeSocket, NotAWebSocket, Reach, check_extended_connect, shorten_send_queue, upgrade_response,
 };
 
 /// The socket of a visitor's connection, which hyper has and does not give back.
@@ -47,14 +47,14 @@ impl RawTcp {
     ///
     /// # Safety
     /// The connection must still be open.
-    unsafe fn shorten_send_queue(self) {
+    unsafe fn shorten_send_queue(self, reach: Reach) {
         // SAFETY: the caller's promise.
         #[cfg(unix)]
         let socket = unsafe { BorrowedFd::borrow_raw(self.socket) };
         // SAFETY: the caller's promise.
         #[cfg(windows)]
         let socket = unsafe { BorrowedSocket::borrow_raw(self.socket) };
-        shorten_send_queue(&socket);
+        shorten_send_queue(&socket, reach);
     }
 }
 
@@ -99,6 +99,7 @@ impl Carriers {
                 return response;
             }
         };
+        let reach = reach(&parts.headers, peer);
         *response.headers_mut() = headers;
         let (socket, end) = (self.socket.clone(), self.end.clone());
         let pump = async move {
@@ -107,8 +108,8 @@ impl Carriers {
                 Err(err) => return debug!(%err, "no websocket came about"),
             };
             // SAFETY: `upgraded` owns the connection, whose socket is therefore open.
-            unsafe { tcp.shorten_send_queue() };
-            match socket.accept(TokioIo::new(upgraded), peer) {
+            unsafe { tcp.shorten_send_queue(reach) };
+            match socket.accept(TokioIo::new(upgraded), peer, reach) {
                 Ok(pump) => tokio::select! {
                     ended = pump => debug!(reason = %ended, "a websocket ended"),
                     () = end.cancelled() => {}
@@ -120,3 +121,19 @@ impl Carriers {
         response
     }
 }
+
+/// Tell how far it is to the agent. A proxy in front of the edge is often on the same machine, and the
+/// agent never is.
+fn reach(fields: &HeaderMap, peer: SocketAddr) -> Reach {
+    match PROXIES_FIELDS.iter().any(|name| fields.contains_key(name)) {
+        true => Reach::Network,
+        false => Reach::of(peer),
+    }
+}
+
+/// What proxies add to a request, and agents do not.
+const PROXIES_FIELDS: [HeaderName; 3] = [
+    HeaderName::from_static("x-forwarded-for"),
+    HeaderName::from_static("x-real-ip"),
+    FORWARDED,
+];

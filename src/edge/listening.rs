@@ -227,5 +227,6 @@ fn bound(
     let local = tcp.and_then(|tcp| Ok((tcp.local_addr()?, tcp)));
     let (addr, tcp) = local.map_err(|err| ListenError::new("TCP", addr, err))?;
     carrier::ask_for_bbr(&tcp, addr);
+    carrier::shorten_visitors_queues(&tcp);
     Ok((tcp, addr))
 }

@@ -24,7 +24,7 @@ use super::{
     udp::MemoryUdp,
 };
 use crate::carrier::{
-    Carrier, Transport,
+    Carrier, Reach, Transport,
     dial_error::AttemptError,
     edge_socket::{EdgeSocket, edge_endpoint_over},
     hop::{Hop, HopError},
@@ -76,7 +76,7 @@ impl Ways for MemoryWays {
             }
             let (near, far, between) = pipe::connection(network);
             let mut tasks = tasks.lock().unwrap();
-            if let Ok(carrying) = edge.accept(far, SocketAddr::from(PEER)) {
+            if let Ok(carrying) = edge.accept(far, SocketAddr::from(PEER), Reach::Network) {
                 tasks.spawn(async move {
                     carrying.await;
                 });
@@ -85,6 +85,7 @@ impl Ways for MemoryWays {
             Ok(Upgraded {
                 io: Box::new(near),
                 peer: PEER.into(),
+                reach: Reach::Network,
             })
         })
     }

@@ -20,7 +20,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{Certificate, certificate, lab::serve};
 use crate::carrier::{
-    EdgeSocket, Proxy, Transport, WEBSOCKET_PATH,
+    EdgeSocket, Proxy, Reach, Transport, WEBSOCKET_PATH,
     dial::{DialConfig, Dialed, dial},
     dial_error::DialError,
     edge_socket::edge_endpoint_over,
@@ -130,7 +130,7 @@ async fn listen(
     let mut connections = JoinSet::new();
     loop {
         let (tcp, peer) = listener.accept().await.unwrap();
-        shorten_send_queue(&tcp);
+        shorten_send_queue(&tcp, Reach::of(peer));
         let (tls, socket, report) = (tls.clone(), socket.clone(), report.clone());
         connections.spawn(async move {
             let io: Box<dyn Io> = match tls {
@@ -163,7 +163,7 @@ async fn answer(
             // The listener's task ends with the upgrade; the test outlives both.
             tokio::spawn(async move {
                 let upgraded = hyper::upgrade::on(request).await.unwrap();
-                if let Ok(carrying) = socket.accept(TokioIo::new(upgraded), peer) {
+                if let Ok(carrying) = socket.accept(TokioIo::new(upgraded), peer, Reach::of(peer)) {
                     let _ = report.send(carrying.await);
                 }
             });
