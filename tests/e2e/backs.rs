@@ -186,12 +186,15 @@ async fn udp_goes_past_the_proxy_and_the_websocket_through_it() {
         })
         .await;
 
-    let carrier = agent.event(|event| match event {
-        Event::Ready { transport, .. } => Some(transport.carrier),
+    // Where packets are lost, the proxy may have the start.
+    let over_udp = agent.event(|event| match event {
+        Event::Ready { transport, .. } | Event::Transport(transport) => {
+            (transport.carrier == Carrier::Udp).then_some(())
+        }
         _ => None,
     });
 
-    assert_eq!(carrier.await, Carrier::Udp);
+    over_udp.await;
 }
 
 /// An edge, and a place from which agents reach it over WebSockets.
