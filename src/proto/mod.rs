@@ -46,7 +46,7 @@
 //! of its own, so that slow readers cannot pin what all others need. A sender stops after
 //! [`RequestHead::window`] bytes of data (what body frames contain, or raw bytes) until its reader has
 //! told a higher limit in a [`Window`] on the control stream. Readers tell none before they have read
-//! 16 KiB. Whoever sends more breaks the protocol.
+//! 8 KiB. Whoever sends more breaks the protocol.
 //!
 //! # Packets in a WebSocket
 //! Where UDP does not pass, the packets of the same QUIC connection travel in the binary messages of

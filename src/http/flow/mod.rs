@@ -109,9 +109,9 @@ const FIRST_WINDOW: u64 = 256 << 10;
 /// The largest window: a round trip of 300 ms at 100 Mbit/s. QUIC's own is as large.
 const LARGEST_WINDOW: u64 = 4 << 20;
 
-/// Nobody is told a limit before half of the smallest window has been read, so that whoever has not
+/// Nobody is told a limit before a quarter of the smallest window has been read, so that whoever has not
 /// sent this much need not listen.
-const UNHEARD: u64 = LEAST_WINDOW / 4;
+const UNHEARD: u64 = LEAST_WINDOW / 8;
 
 /// What scheduling makes of the shortest round trip.
 const SHORTEST_ROUND_TRIP: Duration = Duration::from_millis(1);

@@ -22,7 +22,7 @@ pub struct ReceiveWindow {
     reserved: u64,
     /// When the limit was raised, or the first bytes came.
     raised: Option<Instant>,
-    /// Round trips within which half a window is read by whom the window holds up.
+    /// Round trips within which a step is read by whom the window holds up.
     quick: u32,
 }
 
@@ -83,14 +83,14 @@ impl ReceiveWindow {
         }
         if self.limit < self.length {
             let raised = *self.raised.get_or_insert_with(Instant::now);
-            if self.limit - self.taken <= self.window / 2 {
+            if self.limit - self.taken <= self.window - self.window / STEPS {
                 self.raise(raised);
             }
         }
         Ok(())
     }
 
-    /// Let a window more come: a larger one if half of this one was read so quickly that it must have
+    /// Let a window more come: a larger one if a step of this one was read so quickly that it must have
     /// held the sender up, and a smaller one if there is little room.
     fn raise(&mut self, before: Instant) {
         let now = Instant::now();
@@ -132,9 +132,14 @@ impl Drop for ReceiveWindow {
 #[error("more than the window allows")]
 pub struct Exceeded;
 
-/// Of a window that is large enough, half is read in two round trips or more.
+/// The limit is raised so many times per window. What has been read and not told is missing from the
+/// window: with two steps, half of it.
+const STEPS: u64 = 4;
+
+/// Of a window that is large enough, a step takes two round trips or more to be read; whom the window
+/// holds up reads all of it in one.
 const QUICK: u32 = 2;
 
-/// The first half comes in a connection's first round trips, each of which brings twice as much as the
+/// The first step comes in a connection's first round trips, each of which brings twice as much as the
 /// one before.
 const QUICK_AT_FIRST: u32 = 4;

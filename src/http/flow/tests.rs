@@ -36,8 +36,8 @@ async fn a_short_body_is_sent_without_a_word() {
     let mut incoming = ReceiveWindow::new(reader.clone(), 0);
     let mut outgoing = SendWindow::new(writer, 0, incoming.limit());
 
-    assert_eq!(outgoing.take(100 << 10), 100 << 10);
-    incoming.take(100 << 10).unwrap();
+    assert_eq!(outgoing.take(60 << 10), 60 << 10);
+    incoming.take(60 << 10).unwrap();
 
     assert!(timeout(Duration::ZERO, reader.untold()).await.is_err());
 }
