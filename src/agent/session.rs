@@ -1,5 +1,6 @@
 //! One session with the edge: from the hello to the last conversation.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -180,27 +181,40 @@ impl Session {
                     config.observer.tell(Event::Transport(Self::transport(&self.connection, &state)));
                 }
                 windows = self.flow.untold() => self.tell(windows).await,
-                message = self.control.receive() => match message {
-                    Ok(EdgeMessage::Window(window)) => self.flow.raise(window),
-                    Ok(EdgeMessage::Draining { .. }) => {
-                        config.observer.tell(Event::Notice("the edge is about to restart".into()));
-                    }
-                    Ok(EdgeMessage::Notice(text)) => config.observer.tell(Event::Notice(text)),
-                    Ok(EdgeMessage::Moving { .. }) if !self.moving => {
+                message = self.control.receive() => {
+                    if self.hear(message, config).is_break() && !self.moving {
                         self.moving = true;
                         return Ended::Moving(Box::new(self));
                     }
-                    Ok(message) => debug!(?message, "message from the edge"),
-                    Err(err) => {
-                        // The accepting branch knows better why, once the connection is closed.
-                        connection.close(Close::Protocol.code(), err.to_string().as_bytes());
-                    }
-                },
+                }
             }
         }
 
         self.drain(config, tunnels).await;
         Ended::Shutdown
+    }
+
+    /// Take in what the edge says. Breaks when it asks us to move to its successor.
+    fn hear(
+        &self,
+        message: Result<EdgeMessage, ControlError>,
+        config: &AgentConfig,
+    ) -> ControlFlow<()> {
+        match message {
+            Ok(EdgeMessage::Window(window)) => self.flow.raise(window),
+            Ok(EdgeMessage::Draining { .. }) => {
+                let notice = Event::Notice("the edge is about to restart".into());
+                config.observer.tell(notice);
+            }
+            Ok(EdgeMessage::Notice(text)) => config.observer.tell(Event::Notice(text)),
+            Ok(EdgeMessage::Moving { .. }) => return ControlFlow::Break(()),
+            Ok(message) => debug!(?message, "message from the edge"),
+            // Whoever accepts streams knows better why, once the connection is closed.
+            Err(err) => self
+                .connection
+                .close(Close::Protocol.code(), err.to_string().as_bytes()),
+        }
+        ControlFlow::Continue(())
     }
 
     /// Tell the edge how much more of some bodies may come.
@@ -248,7 +262,10 @@ impl Session {
                     },
                     Some(ended) = self.conversations.join_next() => report(ended),
                     windows = self.flow.untold() => self.tell(windows).await,
-                    Ok(EdgeMessage::Window(window)) = self.control.receive() => self.flow.raise(window),
+                    message = self.control.receive() => {
+                        // No new session of an agent that leaves.
+                        let _ = self.hear(message, config);
+                    }
                     () = &mut settled, if self.conversations.is_empty() && !settled.is_elapsed() => break,
                 }
                 if settled.is_elapsed() && self.conversations.is_empty() {

@@ -153,6 +153,29 @@ async fn an_agent_that_stops_lets_a_download_finish_and_takes_no_new_requests() 
 }
 
 #[tokio::test]
+async fn a_long_download_goes_on_while_both_ends_stop() {
+    const REST: usize = 8 << 20;
+    let mut lab = Lab::start().await;
+    let (upstream, go_on) = Server::halting_before(REST).await;
+    let mut agent = lab.agent("blog", &upstream).await;
+    let body = half_a_download(&lab.visitor("blog")).await;
+
+    // The agent hears of the edge's end while it drains, and must go on hearing of windows.
+    agent.begin_stop();
+    let stopped = lab.begin_stop();
+    eventually("the end of accepting", || async {
+        TcpStream::connect(lab.http).await.is_err()
+    })
+    .await;
+    go_on.send_replace(true);
+
+    let rest = within("the rest", body.collect()).await.unwrap();
+    assert_eq!(rest.to_bytes().len(), REST);
+    agent.ended().await.unwrap();
+    within("the edge's end", stopped).await.unwrap();
+}
+
+#[tokio::test]
 async fn what_outlasts_the_edges_grace_period_is_cut() {
     let mut lab = Lab::with(|edge| edge.grace_period = Duration::from_millis(100)).await;
     let (upstream, _never) = Server::halting().await;

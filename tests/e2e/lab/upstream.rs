@@ -124,6 +124,26 @@ impl Server {
         (server, go_on)
     }
 
+    /// Send the first five bytes of a body as long as this, and the rest when told to.
+    pub async fn halting_before(rest: usize) -> (Self, watch::Sender<bool>) {
+        let (go_on, told) = watch::channel(false);
+        let server = Self::raw(move |mut stream| {
+            let mut told = told.clone();
+            async move {
+                let mut request = [0; 4096];
+                let _ = stream.read(&mut request).await;
+                let length = 5 + rest;
+                let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\nfirst");
+                let _ = stream.write_all(head.as_bytes()).await;
+                if told.wait_for(|told| *told).await.is_ok() {
+                    let _ = stream.write_all(&vec![b'.'; rest]).await;
+                }
+            }
+        })
+        .await;
+        (server, go_on)
+    }
+
     /// Accept requests and never answer. The returned value tells when one has arrived.
     pub async fn silent() -> (Self, Arc<Notify>) {
         let arrival = Arc::new(Notify::new());
