@@ -79,7 +79,7 @@ impl Visit {
         if let (Scheme::Http, Some(port)) = (self.scheme, self.visitors.redirect) {
             return redirect(&parts, &authority, port);
         }
-        let Some(name) = self.name(&authority).map(str::to_owned) else {
+        let Some(name) = self.visitors.name(&authority.host).map(str::to_owned) else {
             return audience.tell(Fault::NoSuchTunnel, None);
         };
         Forward {
@@ -119,14 +119,6 @@ impl Visit {
                 .insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response
-    }
-
-    /// Take the label in front of the domain.
-    fn name<'a>(&self, authority: &'a Authority) -> Option<&'a str> {
-        authority
-            .host
-            .strip_suffix(self.visitors.domain.as_str())?
-            .strip_suffix('.')
     }
 }
 

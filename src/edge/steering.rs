@@ -19,8 +19,7 @@ impl Visitors {
         };
         let tunnel = host.and_then(|host| {
             let host = host.to_ascii_lowercase();
-            let name = host.strip_suffix(&self.domain)?.strip_suffix('.')?;
-            self.hold.present(name)
+            self.hold.present(self.name(&host)?)
         });
         tunnel.map_or(0, |tunnel| tunnel.worker)
     }

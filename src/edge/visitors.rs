@@ -62,6 +62,11 @@ pub struct Listener {
 }
 
 impl Visitors {
+    /// Take the label in front of the domain; the host is in lower case.
+    pub fn name<'a>(&self, host: &'a str) -> Option<&'a str> {
+        host.strip_suffix(&self.domain)?.strip_suffix('.')
+    }
+
     /// Accept visitors until draining begins, then wait for those that are here.
     pub async fn accept(self: Arc<Self>, listener: Listener) {
         let mut connections = JoinSet::new();
