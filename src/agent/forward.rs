@@ -23,10 +23,11 @@ use super::pool::Pool;
 use super::response;
 use super::upstream::{RequestBody, Service, UpstreamBody};
 use crate::http::{
-    Activity, FlowControl, LEAST_WINDOW, ReceiveWindow, Receiver, SendError, SendWindow, Sender,
-    chain, relay,
+    Activity, FlowControl, ReceiveWindow, Receiver, SendError, SendWindow, Sender, chain, relay,
 };
-use crate::proto::{BodyLength, Failure, RequestHead, Reset, ResponseHead, StreamHead};
+use crate::proto::{
+    BodyLength, Failure, LEAST_WINDOW, RequestHead, Reset, ResponseHead, StreamHead,
+};
 
 /// A tunnel that is being served.
 pub struct Tunnel {

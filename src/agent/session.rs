@@ -58,6 +58,8 @@ impl Session {
             carrier,
             driver,
         } = dial(config, memory).await?;
+        let budget = Budget::new(SESSION_BUFFER, BufferTotal::new(SESSION_BUFFER));
+        let flow = FlowControl::on(&connection, budget);
         let upkeep = Upkeep::start(&connection, driver);
         if alpn(&connection).as_deref() != Some(ALPN) {
             // The edge says which version it speaks as it closes.
@@ -98,7 +100,7 @@ impl Session {
         match timeout(WELCOME, answer).await {
             Ok(Ok(EdgeMessage::Welcome(welcome))) => Ok(Self {
                 endpoint,
-                flow: flow_control(&connection),
+                flow,
                 connection,
                 carrier,
                 upkeep,
@@ -360,12 +362,6 @@ impl Control {
             }
         }
     }
-}
-
-fn flow_control(connection: &Connection) -> Arc<FlowControl> {
-    let connection = connection.clone();
-    let budget = Budget::new(SESSION_BUFFER, BufferTotal::new(SESSION_BUFFER));
-    FlowControl::new(move || connection.rtt(), budget)
 }
 
 fn version(reason: Option<ConnectionError>) -> String {

@@ -70,7 +70,9 @@ pub use shared_udp::SharedUdp;
 #[cfg(unix)]
 pub use successor::Successor;
 pub use tcp::{ask_for_bbr, shorten_send_queue, shorten_visitors_queues};
-pub use transport::{AGENT_STREAMS, ETHERNET_PACKET, Reach, SESSION_BUFFER, alpn, edge_transport};
+pub use transport::{
+    AGENT_STREAMS, ETHERNET_PACKET, Reach, SESSION_BUFFER, alpn, edge_transport, session_window,
+};
 pub use udp::{EdgeKeys, bind_edge_udp, edge_endpoint, edge_udp};
 pub use upgrade::{NotAWebSocket, WEBSOCKET_PATH, check_extended_connect, upgrade_response};
 

@@ -8,6 +8,7 @@ use quinn::crypto::rustls::HandshakeData;
 use quinn::{Connection, MtuDiscoveryConfig, TransportConfig, VarInt};
 
 use super::congestion::{self, PathMemory};
+use crate::proto::LEAST_WINDOW;
 
 /// How far it is to the other end, as far as packets' sizes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,21 +47,27 @@ pub fn edge_transport(reach: Reach) -> Arc<TransportConfig> {
 pub fn agent_transport(reach: Reach, memory: &PathMemory) -> Arc<TransportConfig> {
     let mut config = common(reach, Some(memory));
     config.max_concurrent_bidi_streams(VarInt::from_u32(AGENT_STREAMS));
-    config.receive_window(VarInt::from_u32(SESSION_WINDOW));
+    config.receive_window(session_window(SESSION_BUFFER));
     config.keep_alive_interval(Some(AGENT_KEEP_ALIVE));
     Arc::new(config)
+}
+
+/// What QUIC lets the other end of a session send, if that many bytes of bodies may wait: what the windows
+/// of all conversations may come to, and no more if they are not kept.
+pub fn session_window(buffer: u64) -> VarInt {
+    let window = buffer.saturating_add(u64::from(AGENT_STREAMS) * LEAST_WINDOW);
+    VarInt::from_u64(window).unwrap_or(VarInt::MAX)
 }
 
 fn common(reach: Reach, memory: Option<&PathMemory>) -> TransportConfig {
     let mut config = TransportConfig::default();
     let (largest, congestion) = match reach {
         Reach::Network => {
-            let memory = memory.cloned();
-            let known = congestion::Config {
-                memory,
+            let on_a_network = congestion::Config {
+                memory: memory.cloned(),
                 ..congestion::Config::default()
             };
-            (ETHERNET_PACKET, known)
+            (ETHERNET_PACKET, on_a_network)
         }
         Reach::Loopback => (LARGEST_PACKET, congestion::Config::loopback()),
     };
@@ -113,10 +120,6 @@ const STREAM_WINDOW: u32 = 4 << 20;
 /// Bytes of bodies that may wait for an agent's upstreams, beyond what each conversation has in any
 /// case. What slow readers pin is not there for the others.
 pub const SESSION_BUFFER: u64 = 64 << 20;
-
-/// What QUIC lets an edge send to an agent: what the windows of conversations may come to, and no more
-/// if they are not kept.
-const SESSION_WINDOW: u32 = 96 << 20;
 
 /// What all conversations of a session may have sent and not acknowledged: 500 Mbit/s at 250 ms.
 const SEND_WINDOW: u32 = 16 << 20;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, ServerConfig, VarInt};
+use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, ServerConfig};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{Instrument, debug, error, info, info_span};
@@ -15,8 +15,8 @@ use super::draining::Draining;
 use super::registry::{Claim, Owner, Registry, Tunnel};
 use super::workers::{Seat, Workers};
 use crate::auth::{Name, NameError, Tokens};
-use crate::carrier::{AGENT_STREAMS, EdgeSocket, Reach, alpn};
-use crate::http::{Budget, BufferTotal, FlowControl, LEAST_WINDOW};
+use crate::carrier::{AGENT_STREAMS, EdgeSocket, Reach, alpn, session_window};
+use crate::http::{Budget, BufferTotal, FlowControl};
 use crate::proto::{
     self, ALPN, AgentMessage, CONTROL_LIMIT, Close, EdgeMessage, HELLO_LIMIT, Hello, Limits,
     LostSession, Refusal, Splitter, TunnelGrant, TunnelRequest, Welcome, WireError,
@@ -100,7 +100,7 @@ impl Agents {
         let greeting = timeout(self.limits.hello, Control::greet(connection));
         let (mut control, hello) = greeting.await.map_err(|_| SessionError::Slow)??;
         let budget = Budget::new(self.limits.session_buffer, self.buffer.clone());
-        let flow = FlowControl::new(round_trip(connection), budget);
+        let flow = FlowControl::on(connection, budget);
         let way = Way {
             connection,
             flow: &flow,
@@ -112,8 +112,7 @@ impl Agents {
         };
         self.registry.saved().await;
         // From here on the agent may use what a session may.
-        let window = self.limits.session_buffer + u64::from(AGENT_STREAMS) * LEAST_WINDOW;
-        connection.set_receive_window(VarInt::from_u64(window).unwrap_or(VarInt::MAX));
+        connection.set_receive_window(session_window(self.limits.session_buffer));
 
         let session = SESSIONS.fetch_add(1, Ordering::Relaxed);
         let limits = Limits {
@@ -380,11 +379,6 @@ impl Control {
             }
         }
     }
-}
-
-fn round_trip(connection: &Connection) -> impl Fn() -> Duration + use<> {
-    let connection = connection.clone();
-    move || connection.rtt()
 }
 
 fn describe(connection: &Connection) -> String {

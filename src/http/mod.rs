@@ -13,7 +13,7 @@ mod send;
 
 pub use chain::chain;
 pub use escape::escape;
-pub use flow::{Budget, BufferTotal, FlowControl, LEAST_WINDOW, ReceiveWindow, SendWindow};
+pub use flow::{Budget, BufferTotal, FlowControl, ReceiveWindow, SendWindow};
 pub use receive::{Activity, ReceiveError, Receiver, TunnelBody};
 pub use relay::relay;
 pub use send::{SendError, Sender};

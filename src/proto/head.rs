@@ -39,7 +39,7 @@ pub struct RequestHead {
     /// Whether a body follows.
     pub body: BodyLength,
     /// Bytes of a body that either end takes before it tells a [`Window`](super::Window): at least
-    /// 32,768.
+    /// [`LEAST_WINDOW`](super::LEAST_WINDOW).
     pub window: u32,
     /// The fields, without those that concern one hop only.
     pub fields: Fields,

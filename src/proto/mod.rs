@@ -45,8 +45,8 @@
 //! QUIC's windows are the same for every stream; above them, each direction of a conversation has one
 //! of its own, so that slow readers cannot pin what all others need. A sender stops after
 //! [`RequestHead::window`] bytes of data (what body frames contain, or raw bytes) until its reader has
-//! told a higher limit in a [`Window`] on the control stream. Readers tell none before they have read
-//! 8 KiB. Whoever sends more breaks the protocol.
+//! told a higher limit in a [`Window`] on the control stream. No window is smaller than [`LEAST_WINDOW`],
+//! and readers tell no limit before they have read a quarter of that. Whoever sends more breaks the protocol.
 //!
 //! # Packets in a WebSocket
 //! Where UDP does not pass, the packets of the same QUIC connection travel in the binary messages of
@@ -114,6 +114,10 @@ pub const CONTROL_LIMIT: usize = 64 << 10;
 /// Twice what the edge accepts from a visitor (16 KiB), for what the edge adds and for upstreams
 /// that set many cookies.
 pub const HEAD_LIMIT: usize = 32 << 10;
+
+/// The smallest window of a body, which every direction of every conversation may have whatever else
+/// there is.
+pub const LEAST_WINDOW: u64 = 32 << 10;
 
 /// 32 fields of decent size.
 pub const TRAILERS_LIMIT: usize = 8 << 10;

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::{FIRST_WINDOW, LEAST_WINDOW};
+use super::FIRST_WINDOW;
+use crate::proto::LEAST_WINDOW;
 
 /// What all sessions of a process may have in windows, in bytes.
 #[derive(Debug)]

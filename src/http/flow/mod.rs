@@ -13,6 +13,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use quinn::Connection;
 use tokio::sync::{Notify, watch};
 
 mod budget;
@@ -25,7 +26,7 @@ pub use budget::{Budget, BufferTotal};
 pub use receive_window::{Exceeded, ReceiveWindow};
 pub use send_window::SendWindow;
 
-use crate::proto::Window;
+use crate::proto::{LEAST_WINDOW, Window};
 
 /// The windows of one session's conversations, in both directions.
 pub struct FlowControl {
@@ -40,11 +41,13 @@ pub struct FlowControl {
 }
 
 impl FlowControl {
-    /// Begin a session on a connection with such a round trip.
-    pub fn new(
-        round_trip: impl Fn() -> Duration + Send + Sync + 'static,
-        budget: Budget,
-    ) -> Arc<Self> {
+    /// Begin a session on a connection.
+    pub fn on(connection: &Connection, budget: Budget) -> Arc<Self> {
+        let connection = connection.clone();
+        Self::new(move || connection.rtt(), budget)
+    }
+
+    fn new(round_trip: impl Fn() -> Duration + Send + Sync + 'static, budget: Budget) -> Arc<Self> {
         Arc::new(Self {
             round_trip: Box::new(round_trip),
             budget,
@@ -100,9 +103,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The smallest window, which every direction of every conversation may have whatever else there is.
-pub const LEAST_WINDOW: u64 = 32 << 10;
-
 /// The window of a new conversation while there is room: a round trip of 40 ms at 50 Mbit/s.
 const FIRST_WINDOW: u64 = 256 << 10;
 
@@ -111,7 +111,7 @@ const LARGEST_WINDOW: u64 = 4 << 20;
 
 /// Nobody is told a limit before a quarter of the smallest window has been read, so that whoever has not
 /// sent this much need not listen.
-const UNHEARD: u64 = LEAST_WINDOW / 8;
+const UNHEARD: u64 = LEAST_WINDOW / 4;
 
 /// What scheduling makes of the shortest round trip.
 const SHORTEST_ROUND_TRIP: Duration = Duration::from_millis(1);

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::{FIRST_WINDOW, FlowControl, LARGEST_WINDOW, LEAST_WINDOW};
+use super::{FIRST_WINDOW, FlowControl, LARGEST_WINDOW};
+use crate::proto::LEAST_WINDOW;
 
 /// How much of a stream's body the other end may still send, and what is set aside for it.
 pub struct ReceiveWindow {

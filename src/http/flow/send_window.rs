@@ -41,7 +41,7 @@ impl SendWindow {
     /// Take what may be sent now, up to that many bytes; none if the window is used up.
     pub fn take(&mut self, wanted: usize) -> usize {
         let wanted = wanted as u64;
-        if self.raised.is_none() && self.sent + wanted > UNHEARD {
+        if self.raised.is_none() && self.sent + wanted >= UNHEARD {
             self.listen();
         }
         if let Some(raised) = &self.raised

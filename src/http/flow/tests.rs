@@ -7,9 +7,9 @@ use std::time::Duration;
 use tokio::time::{advance, timeout};
 
 use super::{
-    Budget, BufferTotal, FIRST_WINDOW, FlowControl, LARGEST_WINDOW, LEAST_WINDOW, ReceiveWindow,
-    SendWindow,
+    Budget, BufferTotal, FIRST_WINDOW, FlowControl, LARGEST_WINDOW, ReceiveWindow, SendWindow,
 };
+use crate::proto::LEAST_WINDOW;
 
 const MIB: u64 = 1 << 20;
 const RTT: Duration = Duration::from_millis(40);
@@ -28,6 +28,17 @@ async fn tell(reader: &FlowControl, writer: &FlowControl) {
     if let Ok(windows) = timeout(Duration::ZERO, reader.untold()).await {
         windows.into_iter().for_each(|window| writer.raise(window));
     }
+}
+
+/// What may still come.
+fn open_window(window: &ReceiveWindow) -> u64 {
+    window.limit() - window.taken
+}
+
+/// Read as much as the other end may send.
+fn read_all(window: &mut ReceiveWindow) {
+    let all = open_window(window);
+    window.take(all as usize).unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -88,12 +99,11 @@ async fn a_window_grows_while_its_reader_keeps_up_and_no_further_than_it_may() {
     let mut incoming = ReceiveWindow::new(reader, 0);
 
     for _ in 0..100 {
-        let before = incoming.limit();
         advance(RTT).await;
-        incoming.take((before - incoming.taken) as usize).unwrap();
+        read_all(&mut incoming);
     }
 
-    assert_eq!(incoming.limit() - incoming.taken, LARGEST_WINDOW);
+    assert_eq!(open_window(&incoming), LARGEST_WINDOW);
 }
 
 #[tokio::test(start_paused = true)]
@@ -106,7 +116,7 @@ async fn a_slow_readers_window_stays_small() {
         incoming.take(10_000).unwrap();
     }
 
-    assert!(incoming.limit() - incoming.taken <= FIRST_WINDOW);
+    assert!(open_window(&incoming) <= FIRST_WINDOW);
 }
 
 #[tokio::test(start_paused = true)]
@@ -119,17 +129,10 @@ async fn many_conversations_stay_within_the_sessions_budget() {
         .collect();
     for _ in 0..20 {
         advance(RTT).await;
-        for window in &mut open {
-            window
-                .take((window.limit() - window.taken) as usize)
-                .unwrap();
-        }
+        open.iter_mut().for_each(read_all);
     }
 
-    let waiting: u64 = open
-        .iter()
-        .map(|window| window.limit() - window.taken)
-        .sum();
+    let waiting: u64 = open.iter().map(open_window).sum();
     assert!(waiting <= 64 * MIB + 1_000 * LEAST_WINDOW, "{waiting}");
 }
 
@@ -142,22 +145,16 @@ async fn beside_many_who_have_stopped_reading_there_is_room_for_who_reads() {
     // They seem quick until all buffers on the way to them are full.
     for _ in 0..10 {
         advance(RTT).await;
-        for window in &mut stuck {
-            window
-                .take((window.limit() - window.taken) as usize)
-                .unwrap();
-        }
+        stuck.iter_mut().for_each(read_all);
     }
 
     let mut reader = ReceiveWindow::new(flow, 1_000);
     for _ in 0..20 {
         advance(RTT).await;
-        reader
-            .take((reader.limit() - reader.taken) as usize)
-            .unwrap();
+        read_all(&mut reader);
     }
 
-    let window = reader.limit() - reader.taken;
+    let window = open_window(&reader);
     assert!(window >= 4 * LEAST_WINDOW, "{window}");
 }
 
@@ -172,17 +169,10 @@ async fn all_sessions_together_stay_within_the_total() {
         .collect();
     for _ in 0..20 {
         advance(RTT).await;
-        for window in &mut open {
-            window
-                .take((window.limit() - window.taken) as usize)
-                .unwrap();
-        }
+        open.iter_mut().for_each(read_all);
     }
 
-    let waiting: u64 = open
-        .iter()
-        .map(|window| window.limit() - window.taken)
-        .sum();
+    let waiting: u64 = open.iter().map(open_window).sum();
     assert!(waiting <= 16 * MIB + 64 * LEAST_WINDOW, "{waiting}");
 }
 
