@@ -7,6 +7,7 @@ mod check;
 mod config;
 mod connect;
 mod connect_error;
+mod control;
 mod dial;
 mod event;
 mod files;

@@ -12,6 +12,7 @@ use tracing::{debug, error};
 
 use super::config::AgentConfig;
 use super::connect_error::ConnectError;
+use super::control::{Control, ControlError};
 use super::dial::dial;
 use super::event::{Event, Transported};
 use super::forward::{self, Tunnel};
@@ -19,8 +20,8 @@ use super::heads::Heads;
 use crate::carrier::{CarrierState, Dialed, Driver, PathMemory, SESSION_BUFFER, alpn};
 use crate::http::{Budget, BufferTotal, FlowControl};
 use crate::proto::{
-    self, ALPN, AgentMessage, CONTROL_LIMIT, Close, EdgeMessage, Hello, LostSession, Splitter,
-    TunnelRequest, Welcome, Window, WireError,
+    ALPN, AgentMessage, Close, EdgeMessage, Hello, LostSession, TunnelRequest, Welcome, Window,
+    WireError,
 };
 
 /// An authenticated connection to the edge.
@@ -69,16 +70,9 @@ impl Session {
                 theirs: version(reason.ok()),
             });
         }
-        let (send, receive) = connection
-            .open_bi()
+        let mut control = Control::open(&connection)
             .await
             .map_err(|err| ConnectError::lost(server, err))?;
-        let _ = send.set_priority(CONTROL_PRIORITY);
-        let mut control = Control {
-            send,
-            receive,
-            splitter: Splitter::default(),
-        };
         let hello = Hello {
             token: config.token.clone(),
             agent: config.id,
@@ -336,34 +330,6 @@ fn ended(err: ConnectionError, report: LostSession) -> Ended {
     Ended::Lost { reason, report }
 }
 
-/// The control stream.
-struct Control {
-    send: SendStream,
-    receive: RecvStream,
-    splitter: Splitter,
-}
-
-impl Control {
-    async fn send(&mut self, message: &AgentMessage) -> Result<(), ControlError> {
-        let bytes = proto::encode(message, CONTROL_LIMIT)?;
-        self.send.write_chunk(bytes).await?;
-        Ok(())
-    }
-
-    /// Receive the next message. May be cancelled.
-    async fn receive(&mut self) -> Result<EdgeMessage, ControlError> {
-        loop {
-            if let Some(message) = self.splitter.next(CONTROL_LIMIT)? {
-                return Ok(proto::decode(&message)?);
-            }
-            match self.receive.read_chunk(CONTROL_LIMIT, true).await? {
-                Some(chunk) => self.splitter.push(&chunk.bytes),
-                None => return Err(WireError::Truncated.into()),
-            }
-        }
-    }
-}
-
 fn version(reason: Option<ConnectionError>) -> String {
     match reason {
         Some(ConnectionError::ApplicationClosed(ApplicationClose { reason, .. })) => {
@@ -389,16 +355,3 @@ const FAREWELL: Duration = Duration::from_secs(1);
 
 /// A round trip in which conversations may still arrive after we said that we drain.
 const SETTLE: Duration = Duration::from_millis(300);
-
-/// Above every conversation (their default is 0).
-const CONTROL_PRIORITY: i32 = 1_000;
-
-#[derive(Debug, thiserror::Error)]
-enum ControlError {
-    #[error("the edge is not understood")]
-    Wire(#[from] WireError),
-    #[error("the control stream cannot be read")]
-    Read(#[from] quinn::ReadError),
-    #[error("the control stream cannot be written")]
-    Write(#[from] quinn::WriteError),
-}

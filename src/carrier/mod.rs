@@ -52,6 +52,7 @@ mod switch;
 mod tcp;
 mod transport;
 mod udp;
+mod udp_route;
 mod upgrade;
 mod websocket;
 

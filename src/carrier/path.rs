@@ -21,7 +21,8 @@ use super::{
     network::Change,
     progress::Progress,
     rebinding::Rebinding,
-    switch::{Switch, UdpRoute},
+    switch::Switch,
+    udp_route::UdpRoute,
 };
 
 /// How long a closed connection may take to say goodbye.

@@ -20,7 +20,8 @@ use super::{
     lines::Lines,
     path::{CarrierState, Driver, Established, Watch, Ways},
     rebinding::Rebinding,
-    switch::{EDGE, Switch, UdpRoute},
+    switch::{EDGE, Switch},
+    udp_route::UdpRoute,
 };
 
 /// UDP's advantage in the race: a handshake on a 100 ms path with a round trip to spare. Where UDP

@@ -4,22 +4,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, ServerConfig};
+use quinn::{Connection, Endpoint, Incoming, ServerConfig};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{Instrument, debug, error, info, info_span};
 
-use super::bind::Urls;
 use super::config::EdgeLimits;
+use super::control::{Control, SessionError};
 use super::draining::Draining;
 use super::registry::{Claim, Owner, Registry, Tunnel};
+use super::urls::Urls;
 use super::workers::{Seat, Workers};
 use crate::auth::{Name, NameError, Tokens};
 use crate::carrier::{AGENT_STREAMS, EdgeSocket, Reach, alpn, session_window};
 use crate::http::{Budget, BufferTotal, FlowControl};
 use crate::proto::{
-    self, ALPN, AgentMessage, CONTROL_LIMIT, Close, EdgeMessage, HELLO_LIMIT, Hello, Limits,
-    LostSession, Refusal, Splitter, TunnelGrant, TunnelRequest, Welcome, WireError,
+    ALPN, AgentMessage, CONTROL_LIMIT, Close, EdgeMessage, Hello, Limits, LostSession, Refusal,
+    TunnelGrant, TunnelRequest, Welcome, WireError,
 };
 
 /// What all agents' sessions share.
@@ -334,53 +335,6 @@ impl Session<'_> {
     }
 }
 
-/// The control stream.
-struct Control {
-    send: SendStream,
-    receive: RecvStream,
-    splitter: Splitter,
-}
-
-impl Control {
-    /// Accept the stream and the first message on it.
-    async fn greet(connection: &Connection) -> Result<(Self, Hello), SessionError> {
-        let (send, receive) = connection.accept_bi().await?;
-        // What is said here must not wait behind anybody's download.
-        let _ = send.set_priority(CONTROL_PRIORITY);
-        let mut control = Self {
-            send,
-            receive,
-            splitter: Splitter::default(),
-        };
-        match control.receive(HELLO_LIMIT).await? {
-            Some(AgentMessage::Hello(hello)) => Ok((control, hello)),
-            _ => Err(WireError::Malformed.into()),
-        }
-    }
-
-    async fn send(&mut self, message: &EdgeMessage) -> Result<(), SessionError> {
-        let bytes = proto::encode(message, CONTROL_LIMIT)?;
-        timeout(CONTROL_SEND, self.send.write_chunk(bytes))
-            .await
-            .map_err(|_| SessionError::Slow)??;
-        Ok(())
-    }
-
-    /// Receive the next message; `None` when the connection has ended. May be cancelled.
-    async fn receive(&mut self, limit: usize) -> Result<Option<AgentMessage>, SessionError> {
-        loop {
-            if let Some(message) = self.splitter.next(limit)? {
-                return Ok(Some(proto::decode(&message)?));
-            }
-            match self.receive.read_chunk(limit, true).await {
-                Ok(Some(chunk)) => self.splitter.push(&chunk.bytes),
-                Ok(None) | Err(quinn::ReadError::ConnectionLost(_)) => return Ok(None),
-                Err(err) => return Err(err.into()),
-            }
-        }
-    }
-}
-
 fn describe(connection: &Connection) -> String {
     connection
         .close_reason()
@@ -395,52 +349,9 @@ static SESSIONS: AtomicU64 = AtomicU64::new(1);
 /// Sessions up to which an edge takes handshakes without asking for proof of address.
 const CALM: usize = 1_000;
 
-/// How long an agent that does not read may hold up a control message.
-const CONTROL_SEND: Duration = Duration::from_secs(10);
-
 /// How long an agent that was refused may take to read why.
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// How long a session may be silent before another agent with the same token may have its names: two
 /// keep-alives of an agent, and time for one to be lost and repeated.
 const SIGN_OF_LIFE: Duration = Duration::from_millis(2_500);
-
-/// Above every conversation (their default is 0).
-const CONTROL_PRIORITY: i32 = 1_000;
-
-/// Why a session ended by the edge's will.
-#[derive(Debug, thiserror::Error)]
-enum SessionError {
-    #[error("the agent speaks another version")]
-    Version,
-    #[error("the agent was refused")]
-    Refused,
-    #[error("the agent takes too long")]
-    Slow,
-    #[error("the agent is not understood")]
-    Wire(#[from] WireError),
-    #[error("the connection was lost")]
-    Connection(#[from] quinn::ConnectionError),
-    #[error("the control stream cannot be read")]
-    Read(#[from] quinn::ReadError),
-    #[error("the control stream cannot be written")]
-    Write(#[from] quinn::WriteError),
-}
-
-impl SessionError {
-    fn close(&self) -> Close {
-        match self {
-            Self::Version => Close::Version,
-            Self::Refused => Close::Refused,
-            Self::Slow => Close::Timeout,
-            Self::Wire(_) | Self::Connection(_) | Self::Read(_) | Self::Write(_) => Close::Protocol,
-        }
-    }
-
-    fn reason(&self) -> String {
-        match self {
-            Self::Version => String::from_utf8_lossy(ALPN).into_owned(),
-            _ => self.to_string(),
-        }
-    }
-}

@@ -5,6 +5,8 @@
 //! drained. A queue that we cannot drain belongs to somebody else, and then we hold our ground.
 //! quinn paces at 1.25 × window / smoothed RTT, so the window is the only handle.
 
+mod config;
+mod controller;
 mod delivery;
 #[cfg(test)]
 mod link_model;
@@ -13,57 +15,15 @@ mod path;
 #[cfg(test)]
 mod tests;
 
-use std::any::Any;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use quinn::congestion::{Controller, ControllerFactory};
-use quinn_proto::RttEstimator;
+use quinn::congestion::Controller;
 
-use delivery::{Delivery, Sample};
+pub use config::Config;
+use delivery::Delivery;
 use memory::Known;
 pub use memory::PathMemory;
 use path::PathModel;
-
-/// Makes controllers, for quinn's `TransportConfig::congestion_controller_factory`.
-#[derive(Debug, Clone)]
-pub struct Config {
-    /// Bytes that may be in flight on a path of which nothing is known.
-    pub initial_window: u64,
-    /// Bytes that may be in flight whatever the path seems to be.
-    pub least_window: u64,
-    /// What earlier connections to the same place have found out, and later ones shall know.
-    pub memory: Option<PathMemory>,
-}
-
-impl Config {
-    /// For a path within this machine. Its round trip is how long the two processes take to get their
-    /// turn: on a busy machine that looks like a queue, and a window that followed from it would make
-    /// each turn move next to nothing.
-    pub fn loopback() -> Self {
-        Self {
-            initial_window: LOOPBACK_WINDOW,
-            least_window: LOOPBACK_WINDOW,
-            memory: None,
-        }
-    }
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            initial_window: INITIAL_WINDOW,
-            least_window: 0,
-            memory: None,
-        }
-    }
-}
-
-impl ControllerFactory for Config {
-    fn build(self: Arc<Self>, now: Instant, mtu: u16) -> Box<dyn Controller> {
-        Box::new(RateModel::new(&self, u64::from(mtu), now))
-    }
-}
 
 /// Bytes that the peer has acknowledged, by what a connection's controller has seen.
 pub(super) fn delivered(controller: Box<dyn Controller>) -> u64 {
@@ -396,139 +356,12 @@ fn seconds(seconds: f64) -> Duration {
     Duration::from_secs_f64(seconds.min(1e6))
 }
 
-impl Controller for RateModel {
-    fn on_sent(&mut self, now: Instant, bytes: u64, _last_packet_number: u64) {
-        if bytes > ACK_ONLY {
-            self.delivery.on_sent(now, self.smoothed_rtt);
-        }
-    }
-
-    fn on_ack(
-        &mut self,
-        now: Instant,
-        sent: Instant,
-        bytes: u64,
-        _app_limited: bool,
-        rtt: &RttEstimator,
-    ) {
-        self.smoothed_rtt = rtt.get();
-        self.delivery.on_ack(now, sent, bytes);
-        self.batch += bytes;
-    }
-
-    fn on_end_acks(
-        &mut self,
-        now: Instant,
-        in_flight: u64,
-        app_limited: bool,
-        _largest: Option<u64>,
-    ) {
-        let sample = self.delivery.on_end_acks(now, in_flight, app_limited);
-        if let Some(sample) = sample {
-            self.on_sample(now, in_flight, app_limited, &sample);
-        }
-        self.batch = 0;
-    }
-
-    fn on_congestion_event(
-        &mut self,
-        now: Instant,
-        _sent: Instant,
-        persistent: bool,
-        lost_bytes: u64,
-    ) {
-        self.path.observe_delivery(0, lost_bytes);
-        if lost_bytes == 0 {
-            self.on_mark(now);
-        }
-        if persistent {
-            self.path.set_rate(0.0, now);
-            self.window = self.window.min(self.initial_window);
-            self.start_again(now);
-        }
-    }
-
-    fn on_mtu_update(&mut self, new_mtu: u16) {
-        self.path.mtu = u64::from(new_mtu);
-    }
-
-    fn window(&self) -> u64 {
-        // quinn paces by the smoothed RTT, which remembers a queue for long after it has gone.
-        let (smoothed, longest) = (self.smoothed_rtt, self.path.longest_now());
-        if smoothed < longest || longest.is_zero() {
-            return self.window;
-        }
-        let stretch = smoothed.div_duration_f64(longest) / PACING;
-        (self.window as f64 * stretch.max(1.0)) as u64
-    }
-
-    fn clone_box(&self) -> Box<dyn Controller> {
-        Box::new(self.clone())
-    }
-
-    fn initial_window(&self) -> u64 {
-        self.initial_window
-    }
-
-    fn into_any(self: Box<Self>) -> Box<dyn Any> {
-        self
-    }
-}
-
-impl RateModel {
-    fn on_sample(&mut self, now: Instant, in_flight: u64, app_limited: bool, sample: &Sample) {
-        self.path.observe_delivery(self.batch, 0);
-        let rtt = self.path.observe_rtt(now, sample.sent);
-        self.round_least = self.round_least.min(rtt);
-        let paced = self.smoothed_rtt > rtt.mul_f64(1.25);
-        self.window_used |=
-            !app_limited && (paced || (in_flight + self.batch) * 4 >= self.window * 3);
-        self.app_limited |= sample.app_limited;
-        match self.stage {
-            Stage::Drain | Stage::Verify => {}
-            _ => self.path.observe_rate(sample),
-        }
-        if self.stage == Stage::Relax && in_flight > self.window {
-            // Ours is still on its way out, however long a start-up has made it: nothing that was
-            // sent since then has been judged yet.
-            self.stage_since = now;
-        }
-        if let Stage::Startup { .. } = self.stage {
-            if let Some(known) = self.known.take() {
-                let jump = known.jump(self.path.base(), now);
-                self.window = self.window.max(jump.unwrap_or(0));
-            }
-            self.on_ack_in_startup(now, rtt);
-        }
-        if let Stage::Relax | Stage::Verify = self.stage
-            && sample.sent >= self.stage_since
-        {
-            self.on_ack_when_relaxed(now, rtt);
-        }
-        if sample.delivered_before >= self.round_end {
-            self.on_round(now);
-        }
-        if self.path.tick_is_over(now) {
-            self.on_tick(now, in_flight);
-            self.path.next_tick(now, self.delivery.delivered);
-        }
-        self.update_window();
-    }
-}
-
-/// 32 packets of the size that QUIC starts with: an answer of 30 KiB in one round trip.
-const INITIAL_WINDOW: u64 = 32 * 1200;
-
 /// Up to so many initial windows, and while no queue shows, a start-up does not double its window in
 /// each round trip, but makes it four times as large: on a long path it is the start-up that takes time.
 const LEAP: u64 = 8;
 
 /// So much more is sent then for each byte that is acknowledged.
 const LEAP_GROWTH: u64 = 3;
-
-/// What a socket's buffer takes at least, with the kernel's defaults: the other process may be away for
-/// a while.
-const LOOPBACK_WINDOW: u64 = 256 << 10;
 
 /// Packets that remain when nothing seems to pass, so that acknowledgements keep coming.
 const LEAST: u64 = 4;
@@ -542,9 +375,6 @@ const KEEP_LEAST: f64 = 2.0;
 
 /// What bridges the scheduling of either end, where the round trip itself does not.
 const MARGIN: Duration = Duration::from_millis(2);
-
-/// quinn paces at this many windows per smoothed RTT.
-const PACING: f64 = 1.25;
 
 /// How much more is sent where others keep the queue filled, in proportion to their part of the
 /// round trip: enough not to be pushed out by TCP, too little to push it out.
@@ -595,10 +425,6 @@ const HEAVY_LOSS: f64 = 0.7;
 
 /// What is left of the rate after a mark.
 const MARKED: f64 = 0.85;
-
-/// Packets up to this size hold nothing but acknowledgements, most often. Those are never
-/// acknowledged themselves, and not worth remembering.
-const ACK_ONLY: u64 = 128;
 
 /// Until the first acknowledgement.
 const RTT_UNKNOWN: Duration = Duration::from_millis(100);
