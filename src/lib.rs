@@ -86,6 +86,7 @@
 //! | `http` | what both ends need to carry HTTP on a stream: bodies, header hygiene |
 //! | `auth` | tokens and names: who may connect, and what they may claim |
 //! | `carrier` | how packets travel: sockets, transport settings, congestion control |
+//! | `runtime` | what a process of ours runs on |
 //! | `state` | files that outlive the process |
 //! | `tls` | rustls configurations, certificates on disk, pins, the local CA |
 //! | [`proto`] | the wire: messages, heads and frames; no sockets, no tasks |
@@ -98,6 +99,7 @@ mod carrier;
 mod edge;
 mod http;
 pub mod proto;
+mod runtime;
 mod state;
 mod tls;
 
@@ -112,5 +114,6 @@ pub use carrier::{Carrier, Proxy, Transport};
 pub use edge::HandoverError;
 pub use edge::{BindError, Edge, EdgeConfig, EdgeIdentity, EdgeLimits, Sockets};
 pub use http::{chain, escape};
+pub use runtime::runtime;
 pub use state::{StateDir, StateError};
 pub use tls::{CaError, Pin, PinError, Trust, local_ca};

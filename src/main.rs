@@ -11,13 +11,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     let command = cli::parse();
     cli::start_tracing();
-    // One thread: on the multi-thread runtime a third of the time goes into waking other threads up
-    // and waiting for quinn's connection lock (12,800 against 20,500 requests a second, measured
-    // with a prototype on two cores).
-    let runtime = match tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-    {
+    let runtime = match qtunnel::runtime() {
         Ok(runtime) => runtime,
         Err(err) => return report(&err, 1),
     };

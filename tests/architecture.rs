@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 const ARROWS: &[(&str, &[&str])] = &[
     (
         "edge",
-        &["http", "auth", "carrier", "proto", "tls", "state"],
+        &[
+            "http", "auth", "carrier", "proto", "tls", "runtime", "state",
+        ],
     ),
     (
         "agent",
@@ -18,6 +20,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("auth", &["proto", "tls"]),
     ("carrier", &["proto", "tls"]),
     ("tls", &["state"]),
+    ("runtime", &[]),
     ("state", &[]),
     ("proto", &[]),
     // The program: it sees the library from outside, as `qtunnel::…`.

@@ -10,8 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
-use tokio::runtime::{Builder, Handle};
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
+
+use crate::runtime::runtime;
 
 /// Where work may go.
 #[derive(Debug, Clone)]
@@ -43,7 +45,7 @@ impl Workers {
         };
         let mut runtimes = vec![Handle::current()];
         for number in 1..count.get() {
-            let runtime = Builder::new_current_thread().enable_all().build()?;
+            let runtime = runtime()?;
             runtimes.push(runtime.handle().clone());
             let end = end.clone();
             let thread = std::thread::Builder::new()
