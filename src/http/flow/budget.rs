@@ -44,11 +44,13 @@ impl Budget {
         }
     }
 
-    /// Take a window for a new conversation: smaller once a quarter of the budget is in use.
+    /// Take a window for a new conversation: the smaller, the less there is of what is set aside for new
+    /// ones.
     pub(super) fn first_window(&self) -> u64 {
-        let roomy = self.used.load(Relaxed) < self.limit / 4
-            && self.total.used.load(Relaxed) < self.total.limit / 4;
-        let window = if roomy { FIRST_WINDOW } else { LEAST_WINDOW };
+        let left = |used: &AtomicU64, limit: u64| (limit / NEW).saturating_sub(used.load(Relaxed));
+        let session = left(&self.used, self.limit);
+        let total = left(&self.total.used, self.total.limit);
+        let window = (session.min(total) / NEW_PART).clamp(LEAST_WINDOW, FIRST_WINDOW);
         self.take(window);
         window
     }
@@ -95,3 +97,9 @@ impl Drop for Budget {
 
 /// One window has no more than this part of what is free.
 const PART: u64 = 4;
+
+/// This part of a budget is for conversations that have not shown yet what they need.
+const NEW: u64 = 4;
+
+/// And a new one has no more than this part of what is left of it.
+const NEW_PART: u64 = 32;

@@ -103,8 +103,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The window of a new conversation while there is room: a round trip of 40 ms at 50 Mbit/s.
-const FIRST_WINDOW: u64 = 256 << 10;
+/// The window of a new conversation while there is room: what is in flight at 50 Mbit/s and 40 ms, two
+/// times over, because on a path that loses packets the next limit may take some round trips to come.
+const FIRST_WINDOW: u64 = 512 << 10;
 
 /// The largest window: a round trip of 300 ms at 100 Mbit/s. QUIC's own is as large.
 const LARGEST_WINDOW: u64 = 4 << 20;

@@ -54,6 +54,11 @@ impl SendWindow {
         taken as usize
     }
 
+    /// Note that the message has ended, and its last packet is about to be sent.
+    pub fn ended(&self) {
+        self.flow.message_ended();
+    }
+
     /// Wait until more may be sent, or the session has ended.
     pub async fn raised(&mut self) {
         let limit = self.limit;

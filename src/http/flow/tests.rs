@@ -178,8 +178,8 @@ async fn all_sessions_together_stay_within_the_total() {
 
 #[tokio::test(start_paused = true)]
 async fn what_a_conversation_had_is_there_for_the_next() {
-    let total = BufferTotal::new(MIB);
-    let flow = session(MIB, &total);
+    let total = BufferTotal::new(64 * MIB);
+    let flow = session(64 * MIB, &total);
     for stream in 0..1_000 {
         let mut window = ReceiveWindow::new(flow.clone(), stream);
         assert_eq!(window.limit(), FIRST_WINDOW);
