@@ -177,6 +177,7 @@ impl Session {
                     config.observer.tell(Event::Transport(Self::transport(&self.connection, &state)));
                 }
                 windows = self.flow.untold() => self.tell(windows).await,
+                () = self.flow.bare_tail() => self.say(&AgentMessage::Nothing).await,
                 message = self.control.receive() => {
                     if self.hear(message, config).is_break() && !self.moving {
                         self.moving = true;
@@ -203,6 +204,7 @@ impl Session {
                 config.observer.tell(notice);
             }
             Ok(EdgeMessage::Notice(text)) => config.observer.tell(Event::Notice(text)),
+            Ok(EdgeMessage::Nothing) => {}
             Ok(EdgeMessage::Moving { .. }) => return ControlFlow::Break(()),
             Ok(message) => debug!(?message, "message from the edge"),
             // Whoever accepts streams knows better why, once the connection is closed.
@@ -216,11 +218,15 @@ impl Session {
     /// Tell the edge how much more of some bodies may come.
     async fn tell(&mut self, windows: Vec<Window>) {
         for window in windows {
-            if let Err(err) = self.control.send(&AgentMessage::Window(window)).await {
-                // Whoever accepts streams knows better why, once the connection is closed.
-                self.connection
-                    .close(Close::Protocol.code(), err.to_string().as_bytes());
-            }
+            self.say(&AgentMessage::Window(window)).await;
+        }
+    }
+
+    async fn say(&mut self, message: &AgentMessage) {
+        if let Err(err) = self.control.send(message).await {
+            // Whoever accepts streams knows better why, once the connection is closed.
+            self.connection
+                .close(Close::Protocol.code(), err.to_string().as_bytes());
         }
     }
 
@@ -258,6 +264,7 @@ impl Session {
                     },
                     Some(ended) = self.conversations.join_next() => report(ended),
                     windows = self.flow.untold() => self.tell(windows).await,
+                    () = self.flow.bare_tail() => self.say(&AgentMessage::Nothing).await,
                     message = self.control.receive() => {
                         // No new session of an agent that leaves.
                         let _ = self.hear(message, config);

@@ -288,6 +288,10 @@ impl Session<'_> {
                     }
                     continue;
                 }
+                () = self.way.flow.bare_tail() => {
+                    control.send(&EdgeMessage::Nothing).await?;
+                    continue;
+                }
                 message = control.receive(CONTROL_LIMIT) => message?,
             };
             match message {
@@ -304,6 +308,7 @@ impl Session<'_> {
                     self.claims.drain(..).for_each(Claim::leave);
                 }
                 Some(AgentMessage::Window(window)) => self.way.flow.raise(window),
+                Some(AgentMessage::Nothing) => {}
                 Some(AgentMessage::Hello(_)) => return Err(WireError::Malformed.into()),
                 None => return Ok(()),
             }

@@ -227,6 +227,7 @@ impl Sender {
         }
         // It fails only if the receiver has stopped reading, and then it knows.
         let _ = self.stream.finish();
+        self.window.ended();
     }
 
     /// Wait until the receiver is gone.

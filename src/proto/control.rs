@@ -20,6 +20,8 @@ pub enum AgentMessage {
     },
     /// More of a request's body may come.
     Window(Window),
+    /// Nothing: a packet that follows the end of an answer, so that the loss of that is noticed.
+    Nothing,
 }
 
 /// What the edge tells an agent.
@@ -55,6 +57,8 @@ pub enum EdgeMessage {
     },
     /// More of an answer's body may come.
     Window(Window),
+    /// Nothing: a packet that follows the end of a request, so that the loss of that is noticed.
+    Nothing,
 }
 
 /// How much of a body its reader takes. It begins with [`RequestHead::window`](super::RequestHead::window)

@@ -48,6 +48,10 @@
 //! told a higher limit in a [`Window`] on the control stream. No window is smaller than [`LEAST_WINDOW`],
 //! and readers tell no limit before they have read a quarter of that. Whoever sends more breaks the protocol.
 //!
+//! # Losses
+//! Behind the end of a message either end may send [`AgentMessage::Nothing`] or
+//! [`EdgeMessage::Nothing`]: once that is acknowledged, QUIC knows whether the end arrived.
+//!
 //! # Packets in a WebSocket
 //! Where UDP does not pass, the packets of the same QUIC connection travel in the binary messages of
 //! a WebSocket (RFC 6455) that the agent opens. A message is one [`Datagrams`]: a run of packets,

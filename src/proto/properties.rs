@@ -201,6 +201,7 @@ fn agent_message() -> impl Strategy<Value = AgentMessage> {
         any::<u32>().prop_map(AgentMessage::Shut),
         any::<u64>().prop_map(|deadline_ms| AgentMessage::Draining { deadline_ms }),
         window().prop_map(AgentMessage::Window),
+        Just(AgentMessage::Nothing),
     ]
 }
 
@@ -238,6 +239,7 @@ fn edge_message() -> impl Strategy<Value = EdgeMessage> {
     prop_oneof![
         welcome,
         window().prop_map(EdgeMessage::Window),
+        Just(EdgeMessage::Nothing),
         refusal().prop_map(EdgeMessage::Refused),
         tunnel_grant().prop_map(EdgeMessage::Opened),
         (any::<u32>(), refusal())

@@ -26,34 +26,48 @@ pub use budget::{Budget, BufferTotal};
 pub use receive_window::{Exceeded, ReceiveWindow};
 pub use send_window::SendWindow;
 
+use super::tail::Tail;
 use crate::proto::{LEAST_WINDOW, Window};
 
 /// The windows of one session's conversations, in both directions.
 pub struct FlowControl {
     /// How long a round trip takes now.
     round_trip: Box<dyn Fn() -> Duration + Send + Sync>,
+    /// Whether packets are lost on the way.
+    is_lossy: Box<dyn Fn() -> bool + Send + Sync>,
     budget: Budget,
     /// Limits of what we send on streams, for those that may come to theirs.
     sending: Mutex<HashMap<u64, watch::Sender<u64>>>,
     /// Limits that the peer is to be told.
     untold: Mutex<HashMap<u64, u64>>,
     told: Notify,
+    tail: Tail,
 }
 
 impl FlowControl {
     /// Begin a session on a connection.
     pub fn on(connection: &Connection, budget: Budget) -> Arc<Self> {
-        let connection = connection.clone();
-        Self::new(move || connection.rtt(), budget)
+        let (path, stats) = (connection.clone(), connection.clone());
+        let is_lossy = move || {
+            let path = stats.stats().path;
+            path.lost_packets * LOSSY > path.sent_packets
+        };
+        Self::new(move || path.rtt(), is_lossy, budget)
     }
 
-    fn new(round_trip: impl Fn() -> Duration + Send + Sync + 'static, budget: Budget) -> Arc<Self> {
+    fn new(
+        round_trip: impl Fn() -> Duration + Send + Sync + 'static,
+        is_lossy: impl Fn() -> bool + Send + Sync + 'static,
+        budget: Budget,
+    ) -> Arc<Self> {
         Arc::new(Self {
             round_trip: Box::new(round_trip),
+            is_lossy: Box::new(is_lossy),
             budget,
             sending: Mutex::default(),
             untold: Mutex::default(),
             told: Notify::new(),
+            tail: Tail::default(),
         })
     }
 
@@ -82,6 +96,16 @@ impl FlowControl {
         }
     }
 
+    /// Wait until something must be sent behind the end of a message, so that its loss is noticed. May be
+    /// cancelled.
+    pub async fn bare_tail(&self) {
+        self.tail.is_bare(|| self.round_trip()).await;
+    }
+
+    fn message_ended(&self) {
+        self.tail.ended(&self.is_lossy);
+    }
+
     fn tell(&self, stream: u64, limit: u64) {
         lock(&self.untold).insert(stream, limit);
         self.told.notify_one();
@@ -98,7 +122,7 @@ impl fmt::Debug for FlowControl {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing that holds it can panic halfway.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -113,6 +137,9 @@ const LARGEST_WINDOW: u64 = 4 << 20;
 /// Nobody is told a limit before a quarter of the smallest window has been read, so that whoever has not
 /// sent this much need not listen.
 const UNHEARD: u64 = LEAST_WINDOW / 4;
+
+/// A path is worth another packet per message if it loses one in so many.
+const LOSSY: u64 = 500;
 
 /// What scheduling makes of the shortest round trip.
 const SHORTEST_ROUND_TRIP: Duration = Duration::from_millis(1);

@@ -15,7 +15,7 @@ const MIB: u64 = 1 << 20;
 const RTT: Duration = Duration::from_millis(40);
 
 fn session(limit: u64, total: &Arc<BufferTotal>) -> Arc<FlowControl> {
-    FlowControl::new(|| RTT, Budget::new(limit, total.clone()))
+    FlowControl::new(|| RTT, || false, Budget::new(limit, total.clone()))
 }
 
 /// Both ends of a session, with all the room there is.

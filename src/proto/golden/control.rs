@@ -81,6 +81,7 @@ fn later_messages_of_an_agent() {
             &[1],       // limit
         ],
     );
+    golden(AgentMessage::Nothing, &[&[5]]);
 }
 
 #[test]
@@ -211,6 +212,7 @@ fn later_messages_of_an_edge() {
             &[0xac, 2], // limit
         ],
     );
+    golden(EdgeMessage::Nothing, &[&[8]]);
 }
 
 fn tunnel_request() -> TunnelRequest {
