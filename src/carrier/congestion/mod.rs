@@ -52,6 +52,8 @@ struct RateModel {
     round_end: u64,
     /// Whether the window, not the application, was what held us back in this round.
     window_used: bool,
+    /// The same of the round before.
+    was_used: bool,
     /// Whether a sample of this round was taken for want of data.
     app_limited: bool,
     /// Bytes acknowledged in the batch in progress.
@@ -109,6 +111,7 @@ impl RateModel {
             rounds: 0,
             round_end: 0,
             window_used: false,
+            was_used: false,
             app_limited: false,
             batch: 0,
             rate_before: 0.0,
@@ -182,6 +185,12 @@ impl RateModel {
         self.path.queue().saturating_sub(self.path.residue())
     }
 
+    /// Whether the window is what holds us back. If not, a queue is not of our making: it may even be that
+    /// of the other direction, in which acknowledgements wait.
+    fn fills_window(&self) -> bool {
+        self.window_used || self.was_used
+    }
+
     /// As many acknowledgements as there are for half a window, within reason.
     fn some_acks(&self) -> u32 {
         (self.window / self.path.mtu / 4).clamp(SOME_ACKS.0, SOME_ACKS.1) as u32
@@ -193,7 +202,7 @@ impl RateModel {
             // The first flights leave in bursts, which wait for themselves.
             high = high.max(self.path.base() / 2);
         }
-        if rtt > self.path.base() + self.margin() + high {
+        if rtt > self.path.base() + self.margin() + high && self.fills_window() {
             self.queued += 1;
         } else {
             self.queued = 0;
@@ -208,7 +217,9 @@ impl RateModel {
         let elapsed = now.saturating_duration_since(self.stage_since);
         let patience = 2 * self.path.base() + self.path.noise();
         match self.stage {
-            Stage::Cruise { .. } | Stage::Probe if queue > high => self.drain(now),
+            Stage::Cruise { .. } | Stage::Probe if queue > high && self.fills_window() => {
+                self.drain(now);
+            }
             Stage::Relax if queue > high && elapsed > patience => self.drain(now),
             Stage::Drain if queue < high / 2 => self.cruise(now),
             Stage::Drain if in_flight > self.window => self.lower_rate(now),
@@ -268,6 +279,7 @@ impl RateModel {
                 self.cruise(now);
             }
         }
+        self.was_used = self.window_used;
         (self.window_used, self.app_limited) = (false, false);
         self.round_least = Duration::MAX;
         self.round_end = self.delivery.delivered;

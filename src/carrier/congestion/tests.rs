@@ -141,6 +141,28 @@ fn an_upload_on_a_slow_line_leaves_its_long_queue_empty() {
 }
 
 #[test]
+fn answers_do_not_wait_because_their_acknowledgements_do() {
+    let up = Link::new(1.0, ms(20), secs(1));
+    let down = Link::new(10.0, ms(20), ms(100));
+    let mut model = LinkModel::new(down, up, 1);
+    let answers = model.add(ours(), 0);
+    model.add_backward(ours(), 100 * MIB);
+    model.run(secs(2));
+
+    let mut slowest = Duration::ZERO;
+    for times in 1..=60 {
+        model.offer(answers, 5 << 10);
+        let took = model.run_until_received(answers, times * (5 << 10), secs(10));
+        let took = took.expect("answers arrive");
+        slowest = slowest.max(took);
+        model.run(ms(100).saturating_sub(took));
+    }
+
+    // One way is 20 ms, and a packet takes a millisecond.
+    assert!(slowest < ms(40), "five answers took {slowest:?}");
+}
+
+#[test]
 fn a_long_fat_path_is_filled() {
     // A queue of half a round trip is all that a start-up may overshoot by.
     let link = Link::new(100.0, ms(100), ms(100));

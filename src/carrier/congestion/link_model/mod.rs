@@ -16,7 +16,7 @@ pub(crate) use link::{Link, Loss, Rng};
 use host::Host;
 use link::{Packet, Pipe};
 
-/// Two directions of a link, and the connections that share them. Data goes forward.
+/// Two directions of a link, and the connections that share them. Data goes forward, unless said otherwise.
 pub(crate) struct LinkModel {
     start: Instant,
     now: Instant,
@@ -35,6 +35,8 @@ pub(crate) type FlowId = usize;
 
 struct Flow {
     ends: [Host; 2],
+    /// Whether its data goes forward.
+    forward: bool,
     wakes: [Option<Instant>; 2],
     /// Bytes received at the end of each [`SAMPLE`].
     progress: Vec<u64>,
@@ -92,6 +94,24 @@ impl LinkModel {
         controller: Arc<dyn ControllerFactory + Send + Sync>,
         bytes: u64,
     ) -> FlowId {
+        self.add_towards(true, controller, bytes)
+    }
+
+    /// Connect and begin to send in the other direction, now.
+    pub(crate) fn add_backward(
+        &mut self,
+        controller: Arc<dyn ControllerFactory + Send + Sync>,
+        bytes: u64,
+    ) -> FlowId {
+        self.add_towards(false, controller, bytes)
+    }
+
+    fn add_towards(
+        &mut self,
+        forward: bool,
+        controller: Arc<dyn ControllerFactory + Send + Sync>,
+        bytes: u64,
+    ) -> FlowId {
         let id = self.flows.len();
         let port = 1 + id as u16;
         let addrs = (([10, 0, 0, 1], port).into(), ([10, 0, 0, 2], port).into());
@@ -101,6 +121,7 @@ impl LinkModel {
                 Host::sender(self.now, addrs, controller, bytes, seed),
                 Host::receiver(addrs, seed + 100),
             ],
+            forward,
             wakes: [None; 2],
             progress: vec![0; self.backlogs.len()],
         });
@@ -230,7 +251,7 @@ impl LinkModel {
     fn drive(&mut self, flow: FlowId, end: usize) {
         let mut out = Vec::new();
         let wake = self.flows[flow].ends[end].drive(self.now, &mut out);
-        let forward = end == SENDER;
+        let forward = (end == SENDER) == self.flows[flow].forward;
         for data in out {
             let packet = Packet {
                 bytes: data.len() as u64 + HEADERS,
