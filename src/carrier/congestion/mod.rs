@@ -355,7 +355,7 @@ impl RateModel {
             Stage::Startup { .. } if self.window_used => return self.window = grown,
             Stage::Startup { .. } => return,
             Stage::Cruise { .. } => cruise,
-            Stage::Probe => (cruise * PROBE).max(cruise + 2.0 * mtu as f64),
+            Stage::Probe => (cruise * PROBE).max(cruise + mtu as f64),
             Stage::Relax => drained * RELAX,
             Stage::Drain | Stage::Verify => drained * DRAIN,
         };
@@ -383,7 +383,7 @@ const LEAST: u64 = 4;
 const KEEP: Duration = Duration::from_millis(8);
 
 /// Packets that wait at the bottleneck at any rate.
-const KEEP_LEAST: f64 = 2.0;
+const KEEP_LEAST: f64 = 1.5;
 
 /// What bridges the scheduling of either end, where the round trip itself does not.
 const MARGIN: Duration = Duration::from_millis(2);
