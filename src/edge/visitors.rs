@@ -182,6 +182,7 @@ impl Visitors {
                 // hyper sees heads when they are whole: for it this is the time between requests.
                 .header_read_timeout(idle)
                 .max_headers(HYPER_FIELDS)
+                .max_buf_size(VISITOR_BUFFER)
                 .serve_connection(TokioIo::new(io), service)
                 .with_upgrades()
         );
@@ -282,6 +283,10 @@ async fn pause_after(err: std::io::Error) {
     warn!(%err, "cannot accept a visitor");
     tokio::time::sleep(ACCEPT_PAUSE).await;
 }
+
+/// Bytes that hyper keeps for a visitor, besides what the kernel does. By default it takes 400 KiB of an
+/// answer off our hands, and out of the windows that count what waits for a slow reader.
+const VISITOR_BUFFER: usize = 64 << 10;
 
 /// How long a visitor that is turned away may take to hear it.
 const TURN_AWAY: Duration = Duration::from_secs(2);
