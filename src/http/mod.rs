@@ -10,7 +10,6 @@ pub(crate) mod hygiene;
 mod receive;
 mod relay;
 mod send;
-mod tail;
 
 pub use chain::chain;
 pub use escape::escape;

@@ -19,6 +19,7 @@ use tokio::sync::{Notify, watch};
 mod budget;
 mod receive_window;
 mod send_window;
+mod tail;
 #[cfg(test)]
 mod tests;
 
@@ -26,7 +27,8 @@ pub use budget::{Budget, BufferTotal};
 pub use receive_window::{Exceeded, ReceiveWindow};
 pub use send_window::SendWindow;
 
-use super::tail::Tail;
+use tail::Tail;
+
 use crate::proto::{LEAST_WINDOW, Window};
 
 /// The windows of one session's conversations, in both directions.
@@ -122,7 +124,7 @@ impl fmt::Debug for FlowControl {
     }
 }
 
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing that holds it can panic halfway.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

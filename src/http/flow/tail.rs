@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-use super::flow::lock;
+use super::lock;
 
 /// The ends of one session's messages.
 #[derive(Default)]
