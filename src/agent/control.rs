@@ -2,6 +2,7 @@
 
 use quinn::{Connection, ConnectionError, RecvStream, SendStream};
 
+use crate::http::{CONTROL_PRIORITY, next_message};
 use crate::proto::{self, AgentMessage, CONTROL_LIMIT, EdgeMessage, Splitter, WireError};
 
 /// The control stream.
@@ -34,20 +35,11 @@ impl Control {
 
     /// Receive the next message. May be cancelled.
     pub async fn receive(&mut self) -> Result<EdgeMessage, ControlError> {
-        loop {
-            if let Some(message) = self.splitter.next(CONTROL_LIMIT)? {
-                return Ok(proto::decode(&message)?);
-            }
-            match self.receive.read_chunk(CONTROL_LIMIT, true).await? {
-                Some(chunk) => self.splitter.push(&chunk.bytes),
-                None => return Err(WireError::Truncated.into()),
-            }
-        }
+        next_message::<_, ControlError>(&mut self.receive, &mut self.splitter, CONTROL_LIMIT)
+            .await?
+            .ok_or(WireError::Truncated.into())
     }
 }
-
-/// Above every conversation (their default is 0).
-const CONTROL_PRIORITY: i32 = 1_000;
 
 /// The control stream is of no use any more.
 #[derive(Debug, thiserror::Error)]

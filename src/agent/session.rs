@@ -59,8 +59,6 @@ impl Session {
             carrier,
             driver,
         } = dial(config, memory).await?;
-        let budget = Budget::new(SESSION_BUFFER, BufferTotal::new(SESSION_BUFFER));
-        let flow = FlowControl::on(&connection, budget);
         let upkeep = Upkeep::start(&connection, driver);
         if alpn(&connection).as_deref() != Some(ALPN) {
             // The edge says which version it speaks as it closes.
@@ -94,7 +92,10 @@ impl Session {
         match timeout(WELCOME, answer).await {
             Ok(Ok(EdgeMessage::Welcome(welcome))) => Ok(Self {
                 endpoint,
-                flow,
+                flow: FlowControl::on(
+                    &connection,
+                    Budget::new(SESSION_BUFFER, BufferTotal::new(SESSION_BUFFER)),
+                ),
                 connection,
                 carrier,
                 upkeep,
@@ -207,12 +208,16 @@ impl Session {
             Ok(EdgeMessage::Nothing) => {}
             Ok(EdgeMessage::Moving { .. }) => return ControlFlow::Break(()),
             Ok(message) => debug!(?message, "message from the edge"),
-            // Whoever accepts streams knows better why, once the connection is closed.
-            Err(err) => self
-                .connection
-                .close(Close::Protocol.code(), err.to_string().as_bytes()),
+            Err(err) => self.give_up(&err),
         }
         ControlFlow::Continue(())
+    }
+
+    /// Close a connection whose control stream is of no use any more. Whoever accepts streams ends the session
+    /// then, and knows better why.
+    fn give_up(&self, err: &ControlError) {
+        self.connection
+            .close(Close::Protocol.code(), err.to_string().as_bytes());
     }
 
     /// Tell the edge how much more of some bodies may come.
@@ -224,9 +229,7 @@ impl Session {
 
     async fn say(&mut self, message: &AgentMessage) {
         if let Err(err) = self.control.send(message).await {
-            // Whoever accepts streams knows better why, once the connection is closed.
-            self.connection
-                .close(Close::Protocol.code(), err.to_string().as_bytes());
+            self.give_up(&err);
         }
     }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::time::timeout;
 
+use crate::http::{CONTROL_PRIORITY, next_message};
 use crate::proto::{
     self, ALPN, AgentMessage, CONTROL_LIMIT, Close, EdgeMessage, HELLO_LIMIT, Hello, Splitter,
     WireError,
@@ -21,7 +22,6 @@ impl Control {
     /// Accept the stream and the first message on it.
     pub async fn greet(connection: &Connection) -> Result<(Self, Hello), SessionError> {
         let (send, receive) = connection.accept_bi().await?;
-        // What is said here must not wait behind anybody's download.
         let _ = send.set_priority(CONTROL_PRIORITY);
         let mut control = Self {
             send,
@@ -44,24 +44,15 @@ impl Control {
 
     /// Receive the next message; `None` when the connection has ended. May be cancelled.
     pub async fn receive(&mut self, limit: usize) -> Result<Option<AgentMessage>, SessionError> {
-        loop {
-            if let Some(message) = self.splitter.next(limit)? {
-                return Ok(Some(proto::decode(&message)?));
-            }
-            match self.receive.read_chunk(limit, true).await {
-                Ok(Some(chunk)) => self.splitter.push(&chunk.bytes),
-                Ok(None) | Err(quinn::ReadError::ConnectionLost(_)) => return Ok(None),
-                Err(err) => return Err(err.into()),
-            }
+        match next_message(&mut self.receive, &mut self.splitter, limit).await {
+            Err(SessionError::Read(quinn::ReadError::ConnectionLost(_))) => Ok(None),
+            received => received,
         }
     }
 }
 
 /// How long an agent that does not read may hold up a control message.
 const CONTROL_SEND: Duration = Duration::from_secs(10);
-
-/// Above every conversation (their default is 0).
-const CONTROL_PRIORITY: i32 = 1_000;
 
 /// Why a session ended by the edge's will.
 #[derive(Debug, thiserror::Error)]

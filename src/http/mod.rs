@@ -14,6 +14,6 @@ mod send;
 pub use chain::chain;
 pub use escape::escape;
 pub use flow::{Budget, BufferTotal, FlowControl, ReceiveWindow, SendWindow};
-pub use receive::{Activity, ReceiveError, Receiver, TunnelBody};
+pub use receive::{Activity, ReceiveError, Receiver, TunnelBody, next_message};
 pub use relay::relay;
-pub use send::{SendError, Sender};
+pub use send::{CONTROL_PRIORITY, SendError, Sender};

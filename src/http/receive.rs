@@ -15,6 +15,31 @@ use tokio::time::Instant;
 use super::flow::{Exceeded, ReceiveWindow};
 use crate::proto::{self, BodyDecoder, BodyLength, HEAD_LIMIT, Reset, Splitter, WireError};
 
+/// Receive the next message of a stream, of which the splitter keeps the beginning; `None` at the stream's
+/// end. May be cancelled.
+///
+/// # Errors
+/// If the stream breaks, or the bytes are not a message of at most that length.
+pub async fn next_message<T, E>(
+    stream: &mut RecvStream,
+    splitter: &mut Splitter,
+    limit: usize,
+) -> Result<Option<T>, E>
+where
+    T: DeserializeOwned,
+    E: From<WireError> + From<ReadError>,
+{
+    loop {
+        if let Some(message) = splitter.next(limit)? {
+            return Ok(Some(proto::decode(&message)?));
+        }
+        match stream.read_chunk(limit, true).await? {
+            Some(chunk) => splitter.push(&chunk.bytes),
+            None => return Ok(None),
+        }
+    }
+}
+
 /// Receives heads, and then a body or raw bytes.
 pub struct Receiver {
     stream: RecvStream,
@@ -42,15 +67,9 @@ impl Receiver {
     /// # Errors
     /// If the stream ends first, or the bytes are not a head.
     pub async fn head<T: DeserializeOwned>(&mut self) -> Result<T, ReceiveError> {
-        loop {
-            if let Some(head) = self.splitter.next(HEAD_LIMIT)? {
-                return Ok(proto::decode(&head)?);
-            }
-            match self.stream.read_chunk(HEAD_LIMIT, true).await? {
-                Some(chunk) => self.splitter.push(&chunk.bytes),
-                None => return Err(WireError::Truncated.into()),
-            }
-        }
+        next_message::<_, ReceiveError>(&mut self.stream, &mut self.splitter, HEAD_LIMIT)
+            .await?
+            .ok_or(WireError::Truncated.into())
     }
 
     /// Go on with the body that follows the head.

@@ -278,6 +278,10 @@ pub enum SendError {
     Wire(#[from] WireError),
 }
 
+/// The control stream's priority, above every conversation's: what is said there must not wait behind
+/// anybody's download.
+pub const CONTROL_PRIORITY: i32 = 1_000;
+
 /// What a stream sends before it is one of many bytes: most pages and what they are made of.
 const FRESH: u64 = 128 << 10;
 

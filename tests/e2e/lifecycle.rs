@@ -154,9 +154,9 @@ async fn an_agent_that_stops_lets_a_download_finish_and_takes_no_new_requests() 
 
 #[tokio::test]
 async fn a_long_download_goes_on_while_both_ends_stop() {
-    const REST: usize = 8 << 20;
+    static REST: [u8; 8 << 20] = [b'.'; 8 << 20];
     let mut lab = Lab::start().await;
-    let (upstream, go_on) = Server::halting_before(REST).await;
+    let (upstream, go_on) = Server::halting_before(&REST).await;
     let mut agent = lab.agent("blog", &upstream).await;
     let body = half_a_download(&lab.visitor("blog")).await;
 
@@ -170,7 +170,7 @@ async fn a_long_download_goes_on_while_both_ends_stop() {
     go_on.send_replace(true);
 
     let rest = within("the rest", body.collect()).await.unwrap();
-    assert_eq!(rest.to_bytes().len(), REST);
+    assert_eq!(rest.to_bytes().len(), REST.len());
     agent.ended().await.unwrap();
     within("the edge's end", stopped).await.unwrap();
 }

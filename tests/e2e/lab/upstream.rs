@@ -106,37 +106,23 @@ impl Server {
 
     /// Send half of a body, and the other half when told to.
     pub async fn halting() -> (Self, watch::Sender<bool>) {
-        let (go_on, told) = watch::channel(false);
-        let server = Self::raw(move |mut stream| {
-            let mut told = told.clone();
-            async move {
-                let mut request = [0; 4096];
-                let _ = stream.read(&mut request).await;
-                let head = b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n";
-                let _ = stream.write_all(head).await;
-                let _ = stream.write_all(b"first").await;
-                if told.wait_for(|told| *told).await.is_ok() {
-                    let _ = stream.write_all(b" last").await;
-                }
-            }
-        })
-        .await;
-        (server, go_on)
+        Self::halting_before(b" last").await
     }
 
-    /// Send the first five bytes of a body as long as this, and the rest when told to.
-    pub async fn halting_before(rest: usize) -> (Self, watch::Sender<bool>) {
+    /// Send `first` of a body, and the rest when told to.
+    pub async fn halting_before(rest: &'static [u8]) -> (Self, watch::Sender<bool>) {
         let (go_on, told) = watch::channel(false);
         let server = Self::raw(move |mut stream| {
             let mut told = told.clone();
             async move {
                 let mut request = [0; 4096];
                 let _ = stream.read(&mut request).await;
-                let length = 5 + rest;
-                let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\nfirst");
+                let length = b"first".len() + rest.len();
+                let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n");
                 let _ = stream.write_all(head.as_bytes()).await;
+                let _ = stream.write_all(b"first").await;
                 if told.wait_for(|told| *told).await.is_ok() {
-                    let _ = stream.write_all(&vec![b'.'; rest]).await;
+                    let _ = stream.write_all(rest).await;
                 }
             }
         })
