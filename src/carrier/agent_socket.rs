@@ -99,9 +99,7 @@ impl AsyncUdpSocket for AgentSocket {
     }
 
     fn max_receive_segments(&self) -> usize {
-        let udp = self.switch.udp_route();
-        let udp = udp.map_or(1, |udp| udp.socket.max_receive_segments());
-        udp.max(inbox::SEGMENTS)
+        inbox::RECEIVE_SEGMENTS
     }
 
     fn may_fragment(&self) -> bool {

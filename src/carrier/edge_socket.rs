@@ -34,6 +34,7 @@ use super::{
     queue::{Gate, Poller, blocked_by},
     websocket::{self, Ended, Line},
 };
+use crate::proto::DATAGRAMS_COUNT;
 
 /// The port of every made-up address: quinn needs one that is not 0, and nothing else reads it.
 const PORT: u16 = 1;
@@ -297,16 +298,11 @@ impl AsyncUdpSocket for EdgeSocket {
         self.0
             .udp
             .as_ref()
-            .map_or(inbox::SEGMENTS, |udp| udp.max_transmit_segments())
+            .map_or(DATAGRAMS_COUNT, |udp| udp.max_transmit_segments())
     }
 
     fn max_receive_segments(&self) -> usize {
-        let udp = self
-            .0
-            .udp
-            .as_ref()
-            .map_or(1, |udp| udp.max_receive_segments());
-        udp.max(inbox::SEGMENTS)
+        inbox::RECEIVE_SEGMENTS
     }
 
     fn may_fragment(&self) -> bool {

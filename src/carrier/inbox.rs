@@ -11,7 +11,8 @@ use quinn::{AsyncUdpSocket, udp::RecvMeta};
 use tokio::sync::mpsc;
 use tracing::debug;
 
-use crate::proto::{DATAGRAMS_COUNT, Datagrams};
+use super::transport::LARGEST_PACKET;
+use crate::proto::{DATAGRAMS_LIMIT, Datagrams};
 
 /// Messages from all WebSockets that wait for quinn; after that they are not read any more.
 ///
@@ -19,8 +20,10 @@ use crate::proto::{DATAGRAMS_COUNT, Datagrams};
 /// 64 × 64 KiB.
 const WAITING: usize = 64;
 
-/// Packets that one receive buffer must hold (`max_receive_segments`): a whole message.
-pub(super) const SEGMENTS: usize = DATAGRAMS_COUNT;
+/// Packets of the largest size that one receive buffer must hold (`max_receive_segments`): a whole message,
+/// or as much as the kernel coalesces. Its own count, 64, is one of small packets: quinn would clear 13 MB for
+/// every endpoint, which is most of what a dial then costs.
+pub(super) const RECEIVE_SEGMENTS: usize = DATAGRAMS_LIMIT.div_ceil(LARGEST_PACKET as usize);
 
 /// Packets that came through a WebSocket, under the address that quinn knows it by.
 #[derive(Debug)]

@@ -22,12 +22,13 @@ use tokio::{
 use super::{
     Carrier,
     evidence::{Clock, Seen},
-    inbox::{self, Arrival, Inbox},
+    inbox::{Arrival, Inbox},
     probe::Probe,
     queue::{Gate, blocked_by},
     udp_route::UdpRoute,
     websocket::Line,
 };
+use crate::proto::DATAGRAMS_COUNT;
 
 /// The edge's address as quinn knows it, from the range for local use (RFC 4193) so that it never
 /// is the address of a real one.
@@ -184,7 +185,7 @@ impl Switch {
         let routes = self.routes();
         match (&routes.current, &routes.udp) {
             (Carrier::Udp, Some(udp)) => udp.socket.max_transmit_segments(),
-            _ => inbox::SEGMENTS,
+            _ => DATAGRAMS_COUNT,
         }
     }
 
