@@ -32,6 +32,7 @@ use super::{
     inbox::{self, Arrival, Inbox},
     probe,
     queue::{Gate, Poller, blocked_by},
+    segments::Segments,
     websocket::{self, Ended, Line},
 };
 use crate::proto::DATAGRAMS_COUNT;
@@ -57,6 +58,7 @@ struct Shared {
     udp: Option<Arc<dyn AsyncUdpSocket>>,
     local: SocketAddr,
     inbox: Inbox,
+    segments: Segments,
     arrivals: mpsc::Sender<Arrival>,
     /// The upper half of the made-up addresses.
     prefix: [u16; 4],
@@ -93,6 +95,7 @@ pub(super) fn edge_endpoint_over(
         udp,
         local,
         inbox,
+        segments: Segments::new(),
         arrivals,
         prefix: random_prefix()?,
         websockets: RwLock::default(),
@@ -261,6 +264,7 @@ impl AsyncUdpSocket for EdgeSocket {
     }
 
     fn try_send(&self, transmit: &Transmit) -> io::Result<()> {
+        self.0.segments.sent(transmit);
         match self.0.id(transmit.destination.ip()) {
             Some(id) => self.0.send_to_websocket(id, transmit),
             None => self.0.send_to_udp(transmit),
@@ -295,10 +299,9 @@ impl AsyncUdpSocket for EdgeSocket {
     }
 
     fn max_transmit_segments(&self) -> usize {
-        self.0
-            .udp
-            .as_ref()
-            .map_or(DATAGRAMS_COUNT, |udp| udp.max_transmit_segments())
+        let udp = self.0.udp.as_ref();
+        udp.map_or(DATAGRAMS_COUNT, |udp| udp.max_transmit_segments())
+            .min(self.0.segments.allowed())
     }
 
     fn max_receive_segments(&self) -> usize {

@@ -44,6 +44,7 @@ mod proxy;
 mod queue;
 mod race;
 mod rebinding;
+mod segments;
 #[cfg(unix)]
 mod shared_udp;
 #[cfg(unix)]
