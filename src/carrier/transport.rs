@@ -129,7 +129,7 @@ const STREAM_WINDOW: u32 = 4 << 20;
 
 /// Bytes of bodies that may wait for an agent's upstreams, beyond what each conversation has in any
 /// case. What slow readers pin is not there for the others.
-pub const SESSION_BUFFER: u64 = 64 << 20;
+pub const SESSION_BUFFER: u64 = 24 << 20;
 
 /// What all conversations of a session may have sent and not acknowledged: 500 Mbit/s at 250 ms.
 const SEND_WINDOW: u32 = 16 << 20;

@@ -80,7 +80,7 @@ pub struct EdgeLimits {
     pub held_per_tunnel: usize,
     /// What all of them may take, in bytes of heads and bodies.
     pub held_bytes: usize,
-    /// Bytes of bodies that may wait for their readers in one session, beyond the 32 KiB that each
+    /// Bytes of bodies that may wait for their readers in one session, beyond the 16 KiB that each
     /// conversation has in any case.
     pub session_buffer: u64,
     /// The same for all sessions together.
@@ -109,7 +109,7 @@ impl Default for EdgeLimits {
             held_requests: 4_096,
             held_per_tunnel: 512,
             held_bytes: 32 << 20,
-            session_buffer: 64 << 20,
+            session_buffer: 24 << 20,
             buffer: 512 << 20,
             handshake: Duration::from_secs(10),
             hello: Duration::from_secs(5),

@@ -121,7 +121,7 @@ pub const HEAD_LIMIT: usize = 32 << 10;
 
 /// The smallest window of a body, which every direction of every conversation may have whatever else
 /// there is.
-pub const LEAST_WINDOW: u64 = 32 << 10;
+pub const LEAST_WINDOW: u64 = 16 << 10;
 
 /// 32 fields of decent size.
 pub const TRAILERS_LIMIT: usize = 8 << 10;

@@ -77,10 +77,10 @@ impl Budget {
         fits
     }
 
-    /// Report whether so much is in use that windows should shrink: half of what there is.
+    /// Report whether so much is in use that windows should shrink: what is set aside for new ones.
     pub(super) fn is_scarce(&self) -> bool {
-        self.used.load(Relaxed) > self.limit / 2
-            || self.total.used.load(Relaxed) > self.total.limit / 2
+        self.used.load(Relaxed) > self.limit / NEW
+            || self.total.used.load(Relaxed) > self.total.limit / NEW
     }
 
     pub(super) fn give_back(&self, bytes: u64) {
@@ -99,7 +99,7 @@ impl Drop for Budget {
 const PART: u64 = 4;
 
 /// This part of a budget is for conversations that have not shown yet what they need.
-const NEW: u64 = 4;
+const NEW: u64 = 3;
 
 /// And a new one has no more than this part of what is left of it.
-const NEW_PART: u64 = 32;
+const NEW_PART: u64 = 16;
