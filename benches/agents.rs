@@ -43,11 +43,13 @@ struct Options {
     tunnels: usize,
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> Result<(), Box<dyn Error>> {
     let options = Options::parse();
     rlimit::increase_nofile_limit(u64::MAX)?;
+    qtunnel::runtime()?.block_on(serve(options))
+}
 
+async fn serve(options: Options) -> Result<(), Box<dyn Error>> {
     let (dialling, mut opened) = (Arc::new(Semaphore::new(DIALLING)), JoinSet::new());
     for number in 0..options.agents {
         let (config, dialling) = (options.agent(number)?, dialling.clone());
