@@ -50,8 +50,9 @@ const STUCK: Duration = Duration::from_secs(30);
 /// How long to wait for the close frame to be sent.
 const CLOSE: Duration = Duration::from_secs(1);
 
-/// Bytes read at once: two TLS records, and all the memory that an idle WebSocket keeps.
-const READ_BUFFER: usize = 32 * 1024;
+/// Bytes read at once, and all the memory that an idle WebSocket keeps. For a long message room is made as
+/// soon as its length is known, so a larger one gains nothing.
+const READ_BUFFER: usize = 8 * 1024;
 
 /// Bytes gathered before they are written: one TLS record.
 const WRITE_BUFFER: usize = 16 * 1024;
