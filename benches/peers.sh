@@ -186,11 +186,11 @@ start_qtunnel() { # start_qtunnel quic|websocket
   until_true 10 edge_pin >/dev/null
   add_qtunnel_agent agent lab "$1"
 }
-spawn_qtunnel_edge() {
+spawn_qtunnel_edge() { # spawn_qtunnel_edge [OPTIONS...]
   echo lab-token >"$RUN/token"
   mkdir -p "$RUN/edge-state"
   spawn edge $SPACE_A "$QTUNNEL" serve --domain qt.test --token-file "$RUN/token" --state-dir "$RUN/edge-state" \
-    --http $EDGE:9000 --https $EDGE:9443 --quic $EDGE:9443 --connections-per-visitor 1000
+    --http $EDGE:9000 --https $EDGE:9443 --quic $EDGE:9443 --connections-per-visitor 1000 "$@"
 }
 add_qtunnel_agent() { # add_qtunnel_agent PROCESS SUBDOMAIN TRANSPORT
   mkdir -p "$RUN/$1-state"

@@ -5,14 +5,16 @@
 # first answer), idle (memory once a request was answered), websockets-1000 (memory for each connection
 # that was upgraded, used once, and is silent), slow-500 (visitors that read 10 KB/s, and 100 requests a second of others).
 # Of qtunnel alone, with agents of benches/agents.rs: tunnels-N (requests spread over N names of as few
-# agents as may hold them), agents-N (over N agents with a name each, and the edge's memory for each), and
-# streams-N (beside N idle WebSockets of 16 agents, and the memory for each).
+# agents as may hold them), agents-N (over N agents with a name each, and the edge's memory for each),
+# workers-N (over 16 agents, with an edge of N workers), and streams-N (beside N idle WebSockets of 16 agents, and
+# the memory for each).
 
 SCALE_PEERS=(qtunnel qtunnel-websocket rathole-tls rusnel)
 SCALE_ROWS=(start-up idle websockets-1000 slow-500)
 SCALE_OWN_ROWS=(tunnels-1 tunnels-10 tunnels-100 tunnels-1000 agents-1 agents-10 agents-100 agents-1000
-  streams-1 streams-10 streams-100 streams-1000 streams-10000)
+  workers-1 workers-2 workers-4 streams-1 streams-10 streams-100 streams-1000 streams-10000)
 TUNNELS_PER_AGENT=100 # as many as an edge grants
+WORKER_AGENTS=16      # enough for every worker to get its share
 STREAM_AGENTS=16      # 10,000 streams in sessions of 1,024
 STARTS=5
 
@@ -108,8 +110,9 @@ scale_slow() { # scale_slow ROW COUNT
 }
 
 scale_own_row() { # scale_own_row KIND-NUMBER
-  local number=${1#*-}
-  spawn_qtunnel_edge
+  local number=${1#*-} options=()
+  [[ $1 != workers-* ]] || options=(--workers "$number")
+  spawn_qtunnel_edge "${options[@]}"
   until_true 10 edge_pin >/dev/null
   EDGE_BEFORE=$(settled_kib edge)
   case $1 in
@@ -123,6 +126,7 @@ scale_own_row() { # scale_own_row KIND-NUMBER
       scale_load "$1" "$number"
     fi
     ;;
+  workers-*) spawn_agents $WORKER_AGENTS 1 && scale_load "$1" $WORKER_AGENTS ;;
   streams-*) spawn_agents $STREAM_AGENTS 1 && scale_streams "$1" "$number" ;;
   esac || emit "$1" errors=1
   halt visitors agents edge

@@ -145,6 +145,12 @@ const VIEWS: &[View] = &[
         cell: "{} ({} + {})",
     },
     View {
+        title: "Edge of N workers, each request of a connection for another of 16 agents: requests/s (µs of processor time per request, edge + agents)",
+        rows: &["workers-1", "workers-2", "workers-4"],
+        metrics: &[("rps", 0), ("edge_us", 1), ("agent_us", 1)],
+        cell: "{} ({} + {})",
+    },
+    View {
         title: "Beside N idle WebSockets, over 16 agents: requests/s (µs of processor time per request, edge + agents)",
         rows: &[
             "streams-1",
