@@ -286,7 +286,7 @@ async fn pause_after(err: std::io::Error) {
 
 /// Bytes that hyper keeps for a visitor, besides what the kernel does. By default it takes 400 KiB of an
 /// answer off our hands, and out of the windows that count what waits for a slow reader.
-const VISITOR_BUFFER: usize = 32 << 10;
+const VISITOR_BUFFER: usize = 64 << 10;
 
 /// How long a visitor that is turned away may take to hear it.
 const TURN_AWAY: Duration = Duration::from_secs(2);

@@ -153,8 +153,12 @@ impl TunnelBody {
                 }
                 None => {}
             }
+            let most = match self.window.is_scarce() {
+                true => SCARCE_READ,
+                false => RAW_READ,
+            };
             // The future keeps no state between polls, so it may be made anew for each.
-            match ready!(pin!(self.stream.read_chunk(RAW_READ, true)).poll(cx))? {
+            match ready!(pin!(self.stream.read_chunk(most, true)).poll(cx))? {
                 Some(chunk) => self.decoder.push(chunk.bytes),
                 None => {
                     self.decoder.finish()?;
@@ -280,3 +284,7 @@ pub enum ReceiveError {
 
 /// The most to take from the stream at once: what quinn has in one piece is smaller anyway.
 const RAW_READ: usize = 64 << 10;
+
+/// What a body is read by while there is little room for windows: hyper takes up to sixteen pieces of it off our
+/// hands, and out of the windows that count what waits for a slow reader.
+const SCARCE_READ: usize = 2 << 10;

@@ -59,6 +59,11 @@ impl ReceiveWindow {
         self.limit
     }
 
+    /// Report whether there is so little room that windows shrink.
+    pub fn is_scarce(&self) -> bool {
+        self.flow.budget.is_scarce()
+    }
+
     /// Begin with the window that the other end has named, before anything has come.
     pub fn open(&mut self, window: u64) {
         let window = window.clamp(LEAST_WINDOW, FIRST_WINDOW);
