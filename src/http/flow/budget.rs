@@ -77,6 +77,12 @@ impl Budget {
         fits
     }
 
+    /// Report whether so little is in use that whoever grows too large is in nobody's way.
+    pub(super) fn is_ample(&self) -> bool {
+        self.used.load(Relaxed) < self.limit / AMPLE
+            && self.total.used.load(Relaxed) < self.total.limit / AMPLE
+    }
+
     /// Report whether so much is in use that windows should shrink: what is set aside for new ones.
     pub(super) fn is_scarce(&self) -> bool {
         self.used.load(Relaxed) > self.limit / NEW
@@ -103,3 +109,6 @@ const NEW: u64 = 3;
 
 /// And a new one has no more than this part of what is left of it.
 const NEW_PART: u64 = 16;
+
+/// While less than this part is in use, any window may grow.
+const AMPLE: u64 = 8;

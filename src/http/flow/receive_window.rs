@@ -102,9 +102,10 @@ impl ReceiveWindow {
         let now = Instant::now();
         let quick = now.duration_since(before) < self.quick * self.flow.round_trip();
         (self.raised, self.quick) = (Some(now), QUICK);
-        if quick && self.taken >= READS && self.window < LARGEST_WINDOW {
+        if quick && self.window < LARGEST_WINDOW {
             let wanted = (self.window * 2).min(LARGEST_WINDOW);
-            if self.flow.budget.try_take(wanted - self.window, wanted) {
+            let may_grow = self.taken >= READS || self.flow.budget.is_ample();
+            if may_grow && self.flow.budget.try_take(wanted - self.window, wanted) {
                 self.reserved += wanted - self.window;
                 self.window = wanted;
             }
