@@ -176,6 +176,8 @@ impl Session {
                 Ok(()) = self.carrier.changed(), if !self.moving => {
                     let state = self.carrier.borrow_and_update().clone();
                     config.observer.tell(Event::Transport(Self::transport(&self.connection, &state)));
+                    // The edge looks then who controls congestion on the carrier that brings it.
+                    self.say(&AgentMessage::Nothing).await;
                 }
                 windows = self.flow.untold() => self.tell(windows).await,
                 () = self.flow.bare_tail() => self.say(&AgentMessage::Nothing).await,

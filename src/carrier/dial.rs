@@ -27,9 +27,9 @@ use super::{
     lines::Upgraded,
     network,
     path::{CarrierState, Driver, Watch, Ways},
-    proxy::{self, Proxy},
+    proxy::{self, Connected, Proxy},
     race::Race,
-    transport::{LARGEST_PACKET, Reach, agent_transport},
+    transport::{LARGEST_PACKET, Reach},
     upgrade::{WEBSOCKET_PATH, upgrade_request},
 };
 
@@ -109,13 +109,14 @@ pub async fn dial(config: DialConfig) -> Result<Dialed, DialError> {
 
 /// Race in the real world, to these UDP addresses and the WebSocket of `config`.
 pub(super) fn race_for(config: &DialConfig, edge: Vec<SocketAddr>) -> Race {
-    let (mut quic, mut endpoint) = (config.quic.clone(), EndpointConfig::default());
-    quic.transport_config(agent_transport(reach(&config.host, &edge), &config.memory));
+    let mut endpoint = EndpointConfig::default();
     endpoint
         .max_udp_payload_size(LARGEST_PACKET)
         .expect("more than the least that QUIC allows");
     Race {
-        quic,
+        quic: config.quic.clone(),
+        reach: reach(&config.host, &edge),
+        memory: config.memory.clone(),
         endpoint,
         server_name: config.server_name.clone(),
         edge,
@@ -179,11 +180,14 @@ pub(super) async fn dial_websocket(config: &DialConfig) -> Result<Upgraded, HopE
     let url = &config.websocket;
     let Target { secure, host, port } = Target::of(url)?;
     let hop = Hop::Edge(format!("{host}:{port}"));
-    let (io, peer) = proxy::connect(&config.proxy, secure, host, port, &config.proxy_tls).await?;
-    let io = match secure {
-        true => hop::secure(&hop, host, io, &config.websocket_tls).await?,
-        false => io,
-    };
+    let Connected {
+        mut io,
+        peer,
+        congestion,
+    } = proxy::connect(&config.proxy, secure, host, port, &config.proxy_tls).await?;
+    if secure {
+        io = hop::secure(&hop, host, io, &config.websocket_tls).await?;
+    }
     let (headers, accept) = upgrade_request().map_err(|_| HopError::Randomness)?;
     let authority = match url.port_u16() {
         Some(port) => format!("{host}:{port}"),
@@ -197,7 +201,12 @@ pub(super) async fn dial_websocket(config: &DialConfig) -> Result<Upgraded, HopE
     match hop::take_over(&hop, io, request).await? {
         Answer::Upgraded(headers, io) if headers.get(SEC_WEBSOCKET_ACCEPT) == Some(&accept) => {
             let reach = reach(host, &[]);
-            Ok(Upgraded { io, peer, reach })
+            Ok(Upgraded {
+                io,
+                peer,
+                reach,
+                congestion,
+            })
         }
         Answer::Upgraded(..) => Err(HopError::WrongAccept { hop }),
         Answer::Refused(status) => Err(HopError::NotUpgraded { hop, status }),

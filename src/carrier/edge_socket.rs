@@ -28,7 +28,7 @@ use tokio::{
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::{
-    Carrier, Reach,
+    Carrier, CongestionControl, Reach,
     inbox::{self, Arrival, Inbox},
     probe,
     queue::{Gate, Poller, blocked_by},
@@ -48,6 +48,8 @@ pub struct CarrierInfo {
     pub peer: SocketAddr,
     /// How far it is to the agent.
     pub reach: Reach,
+    /// Who controls congestion on the way there.
+    pub congestion: CongestionControl,
 }
 
 /// A handle to the socket underneath the edge's endpoint; clones share it.
@@ -121,12 +123,14 @@ impl EdgeSocket {
                 carrier: Carrier::Udp,
                 peer: remote,
                 reach: Reach::of(remote),
+                congestion: CongestionControl::Ours,
             });
         };
         self.0.line(id).map(|line| CarrierInfo {
             carrier: Carrier::WebSocket,
             peer: line.peer,
             reach: line.reach,
+            congestion: line.congestion,
         })
     }
 
@@ -145,18 +149,24 @@ impl EdgeSocket {
         io: S,
         peer: SocketAddr,
         reach: Reach,
+        congestion: CongestionControl,
     ) -> Result<impl Future<Output = Ended> + Send + use<S>, TooManyWebSockets>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        let attached = self.attach(peer, reach)?;
+        let attached = self.attach(peer, reach, congestion)?;
         Ok(async move {
             let arrivals = attached.socket.0.arrivals.clone();
             websocket::run(io, Role::Server, &attached.line, arrivals).await
         })
     }
 
-    fn attach(&self, peer: SocketAddr, reach: Reach) -> Result<Attached, TooManyWebSockets> {
+    fn attach(
+        &self,
+        peer: SocketAddr,
+        reach: Reach,
+        congestion: CongestionControl,
+    ) -> Result<Attached, TooManyWebSockets> {
         let limit = self.0.limit;
         let mut websockets = self
             .0
@@ -167,7 +177,7 @@ impl EdgeSocket {
             return Err(TooManyWebSockets { limit });
         }
         let id = self.0.next.fetch_add(1, Ordering::Relaxed);
-        let line = Arc::new(Line::new(self.0.address(id), peer, reach));
+        let line = Arc::new(Line::new(self.0.address(id), peer, reach, congestion));
         websockets.insert(id, line.clone());
         Ok(Attached {
             socket: self.clone(),

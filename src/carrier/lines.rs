@@ -10,7 +10,7 @@ use tokio::{
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::{
-    Reach,
+    CongestionControl, Reach,
     hop::HopError,
     inbox::Arrival,
     path::Ways,
@@ -29,6 +29,8 @@ pub(super) struct Upgraded {
     pub(super) peer: SocketAddr,
     /// How far it is to the edge.
     pub(super) reach: Reach,
+    /// Who controls congestion on the way there.
+    pub(super) congestion: CongestionControl,
 }
 
 /// The WebSocket of one connection: its task, and the one that dials it.
@@ -52,7 +54,12 @@ impl Lines {
         upgraded: Upgraded,
         arrivals: mpsc::Sender<Arrival>,
     ) -> Arc<Line> {
-        let line = Arc::new(Line::new(EDGE, upgraded.peer, upgraded.reach));
+        let line = Arc::new(Line::new(
+            EDGE,
+            upgraded.peer,
+            upgraded.reach,
+            upgraded.congestion,
+        ));
         // The edge is who was dialled; whether it speaks QUIC is for the handshake to find out.
         line.answered();
         let carried = line.clone();

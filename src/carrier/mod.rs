@@ -57,7 +57,7 @@ mod udp_route;
 mod upgrade;
 mod websocket;
 
-pub use congestion::PathMemory;
+pub use congestion::{CongestionControl, InControl, PathMemory};
 pub use dial::{DialConfig, Dialed, dial};
 pub use dial_error::{AttemptError, DialError};
 pub use edge_socket::EdgeSocket;
@@ -71,7 +71,7 @@ pub use proxy::Proxy;
 pub use shared_udp::SharedUdp;
 #[cfg(unix)]
 pub use successor::Successor;
-pub use tcp::{ask_for_bbr, shorten_send_queue, shorten_visitors_queues};
+pub use tcp::{ask_for_bbr, congestion_control, shorten_send_queue, shorten_visitors_queues};
 pub use transport::{
     AGENT_STREAMS, ETHERNET_PACKET, Reach, SESSION_BUFFER, alpn, edge_transport, session_window,
 };

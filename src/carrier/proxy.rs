@@ -20,8 +20,10 @@ use tower::service_fn;
 use tower_service::Service;
 
 use super::{
+    CongestionControl,
     hop::{self, Answer, HOP, Hop, HopError},
     lines::Io,
+    tcp,
 };
 
 /// Which proxy to use for WebSockets. UDP never goes through one.
@@ -75,14 +77,23 @@ impl Proxy {
     }
 }
 
-/// Connect to the edge's TCP port, through a proxy if there is one; tells the first hop's address.
+/// A connection to the edge's TCP port.
+pub(super) struct Connected {
+    pub(super) io: Box<dyn Io>,
+    /// The first hop's address.
+    pub(super) peer: SocketAddr,
+    /// Who controls congestion all the way to the edge.
+    pub(super) congestion: CongestionControl,
+}
+
+/// Connect to the edge's TCP port, through a proxy if there is one.
 pub(super) async fn connect(
     proxy: &Proxy,
     secure: bool,
     host: &str,
     port: u16,
     proxy_tls: &Arc<rustls::ClientConfig>,
-) -> Result<(Box<dyn Io>, SocketAddr), HopError> {
+) -> Result<Connected, HopError> {
     let Some(proxy) = proxy.intercept(secure, host, port)? else {
         let hop = Hop::Edge(format!("{host}:{port}"));
         return direct(&hop, host, port).await;
@@ -98,7 +109,7 @@ pub(super) async fn connect(
         _ => 1080,
     });
     let hop = Hop::Proxy(format!("{via}:{via_port}"));
-    let (io, peer) = direct(&hop, via, via_port).await?;
+    let Connected { io, peer, .. } = direct(&hop, via, via_port).await?;
     let io = match scheme {
         "http" => tunnel(&hop, io, host, port, proxy.basic_auth()).await?,
         "https" => {
@@ -108,15 +119,24 @@ pub(super) async fn connect(
         "socks5" | "socks5h" => socks5(&hop, io, host, port, &proxy).await?,
         _ => return Err(HopError::ProxyUrl(without_credentials(&uri.to_string()))),
     };
-    Ok((io, peer))
+    Ok(Connected {
+        io,
+        peer,
+        // What happens behind the proxy, the kernel here does not know.
+        congestion: CongestionControl::Ours,
+    })
 }
 
-async fn direct(hop: &Hop, host: &str, port: u16) -> Result<(Box<dyn Io>, SocketAddr), HopError> {
+async fn direct(hop: &Hop, host: &str, port: u16) -> Result<Connected, HopError> {
     let addresses = hop::resolve(host, port, HOP).await?;
     let first = addresses[0];
     let tcp = hop::connect(hop, addresses).await?;
     let peer = tcp.peer_addr().unwrap_or(first);
-    Ok((Box::new(tcp), peer))
+    Ok(Connected {
+        congestion: tcp::congestion_control(&tcp, peer),
+        io: Box::new(tcp),
+        peer,
+    })
 }
 
 /// HTTP CONNECT (RFC 9110 §9.3.6).

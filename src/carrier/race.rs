@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use super::{
-    Carrier, Transport,
+    Carrier, PathMemory, Reach, Transport,
     agent_socket::AgentSocket,
     dial_error::AttemptError,
     hop::STAGGER,
@@ -21,6 +21,7 @@ use super::{
     path::{CarrierState, Driver, Established, Watch, Ways},
     rebinding::Rebinding,
     switch::{EDGE, Switch},
+    transport::agent_transport,
     udp_route::UdpRoute,
 };
 
@@ -41,7 +42,12 @@ const ROUNDS: u32 = (HANDSHAKE.as_secs() / ROUND.as_secs()) as u32;
 
 /// Handshakes over all carriers.
 pub(super) struct Race {
+    /// TLS; the transport's settings are those of each handshake.
     pub(super) quic: ClientConfig,
+    /// How far it is to the edge.
+    pub(super) reach: Reach,
+    /// What earlier connections to the same edge have found out about the way.
+    pub(super) memory: PathMemory,
     pub(super) endpoint: EndpointConfig,
     pub(super) server_name: String,
     /// The edge's UDP addresses.
@@ -192,6 +198,8 @@ impl Race {
                 .map_err(|err| AttemptError::Quic { carrier, err })?,
             ended = lines.ended() => return Err(AttemptError::Ended(ended.to_string())),
         };
+        // The connection's controller, which is younger than the WebSocket, has not heard of it.
+        switch.select(carrier);
         Ok(Established {
             connection,
             endpoint,
@@ -219,8 +227,14 @@ impl Race {
             rebinding.clone(),
         )
         .map_err(AttemptError::Socket)?;
+        let mut quic = self.quic.clone();
+        quic.transport_config(agent_transport(
+            self.reach,
+            switch.in_control(),
+            &self.memory,
+        ));
         let connecting = endpoint
-            .connect_with(self.quic.clone(), EDGE, &self.server_name)
+            .connect_with(quic, EDGE, &self.server_name)
             .map_err(|err| match err {
                 ConnectError::InvalidServerName(name) => AttemptError::ServerName(name),
                 err => AttemptError::Configuration(err),

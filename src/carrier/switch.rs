@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::{
-    Carrier,
+    Carrier, CongestionControl, InControl,
     evidence::{Clock, Seen},
     inbox::{Arrival, Inbox},
     probe::Probe,
@@ -50,6 +50,8 @@ pub(super) struct Switch {
     arrivals: mpsc::Sender<Arrival>,
     udp: Clock,
     websocket: Clock,
+    /// Who controls congestion on the current carrier.
+    in_control: InControl,
     last: Mutex<Tail>,
     probes: Mutex<Vec<(Probe, SocketAddr)>>,
     /// The addresses that have answered a probe since someone last asked.
@@ -96,6 +98,7 @@ impl Switch {
             arrivals,
             udp: Clock::new(),
             websocket: Clock::new(),
+            in_control: InControl::default(),
             last: Mutex::default(),
             probes: Mutex::default(),
             answers: Mutex::default(),
@@ -111,6 +114,11 @@ impl Switch {
 
     pub(super) fn current(&self) -> Carrier {
         self.routes().current
+    }
+
+    /// What the connection's congestion controller looks at.
+    pub(super) fn in_control(&self) -> &InControl {
+        &self.in_control
     }
 
     pub(super) fn udp_seen(&self) -> Seen {
@@ -194,6 +202,7 @@ impl Switch {
         let mut routes = self.routes_mut();
         routes.current = carrier;
         routes.doubt = false;
+        self.in_control.set(routes.congestion());
     }
 
     pub(super) fn set_doubt(&self, doubt: bool) {
@@ -204,7 +213,10 @@ impl Switch {
 
     /// Replace the WebSocket. The connection no longer waits for the one that was there.
     pub(super) fn set_websocket(&self, line: Option<Arc<Line>>) {
-        let gone = std::mem::replace(&mut self.routes_mut().websocket, line);
+        let mut routes = self.routes_mut();
+        let gone = std::mem::replace(&mut routes.websocket, line);
+        self.in_control.set(routes.congestion());
+        drop(routes);
         if let Some(gone) = gone {
             gone.queue.become_hole();
         }
@@ -344,6 +356,13 @@ impl Switch {
 }
 
 impl Routes {
+    fn congestion(&self) -> CongestionControl {
+        match (self.current, &self.websocket) {
+            (Carrier::WebSocket, Some(line)) => line.congestion,
+            _ => CongestionControl::Ours,
+        }
+    }
+
     fn send_to_udp(&self, transmit: &Transmit) -> io::Result<()> {
         let Some(udp) = &self.udp else { return Ok(()) };
         let outgoing = Transmit {

@@ -6,7 +6,7 @@ use std::sync::Once;
 use socket2::SockRef;
 use tracing::debug;
 
-use super::Reach;
+use super::{CongestionControl, Reach};
 
 /// Unsent bytes that the kernel accepts. Its send buffer holds all that is in flight and grows to
 /// megabytes; without this bound so does the queue in front of the network, and quinn cannot see it.
@@ -35,6 +35,26 @@ pub fn ask_for_bbr<'s>(tcp: impl Into<SockRef<'s>>, addr: SocketAddr) {
         static TOLD: Once = Once::new();
         TOLD.call_once(|| debug!(%err, "tcp sockets keep the system's congestion control"));
     }
+}
+
+/// Tell whether congestion can be left to the kernel on a connection that leads, without a proxy on the way,
+/// to this address: whether it is on BBR, which keeps the network's queue short.
+pub fn congestion_control<'s>(tcp: impl Into<SockRef<'s>>, peer: SocketAddr) -> CongestionControl {
+    match Reach::of(peer) == Reach::Network && is_on_bbr(&tcp.into()) {
+        true => CongestionControl::Kernel,
+        false => CongestionControl::Ours,
+    }
+}
+
+#[cfg(any(target_os = "linux", target_os = "freebsd"))]
+fn is_on_bbr(tcp: &SockRef) -> bool {
+    tcp.tcp_congestion()
+        .is_ok_and(|name| name.split(|byte| *byte == 0).next() == Some(b"bbr"))
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "freebsd")))]
+fn is_on_bbr(_: &SockRef) -> bool {
+    false
 }
 
 #[cfg(any(target_os = "linux", target_os = "freebsd"))]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use quinn::crypto::rustls::HandshakeData;
 use quinn::{AckFrequencyConfig, Connection, MtuDiscoveryConfig, TransportConfig, VarInt};
 
-use super::congestion::{self, PathMemory};
+use super::congestion::{self, InControl, PathMemory};
 use crate::proto::LEAST_WINDOW;
 
 /// How far it is to the other end, as far as packets' sizes go.
@@ -31,9 +31,10 @@ impl Reach {
     }
 }
 
-/// Settings of the edge, which opens streams and whose agents open one.
-pub fn edge_transport(reach: Reach) -> Arc<TransportConfig> {
-    let mut config = common(reach, None);
+/// Settings of the edge, which opens streams and whose agents open one. Congestion is for whoever is said to
+/// be in control of the path to that agent.
+pub fn edge_transport(reach: Reach, in_control: &InControl) -> Arc<TransportConfig> {
+    let mut config = common(reach, in_control, None);
     // quinn spends memory up front on every stream that the peer may open: 37 KiB per idle
     // connection at its default of 100. The control stream is one.
     config.max_concurrent_bidi_streams(VarInt::from_u32(CONTROL_STREAMS));
@@ -44,8 +45,12 @@ pub fn edge_transport(reach: Reach) -> Arc<TransportConfig> {
 }
 
 /// Settings of the agent, to which the edge opens a stream for every conversation.
-pub fn agent_transport(reach: Reach, memory: &PathMemory) -> Arc<TransportConfig> {
-    let mut config = common(reach, Some(memory));
+pub fn agent_transport(
+    reach: Reach,
+    in_control: &InControl,
+    memory: &PathMemory,
+) -> Arc<TransportConfig> {
+    let mut config = common(reach, in_control, Some(memory));
     config.max_concurrent_bidi_streams(VarInt::from_u32(AGENT_STREAMS));
     config.receive_window(session_window(SESSION_BUFFER));
     config.keep_alive_interval(Some(AGENT_KEEP_ALIVE));
@@ -59,12 +64,13 @@ pub fn session_window(buffer: u64) -> VarInt {
     VarInt::from_u64(window).unwrap_or(VarInt::MAX)
 }
 
-fn common(reach: Reach, memory: Option<&PathMemory>) -> TransportConfig {
+fn common(reach: Reach, in_control: &InControl, memory: Option<&PathMemory>) -> TransportConfig {
     let mut config = TransportConfig::default();
     let (largest, congestion) = match reach {
         Reach::Network => {
             let on_a_network = congestion::Config {
                 memory: memory.cloned(),
+                in_control: in_control.clone(),
                 ..congestion::Config::default()
             };
             config.ack_frequency_config(Some(prompt_acknowledgements()));

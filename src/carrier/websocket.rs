@@ -28,7 +28,7 @@ use tokio_tungstenite::{
     },
 };
 
-use super::{Reach, inbox::Arrival, meter::Meter, queue::Queue};
+use super::{CongestionControl, Reach, inbox::Arrival, meter::Meter, queue::Queue};
 
 use crate::proto::{DATAGRAMS_HEADER, DATAGRAMS_LIMIT, Datagrams, DatagramsError};
 
@@ -66,6 +66,8 @@ pub(super) struct Line {
     pub(super) peer: SocketAddr,
     /// How far it leads.
     pub(super) reach: Reach,
+    /// Who controls congestion on it.
+    pub(super) congestion: CongestionControl,
     pub(super) queue: Arc<Queue>,
     answered: AtomicBool,
     /// Messages that have come from the far end.
@@ -75,11 +77,17 @@ pub(super) struct Line {
 }
 
 impl Line {
-    pub(super) fn new(address: SocketAddr, peer: SocketAddr, reach: Reach) -> Self {
+    pub(super) fn new(
+        address: SocketAddr,
+        peer: SocketAddr,
+        reach: Reach,
+        congestion: CongestionControl,
+    ) -> Self {
         Self {
             address,
             peer,
             reach,
+            congestion,
             queue: Arc::new(Queue::new(reach)),
             answered: AtomicBool::new(false),
             received: AtomicU64::new(0),

@@ -16,7 +16,9 @@ use super::registry::{Claim, Owner, Registry, Tunnel};
 use super::urls::Urls;
 use super::workers::{Seat, Workers};
 use crate::auth::{Name, NameError, Tokens};
-use crate::carrier::{AGENT_STREAMS, EdgeSocket, Reach, alpn, session_window};
+use crate::carrier::{
+    AGENT_STREAMS, EdgeSocket, InControl, Reach, alpn, edge_transport, session_window,
+};
 use crate::http::{Budget, BufferTotal, FlowControl};
 use crate::proto::{
     ALPN, AgentMessage, CONTROL_LIMIT, Close, EdgeMessage, Hello, Limits, LostSession, Refusal,
@@ -28,6 +30,8 @@ pub struct Agents {
     pub registry: Registry,
     /// What tells how an agent's packets come.
     pub socket: EdgeSocket,
+    /// QUIC's settings for agents in general.
+    pub quic: ServerConfig,
     /// QUIC's settings for agents on this machine.
     pub nearby: Arc<ServerConfig>,
     pub tokens: Tokens,
@@ -75,11 +79,12 @@ impl Agents {
     async fn serve(self: Arc<Self>, incoming: Incoming, seat: Seat) {
         let way = self.socket.carrier(incoming.remote_address());
         let is_near = way.is_some_and(|way| way.reach == Reach::Loopback);
-        let accepted = match is_near {
-            true => incoming.accept_with(self.nearby.clone()),
-            false => incoming.accept(),
+        let in_control = InControl::default();
+        let config = match is_near {
+            true => self.nearby.clone(),
+            false => self.quic_for(&in_control),
         };
-        let connecting = match accepted {
+        let connecting = match incoming.accept_with(config) {
             Ok(connecting) => connecting,
             Err(err) => return debug!(%err, "no handshake"),
         };
@@ -88,25 +93,26 @@ impl Agents {
             Ok(Err(err)) => return debug!(%err, "no handshake"),
             Err(_) => return debug!("the handshake took too long"),
         };
-        if let Err(err) = self.session(&connection, seat.worker).await {
+        let budget = Budget::new(self.limits.session_buffer, self.buffer.clone());
+        let way = Way {
+            connection: &connection,
+            in_control: &in_control,
+            flow: &FlowControl::on(&connection, budget),
+            worker: seat.worker,
+        };
+        if let Err(err) = self.session(way).await {
             debug!(%err, "the session ended early");
             connection.close(err.close().code(), err.reason().as_bytes());
         }
     }
 
-    async fn session(&self, connection: &Connection, worker: usize) -> Result<(), SessionError> {
+    async fn session(&self, way: Way<'_>) -> Result<(), SessionError> {
+        let connection = way.connection;
         if alpn(connection).as_deref() != Some(ALPN) {
             return Err(SessionError::Version);
         }
         let greeting = timeout(self.limits.hello, Control::greet(connection));
         let (mut control, hello) = greeting.await.map_err(|_| SessionError::Slow)??;
-        let budget = Budget::new(self.limits.session_buffer, self.buffer.clone());
-        let flow = FlowControl::on(connection, budget);
-        let way = Way {
-            connection,
-            flow: &flow,
-            worker,
-        };
         let (owner, claims) = match self.admit(&hello, way).await {
             Ok(admitted) => admitted,
             Err(refusal) => return self.refuse(control, connection, refusal).await,
@@ -199,6 +205,13 @@ impl Agents {
         buried
     }
 
+    /// QUIC's settings for one agent on a network.
+    fn quic_for(&self, in_control: &InControl) -> Arc<ServerConfig> {
+        let mut config = self.quic.clone();
+        config.transport_config(edge_transport(Reach::Network, in_control));
+        Arc::new(config)
+    }
+
     fn claim(
         &self,
         requests: &[TunnelRequest],
@@ -253,6 +266,8 @@ impl Agents {
 #[derive(Clone, Copy)]
 struct Way<'a> {
     connection: &'a Connection,
+    /// Whether congestion is for us to control on the path to the agent.
+    in_control: &'a InControl,
     flow: &'a Arc<FlowControl>,
     /// The number of the worker that the session is on.
     worker: usize,
@@ -271,6 +286,7 @@ impl Session<'_> {
     async fn run(mut self, control: &mut Control) -> Result<(), SessionError> {
         let mut told = false;
         loop {
+            self.look_at_carrier();
             let message = tokio::select! {
                 () = self.agents.draining.begun(), if !told => {
                     told = true;
@@ -313,6 +329,17 @@ impl Session<'_> {
                 None => return Ok(()),
             }
         }
+    }
+
+    /// See who controls congestion on the carrier that the agent uses now. After it has moved to another,
+    /// it says something.
+    fn look_at_carrier(&self) {
+        let carrier = self
+            .agents
+            .socket
+            .carrier(self.way.connection.remote_address());
+        let congestion = carrier.map(|way| way.congestion);
+        self.way.in_control.set(congestion.unwrap_or_default());
     }
 
     fn open(&mut self, request: &TunnelRequest) -> EdgeMessage {

@@ -219,6 +219,7 @@ impl Edge {
         let agents = Arc::new(Agents {
             registry: registry.clone(),
             socket: self.listening.socket,
+            quic: self.listening.quic,
             nearby: self.listening.nearby,
             tokens: self.tokens,
             limits: self.config.limits,

@@ -20,7 +20,8 @@ use tracing::{Instrument, debug};
 
 use super::body::VisitorBody;
 use crate::carrier::{
-    EdgeSocket, NotAWebSocket, Reach, check_extended_connect, shorten_send_queue, upgrade_response,
+    CongestionControl, EdgeSocket, NotAWebSocket, Reach, check_extended_connect,
+    congestion_control, shorten_send_queue, upgrade_response,
 };
 
 /// The socket of a visitor's connection, which hyper has and does not give back.
@@ -43,18 +44,24 @@ impl RawTcp {
         }
     }
 
-    /// Keep the kernel's queue short: packets must not grow old in it.
+    /// Borrow the socket.
     ///
     /// # Safety
-    /// The connection must still be open.
-    unsafe fn shorten_send_queue(self, reach: Reach) {
+    /// The connection must stay open meanwhile.
+    #[cfg(unix)]
+    unsafe fn borrow(&self) -> BorrowedFd<'_> {
         // SAFETY: the caller's promise.
-        #[cfg(unix)]
-        let socket = unsafe { BorrowedFd::borrow_raw(self.socket) };
+        unsafe { BorrowedFd::borrow_raw(self.socket) }
+    }
+
+    /// Borrow the socket.
+    ///
+    /// # Safety
+    /// The connection must stay open meanwhile.
+    #[cfg(windows)]
+    unsafe fn borrow(&self) -> BorrowedSocket<'_> {
         // SAFETY: the caller's promise.
-        #[cfg(windows)]
-        let socket = unsafe { BorrowedSocket::borrow_raw(self.socket) };
-        shorten_send_queue(&socket, reach);
+        unsafe { BorrowedSocket::borrow_raw(self.socket) }
     }
 }
 
@@ -99,7 +106,7 @@ impl Carriers {
                 return response;
             }
         };
-        let reach = reach(&parts.headers, peer);
+        let is_direct = !is_proxied(&parts.headers);
         *response.headers_mut() = headers;
         let (socket, end) = (self.socket.clone(), self.end.clone());
         let pump = async move {
@@ -107,9 +114,19 @@ impl Carriers {
                 Ok(upgraded) => upgraded,
                 Err(err) => return debug!(%err, "no websocket came about"),
             };
-            // SAFETY: `upgraded` owns the connection, whose socket is therefore open.
-            unsafe { tcp.shorten_send_queue(reach) };
-            match socket.accept(TokioIo::new(upgraded), peer, reach) {
+            let (reach, congestion) = {
+                // SAFETY: `upgraded` owns the connection, whose socket is therefore open.
+                let tcp = unsafe { tcp.borrow() };
+                let way = match is_direct {
+                    true => (Reach::of(peer), congestion_control(&tcp, peer)),
+                    // It is often on the same machine, and the agent never is.
+                    false => (Reach::Network, CongestionControl::Ours),
+                };
+                // Packets must not grow old in the kernel's queue.
+                shorten_send_queue(&tcp, way.0);
+                way
+            };
+            match socket.accept(TokioIo::new(upgraded), peer, reach, congestion) {
                 Ok(pump) => tokio::select! {
                     ended = pump => debug!(reason = %ended, "a websocket ended"),
                     () = end.cancelled() => {}
@@ -122,13 +139,9 @@ impl Carriers {
     }
 }
 
-/// Tell how far it is to the agent. A proxy in front of the edge is often on the same machine, and the
-/// agent never is.
-fn reach(fields: &HeaderMap, peer: SocketAddr) -> Reach {
-    match PROXIES_FIELDS.iter().any(|name| fields.contains_key(name)) {
-        true => Reach::Network,
-        false => Reach::of(peer),
-    }
+/// Tell whether there is a proxy in front of the edge.
+fn is_proxied(fields: &HeaderMap) -> bool {
+    PROXIES_FIELDS.iter().any(|name| fields.contains_key(name))
 }
 
 /// What proxies add to a request, and agents do not.

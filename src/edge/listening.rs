@@ -19,7 +19,7 @@ use super::listen::{self, ListenError};
 use super::registry::Registry;
 use super::sockets::Sockets;
 use super::visitors::Listener;
-use crate::carrier::{self, EdgeKeys, EdgeSocket, Reach};
+use crate::carrier::{self, EdgeKeys, EdgeSocket, InControl, Reach};
 #[cfg(unix)]
 use crate::carrier::{Predecessor, SharedUdp};
 use crate::proto::{ALPN, ALPN_ANY};
@@ -30,6 +30,8 @@ pub struct Listening {
     pub listeners: Vec<Listener>,
     pub endpoint: Endpoint,
     pub socket: EdgeSocket,
+    /// QUIC's settings for agents in general.
+    pub quic: ServerConfig,
     /// QUIC's settings for agents on this machine.
     pub nearby: Arc<ServerConfig>,
     pub addrs: Addrs,
@@ -113,14 +115,15 @@ impl Listening {
         }
         let agents = Agents::new(config, sockets, predecessors)?;
         addrs.quic = agents.addr;
-        let (server, nearby) = server_configs(identity);
+        let (quic, nearby) = server_configs(identity);
         let (endpoint, socket) =
-            carrier::edge_endpoint(agents.udp, server, keys, config.limits.websockets)
+            carrier::edge_endpoint(agents.udp, quic.clone(), keys, config.limits.websockets)
                 .map_err(ListenError::udp(config))?;
         Ok(Self {
             listeners,
             endpoint,
             socket,
+            quic,
             nearby: Arc::new(nearby),
             addrs,
             #[cfg(unix)]
@@ -210,8 +213,9 @@ fn server_configs(identity: &Identity) -> (ServerConfig, ServerConfig) {
     let tls = QuicServerConfig::try_from(tls).expect("the configuration speaks TLS 1.3");
     let mut server = ServerConfig::with_crypto(Arc::new(tls));
     let mut nearby = server.clone();
-    server.transport_config(carrier::edge_transport(Reach::Network));
-    nearby.transport_config(carrier::edge_transport(Reach::Loopback));
+    let ours = InControl::default();
+    server.transport_config(carrier::edge_transport(Reach::Network, &ours));
+    nearby.transport_config(carrier::edge_transport(Reach::Loopback, &ours));
     (server, nearby)
 }
 

@@ -20,7 +20,8 @@ pub enum AgentMessage {
     },
     /// More of a request's body may come.
     Window(Window),
-    /// Nothing: a packet that follows the end of an answer, so that the loss of that is noticed.
+    /// Nothing: a packet that follows the end of an answer, so that the loss of that is noticed, or the
+    /// first over another carrier.
     Nothing,
 }
 

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use quinn::congestion::{Controller, ControllerFactory};
 
-use super::{PathMemory, RateModel};
+use super::{CongestionControl, InControl, PathMemory, RateModel};
 
 /// Makes controllers, for quinn's `TransportConfig::congestion_controller_factory`.
 #[derive(Debug, Clone)]
@@ -16,6 +16,8 @@ pub struct Config {
     pub least_window: u64,
     /// What earlier connections to the same place have found out, and later ones shall know.
     pub memory: Option<PathMemory>,
+    /// Who controls congestion instead of the controllers that are made.
+    pub in_control: InControl,
 }
 
 impl Config {
@@ -27,6 +29,7 @@ impl Config {
             initial_window: LOOPBACK_WINDOW,
             least_window: LOOPBACK_WINDOW,
             memory: None,
+            in_control: InControl::default(),
         }
     }
 }
@@ -37,12 +40,16 @@ impl Default for Config {
             initial_window: INITIAL_WINDOW,
             least_window: 0,
             memory: None,
+            in_control: InControl::default(),
         }
     }
 }
 
 impl ControllerFactory for Config {
     fn build(self: Arc<Self>, now: Instant, mtu: u16) -> Box<dyn Controller> {
+        // A path that is new may be UDP's, where a window without bounds would be a flood: until somebody
+        // says otherwise, it is ours.
+        self.in_control.set(CongestionControl::Ours);
         Box::new(RateModel::new(&self, u64::from(mtu), now))
     }
 }

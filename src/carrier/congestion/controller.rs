@@ -7,7 +7,7 @@ use quinn::congestion::Controller;
 use quinn_proto::RttEstimator;
 
 use super::delivery::Sample;
-use super::{RateModel, Stage};
+use super::{OPEN, RateModel, Stage};
 
 impl Controller for RateModel {
     fn on_sent(&mut self, now: Instant, bytes: u64, _last_packet_number: u64) {
@@ -37,7 +37,14 @@ impl Controller for RateModel {
         _largest: Option<u64>,
     ) {
         let sample = self.delivery.on_end_acks(now, in_flight, app_limited);
-        if let Some(sample) = sample {
+        let left_to_kernel = self.in_control.is_kernel();
+        if self.left_to_kernel && !left_to_kernel {
+            self.forget_path(now);
+        }
+        self.left_to_kernel = left_to_kernel;
+        if let Some(sample) = sample
+            && !left_to_kernel
+        {
             self.on_sample(now, in_flight, app_limited, &sample);
         }
         self.batch = 0;
@@ -50,6 +57,9 @@ impl Controller for RateModel {
         persistent: bool,
         lost_bytes: u64,
     ) {
+        if self.in_control.is_kernel() {
+            return;
+        }
         self.path.observe_delivery(0, lost_bytes);
         if lost_bytes == 0 {
             self.on_mark(now);
@@ -66,6 +76,9 @@ impl Controller for RateModel {
     }
 
     fn window(&self) -> u64 {
+        if self.in_control.is_kernel() {
+            return OPEN;
+        }
         // quinn paces by the smoothed RTT, which remembers a queue for long after it has gone.
         let (smoothed, longest) = (self.smoothed_rtt, self.path.longest_now());
         if smoothed < longest || longest.is_zero() {

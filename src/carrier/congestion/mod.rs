@@ -8,6 +8,7 @@
 mod config;
 mod controller;
 mod delivery;
+mod kernel;
 #[cfg(test)]
 mod link_model;
 mod memory;
@@ -21,6 +22,7 @@ use quinn::congestion::Controller;
 
 pub use config::Config;
 use delivery::Delivery;
+pub use kernel::{CongestionControl, InControl};
 use memory::Known;
 pub use memory::PathMemory;
 use path::PathModel;
@@ -38,6 +40,9 @@ struct RateModel {
     initial_window: u64,
     least_window: u64,
     memory: Option<PathMemory>,
+    in_control: InControl,
+    /// Whether the kernel was in control when packets were last acknowledged.
+    left_to_kernel: bool,
     /// What was known of the path, until there is a round trip to compare.
     known: Option<Known>,
     window: u64,
@@ -99,6 +104,8 @@ impl RateModel {
             least_window: config.least_window,
             known: config.memory.as_ref().and_then(PathMemory::recall),
             memory: config.memory.clone(),
+            in_control: config.in_control.clone(),
+            left_to_kernel: false,
             window: config.initial_window,
             path: PathModel::new(mtu, now),
             delivery: Delivery::new(now),
@@ -119,6 +126,15 @@ impl RateModel {
             round_least: Duration::MAX,
             own: Tally::default(),
         }
+    }
+
+    /// Begin anew, on a path of which nothing is known but what earlier connections have found out.
+    fn forget_path(&mut self, now: Instant) {
+        self.known = self.memory.as_ref().and_then(PathMemory::recall);
+        self.window = self.initial_window;
+        self.path = PathModel::new(self.path.mtu, now);
+        let (rate, flat_rounds) = (0.0, 0);
+        self.enter(Stage::Startup { rate, flat_rounds }, now);
     }
 
     fn enter(&mut self, stage: Stage, now: Instant) {
@@ -367,6 +383,9 @@ impl RateModel {
 fn seconds(seconds: f64) -> Duration {
     Duration::from_secs_f64(seconds.min(1e6))
 }
+
+/// The window where congestion is the kernel's business: more than QUIC lets a session have on its way.
+const OPEN: u64 = 1 << 30;
 
 /// Up to so many initial windows, and while no queue shows, a start-up does not double its window in
 /// each round trip, but makes it four times as large: on a long path it is the start-up that takes time.

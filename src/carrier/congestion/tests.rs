@@ -1,12 +1,12 @@
 //! What the controller promises, on links in virtual time: no clock decides about these results.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use quinn::congestion::CubicConfig;
+use quinn::congestion::{Controller, ControllerFactory, CubicConfig};
 
 use super::link_model::{Link, LinkModel, Loss, Rng};
-use super::{Config, PathMemory};
+use super::{Config, CongestionControl, PathMemory, RateModel};
 
 const MIB: u64 = 1 << 20;
 
@@ -253,4 +253,34 @@ fn the_same_seed_gives_the_same_result() {
     let download = || downloaded(&mut LinkModel::symmetric(&link, 7), &link, 5 * MIB);
 
     assert_eq!(download().to_bits(), download().to_bits());
+}
+
+#[test]
+fn the_window_is_open_while_the_kernel_is_in_control_and_small_on_a_path_that_is_new() {
+    let start = Instant::now();
+    let config = ours();
+    let initial = config.initial_window;
+    let mut model = RateModel::new(&config, 1_200, start);
+    assert_eq!(model.window(), initial);
+
+    config.in_control.set(CongestionControl::Kernel);
+
+    assert!(model.window() > 16 * MIB);
+    deliver(&mut model, start, 16 * MIB);
+    config.in_control.set(CongestionControl::Ours);
+    deliver(&mut model, start + secs(1), 1_200);
+    assert!(model.window() < 4 * initial);
+
+    config.in_control.set(CongestionControl::Kernel);
+    let elsewhere = config.build(start + secs(2), 1_200);
+    assert_eq!(elsewhere.window(), initial);
+}
+
+/// Have so many bytes sent, and acknowledged a moment later.
+fn deliver(model: &mut RateModel, sent: Instant, bytes: u64) {
+    let acked = sent + ms(40);
+    model.on_sent(sent, bytes, 0);
+    model.delivery.on_ack(acked, sent, bytes);
+    model.batch = bytes;
+    model.on_end_acks(acked, 0, false, None);
 }

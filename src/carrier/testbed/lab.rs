@@ -24,7 +24,7 @@ use super::{
     udp::MemoryUdp,
 };
 use crate::carrier::{
-    Carrier, Reach, Transport,
+    Carrier, CongestionControl, PathMemory, Reach, Transport,
     dial_error::AttemptError,
     edge_socket::{EdgeSocket, edge_endpoint_over},
     hop::{Hop, HopError},
@@ -76,7 +76,8 @@ impl Ways for MemoryWays {
             }
             let (near, far, between) = pipe::connection(network);
             let mut tasks = tasks.lock().unwrap();
-            if let Ok(carrying) = edge.accept(far, SocketAddr::from(PEER), Reach::Network) {
+            let (peer, congestion) = (SocketAddr::from(PEER), CongestionControl::Ours);
+            if let Ok(carrying) = edge.accept(far, peer, Reach::Network, congestion) {
                 tasks.spawn(async move {
                     carrying.await;
                 });
@@ -84,8 +85,9 @@ impl Ways for MemoryWays {
             tasks.spawn(between);
             Ok(Upgraded {
                 io: Box::new(near),
-                peer: PEER.into(),
+                peer,
                 reach: Reach::Network,
+                congestion,
             })
         })
     }
@@ -114,6 +116,8 @@ impl Lab {
         });
         let race = Race {
             quic: certificate.client,
+            reach: Reach::Network,
+            memory: PathMemory::default(),
             endpoint: EndpointConfig::default(),
             server_name: "edge.test".into(),
             edge: vec![EDGE],

@@ -20,7 +20,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{Certificate, certificate, lab::serve};
 use crate::carrier::{
-    EdgeSocket, Proxy, Reach, Transport, WEBSOCKET_PATH,
+    CongestionControl, EdgeSocket, Proxy, Reach, Transport, WEBSOCKET_PATH,
     dial::{DialConfig, Dialed, dial},
     dial_error::DialError,
     edge_socket::edge_endpoint_over,
@@ -163,7 +163,9 @@ async fn answer(
             // The listener's task ends with the upgrade; the test outlives both.
             tokio::spawn(async move {
                 let upgraded = hyper::upgrade::on(request).await.unwrap();
-                if let Ok(carrying) = socket.accept(TokioIo::new(upgraded), peer, Reach::of(peer)) {
+                let (reach, congestion) = (Reach::of(peer), CongestionControl::Ours);
+                let io = TokioIo::new(upgraded);
+                if let Ok(carrying) = socket.accept(io, peer, reach, congestion) {
                     let _ = report.send(carrying.await);
                 }
             });

@@ -25,7 +25,7 @@ use super::{
     udp::MemoryUdp,
 };
 use crate::carrier::{
-    Carrier, EdgeKeys, EdgeSocket, Transport, edge_endpoint,
+    Carrier, EdgeKeys, EdgeSocket, PathMemory, Reach, Transport, edge_endpoint,
     hop::{Hop, HopError},
     lines::Upgraded,
     path::Ways,
@@ -41,6 +41,8 @@ async fn a_socket_that_changes_upon_a_stateless_reset_ends_nothing_but_the_conne
     let arrived = Arc::new(Notify::new());
     let race = Race {
         quic: certificate().client,
+        reach: Reach::Network,
+        memory: PathMemory::default(),
         endpoint: EndpointConfig::default(),
         server_name: "edge.test".into(),
         edge: vec![EDGE],

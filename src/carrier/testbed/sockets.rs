@@ -20,7 +20,7 @@ use super::{
     real::{RealEdge, WEBSOCKETS, relay, relay_udp},
 };
 use crate::carrier::{
-    Carrier, Reach, Transport, WEBSOCKET_PATH,
+    Carrier, CongestionControl, Reach, Transport, WEBSOCKET_PATH,
     dial::{DialConfig, race_for},
     edge_socket::edge_endpoint_over,
     websocket::Ended,
@@ -210,7 +210,16 @@ async fn a_thousand_websockets_that_never_speak_quic_are_sent_away() {
     let mut websockets = JoinSet::new();
     for i in 0..1000 {
         let (near, far) = tokio::io::duplex(4096);
-        websockets.spawn(socket.accept(far, STRANGER.into(), Reach::Network).unwrap());
+        websockets.spawn(
+            socket
+                .accept(
+                    far,
+                    STRANGER.into(),
+                    Reach::Network,
+                    CongestionControl::Ours,
+                )
+                .unwrap(),
+        );
         let mut near = WebSocketStream::from_raw_socket(near, Role::Client, None).await;
         // Half say nothing, half send packets that are none.
         if i % 2 == 0 {
@@ -222,7 +231,16 @@ async fn a_thousand_websockets_that_never_speak_quic_are_sent_away() {
     }
     assert_eq!(socket.websockets(), 1000);
     let (_, far) = tokio::io::duplex(4096);
-    assert!(socket.accept(far, STRANGER.into(), Reach::Network).is_err());
+    assert!(
+        socket
+            .accept(
+                far,
+                STRANGER.into(),
+                Reach::Network,
+                CongestionControl::Ours
+            )
+            .is_err()
+    );
 
     while let Some(ended) = websockets.join_next().await {
         assert!(matches!(ended.unwrap(), Ended::NeverSpokeQuic));
@@ -236,7 +254,16 @@ async fn a_thousand_websockets_that_never_speak_quic_are_sent_away() {
 async fn a_probe_does_not_count_as_speaking_quic() {
     let (_endpoint, socket) = quiet_edge(WEBSOCKETS);
     let (near, far) = tokio::io::duplex(4096);
-    let websocket = tokio::spawn(socket.accept(far, STRANGER.into(), Reach::Network).unwrap());
+    let websocket = tokio::spawn(
+        socket
+            .accept(
+                far,
+                STRANGER.into(),
+                Reach::Network,
+                CongestionControl::Ours,
+            )
+            .unwrap(),
+    );
     let mut near: WebSocketStream<DuplexStream> =
         WebSocketStream::from_raw_socket(near, Role::Client, None).await;
     let probe = crate::carrier::probe::Probe::new().unwrap().datagram();

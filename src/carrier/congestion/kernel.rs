@@ -1,0 +1,34 @@
+//! Whose business congestion is while packets ride on a TCP connection.
+//!
+//! What is lost there, TCP repeats, and all that came behind it waits meanwhile: for the model of a path that
+//! is a queue, which it drains by sending less. Where the kernel's own congestion control keeps queues short
+//! and does not take every loss for one, a second one on top of it costs half of what gets through. What the
+//! socket has no room for, the carrier's queue says.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+/// Who sees to it that the network is not overloaded.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum CongestionControl {
+    /// The model of the path, by QUIC's window.
+    #[default]
+    Ours,
+    /// The kernel at this end of a TCP connection, all the way to the other end of the session.
+    Kernel,
+}
+
+/// Who controls congestion on the path that a connection uses now. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct InControl(Arc<AtomicBool>);
+
+impl InControl {
+    /// Say who does from now on.
+    pub fn set(&self, control: CongestionControl) {
+        self.0.store(control == CongestionControl::Kernel, Relaxed);
+    }
+
+    pub(super) fn is_kernel(&self) -> bool {
+        self.0.load(Relaxed)
+    }
+}
