@@ -63,10 +63,7 @@ impl AgentSocket {
 
 impl AsyncUdpSocket for AgentSocket {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        let udp = self.switch.udp_route();
-        Box::pin(Poller::new(
-            udp.map(|udp| udp.socket.clone().create_io_poller()),
-        ))
+        Box::pin(Poller::default())
     }
 
     fn try_send(&self, transmit: &Transmit) -> io::Result<()> {

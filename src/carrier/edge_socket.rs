@@ -260,7 +260,9 @@ impl Shared {
             ..transmit.clone()
         };
         match udp.try_send(&outgoing) {
-            Err(err) if err.kind() == io::ErrorKind::WouldBlock => Err(blocked_by(Gate::Udp)),
+            Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
+                Err(blocked_by(Gate::Udp(udp.clone())))
+            }
             // QUIC repeats what the network loses; an error here would end the connection.
             Ok(()) | Err(_) => Ok(()),
         }
@@ -269,8 +271,7 @@ impl Shared {
 
 impl AsyncUdpSocket for EdgeSocket {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        let udp = self.0.udp.clone().map(|udp| udp.create_io_poller());
-        Box::pin(Poller::new(udp))
+        Box::pin(Poller::default())
     }
 
     fn try_send(&self, transmit: &Transmit) -> io::Result<()> {

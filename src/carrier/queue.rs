@@ -10,11 +10,11 @@ use std::{
     fmt, io,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, Waker},
 };
 
 use bytes::Bytes;
-use quinn::UdpPoller;
+use quinn::{AsyncUdpSocket, UdpPoller};
 use tokio::{sync::Notify, task};
 
 use super::Reach;
@@ -164,8 +164,8 @@ impl fmt::Debug for Queue {
 /// What stood in the way of a transmit.
 #[derive(Debug)]
 pub(super) enum Gate {
-    /// The kernel's send buffer of the UDP socket.
-    Udp,
+    /// The kernel's send buffer of this UDP socket.
+    Udp(Arc<dyn AsyncUdpSocket>),
     /// The queue of one WebSocket.
     WebSocket(Arc<Queue>),
 }
@@ -185,16 +185,30 @@ pub(super) fn blocked_by(gate: Gate) -> io::Error {
 }
 
 /// Wakes one connection when whatever blocked it has room again.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Poller {
-    udp: Option<Pin<Box<dyn UdpPoller>>>,
     waiting: Option<Gate>,
+    /// The poller of the UDP socket that was full last. An agent's is another one in another network, and to
+    /// wait for the one before, which has room, would be to try for ever.
+    udp: Option<UdpSocketPoller>,
 }
 
+/// A UDP socket, and what tells when it has room.
+type UdpSocketPoller = (Arc<dyn AsyncUdpSocket>, Pin<Box<dyn UdpPoller>>);
+
 impl Poller {
-    /// `udp` is the poller of the UDP socket underneath, if there is one.
-    pub(super) fn new(udp: Option<Pin<Box<dyn UdpPoller>>>) -> Self {
-        Self { udp, waiting: None }
+    fn poll_udp(
+        &mut self,
+        socket: &Arc<dyn AsyncUdpSocket>,
+        cx: &mut Context,
+    ) -> Poll<io::Result<()>> {
+        if !matches!(&self.udp, Some((known, _)) if Arc::ptr_eq(known, socket)) {
+            self.udp = None;
+        }
+        let (_, poller) = self
+            .udp
+            .get_or_insert_with(|| (socket.clone(), socket.clone().create_io_poller()));
+        poller.as_mut().poll_writable(cx)
     }
 }
 
@@ -205,26 +219,29 @@ impl UdpPoller for Poller {
         {
             self.waiting = Some(gate);
         }
-        match &self.waiting {
-            None => return Poll::Ready(Ok(())),
-            Some(Gate::WebSocket(queue)) => ready!(queue.poll_room(cx)),
-            Some(Gate::Udp) => {
-                if let Some(udp) = &mut self.udp {
-                    ready!(udp.as_mut().poll_writable(cx))?;
-                }
-            }
+        let Some(gate) = self.waiting.take() else {
+            return Poll::Ready(Ok(()));
+        };
+        let polled = match &gate {
+            Gate::WebSocket(queue) => queue.poll_room(cx).map(Ok),
+            Gate::Udp(socket) => self.poll_udp(socket, cx),
+        };
+        if polled.is_pending() {
+            self.waiting = Some(gate);
         }
-        self.waiting = None;
-        Poll::Ready(Ok(()))
+        polled
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::{
+        future::poll_fn,
         sync::atomic::{AtomicUsize, Ordering},
         task::Wake,
     };
+
+    use quinn::{Runtime, TokioRuntime};
 
     use super::*;
 
@@ -252,7 +269,7 @@ mod tests {
     fn a_full_queue_blocks_and_wakes_whoever_waits_when_half_is_gone() {
         let queue = Arc::new(Queue::new(Reach::Network));
         let woken = Arc::new(Woken::default());
-        let mut poller = Poller::new(None);
+        let mut poller = Poller::default();
         fill(&queue);
         assert!(poll(&mut poller, &woken), "nothing was refused yet");
 
@@ -276,15 +293,38 @@ mod tests {
 
         blocked_by(Gate::WebSocket(queue));
 
-        assert!(!poll(&mut Poller::new(None), &woken));
-        assert!(poll(&mut Poller::new(None), &woken));
+        assert!(!poll(&mut Poller::default(), &woken));
+        assert!(poll(&mut Poller::default(), &woken));
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_udp_socket_waits_for_the_one_that_was_full() {
+        let socket = || {
+            let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+            TokioRuntime.wrap_udp_socket(socket).unwrap()
+        };
+        let mut poller = Poller::default();
+        let before = socket();
+        blocked_by(Gate::Udp(before));
+        poll_fn(|cx| Pin::new(&mut poller).poll_writable(cx))
+            .await
+            .unwrap();
+
+        // Nobody has looked yet whether this one has room.
+        blocked_by(Gate::Udp(socket()));
+
+        let woken = Arc::new(Woken::default());
+        assert!(!poll(&mut poller, &woken), "the former one has room");
+        poll_fn(|cx| Pin::new(&mut poller).poll_writable(cx))
+            .await
+            .unwrap();
     }
 
     #[test]
     fn a_hole_swallows_what_it_holds_and_releases_whoever_waits() {
         let queue = Arc::new(Queue::new(Reach::Network));
         let woken = Arc::new(Woken::default());
-        let mut poller = Poller::new(None);
+        let mut poller = Poller::default();
         fill(&queue);
         blocked_by(Gate::WebSocket(queue.clone()));
         assert!(!poll(&mut poller, &woken));

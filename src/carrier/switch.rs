@@ -371,7 +371,9 @@ impl Routes {
             ..transmit.clone()
         };
         match udp.socket.try_send(&outgoing) {
-            Err(err) if err.kind() == io::ErrorKind::WouldBlock => Err(blocked_by(Gate::Udp)),
+            Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
+                Err(blocked_by(Gate::Udp(udp.socket.clone())))
+            }
             // No route, no such interface, refused: the network of the next second may differ.
             Ok(()) | Err(_) => Ok(()),
         }
