@@ -9,7 +9,7 @@ use super::config::AgentConfig;
 use super::connect_error::ConnectError;
 use crate::carrier::{self, AttemptError, DialConfig, Dialed, PathMemory};
 use crate::proto::{ALPN, ALPN_ANY};
-use crate::tls::{Distrust, upstream_config};
+use crate::tls::{Distrust, proxy_config};
 
 /// What to dial for an edge, and where the reason will be noted if it is not to be trusted.
 pub(super) fn dialing(
@@ -35,7 +35,7 @@ pub(super) fn dialing(
         websocket,
         websocket_tls: carrier::outer_tls(),
         proxy: config.proxy.clone(),
-        proxy_tls: Arc::new(upstream_config(true, &[b"http/1.1"])?),
+        proxy_tls: Arc::new(proxy_config()),
         memory: memory.clone(),
     };
     Ok((way, distrust))

@@ -9,7 +9,7 @@ mod trust;
 pub use ca::{CaError, LocalCa, local_ca};
 pub use identity::{Identity, IdentityError};
 pub use pin::{Pin, PinError};
-pub use trust::{Distrust, Trust, TrustError, upstream_config};
+pub use trust::{Distrust, Trust, TrustError, proxy_config, upstream_config};
 
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
 //! How the agent decides that it talks to the right edge.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -67,6 +67,16 @@ pub fn upstream_config(verify: bool, alpn: &[&[u8]]) -> Result<ClientConfig, Tru
         true => Check::system()?,
         false => Check::Anything,
     };
+    Ok(checking(check, alpn))
+}
+
+/// Make a client configuration for proxies with TLS: verified like a browser does. Few agents meet one, so the
+/// machine's certificate store, which takes more memory than all else of an agent, is only read then.
+pub fn proxy_config() -> ClientConfig {
+    checking(Check::SystemLater(OnceLock::new()), &[b"http/1.1"])
+}
+
+fn checking(check: Check, alpn: &[&[u8]]) -> ClientConfig {
     let verifier = Verifier {
         check,
         distrust: Distrust::default(),
@@ -78,7 +88,7 @@ pub fn upstream_config(verify: bool, alpn: &[&[u8]]) -> Result<ClientConfig, Tru
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
-    Ok(config)
+    config
 }
 
 /// Check certificates as this machine's certificate store says.
@@ -152,6 +162,8 @@ enum Check {
         verifier: Arc<WebPkiServerVerifier>,
     },
     Pins(Vec<Pin>),
+    /// By the machine's certificate store, if it has one, which is read when it is needed.
+    SystemLater(OnceLock<Option<Arc<WebPkiServerVerifier>>>),
     Anything,
 }
 
@@ -181,6 +193,14 @@ impl ServerCertVerifier for Verifier {
     ) -> Result<ServerCertVerified, rustls::Error> {
         match &self.check {
             Check::Anything => Ok(ServerCertVerified::assertion()),
+            Check::SystemLater(verifier) => {
+                match verifier.get_or_init(|| system_verifier().ok()) {
+                    Some(verifier) => {
+                        verifier.verify_server_cert(leaf, intermediates, name, ocsp, now)
+                    }
+                    None => Err(rustls::Error::General(TrustError::NoSystemRoots.to_string())),
+                }
+            }
             Check::WebPki {
                 authorities,
                 verifier,
