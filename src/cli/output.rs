@@ -7,53 +7,53 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use qtunnel::{Carrier, Event, Observer, RequestLog, Transported, escape};
 use serde_json::{Value, json};
 
 use super::Failure;
 
-/// Writes lines on a thread of its own, so that a terminal that has stopped reading does not stop
-/// the tunnel.
+/// Makes and writes lines on a thread of its own, so that a terminal that has stopped reading does not stop
+/// the tunnel, and a log that is read by nobody does not slow it down.
 pub struct Output {
-    lines: SyncSender<String>,
+    lines: SyncSender<Box<Line>>,
     skipped: Arc<AtomicU64>,
     writer: JoinHandle<()>,
     json: bool,
-    upstream: String,
+}
+
+/// What is to become a line.
+enum Line {
+    Happened { at: Timestamp, event: Event },
+    Made(String),
 }
 
 impl Output {
     /// Begin to write, for people or (`json`) for programs.
     pub fn start(json: bool, upstream: String) -> Self {
-        let (lines, queue) = sync_channel::<String>(QUEUE);
+        let (lines, queue) = sync_channel(QUEUE);
         let skipped = Arc::new(AtomicU64::new(0));
         let missing = skipped.clone();
-        let writer = std::thread::spawn(move || write(&queue, &missing, json));
+        let style = Style::new(json, upstream);
+        let writer = std::thread::spawn(move || write(&queue, &missing, style));
         Self {
             lines,
             skipped,
             writer,
             json,
-            upstream,
         }
     }
 
     /// Return an observer that writes here.
     pub fn observer(&self) -> Observer {
-        let (lines, skipped, upstream) = (
-            self.lines.clone(),
-            self.skipped.clone(),
-            self.upstream.clone(),
-        );
-        let json = self.json;
-        let color =
-            !json && std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        let (lines, skipped) = (self.lines.clone(), self.skipped.clone());
         Observer::new(move |event| {
-            let line = match json {
-                true => machine(&event),
-                false => human(&event, &upstream, color),
-            };
-            if lines.try_send(line).is_err() {
+            let at = Timestamp::now();
+            if lines
+                .try_send(Box::new(Line::Happened { at, event }))
+                .is_err()
+            {
                 skipped.fetch_add(1, Ordering::Relaxed);
             }
         })
@@ -67,7 +67,8 @@ impl Output {
                 "code": failure.map_or(0, |failure| failure.code),
                 "error": failure.map(|failure| failure.error.to_string()),
             });
-            let _ = self.lines.try_send(stopped.to_string());
+            let stopped = Line::Made(stopped.to_string());
+            let _ = self.lines.try_send(Box::new(stopped));
         }
         drop(self.lines);
         // The observer, which has the other sender, is gone with the agent.
@@ -76,16 +77,16 @@ impl Output {
 }
 
 /// Write lines until all senders are gone.
-fn write(queue: &Receiver<String>, missing: &AtomicU64, json: bool) {
+fn write(queue: &Receiver<Box<Line>>, missing: &AtomicU64, mut style: Style) {
     let mut out = std::io::stdout();
     let mut text = String::new();
     while let Ok(line) = queue.recv() {
         text.clear();
         for line in std::iter::once(line).chain(queue.try_iter()) {
-            text.push_str(&line);
+            style.write(&mut text, *line);
             text.push('\n');
         }
-        match (missing.swap(0, Ordering::Relaxed), json) {
+        match (missing.swap(0, Ordering::Relaxed), style.json) {
             (0, _) => {}
             (skipped, true) => {
                 let skipped = json!({ "event": "skipped", "lines": skipped });
@@ -102,7 +103,79 @@ fn write(queue: &Receiver<String>, missing: &AtomicU64, json: bool) {
     }
 }
 
-fn machine(event: &Event) -> String {
+/// How lines look.
+struct Style {
+    json: bool,
+    color: bool,
+    upstream: String,
+    /// The time of day of the second that was last written.
+    clock: (i64, String),
+}
+
+impl Style {
+    fn new(json: bool, upstream: String) -> Self {
+        let is_plain = json || std::env::var_os("NO_COLOR").is_some();
+        Self {
+            json,
+            color: !is_plain && std::io::stdout().is_terminal(),
+            upstream,
+            clock: (i64::MIN, String::new()),
+        }
+    }
+
+    fn write(&mut self, text: &mut String, line: Line) {
+        match line {
+            Line::Made(line) => text.push_str(&line),
+            Line::Happened { at, event } if self.json => text.push_str(&machine(at, &event)),
+            Line::Happened { at, event } => {
+                if self.clock.0 != at.as_second() {
+                    let time = at.to_zoned(TimeZone::system()).strftime("%H:%M:%S");
+                    self.clock = (at.as_second(), time.to_string());
+                }
+                text.push_str(&self.human(&event));
+            }
+        }
+    }
+
+    fn human(&self, event: &Event) -> String {
+        let clock = &self.clock.1;
+        match event {
+            Event::Ready { tunnels, transport } => {
+                let urls = tunnels.iter().flat_map(|tunnel| &tunnel.urls);
+                let lines: Vec<_> = urls
+                    .map(|url| format!("{url}  →  {}", escape(&self.upstream)))
+                    .collect();
+                format!(
+                    "{}\nconnected over {} ({})",
+                    lines.join("\n"),
+                    word(transport.carrier),
+                    figures(transport)
+                )
+            }
+            Event::Transport(transport) => format!(
+                "{clock}  {} ({})",
+                escape(&transport.reason),
+                figures(transport)
+            ),
+            Event::Reconnecting { reason, wait } if wait.is_zero() => {
+                format!("{clock}  {}; reconnecting", escape(reason))
+            }
+            Event::Reconnecting { reason, wait } => {
+                let wait = humantime::format_duration(Duration::from_millis(millis(*wait)));
+                format!("{clock}  {}; next attempt in {wait}", escape(reason))
+            }
+            Event::UpstreamDown { upstream, problem } => format!(
+                "warning: nothing answers at {} yet ({}); the tunnel is open all the same",
+                escape(upstream),
+                escape(problem)
+            ),
+            Event::Notice(text) => format!("{clock}  {}", escape(text)),
+            Event::Request(log) => request(clock, log, self.color),
+        }
+    }
+}
+
+fn machine(at: Timestamp, event: &Event) -> String {
     let value = match event {
         Event::Ready { tunnels, transport } => {
             let mut value = transported("ready", transport);
@@ -123,7 +196,7 @@ fn machine(event: &Event) -> String {
         Event::Notice(text) => json!({ "event": "notice", "text": text }),
         Event::Request(log) => json!({
             "event": "request",
-            "time": now(),
+            "time": at.to_string(),
             "visitor": log.visitor.to_string(),
             "method": escape(log.method.as_str()),
             "path": escape(&log.target),
@@ -149,44 +222,7 @@ fn transported(event: &str, transport: &Transported) -> Value {
     })
 }
 
-fn human(event: &Event, upstream: &str, color: bool) -> String {
-    match event {
-        Event::Ready { tunnels, transport } => {
-            let urls = tunnels.iter().flat_map(|tunnel| &tunnel.urls);
-            let lines: Vec<_> = urls
-                .map(|url| format!("{url}  →  {}", escape(upstream)))
-                .collect();
-            format!(
-                "{}\nconnected over {} ({})",
-                lines.join("\n"),
-                word(transport.carrier),
-                figures(transport)
-            )
-        }
-        Event::Transport(transport) => format!(
-            "{}  {} ({})",
-            clock(),
-            escape(&transport.reason),
-            figures(transport)
-        ),
-        Event::Reconnecting { reason, wait } if wait.is_zero() => {
-            format!("{}  {}; reconnecting", clock(), escape(reason))
-        }
-        Event::Reconnecting { reason, wait } => {
-            let wait = humantime::format_duration(Duration::from_millis(millis(*wait)));
-            format!("{}  {}; next attempt in {wait}", clock(), escape(reason))
-        }
-        Event::UpstreamDown { upstream, problem } => format!(
-            "warning: nothing answers at {} yet ({}); the tunnel is open all the same",
-            escape(upstream),
-            escape(problem)
-        ),
-        Event::Notice(text) => format!("{}  {}", clock(), escape(text)),
-        Event::Request(log) => request(log, color),
-    }
-}
-
-fn request(log: &RequestLog, color: bool) -> String {
+fn request(clock: &str, log: &RequestLog, color: bool) -> String {
     let status = log
         .status
         .map_or_else(|| "---".to_owned(), |status| status.to_string());
@@ -202,8 +238,7 @@ fn request(log: &RequestLog, color: bool) -> String {
         status
     };
     let mut line = format!(
-        "{}  {:<7} {}  {status}  {}  {}",
-        clock(),
+        "{clock}  {:<7} {}  {status}  {}  {}",
         escape(log.method.as_str()),
         escape(&log.target),
         brief(log.duration),
@@ -238,14 +273,6 @@ pub fn word(carrier: Carrier) -> &'static str {
         Carrier::Udp => "quic",
         Carrier::WebSocket => "websocket",
     }
-}
-
-fn now() -> String {
-    jiff::Timestamp::now().to_string()
-}
-
-fn clock() -> String {
-    jiff::Zoned::now().strftime("%H:%M:%S").to_string()
 }
 
 fn millis(time: Duration) -> u64 {
