@@ -4,7 +4,7 @@ use std::error::Error as StdError;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::http::{Method, Request, Response, StatusCode};
+use ::http::{Request, Response, StatusCode};
 use bytes::Bytes;
 use http_body::Body;
 use hyper::body::Incoming;
@@ -18,12 +18,13 @@ use super::config::HostHeader;
 use super::event::{Event, Observer, RequestLog};
 use super::heads::Heads;
 use super::hints::Hints;
-use super::outgoing::{Outgoing, frame, set_host};
-use super::pool::Pool;
+use super::outgoing::{Asked, Outgoing, frame, set_host};
+use super::pool::{Leased, Pool};
 use super::response;
 use super::upstream::{RequestBody, Service, UpstreamBody};
 use crate::http::{
-    Activity, FlowControl, ReceiveWindow, Receiver, SendError, SendWindow, Sender, chain, relay,
+    Activity, FlowControl, ReceiveWindow, Receiver, Relayed, SendWindow, Sender, TunnelBody, chain,
+    relay,
 };
 use crate::proto::{
     BodyLength, Failure, LEAST_WINDOW, RequestHead, Reset, ResponseHead, StreamHead,
@@ -55,171 +56,160 @@ pub async fn serve(
     send: SendStream,
     receive: RecvStream,
 ) {
-    let stream = send.id().index();
-    let mut receiver = Receiver::new(receive, ReceiveWindow::least(flow.clone(), stream));
-    let mut sender = Sender::new(send, SendWindow::new(flow, stream, LEAST_WINDOW));
-    let head = timeout(HEAD, receiver.head::<StreamHead>()).await;
-    heads.read(stream);
-    let head = match head {
-        Ok(Ok(StreamHead::Http(head))) => head,
-        Ok(Err(err)) => return debug!(err = &err as &dyn StdError, "no head on a stream"),
-        Err(_) => return debug!("the edge takes too long for a head"),
+    let Some(mut exchange) = Exchange::begin(find, heads, flow, send, receive).await else {
+        return;
     };
-    let Some(tunnel) = find(head.tunnel) else {
-        receiver.refuse(Reset::Enough);
-        let _ = sender
-            .head(&ResponseHead::Failed(Failure::NoSuchTunnel))
-            .await;
-        return sender.finish();
-    };
-    receiver.open(head.window.into());
-    sender.open(head.window.into());
-    let started = Instant::now();
-    let mut log = RequestLog {
-        tunnel: head.tunnel,
-        visitor: head.visitor,
-        method: head.method.clone(),
-        target: head.target.clone(),
-        status: None,
-        duration: Duration::ZERO,
-        received: 0,
-        sent: 0,
-        problem: None,
-    };
-    let (upload, download) = (Arc::new(Activity::start()), Activity::start());
-    let gone = sender.gone();
-    let mut exchange = Exchange {
-        tunnel: &tunnel,
-        upload: &upload,
-        download: &download,
-        log: &mut log,
-    };
+    let gone = exchange.gone();
     let ended = tokio::select! {
-        ended = exchange.run(head, sender, receiver) => ended,
+        ended = exchange.run() => ended,
         () = gone => Err(Broken::Visitor),
     };
-    log.received += upload.bytes();
-    log.sent += download.bytes();
-    log.duration = started.elapsed();
-    if let Err(broken) = ended {
-        let problem = chain(&broken);
-        log.problem = Some(match &tunnel.route {
-            Route::Pool(pool) if broken.is_upstreams() => {
-                format!("upstream {}: {problem}", pool.target())
-            }
-            _ => problem,
-        });
-    }
-    tunnel.observer.tell(Event::Request(log));
+    exchange.tell(ended);
 }
 
 /// A conversation under way.
-struct Exchange<'a> {
-    tunnel: &'a Tunnel,
-    upload: &'a Arc<Activity>,
-    download: &'a Activity,
-    log: &'a mut RequestLog,
+///
+/// What it has is in here from its first byte to its last, and no method takes it by value: each future that
+/// did would have room for it, in every conversation's task.
+struct Exchange {
+    tunnel: Arc<Tunnel>,
+    head: RequestHead,
+    /// Until the answer is being sent.
+    sender: Option<Sender>,
+    /// Until the request's body is being read.
+    receiver: Option<Receiver>,
+    upload: Arc<Activity>,
+    download: Activity,
+    started: Instant,
+    status: Option<u16>,
+    /// What was relayed after an upgrade.
+    relayed: Relayed,
 }
 
-impl Exchange<'_> {
-    async fn run(
-        &mut self,
-        head: RequestHead,
-        sender: Sender,
-        receiver: Receiver,
-    ) -> Result<(), Broken> {
-        match &self.tunnel.route {
+impl Exchange {
+    /// Read the head, and find the tunnel that it is for.
+    async fn begin(
+        find: impl Fn(u32) -> Option<Arc<Tunnel>>,
+        heads: Heads,
+        flow: Arc<FlowControl>,
+        send: SendStream,
+        receive: RecvStream,
+    ) -> Option<Self> {
+        let stream = send.id().index();
+        let mut receiver = Receiver::new(receive, ReceiveWindow::least(flow.clone(), stream));
+        let mut sender = Sender::new(send, SendWindow::new(flow, stream, LEAST_WINDOW));
+        let head = timeout(HEAD, receiver.head::<StreamHead>()).await;
+        heads.read(stream);
+        let head = match head {
+            Ok(Ok(StreamHead::Http(head))) => head,
+            Ok(Err(err)) => {
+                debug!(err = &err as &dyn StdError, "no head on a stream");
+                return None;
+            }
+            Err(_) => {
+                debug!("the edge takes too long for a head");
+                return None;
+            }
+        };
+        let Some(tunnel) = find(head.tunnel) else {
+            receiver.refuse(Reset::Enough);
+            let _ = sender
+                .head(&ResponseHead::Failed(Failure::NoSuchTunnel))
+                .await;
+            sender.finish();
+            return None;
+        };
+        receiver.open(head.window.into());
+        sender.open(head.window.into());
+        Some(Self {
+            tunnel,
+            head,
+            sender: Some(sender),
+            receiver: Some(receiver),
+            upload: Arc::new(Activity::start()),
+            download: Activity::start(),
+            started: Instant::now(),
+            status: None,
+            relayed: Relayed::default(),
+        })
+    }
+
+    /// Wait until the visitor has gone.
+    fn gone(&self) -> impl Future<Output = ()> + Send + use<> {
+        let gone = self.sender.as_ref().map(Sender::gone);
+        async move {
+            match gone {
+                Some(gone) => gone.await,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Tell the observer how it went.
+    fn tell(self, ended: Result<(), Broken>) {
+        let problem = ended.err().map(|broken| {
+            let problem = chain(&broken);
+            match &self.tunnel.route {
+                Route::Pool(pool) if broken.is_upstreams() => {
+                    format!("upstream {}: {problem}", pool.target())
+                }
+                _ => problem,
+            }
+        });
+        self.tunnel.observer.tell(Event::Request(RequestLog {
+            tunnel: self.head.tunnel,
+            visitor: self.head.visitor,
+            method: self.head.method,
+            target: self.head.target,
+            status: self.status,
+            duration: self.started.elapsed(),
+            received: self.upload.bytes() + self.relayed.received,
+            sent: self.download.bytes() + self.relayed.sent,
+            problem,
+        }));
+    }
+
+    async fn run(&mut self) -> Result<(), Broken> {
+        let tunnel = self.tunnel.clone();
+        let ended = match &tunnel.route {
             // Boxed, like whatever is rare and large below: every conversation's task would have room
             // for it.
-            Route::Service(service) => Box::pin(self.call(service, head, sender, receiver)).await,
-            Route::Pool(pool) => self.forward(pool, head, sender, receiver).await,
+            Route::Service(service) => Box::pin(self.call(service)).await,
+            Route::Pool(pool) => self.forward(pool).await,
+        };
+        match ended {
+            Err(broken) if self.sender.is_some() => Box::pin(self.fail(broken)).await,
+            ended => ended,
         }
     }
 
     /// Ask a service in this process.
-    async fn call(
-        &mut self,
-        service: &Service,
-        head: RequestHead,
-        sender: Sender,
-        receiver: Receiver,
-    ) -> Result<(), Broken> {
-        let method = head.method.clone();
-        let body = UpstreamBody::new(receiver.into_body(head.body, self.upload.clone()));
-        let request = service_request(head, self.tunnel).map(|()| body);
+    async fn call(&mut self, service: &Service) -> Result<(), Broken> {
+        let body = UpstreamBody::new(self.request_body().ok_or(Broken::Visitor)?);
+        let request = service_request(&mut self.head, &self.tunnel).map(|()| body);
         let answered = tokio::select! {
-            answered = service.call(request) => answered.map_err(Broken::Service),
-            () = self.patience() => Err(Broken::Timeout(self.tunnel.timeout)),
+            answered = service.call(request) => answered.map_err(Broken::Service)?,
+            () = self.patience() => return Err(Broken::Timeout(self.tunnel.timeout)),
         };
-        match answered {
-            Ok(response) => self.answer(response, &method, sender).await,
-            Err(broken) => self.fail(broken, sender).await,
-        }
+        self.answer(answered).await
     }
 
     /// Ask a server.
-    async fn forward(
-        &mut self,
-        pool: &Pool,
-        head: RequestHead,
-        mut sender: Sender,
-        receiver: Receiver,
-    ) -> Result<(), Broken> {
-        let (method, wants_upgrade) = (head.method.clone(), head.upgrade.is_some());
-        let leased = match pool.lease(wants_upgrade).await {
-            Ok(leased) => leased,
-            Err(err) => {
-                return self.fail(Broken::Dial(err), sender).await;
-            }
+    async fn forward(&mut self, pool: &Pool) -> Result<(), Broken> {
+        let wants_upgrade = self.head.upgrade.is_some();
+        let leased = pool.lease(wants_upgrade).await.map_err(Broken::Dial)?;
+        let body = match wants_upgrade || self.head.body == BodyLength::Empty {
+            true => RequestBody::Empty,
+            false => RequestBody::Tunnel(Box::new(self.request_body().ok_or(Broken::Visitor)?)),
         };
-        let (body, mut receiver) = if wants_upgrade {
-            (RequestBody::Empty, Some(receiver))
-        } else if head.body == BodyLength::Empty {
-            (RequestBody::Empty, None)
-        } else {
-            (
-                RequestBody::Tunnel(Box::new(receiver.into_body(head.body, self.upload.clone()))),
-                None,
-            )
-        };
-        let hints = Hints::default();
-        let request = Outgoing {
-            head,
-            pool,
-            host_header: &self.tunnel.host_header,
-            hints: hints.clone(),
-        };
-
-        let asked = {
-            let mut asked = std::pin::pin!(request.send(leased, body));
-            let mut patience = std::pin::pin!(self.patience());
-            loop {
-                tokio::select! {
-                    biased;
-                    hint = hints.next() => {
-                        if let Err(err) = sender.head(&hint).await {
-                            break Err(Broken::Tunnel(err));
-                        }
-                    }
-                    asked = &mut asked => break asked,
-                    () = &mut patience => break Err(Broken::Timeout(self.tunnel.timeout)),
-                }
-            }
-        };
-        let (response, connection) = match asked {
-            Ok(asked) => asked,
-            Err(broken) => return self.fail(broken, sender).await,
-        };
+        let (response, connection) = self.ask(pool, leased, body).await?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            let Some(receiver) = receiver.take() else {
-                return self.fail(Broken::NotAsked, sender).await;
-            };
-            return Box::pin(self.switch(response, sender, receiver)).await;
+            return Box::pin(self.switch(response)).await;
         }
-        if let Some(receiver) = receiver {
+        if wants_upgrade && let Some(receiver) = self.receiver.take() {
             receiver.refuse(Reset::Enough);
         }
-        self.answer(response, &method, sender).await?;
+        self.answer(response).await?;
         // A connection on which an upgrade was refused is not used again: the two ends may disagree
         // about what the bytes after the head are.
         if let (Some(connection), false) = (connection, wants_upgrade) {
@@ -228,20 +218,68 @@ impl Exchange<'_> {
         Ok(())
     }
 
-    /// Send a response to the edge, to its end.
-    async fn answer<B>(
+    /// Send the request, and wait for the response while 1xx answers pass.
+    async fn ask(
         &mut self,
-        response: Response<B>,
-        method: &Method,
-        mut sender: Sender,
-    ) -> Result<(), Broken>
+        pool: &Pool,
+        leased: Leased,
+        body: RequestBody,
+    ) -> Result<Asked, Broken> {
+        let hints = Hints::default();
+        let request = Outgoing {
+            head: &self.head,
+            pool,
+            host_header: &self.tunnel.host_header,
+            hints: hints.clone(),
+        };
+        let mut asked = std::pin::pin!(request.send(leased, body));
+        let mut patience = std::pin::pin!(self.patience());
+        loop {
+            tokio::select! {
+                biased;
+                hint = hints.next() => {
+                    if let Some(sender) = &mut self.sender {
+                        Box::pin(sender.head(&hint)).await.map_err(Broken::Tunnel)?;
+                    }
+                }
+                asked = &mut asked => return asked,
+                () = &mut patience => return Err(Broken::Timeout(self.tunnel.timeout)),
+            }
+        }
+    }
+
+    /// The request's body, which can be had once.
+    fn request_body(&mut self) -> Option<TunnelBody> {
+        let receiver = self.receiver.take()?;
+        Some(receiver.into_body(self.head.body, self.upload.clone()))
+    }
+
+    /// Send a response to the edge, to its end.
+    async fn answer<B>(&mut self, response: Response<B>) -> Result<(), Broken>
     where
         B: Body<Data = Bytes> + Unpin,
         B::Error: Into<Box<dyn StdError + Send + Sync>>,
     {
+        let body = self.hold_head(response)?;
+        let mut sender = self.sender.take().ok_or(Broken::Visitor)?;
+        let sent = match body {
+            Some(body) => sender.body(body, &self.download).await,
+            None => sender.end().await,
+        };
+        sent.map_err(Broken::Tunnel)
+    }
+
+    /// Take the head off a response, to be sent together with the body that is left, if there is one.
+    fn hold_head<B>(&mut self, response: Response<B>) -> Result<Option<B>, Broken>
+    where
+        B: Body<Data = Bytes>,
+        B::Error: Into<Box<dyn StdError + Send + Sync>>,
+    {
         let (parts, body) = response.into_parts();
-        self.log.status = Some(parts.status.as_u16());
-        let head = response::head(parts, &body, method);
+        self.status = Some(parts.status.as_u16());
+        let head = response::head(parts, &body, &self.head.method);
+        let sender = self.sender.as_mut().ok_or(Broken::Visitor)?;
+        sender.head_with_body(&head).map_err(Broken::Tunnel)?;
         let empty = matches!(
             head,
             ResponseHead::Final {
@@ -249,53 +287,34 @@ impl Exchange<'_> {
                 ..
             }
         );
-        let sent = match empty {
-            true => sender.head(&head).await,
-            false => sender.head_with_body(&head),
-        };
-        match sent {
-            Ok(()) if empty => {
-                sender.finish();
-                Ok(())
-            }
-            Ok(()) => {
-                let sent = sender.body(body, self.download).await;
-                sent.map_err(Broken::Tunnel)
-            }
-            Err(SendError::Wire(err)) => self.fail(Broken::Tunnel(err.into()), sender).await,
-            Err(err) => Err(Broken::Tunnel(err)),
-        }
+        Ok((!empty).then_some(body))
     }
 
     /// Relay raw bytes after the upstream has agreed to another protocol.
-    async fn switch(
-        &mut self,
-        response: Response<Incoming>,
-        mut sender: Sender,
-        receiver: Receiver,
-    ) -> Result<(), Broken> {
-        self.log.status = Some(StatusCode::SWITCHING_PROTOCOLS.as_u16());
+    async fn switch(&mut self, response: Response<Incoming>) -> Result<(), Broken> {
+        if self.head.upgrade.is_none() {
+            return Err(Broken::NotAsked);
+        }
+        self.status = Some(StatusCode::SWITCHING_PROTOCOLS.as_u16());
         let (parts, body) = response.into_parts();
-        let upgraded = hyper::upgrade::on(Response::from_parts(parts.clone(), body)).await;
-        let upgraded = match upgraded {
-            Ok(upgraded) => upgraded,
-            Err(err) => return self.fail(Broken::Upstream(err), sender).await,
+        let upgraded = hyper::upgrade::on(Response::from_parts(parts.clone(), body));
+        let upgraded = upgraded.await.map_err(Broken::Upstream)?;
+        let (Some(mut sender), Some(receiver)) = (self.sender.take(), self.receiver.take()) else {
+            return Err(Broken::Visitor);
         };
         sender
             .head(&response::switched(parts))
             .await
             .map_err(Broken::Tunnel)?;
-        let relayed = relay(TokioIo::new(upgraded), sender, receiver).await;
-        self.log.sent += relayed.sent;
-        self.log.received += relayed.received;
+        self.relayed = relay(TokioIo::new(upgraded), sender, receiver).await;
         Ok(())
     }
 
     /// Tell the edge that there is no answer, and why in one word.
-    async fn fail(&mut self, broken: Broken, mut sender: Sender) -> Result<(), Broken> {
+    async fn fail(&mut self, broken: Broken) -> Result<(), Broken> {
         let failure = broken.failure();
-        self.log.status = failure.map(|failure| failure.status().as_u16());
-        if let Some(failure) = failure
+        self.status = failure.map(|failure| failure.status().as_u16());
+        if let (Some(failure), Some(mut sender)) = (failure, self.sender.take())
             && sender.head(&ResponseHead::Failed(failure)).await.is_ok()
         {
             sender.finish();
@@ -318,11 +337,12 @@ impl Exchange<'_> {
         }
     }
 }
-fn service_request(head: RequestHead, tunnel: &Tunnel) -> Request<()> {
+
+fn service_request(head: &mut RequestHead, tunnel: &Tunnel) -> Request<()> {
     let mut request = Request::new(());
-    *request.method_mut() = head.method;
+    *request.method_mut() = head.method.clone();
     *request.uri_mut() = head.target.parse().unwrap_or_default();
-    *request.headers_mut() = head.fields.0;
+    *request.headers_mut() = std::mem::take(&mut head.fields.0);
     frame(request.headers_mut(), head.body);
     set_host(request.headers_mut(), &tunnel.host_header, || {
         "localhost".to_owned()

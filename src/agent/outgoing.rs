@@ -18,7 +18,7 @@ use crate::proto::{BodyLength, HttpVersion, RequestHead};
 
 /// A request on its way to a server.
 pub(super) struct Outgoing<'a> {
-    pub(super) head: RequestHead,
+    pub(super) head: &'a RequestHead,
     pub(super) pool: &'a Pool,
     pub(super) host_header: &'a HostHeader,
     /// Where 1xx answers go.
@@ -37,7 +37,8 @@ impl Outgoing<'_> {
     pub(super) async fn send(&self, leased: Leased, body: RequestBody) -> Result<Asked, Broken> {
         let (mut sender, reused) = match leased {
             Leased::Http1 { sender, reused } => (sender, reused),
-            Leased::Http2(sender) => return self.send_http2(sender, body).await,
+            // Boxed: it is large, and who speaks HTTP/2 has more to do anyway.
+            Leased::Http2(sender) => return Box::pin(self.send_http2(sender, body)).await,
         };
         let repeatable = matches!(body, RequestBody::Empty) && self.head.method.is_idempotent();
         let request = self.http1(body)?;

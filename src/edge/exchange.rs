@@ -199,7 +199,7 @@ impl Exchange {
 type Upload = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Send a request's body once it is wanted.
-async fn upload<B>(sender: Sender, body: B, wanted: Arc<Notify>, patience: Duration)
+async fn upload<B>(mut sender: Sender, body: B, wanted: Arc<Notify>, patience: Duration)
 where
     B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
 {

@@ -15,5 +15,5 @@ pub use chain::chain;
 pub use escape::escape;
 pub use flow::{Budget, BufferTotal, FlowControl, ReceiveWindow, SendWindow};
 pub use receive::{Activity, ReceiveError, Receiver, TunnelBody, next_message};
-pub use relay::relay;
+pub use relay::{Relayed, relay};
 pub use send::{CONTROL_PRIORITY, SendError, Sender};

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body, Frame};
 use quinn::{SendStream, StoppedError, WriteError};
 use serde::Serialize;
@@ -69,7 +70,7 @@ impl Sender {
     /// # Errors
     /// If the body breaks off, or the receiver stops reading. The truncation is then visible at
     /// the other end.
-    pub async fn body<B>(mut self, mut body: B, activity: &Activity) -> Result<(), SendError>
+    pub async fn body<B>(&mut self, mut body: B, activity: &Activity) -> Result<(), SendError>
     where
         B: Body<Data = Bytes> + Unpin,
         B::Error: Into<Box<dyn StdError + Send + Sync>>,
@@ -84,13 +85,12 @@ impl Sender {
                     self.data(data).await?;
                 }
                 Err(frame) => {
-                    if let Ok(mut fields) = frame.into_trailers()
+                    if let Ok(fields) = frame.into_trailers()
                         && !ended
                     {
                         ended = true;
-                        self.release().await?;
-                        sanitize_trailers(&mut fields);
-                        self.stream.write_chunk(proto::trailers(fields)?).await?;
+                        // Boxed, like what is rare below: every conversation's task would have room for it.
+                        Box::pin(self.trailers(fields)).await?;
                     }
                 }
             }
@@ -99,8 +99,23 @@ impl Sender {
                 break;
             }
         }
+        self.end().await
+    }
+
+    /// Send the head that was held, if there still is one, and finish the stream.
+    ///
+    /// # Errors
+    /// If the receiver stops reading or the session is lost.
+    pub async fn end(&mut self) -> Result<(), SendError> {
         self.release().await?;
-        self.finish();
+        self.mark_end();
+        Ok(())
+    }
+
+    async fn trailers(&mut self, mut fields: HeaderMap) -> Result<(), SendError> {
+        self.release().await?;
+        sanitize_trailers(&mut fields);
+        self.stream.write_chunk(proto::trailers(fields)?).await?;
         Ok(())
     }
 
@@ -109,10 +124,8 @@ impl Sender {
         while !data.is_empty() {
             let piece = self.window_of(&mut data).await?;
             let header = proto::data_header(piece.len());
-            match self.held.take() {
-                Some(head) => self.write(&mut [head, header, piece]).await?,
-                None => self.write(&mut [header, piece]).await?,
-            }
+            let head = self.held.take().unwrap_or_default();
+            self.write(&mut [head, header, piece]).await?;
         }
         Ok(())
     }
@@ -159,22 +172,25 @@ impl Sender {
             if allowed > 0 {
                 return Ok(data.split_to(allowed));
             }
-            self.release().await?;
-            let stopped = self.stream.stopped();
-            tokio::select! {
-                () = self.window.raised() => {}
-                () = sleep(STARVED), if self.rank == Rank::Bulk => self.starved(),
-                stopped = stopped => match stopped {
-                    Ok(Some(code)) => return Err(WriteError::Stopped(code).into()),
-                    Ok(None) => return Err(WriteError::ClosedStream.into()),
-                    Err(StoppedError::ConnectionLost(err)) => {
-                        return Err(WriteError::ConnectionLost(err).into());
-                    }
-                    Err(StoppedError::ZeroRttRejected) => {
-                        return Err(WriteError::ZeroRttRejected.into());
-                    }
-                },
+            Box::pin(self.wait_for_window()).await?;
+        }
+    }
+
+    async fn wait_for_window(&mut self) -> Result<(), SendError> {
+        self.release().await?;
+        let stopped = self.stream.stopped();
+        tokio::select! {
+            () = self.window.raised() => Ok(()),
+            () = sleep(STARVED), if self.rank == Rank::Bulk => {
+                self.starved();
+                Ok(())
             }
+            stopped = stopped => Err(SendError::Stream(match stopped {
+                Ok(Some(code)) => WriteError::Stopped(code),
+                Ok(None) => WriteError::ClosedStream,
+                Err(StoppedError::ConnectionLost(err)) => WriteError::ConnectionLost(err),
+                Err(StoppedError::ZeroRttRejected) => WriteError::ZeroRttRejected,
+            })),
         }
     }
 
@@ -192,7 +208,7 @@ impl Sender {
             tokio::select! {
                 biased;
                 frame = &mut next => return Ok(frame),
-                () = tokio::task::yield_now() => self.release().await?,
+                () = tokio::task::yield_now() => Box::pin(self.release()).await?,
             }
         }
         Ok(next.await)
@@ -220,6 +236,10 @@ impl Sender {
 
     /// End the stream: all that was sent is complete. After an upgrade this is a half-close.
     pub fn finish(mut self) {
+        self.mark_end();
+    }
+
+    fn mark_end(&mut self) {
         self.finished = true;
         if self.rank == Rank::Bulk {
             // Nobody will see then whether the rest of it moves.
