@@ -1,6 +1,5 @@
 //! One request: checked, routed, and answered.
 
-use std::any::Any;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,7 +15,7 @@ use tracing::{debug, error};
 
 use super::body::VisitorBody;
 use super::carriers::RawTcp;
-use super::forward::Forward;
+use super::forward::{Forward, Loaded};
 use super::guard::Verdicts;
 use super::page::{Audience, Fault};
 use super::validate::{self, Authority};
@@ -38,59 +37,69 @@ pub struct Visit {
 
 impl Visit {
     /// Answer a request. A panic on the way is this request's alone.
-    pub async fn answer(self, request: Request<Incoming>) -> Response<VisitorBody> {
+    ///
+    /// Not an async function: that would keep the request beside what becomes of it.
+    pub fn answer(self, request: Request<Incoming>) -> impl Future<Output = Response<VisitorBody>> {
         let audience = Audience::of(request.method(), request.headers());
         let verdicts = self.verdicts.clone();
-        let mut answer = pin!(self.route(request, audience.clone()));
-        let answered: Result<_, Box<dyn Any + Send>> =
-            poll_fn(
-                |cx| match catch_unwind(AssertUnwindSafe(|| answer.as_mut().poll(cx))) {
-                    Ok(Poll::Ready(response)) => Poll::Ready(Ok(response)),
-                    Ok(Poll::Pending) => Poll::Pending,
-                    Err(panic) => Poll::Ready(Err(panic)),
-                },
-            )
-            .await;
-        let answer = answered.unwrap_or_else(|_| {
-            error!("answering a request panicked");
-            audience.tell(Fault::Internal, None)
-        });
-        if let Some(verdicts) = verdicts {
-            verdicts.upgraded(answer.status() == StatusCode::SWITCHING_PROTOCOLS);
+        let asker = audience.clone();
+        let routed = catch_unwind(AssertUnwindSafe(|| self.route(request, asker)));
+        async move {
+            let answered = match routed {
+                Ok(Routed::Forward(mut loaded)) => {
+                    let mut answer = pin!(loaded.run());
+                    poll_fn(|cx| {
+                        match catch_unwind(AssertUnwindSafe(|| answer.as_mut().poll(cx))) {
+                            Ok(Poll::Ready(response)) => Poll::Ready(Ok(response)),
+                            Ok(Poll::Pending) => Poll::Pending,
+                            Err(panic) => Poll::Ready(Err(panic)),
+                        }
+                    })
+                    .await
+                }
+                Ok(Routed::Answer(response)) => Ok(response),
+                Err(panic) => Err(panic),
+            };
+            let answer = answered.unwrap_or_else(|_| {
+                error!("answering a request panicked");
+                audience.tell(Fault::Internal, None)
+            });
+            if let Some(verdicts) = verdicts {
+                verdicts.upgraded(answer.status() == StatusCode::SWITCHING_PROTOCOLS);
+            }
+            answer
         }
-        answer
     }
 
-    async fn route(self, request: Request<Incoming>, audience: Audience) -> Response<VisitorBody> {
+    fn route(self, request: Request<Incoming>, audience: Audience) -> Routed {
         let (parts, body) = request.into_parts();
         let (authority, may_upgrade) = match self.check(&parts) {
             Ok(checked) => checked,
-            Err(violation) => return self.refuse(&audience, parts.version, violation),
+            Err(violation) => {
+                return Routed::Answer(self.refuse(&audience, parts.version, violation));
+            }
         };
         if parts.uri.path() == WEBSOCKET_PATH {
-            return self
-                .visitors
-                .carriers
-                .accept(parts, self.visitor, self.tcp, may_upgrade);
+            let carriers = &self.visitors.carriers;
+            return Routed::Answer(carriers.accept(parts, self.visitor, self.tcp, may_upgrade));
         }
         if parts.uri.path().starts_with(OWN_PATHS) {
-            return audience.tell(Fault::NotFound, None);
+            return Routed::Answer(audience.tell(Fault::NotFound, None));
         }
         if let (Scheme::Http, Some(port)) = (self.scheme, self.visitors.redirect) {
-            return redirect(&parts, &authority, port);
+            return Routed::Answer(redirect(&parts, &authority, port));
         }
         let Some(name) = self.visitors.name(&authority.host).map(str::to_owned) else {
-            return audience.tell(Fault::NoSuchTunnel, None);
+            return Routed::Answer(audience.tell(Fault::NoSuchTunnel, None));
         };
-        Forward {
+        let forward = Forward {
             visit: self,
             audience,
             authority,
             may_upgrade,
             name,
-        }
-        .run(parts, body)
-        .await
+        };
+        Routed::Forward(forward.load(parts, body))
     }
 
     /// Find the host that the request is for, and whether it may be upgraded.
@@ -120,6 +129,13 @@ impl Visit {
         }
         response
     }
+}
+
+/// Where a request goes.
+enum Routed {
+    Forward(Box<Loaded>),
+    /// Nowhere: the edge itself answers.
+    Answer(Response<VisitorBody>),
 }
 
 fn redirect(parts: &Parts, authority: &Authority, port: u16) -> Response<VisitorBody> {

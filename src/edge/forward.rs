@@ -37,23 +37,34 @@ pub struct Forward {
     pub name: String,
 }
 
-impl Forward {
+/// A request with all that is needed until its response begins. In a place of its own: futures that had it as
+/// an argument would have room for it twice, in every visitor's task.
+pub struct Loaded {
+    forward: Forward,
+    /// Until the response begins.
+    request: Option<Outbound>,
+    on_upgrade: Option<OnUpgrade>,
+    version: Version,
+    wants_upgrade: bool,
+}
+
+impl Loaded {
     /// Carry the request to the agent and return what comes back.
-    pub async fn run(self, mut parts: Parts, body: Incoming) -> Response<VisitorBody> {
-        let on_upgrade = parts.extensions.remove::<OnUpgrade>();
-        let version = parts.version;
-        let expects = parts
-            .headers
-            .get(EXPECT)
-            .is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-        let head = self.head(parts, &body);
-        let wants_upgrade = head.upgrade.is_some();
-        let mut request = Outbound::new(head, body, expects);
-        let (exchange, head) = match self.deliver(&mut request).await {
-            Ok(answered) => answered,
-            Err(fault) => return self.fail(fault),
+    pub async fn run(&mut self) -> Response<VisitorBody> {
+        let Some(request) = &mut self.request else {
+            return self.forward.fail(Fault::Internal);
         };
-        request.settle();
+        match self.forward.deliver(request).await {
+            Ok((exchange, head)) => self.respond(exchange, head),
+            Err(fault) => self.forward.fail(fault),
+        }
+    }
+
+    fn respond(&mut self, exchange: Exchange, head: ResponseHead) -> Response<VisitorBody> {
+        if let Some(request) = self.request.take() {
+            request.settle();
+        }
+        let forward = &self.forward;
         let (status, reason, length, fields) = match head {
             ResponseHead::Final {
                 status,
@@ -61,29 +72,49 @@ impl Forward {
                 body,
                 fields,
             } => (status, reason, body, fields.0),
-            ResponseHead::Failed(failure) => return self.fail(failure.into()),
-            ResponseHead::Informational { .. } => return self.fail(Fault::Internal),
+            ResponseHead::Failed(failure) => return forward.fail(failure.into()),
+            ResponseHead::Informational { .. } => return forward.fail(Fault::Internal),
         };
         if status == StatusCode::SWITCHING_PROTOCOLS {
-            return match on_upgrade {
-                Some(on_upgrade) if wants_upgrade => {
-                    self.switch(exchange, on_upgrade, version, fields)
+            return match self.on_upgrade.take() {
+                Some(on_upgrade) if self.wants_upgrade => {
+                    forward.switch(exchange, on_upgrade, self.version, fields)
                 }
                 // Nobody asked for it: what follows would not be HTTP.
-                _ => self.fail(Fault::UpstreamInvalid),
+                _ => forward.fail(Fault::UpstreamInvalid),
             };
         }
-        if wants_upgrade && version == Version::HTTP_2 && status.is_success() {
+        if self.wants_upgrade && self.version == Version::HTTP_2 && status.is_success() {
             // There it would say that the protocol has been switched (RFC 8441 §5).
-            return self.fail(Fault::UpstreamInvalid);
+            return forward.fail(Fault::UpstreamInvalid);
         }
         let mut response = Response::new(exchange.into_body(length));
         *response.status_mut() = status;
-        *response.headers_mut() = response_fields(fields, status, length, &self.audience);
+        *response.headers_mut() = response_fields(fields, status, length, &forward.audience);
         if let Some(reason) = reason.and_then(|reason| ReasonPhrase::try_from(reason).ok()) {
             response.extensions_mut().insert(reason);
         }
         response
+    }
+}
+
+impl Forward {
+    /// Take the request up.
+    pub fn load(self, mut parts: Parts, body: Incoming) -> Box<Loaded> {
+        let on_upgrade = parts.extensions.remove::<OnUpgrade>();
+        let version = parts.version;
+        let expects = parts
+            .headers
+            .get(EXPECT)
+            .is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+        let head = self.head(parts, &body);
+        Box::new(Loaded {
+            on_upgrade,
+            version,
+            wants_upgrade: head.upgrade.is_some(),
+            request: Some(Outbound::new(head, body, expects)),
+            forward: self,
+        })
     }
 
     /// Make the head that the agent gets.

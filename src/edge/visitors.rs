@@ -167,8 +167,9 @@ impl Visitors {
                 verdicts: Some(verdicts.clone()),
             };
             let departing = departing.clone();
+            let answer = visit.answer(request);
             async move {
-                let mut response = visit.answer(request).await;
+                let mut response = answer.await;
                 if departing.has_begun() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                     let close = HeaderValue::from_static("close");
                     response.headers_mut().insert(CONNECTION, close);
@@ -215,7 +216,8 @@ impl Visitors {
                 tcp,
                 verdicts: None,
             };
-            async move { Ok::<_, Infallible>(visit.answer(request).await) }
+            let answer = visit.answer(request);
+            async move { Ok::<_, Infallible>(answer.await) }
         });
         let mut connection = std::pin::pin!(
             http2::Builder::new(TokioExecutor::new())
