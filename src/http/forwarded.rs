@@ -1,7 +1,6 @@
 //! What the upstream is told about the visitor: `X-Forwarded-For`, `-Proto`, `-Host`, and `Forwarded`
 //! (RFC 7239).
 
-use std::fmt::{self, Write};
 use std::net::IpAddr;
 
 use ::http::header::{FORWARDED, HeaderMap, HeaderName, HeaderValue};
@@ -23,10 +22,11 @@ pub(crate) struct Arrival<'a> {
 /// Tell the upstream who the visitor is, and remove whatever the visitor said about it.
 pub(crate) fn set_forwarded(headers: &mut HeaderMap, arrival: &Arrival<'_>) {
     remove(headers);
-    headers.insert(X_FORWARDED_FOR, address(arrival.peer));
+    let peer = address(arrival.peer);
+    headers.insert(FORWARDED, element(arrival, &peer));
+    headers.insert(X_FORWARDED_FOR, value(peer));
     headers.insert(X_FORWARDED_PROTO, scheme(arrival));
     headers.insert(X_FORWARDED_HOST, arrival.host.clone());
-    headers.insert(FORWARDED, element(arrival));
 }
 
 /// Add this hop to what a trusted proxy in front of the edge says about the visitor.
@@ -38,8 +38,9 @@ pub(crate) fn append_forwarded(headers: &mut HeaderMap, arrival: &Arrival<'_>) {
     remove_where(headers, |name| {
         name.as_str().contains('_') && is_about_visitor(name)
     });
-    append(headers, X_FORWARDED_FOR, &address(arrival.peer));
-    append(headers, FORWARDED, &element(arrival));
+    let peer = address(arrival.peer);
+    append(headers, FORWARDED, &element(arrival, &peer));
+    append(headers, X_FORWARDED_FOR, &value(peer));
     headers
         .entry(X_FORWARDED_PROTO)
         .or_insert_with(|| scheme(arrival));
@@ -99,48 +100,54 @@ fn append(headers: &mut HeaderMap, name: HeaderName, last: &HeaderValue) {
 }
 
 fn scheme(arrival: &Arrival<'_>) -> HeaderValue {
-    HeaderValue::from_str(arrival.scheme.as_str())
-        .expect("a scheme is made of letters, digits and marks")
+    match arrival.scheme.as_str() {
+        "https" => HeaderValue::from_static("https"),
+        "http" => HeaderValue::from_static("http"),
+        other => HeaderValue::from_str(other).expect("made of letters, digits and marks"),
+    }
 }
 
 /// An address for `X-Forwarded-For`; an IPv4 visitor of a dual-stack listener stays IPv4.
-fn address(ip: IpAddr) -> HeaderValue {
-    HeaderValue::from_str(&ip.to_canonical().to_string()).expect("an address is ASCII")
+fn address(ip: IpAddr) -> String {
+    ip.to_canonical().to_string()
 }
 
-/// This hop's element of `Forwarded` (RFC 7239 §4).
-fn element(arrival: &Arrival<'_>) -> HeaderValue {
+fn value(made: String) -> HeaderValue {
+    HeaderValue::from_maybe_shared(bytes::Bytes::from(made)).expect("made of values and addresses")
+}
+
+/// This hop's element of `Forwarded` (RFC 7239 §4). Every request has one, so it is put together without the
+/// detour through `fmt`.
+fn element(arrival: &Arrival<'_>, peer: &str) -> HeaderValue {
     let mut element = String::with_capacity(96);
-    write!(
-        element,
-        "for={};proto={}",
-        Node(arrival.peer),
-        arrival.scheme
-    )
-    .expect("a string takes all");
+    element.push_str("for=");
+    push_node(&mut element, peer);
+    element.push_str(";proto=");
+    element.push_str(arrival.scheme.as_str());
     // `validate` lets no host pass that would need escaping. Should one come by another way, then
     // nothing is said rather than something that ends the quotes early.
     let host = arrival.host.to_str().ok();
     if let Some(host) = host.filter(|host| !host.contains(['"', '\\'])) {
         let quote = if host.bytes().all(is_token) { "" } else { "\"" };
-        write!(element, ";host={quote}{host}{quote}").expect("a string takes all");
+        for part in [";host=", quote, host, quote] {
+            element.push_str(part);
+        }
     }
     if let Some(by) = arrival.by {
-        write!(element, ";by={}", Node(by)).expect("a string takes all");
+        element.push_str(";by=");
+        push_node(&mut element, &address(by));
     }
-    HeaderValue::from_maybe_shared(bytes::Bytes::from(element))
-        .expect("made of values and addresses")
+    value(element)
 }
 
-/// An address as RFC 7239 §6 spells it: IPv6 in brackets and, because these are no token, in quotes.
-struct Node(IpAddr);
-
-impl fmt::Display for Node {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.to_canonical() {
-            IpAddr::V4(ip) => write!(f, "{ip}"),
-            IpAddr::V6(ip) => write!(f, "\"[{ip}]\""),
-        }
+/// Write an address as RFC 7239 §6 spells it: IPv6 in brackets and, because these are no token, in quotes.
+fn push_node(element: &mut String, address: &str) {
+    let (open, close) = match address.contains(':') {
+        true => ("\"[", "]\""),
+        false => ("", ""),
+    };
+    for part in [open, address, close] {
+        element.push_str(part);
     }
 }
 
