@@ -160,6 +160,7 @@ impl Session {
         shutdown: &mut (impl Future<Output = ()> + Unpin),
     ) -> Ended {
         let connection = self.connection.clone();
+        let mut told = self.carrier.borrow().clone();
         loop {
             tokio::select! {
                 biased;
@@ -175,7 +176,10 @@ impl Session {
                 },
                 Ok(()) = self.carrier.changed(), if !self.moving => {
                     let state = self.carrier.borrow_and_update().clone();
-                    config.observer.tell(Event::Transport(Self::transport(&self.connection, &state)));
+                    if state != told {
+                        config.observer.tell(Event::Transport(Self::transport(&self.connection, &state)));
+                        told = state;
+                    }
                     // The edge looks then who controls congestion on the carrier that brings it.
                     self.say(&AgentMessage::Nothing).await;
                 }

@@ -187,6 +187,8 @@ impl Driver {
             LineEvent::Dialled(Ok(upgraded)) => {
                 let line = self.on.lines.carry(upgraded, self.on.switch.arrivals());
                 self.on.switch.set_websocket(Some(line));
+                // Whoever tells the edge of another carrier must tell it of another WebSocket too.
+                self.state.send_modify(|_| {});
                 self.judge.websocket_up(now)
             }
             LineEvent::Dialled(Err(err)) => {

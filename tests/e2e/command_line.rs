@@ -523,6 +523,23 @@ async fn a_token_is_only_shown_to_the_server_that_it_belongs_to() {
 }
 
 #[tokio::test]
+async fn a_log_filter_that_is_not_understood_is_named() {
+    let home = Home::new();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_qtunnel"));
+    command
+        .args("serve --http 0 --https off --quic 0".split(' '))
+        .current_dir(home.path())
+        .env("HOME", home.path())
+        .env_remove("XDG_STATE_HOME")
+        .env("RUST_LOG", "qtunnel=loud");
+
+    let mut edge = Process::spawn(command);
+
+    edge.lines(vec!["RUST_LOG is not understood", "  quic "])
+        .await;
+}
+
+#[tokio::test]
 async fn no_log_shows_a_token_however_talkative() {
     let home = Home::new();
     let token = "sesame-0123456789";

@@ -32,7 +32,9 @@ use tempfile::TempDir;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 pub use edge_process::EdgeProcess;
 pub use http2::Http2;
@@ -68,11 +70,13 @@ where
 
 /// Show what edges and agents log, if `RUST_LOG` asks for it.
 fn show_logs() {
-    if std::env::var_os("RUST_LOG").is_some() {
+    if let Ok(wanted) = std::env::var("RUST_LOG") {
+        let targets: Targets = wanted.parse().expect("levels of modules");
+        let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
         // Only the first test of a process can.
-        let _ = tracing_subscriber::fmt()
-            .with_env_filter(EnvFilter::from_default_env())
-            .with_writer(std::io::stderr)
+        let _ = tracing_subscriber::registry()
+            .with(lines)
+            .with(targets)
             .try_init();
     }
 }
