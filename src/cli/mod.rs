@@ -52,7 +52,9 @@ pub fn parse() -> Cli {
 /// span or field are not understood: the regular expressions that they need are 3 % of a program that is in memory
 /// on every laptop.
 pub fn start_tracing() {
-    let wanted = std::env::var("RUST_LOG").ok().filter(|wanted| !wanted.is_empty());
+    let wanted = std::env::var("RUST_LOG")
+        .ok()
+        .filter(|wanted| !wanted.is_empty());
     let parsed = wanted.as_deref().map(str::parse::<Targets>).transpose();
     let (targets, problem) = match parsed {
         Ok(targets) => (targets, None),
