@@ -169,7 +169,8 @@ impl Driver {
 
     fn sight(&mut self) -> Sight {
         let now = Instant::now();
-        self.progress.look(&self.on.connection, now);
+        let more_to_send = self.on.switch.is_full();
+        self.progress.look(&self.on.connection, more_to_send, now);
         Sight {
             now,
             udp: self.on.switch.udp_seen(),
@@ -187,8 +188,10 @@ impl Driver {
             LineEvent::Dialled(Ok(upgraded)) => {
                 let line = self.on.lines.carry(upgraded, self.on.switch.arrivals());
                 self.on.switch.set_websocket(Some(line));
-                // Whoever tells the edge of another carrier must tell it of another WebSocket too.
-                self.state.send_modify(|_| {});
+                if self.on.switch.current() == Carrier::WebSocket {
+                    // Whoever tells the edge of another carrier must tell it of another WebSocket too.
+                    self.state.send_modify(|_| {});
+                }
                 self.judge.websocket_up(now)
             }
             LineEvent::Dialled(Err(err)) => {

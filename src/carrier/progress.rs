@@ -24,7 +24,7 @@ pub(super) struct Progress {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Owed {
     pub(super) since: Instant,
-    /// At how many looks more had been sent: QUIC repeats what needs an answer.
+    /// At how many looks more had been sent, or waited: QUIC repeats what needs an answer.
     pub(super) asks: u32,
 }
 
@@ -43,18 +43,19 @@ impl Progress {
         }
     }
 
-    /// Look at what has come since the last look.
-    pub(super) fn look(&mut self, connection: &Connection, now: Instant) {
+    /// Look at what has come since the last look. What the carrier does not take is owed like what it took:
+    /// a connection that waits for room sends nothing that could be missed.
+    pub(super) fn look(&mut self, connection: &Connection, more_to_send: bool, now: Instant) {
         let (delivered, asked) = counts(connection);
-        self.note(delivered, asked, now);
+        self.note(delivered, asked, more_to_send, now);
     }
 
-    fn note(&mut self, delivered: u64, asked: u64, now: Instant) {
+    fn note(&mut self, delivered: u64, asked: u64, more_to_send: bool, now: Instant) {
         if delivered > self.delivered {
             // What was sent in the meantime may be acknowledged or not. If not, QUIC will repeat it.
             self.acked = Some(now);
             self.owed = None;
-        } else if asked > self.asked {
+        } else if asked > self.asked || more_to_send {
             let owed = self.owed.get_or_insert(Owed {
                 since: now,
                 asks: 0,
@@ -121,12 +122,12 @@ mod tests {
         let at = |millis| start + Duration::from_millis(millis);
         let mut progress = Progress::since(100, 5);
 
-        progress.note(100, 5, at(0));
+        progress.note(100, 5, false, at(0));
         assert_eq!(progress.owed(), None);
 
-        progress.note(100, 7, at(50));
-        progress.note(100, 7, at(100));
-        progress.note(100, 8, at(150));
+        progress.note(100, 7, false, at(50));
+        progress.note(100, 7, false, at(100));
+        progress.note(100, 8, false, at(150));
         let owed = Owed {
             since: at(50),
             asks: 2,
@@ -134,8 +135,20 @@ mod tests {
         assert_eq!(progress.owed(), Some(owed));
         assert_eq!(progress.acked(), None);
 
-        progress.note(200, 9, at(200));
+        progress.note(200, 9, false, at(200));
         assert_eq!(progress.owed(), None);
         assert_eq!(progress.acked(), Some(at(200)));
+    }
+
+    #[test]
+    fn what_the_carrier_has_no_room_for_is_owed_like_what_was_sent() {
+        let now = Instant::now();
+        let mut progress = Progress::since(100, 5);
+
+        progress.note(100, 5, true, now);
+
+        assert_eq!(progress.owed().map(|owed| owed.since), Some(now));
+        progress.note(200, 5, true, now);
+        assert_eq!(progress.owed(), None);
     }
 }

@@ -127,6 +127,11 @@ impl Queue {
         self.lock().hole = false;
     }
 
+    /// Report whether whoever has more to send must wait.
+    pub(super) fn is_full(&self) -> bool {
+        self.lock().bytes >= self.full
+    }
+
     fn poll_room(&self, cx: &mut Context) -> Poll<()> {
         let mut state = self.lock();
         if state.hole || state.bytes < self.full {

@@ -133,6 +133,15 @@ impl Switch {
         self.routes().udp.clone()
     }
 
+    /// Report whether there is more to send than the current carrier takes, and so maybe nothing is sent at all.
+    pub(super) fn is_full(&self) -> bool {
+        let routes = self.routes();
+        match (routes.current, &routes.websocket) {
+            (Carrier::WebSocket, Some(line)) => line.queue.is_full(),
+            _ => false,
+        }
+    }
+
     /// Send over the current carrier.
     ///
     /// The only error is `WouldBlock`; what a network refuses is lost, and repeated by QUIC.

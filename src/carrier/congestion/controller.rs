@@ -7,11 +7,16 @@ use quinn::congestion::Controller;
 use quinn_proto::RttEstimator;
 
 use super::delivery::Sample;
-use super::{OPEN, RateModel, Stage};
+use super::{OPEN, RateModel, Stage, UNHEARD};
 
 impl Controller for RateModel {
     fn on_sent(&mut self, now: Instant, bytes: u64, _last_packet_number: u64) {
         if bytes > ACK_ONLY {
+            if self.delivery.is_idle() {
+                self.acked_at = now;
+            }
+            let patience = (self.smoothed_rtt * UNHEARD.0).max(UNHEARD.1);
+            self.unheard = now.saturating_duration_since(self.acked_at) > patience;
             self.delivery.on_sent(now, self.smoothed_rtt);
         }
     }
@@ -25,6 +30,7 @@ impl Controller for RateModel {
         rtt: &RttEstimator,
     ) {
         self.smoothed_rtt = rtt.get();
+        (self.acked_at, self.unheard) = (now, false);
         self.delivery.on_ack(now, sent, bytes);
         self.batch += bytes;
     }
@@ -77,7 +83,10 @@ impl Controller for RateModel {
 
     fn window(&self) -> u64 {
         if self.in_control.is_kernel() {
-            return OPEN;
+            return match self.unheard {
+                true => self.window.min(self.initial_window),
+                false => OPEN,
+            };
         }
         // quinn paces by the smoothed RTT, which remembers a queue for long after it has gone.
         let (smoothed, longest) = (self.smoothed_rtt, self.path.longest_now());

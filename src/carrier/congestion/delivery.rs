@@ -55,6 +55,11 @@ impl Delivery {
         }
     }
 
+    /// Report whether nothing is on its way.
+    pub(super) fn is_idle(&self) -> bool {
+        self.idle
+    }
+
     /// Note that packets are sent. `srtt` decides for how long, and how finely, that is remembered.
     pub(super) fn on_sent(&mut self, now: Instant, srtt: Duration) {
         if self.idle {

@@ -43,6 +43,10 @@ struct RateModel {
     in_control: InControl,
     /// Whether the kernel was in control when packets were last acknowledged.
     left_to_kernel: bool,
+    /// When something was acknowledged last, or sent after a pause.
+    acked_at: Instant,
+    /// Whether what has been sent goes unacknowledged for so long that no more of it should be.
+    unheard: bool,
     /// What was known of the path, until there is a round trip to compare.
     known: Option<Known>,
     window: u64,
@@ -106,6 +110,8 @@ impl RateModel {
             memory: config.memory.clone(),
             in_control: config.in_control.clone(),
             left_to_kernel: false,
+            acked_at: now,
+            unheard: false,
             window: config.initial_window,
             path: PathModel::new(mtu, now),
             delivery: Delivery::new(now),
@@ -383,6 +389,10 @@ impl RateModel {
 fn seconds(seconds: f64) -> Duration {
     Duration::from_secs_f64(seconds.min(1e6))
 }
+
+/// How long, in round trips and at least, nothing may be acknowledged before no more is sent that the kernel has
+/// room for. TCP's repetitions take less, most often; a connection that is dead takes all there is.
+const UNHEARD: (u32, Duration) = (4, Duration::from_millis(300));
 
 /// The window where congestion is the kernel's business: more than QUIC lets a session have on its way.
 const OPEN: u64 = 1 << 30;

@@ -276,11 +276,30 @@ fn the_window_is_open_while_the_kernel_is_in_control_and_small_on_a_path_that_is
     assert_eq!(elsewhere.window(), initial);
 }
 
+#[test]
+fn what_the_kernel_takes_but_nobody_acknowledges_is_not_followed_by_more() {
+    let start = Instant::now();
+    let config = ours();
+    let mut model = RateModel::new(&config, 1_200, start);
+    config.in_control.set(CongestionControl::Kernel);
+    deliver(&mut model, start, 1_200);
+
+    let later = start + secs(60);
+    model.on_sent(later, 1_200, 0);
+    assert!(model.window() > 16 * MIB, "nothing was on its way before");
+    model.on_sent(later + secs(1), 1_200, 0);
+
+    assert!(model.window() <= config.initial_window);
+    deliver(&mut model, later + secs(2), 1_200);
+    assert!(model.window() > 16 * MIB);
+}
+
 /// Have so many bytes sent, and acknowledged a moment later.
 fn deliver(model: &mut RateModel, sent: Instant, bytes: u64) {
     let acked = sent + ms(40);
     model.on_sent(sent, bytes, 0);
     model.delivery.on_ack(acked, sent, bytes);
     model.batch = bytes;
+    (model.acked_at, model.unheard) = (acked, false);
     model.on_end_acks(acked, 0, false, None);
 }
