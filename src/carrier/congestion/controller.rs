@@ -7,7 +7,8 @@ use quinn::congestion::Controller;
 use quinn_proto::RttEstimator;
 
 use super::delivery::Sample;
-use super::{OPEN, RateModel, Stage, UNHEARD};
+use super::kernel::{OPEN, UNHEARD};
+use super::{RateModel, Stage};
 
 impl Controller for RateModel {
     fn on_sent(&mut self, now: Instant, bytes: u64, _last_packet_number: u64) {

@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
 
 /// Who sees to it that the network is not overloaded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -32,3 +33,10 @@ impl InControl {
         self.0.load(Relaxed)
     }
 }
+
+/// How long, in round trips and at least, nothing may be acknowledged before no more is sent that the kernel has
+/// room for. TCP's repetitions take less, most often; a connection that is dead takes all there is.
+pub(super) const UNHEARD: (u32, Duration) = (4, Duration::from_millis(300));
+
+/// The window where congestion is the kernel's business: more than QUIC lets a session have on its way.
+pub(super) const OPEN: u64 = 1 << 30;

@@ -390,13 +390,6 @@ fn seconds(seconds: f64) -> Duration {
     Duration::from_secs_f64(seconds.min(1e6))
 }
 
-/// How long, in round trips and at least, nothing may be acknowledged before no more is sent that the kernel has
-/// room for. TCP's repetitions take less, most often; a connection that is dead takes all there is.
-const UNHEARD: (u32, Duration) = (4, Duration::from_millis(300));
-
-/// The window where congestion is the kernel's business: more than QUIC lets a session have on its way.
-const OPEN: u64 = 1 << 30;
-
 /// Up to so many initial windows, and while no queue shows, a start-up does not double its window in
 /// each round trip, but makes it four times as large: on a long path it is the start-up that takes time.
 const LEAP: u64 = 8;
