@@ -22,7 +22,7 @@ use super::{
 use crate::carrier::{
     Carrier, CongestionControl, Reach, Transport, WEBSOCKET_PATH,
     dial::{DialConfig, race_for},
-    edge_socket::edge_endpoint_over,
+    edge_socket::{EdgeSocket, TooManyWebSockets, edge_endpoint_over},
     websocket::Ended,
 };
 use crate::proto::{DATAGRAMS_HEADER, DATAGRAMS_LIMIT, Datagrams};
@@ -203,6 +203,19 @@ fn quiet_edge(limit: usize) -> (quinn::Endpoint, crate::carrier::EdgeSocket) {
 
 const STRANGER: ([u8; 4], u16) = ([198, 51, 100, 1], 4000);
 
+/// Take a WebSocket that leads to nobody known.
+fn accept_stranger(
+    socket: &EdgeSocket,
+    far: DuplexStream,
+) -> Result<impl Future<Output = Ended> + Send + use<>, TooManyWebSockets> {
+    socket.accept(
+        far,
+        STRANGER.into(),
+        Reach::Network,
+        CongestionControl::Ours,
+    )
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_thousand_websockets_that_never_speak_quic_are_sent_away() {
     let (endpoint, socket) = quiet_edge(1000);
@@ -210,16 +223,7 @@ async fn a_thousand_websockets_that_never_speak_quic_are_sent_away() {
     let mut websockets = JoinSet::new();
     for i in 0..1000 {
         let (near, far) = tokio::io::duplex(4096);
-        websockets.spawn(
-            socket
-                .accept(
-                    far,
-                    STRANGER.into(),
-                    Reach::Network,
-                    CongestionControl::Ours,
-                )
-                .unwrap(),
-        );
+        websockets.spawn(accept_stranger(&socket, far).unwrap());
         let mut near = WebSocketStream::from_raw_socket(near, Role::Client, None).await;
         // Half say nothing, half send packets that are none.
         if i % 2 == 0 {
@@ -231,16 +235,7 @@ async fn a_thousand_websockets_that_never_speak_quic_are_sent_away() {
     }
     assert_eq!(socket.websockets(), 1000);
     let (_, far) = tokio::io::duplex(4096);
-    assert!(
-        socket
-            .accept(
-                far,
-                STRANGER.into(),
-                Reach::Network,
-                CongestionControl::Ours
-            )
-            .is_err()
-    );
+    assert!(accept_stranger(&socket, far).is_err());
 
     while let Some(ended) = websockets.join_next().await {
         assert!(matches!(ended.unwrap(), Ended::NeverSpokeQuic));
@@ -254,16 +249,7 @@ async fn a_thousand_websockets_that_never_speak_quic_are_sent_away() {
 async fn a_probe_does_not_count_as_speaking_quic() {
     let (_endpoint, socket) = quiet_edge(WEBSOCKETS);
     let (near, far) = tokio::io::duplex(4096);
-    let websocket = tokio::spawn(
-        socket
-            .accept(
-                far,
-                STRANGER.into(),
-                Reach::Network,
-                CongestionControl::Ours,
-            )
-            .unwrap(),
-    );
+    let websocket = tokio::spawn(accept_stranger(&socket, far).unwrap());
     let mut near: WebSocketStream<DuplexStream> =
         WebSocketStream::from_raw_socket(near, Role::Client, None).await;
     let probe = crate::carrier::probe::Probe::new().unwrap().datagram();
