@@ -405,7 +405,7 @@ const LEAST: u64 = 4;
 const KEEP: Duration = Duration::from_millis(8);
 
 /// Packets that wait at the bottleneck at any rate.
-const KEEP_LEAST: f64 = 1.5;
+const KEEP_LEAST: f64 = 1.0;
 
 /// What bridges the scheduling of either end, where the round trip itself does not.
 const MARGIN: Duration = Duration::from_millis(2);
