@@ -249,7 +249,8 @@ impl Session {
         self.heads.accepted(send.id().index());
         let (heads, flow) = (self.heads.clone(), self.flow.clone());
         let conversation = forward::serve(find, heads, flow, send, receive);
-        self.conversations.spawn(conversation);
+        // Boxed: as the task itself it would be copied from place to place, at its end too.
+        self.conversations.spawn(Box::pin(conversation));
     }
 
     /// The order: the edge sends no new conversations; those under way end, or are cut; then the
