@@ -16,8 +16,10 @@ impl Controller for RateModel {
             if self.delivery.is_idle() {
                 self.acked_at = now;
             }
-            let patience = (self.smoothed_rtt * UNHEARD.0).max(UNHEARD.1);
-            self.unheard = now.saturating_duration_since(self.acked_at) > patience;
+            if self.in_control.is_kernel() {
+                let patience = (self.smoothed_rtt * UNHEARD.0).max(UNHEARD.1);
+                self.unheard = now.saturating_duration_since(self.acked_at) > patience;
+            }
             self.delivery.on_sent(now, self.smoothed_rtt);
         }
     }

@@ -23,7 +23,7 @@ use quinn::{
 };
 use rustls::{RootCertStore, pki_types::PrivateKeyDer, version::TLS13};
 
-use super::{InControl, PathMemory, Reach, edge_transport, transport::agent_transport};
+use super::{InControl, Reach, edge_transport};
 
 /// Both ends' configurations around one self-signed certificate for `edge.test`.
 #[derive(Clone)]
@@ -67,15 +67,10 @@ fn issue() -> Certificate {
     let client = Arc::new(QuicClientConfig::try_from(client).unwrap());
     let mut server = ServerConfig::with_crypto(server);
     server.transport_config(edge_transport(Reach::Network, &InControl::default()));
-    let mut client = ClientConfig::new(client);
-    client.transport_config(agent_transport(
-        Reach::Network,
-        &InControl::default(),
-        &PathMemory::default(),
-    ));
     Certificate {
         server,
-        client,
+        // An attempt sets how it talks.
+        client: ClientConfig::new(client),
         https,
     }
 }
