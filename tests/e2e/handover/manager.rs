@@ -26,9 +26,10 @@ async fn sockets_of_the_service_manager_are_used_and_not_bound_again() {
     }
     let (http, quic) = (tcp.local_addr().unwrap(), udp.local_addr().unwrap());
     let qtunnel = env!("CARGO_BIN_EXE_qtunnel");
+    // bash chooses numbers that are free: the sockets may have those that they are to get.
     let script = format!(
-        "exec 8<&{} 9<&{}; exec 3<&8 4<&9 8<&- 9<&-; LISTEN_PID=$$ LISTEN_FDS=2 exec {qtunnel} serve \
-         --https off --http {http} --quic {quic}",
+        "exec {{tcp}}<&{} {{udp}}<&{}; exec 3<&$tcp 4<&$udp {{tcp}}<&- {{udp}}<&-; \
+         LISTEN_PID=$$ LISTEN_FDS=2 exec {qtunnel} serve --https off --http {http} --quic {quic}",
         tcp.as_raw_fd(),
         udp.as_raw_fd()
     );
