@@ -17,7 +17,9 @@ use super::dial::dial;
 use super::event::{Event, Transported};
 use super::forward::{self, Tunnel};
 use super::heads::Heads;
-use crate::carrier::{CarrierState, Dialed, Driver, PathMemory, SESSION_BUFFER, alpn};
+use crate::carrier::{
+    CarrierState, Dialed, Driver, PathMemory, SESSION_BUFFER, all_delivered, alpn,
+};
 use crate::http::{Budget, BufferTotal, FlowControl};
 use crate::proto::{
     ALPN, AgentMessage, Close, EdgeMessage, Hello, LostSession, TunnelRequest, Welcome, Window,
@@ -285,6 +287,8 @@ impl Session {
                     break;
                 }
             }
+            // Conversations end when quinn has what they send, which may be megabytes.
+            all_delivered(&connection).await;
         };
         let _ = timeout(config.grace_period, drained).await;
         self.conversations.shutdown().await;

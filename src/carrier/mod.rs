@@ -21,6 +21,7 @@ use std::str::FromStr;
 mod agent_socket;
 mod bind;
 mod congestion;
+mod delivered;
 mod dial;
 mod dial_error;
 mod edge_socket;
@@ -58,6 +59,7 @@ mod upgrade;
 mod websocket;
 
 pub use congestion::{CongestionControl, InControl, PathMemory};
+pub use delivered::all_delivered;
 pub use dial::{DialConfig, Dialed, dial};
 pub use dial_error::{AttemptError, DialError};
 pub use edge_socket::EdgeSocket;

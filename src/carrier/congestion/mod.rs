@@ -36,6 +36,12 @@ pub(super) fn delivered(controller: Box<dyn Controller>) -> u64 {
     }
 }
 
+/// The same, if nothing is on its way to the peer.
+pub(super) fn idle_at(controller: Box<dyn Controller>) -> Option<u64> {
+    let model = controller.into_any().downcast::<RateModel>().ok()?;
+    model.delivery.is_idle().then_some(model.delivery.delivered)
+}
+
 #[derive(Clone)]
 struct RateModel {
     initial_window: u64,
