@@ -106,7 +106,7 @@ async fn ready(agent: &Running, times: usize) {
 #[tokio::test]
 async fn a_successor_is_succeeded_while_the_first_edge_still_drains() {
     let home = tempfile::tempdir().unwrap();
-    let mut edge = EdgeProcess::start(home.path(), &[]).await;
+    let mut edge = EdgeProcess::start(home.path(), &["--grace-period", "5m"]).await;
     let upstream = upstream().await;
     let agent = Running::start(edge.agent_config("blog", &upstream)).await;
     let of_the_first = Download::begin(&edge.visitor("blog")).await;
