@@ -30,16 +30,18 @@ use path::PathModel;
 
 /// Bytes that the peer has acknowledged, by what a connection's controller has seen.
 pub(super) fn delivered(controller: Box<dyn Controller>) -> u64 {
-    match controller.into_any().downcast::<RateModel>() {
-        Ok(model) => model.delivery.delivered,
-        Err(_) => 0,
-    }
+    delivery(controller).map_or(0, |delivery| delivery.delivered)
 }
 
 /// The same, if nothing is on its way to the peer.
 pub(super) fn idle_at(controller: Box<dyn Controller>) -> Option<u64> {
+    let delivery = delivery(controller)?;
+    delivery.is_idle().then_some(delivery.delivered)
+}
+
+fn delivery(controller: Box<dyn Controller>) -> Option<Delivery> {
     let model = controller.into_any().downcast::<RateModel>().ok()?;
-    model.delivery.is_idle().then_some(model.delivery.delivered)
+    Some(model.delivery)
 }
 
 #[derive(Clone)]
