@@ -7,7 +7,7 @@ use quinn::congestion::Controller;
 use quinn_proto::RttEstimator;
 
 use super::delivery::Sample;
-use super::kernel::{OPEN, UNHEARD};
+use super::kernel::{FAST, OPEN, SURELY_FAST, UNHEARD};
 use super::{RateModel, Stage};
 
 impl Controller for RateModel {
@@ -16,7 +16,7 @@ impl Controller for RateModel {
             if self.delivery.is_idle() {
                 self.acked_at = now;
             }
-            if self.in_control.is_kernel() {
+            if self.is_left_to_kernel() {
                 let patience = (self.smoothed_rtt * UNHEARD.0).max(UNHEARD.1);
                 self.unheard = now.saturating_duration_since(self.acked_at) > patience;
             }
@@ -46,15 +46,15 @@ impl Controller for RateModel {
         _largest: Option<u64>,
     ) {
         let sample = self.delivery.on_end_acks(now, in_flight, app_limited);
-        let left_to_kernel = self.in_control.is_kernel();
-        if self.left_to_kernel && !left_to_kernel {
+        let before = self.left_to_kernel;
+        self.left_to_kernel = self.in_control.is_kernel() && self.is_fast();
+        if before && !self.left_to_kernel {
             self.forget_path(now);
         }
-        self.left_to_kernel = left_to_kernel;
-        if let Some(sample) = sample
-            && !left_to_kernel
-        {
-            self.on_sample(now, in_flight, app_limited, &sample);
+        match sample {
+            Some(sample) if self.left_to_kernel => self.on_sample_of_kernel(&sample),
+            Some(sample) => self.on_sample(now, in_flight, app_limited, &sample),
+            None => {}
         }
         self.batch = 0;
     }
@@ -66,7 +66,7 @@ impl Controller for RateModel {
         persistent: bool,
         lost_bytes: u64,
     ) {
-        if self.in_control.is_kernel() {
+        if self.is_left_to_kernel() {
             return;
         }
         self.path.observe_delivery(0, lost_bytes);
@@ -85,7 +85,7 @@ impl Controller for RateModel {
     }
 
     fn window(&self) -> u64 {
-        if self.in_control.is_kernel() {
+        if self.is_left_to_kernel() {
             return match self.unheard {
                 true => self.window.min(self.initial_window),
                 false => OPEN,
@@ -114,6 +114,33 @@ impl Controller for RateModel {
 }
 
 impl RateModel {
+    /// Whether the window is open, because the kernel keeps the queues of this path short.
+    fn is_left_to_kernel(&self) -> bool {
+        self.left_to_kernel && self.in_control.is_kernel()
+    }
+
+    /// Whether the path delivers so much that what is queued on the way to the kernel takes no time.
+    fn is_fast(&self) -> bool {
+        let least = match self.left_to_kernel {
+            true => FAST,
+            false => SURELY_FAST,
+        };
+        self.path.rate() >= least
+    }
+
+    /// See whether the path is still a fast one. What else the model knows of it would be about TCP's queues.
+    fn on_sample_of_kernel(&mut self, sample: &Sample) {
+        self.path.observe_rate(sample);
+        self.app_limited |= sample.app_limited;
+        if sample.delivered_before >= self.round_end {
+            if !self.app_limited {
+                self.path.next_round();
+            }
+            self.app_limited = false;
+            self.round_end = self.delivery.delivered;
+        }
+    }
+
     fn on_sample(&mut self, now: Instant, in_flight: u64, app_limited: bool, sample: &Sample) {
         self.path.observe_delivery(self.batch, 0);
         let rtt = self.path.observe_rtt(now, sample.sent);

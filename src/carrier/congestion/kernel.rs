@@ -4,6 +4,10 @@
 //! is a queue, which it drains by sending less. Where the kernel's own congestion control keeps queues short
 //! and does not take every loss for one, a second one on top of it costs half of what gets through. What the
 //! socket has no room for, the carrier's queue says.
+//!
+//! On a slow path it is the other way round: the buffers on the way to the kernel, which on a fast one hold
+//! what is sent in a few milliseconds, hold half a second of it, and every small request waits behind that.
+//! There the model keeps the window, and with it what is in those buffers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -37,6 +41,13 @@ impl InControl {
 /// How long, in round trips and at least, nothing may be acknowledged before no more is sent that the kernel has
 /// room for. TCP's repetitions take less, most often; a connection that is dead takes all there is.
 pub(super) const UNHEARD: (u32, Duration) = (4, Duration::from_millis(300));
+
+/// Bytes per second that a path delivers at least for the kernel alone to be in control: what is under way to
+/// it, some 50 KiB, then takes a tenth of a second at most.
+pub(super) const FAST: f64 = 500e3;
+
+/// The same before it is, so that control does not go back and forth.
+pub(super) const SURELY_FAST: f64 = 1.25 * FAST;
 
 /// The window where congestion is the kernel's business: more than QUIC lets a session have on its way.
 pub(super) const OPEN: u64 = 1 << 30;

@@ -50,7 +50,7 @@ struct RateModel {
     least_window: u64,
     memory: Option<PathMemory>,
     in_control: InControl,
-    /// Whether the kernel was in control when packets were last acknowledged.
+    /// Whether congestion was the kernel's business alone when packets were last acknowledged.
     left_to_kernel: bool,
     /// When something was acknowledged last, or sent after a pause.
     acked_at: Instant,

@@ -255,18 +255,24 @@ fn the_same_seed_gives_the_same_result() {
     assert_eq!(download().to_bits(), download().to_bits());
 }
 
+/// A controller that leaves a path to the kernel which has delivered 16 MiB in 40 ms.
+fn left_to_kernel(config: &Arc<Config>, start: Instant) -> RateModel {
+    let mut model = RateModel::new(config, 1_200, start);
+    config.in_control.set(CongestionControl::Kernel);
+    deliver(&mut model, start, 16 * MIB);
+    deliver(&mut model, start + ms(50), 1_200);
+    model
+}
+
 #[test]
 fn the_window_is_open_while_the_kernel_is_in_control_and_small_on_a_path_that_is_new() {
     let start = Instant::now();
     let config = ours();
     let initial = config.initial_window;
-    let mut model = RateModel::new(&config, 1_200, start);
-    assert_eq!(model.window(), initial);
 
-    config.in_control.set(CongestionControl::Kernel);
+    let mut model = left_to_kernel(&config, start);
 
     assert!(model.window() > 16 * MIB);
-    deliver(&mut model, start, 16 * MIB);
     config.in_control.set(CongestionControl::Ours);
     deliver(&mut model, start + secs(1), 1_200);
     assert!(model.window() < 4 * initial);
@@ -280,9 +286,7 @@ fn the_window_is_open_while_the_kernel_is_in_control_and_small_on_a_path_that_is
 fn what_the_kernel_takes_but_nobody_acknowledges_is_not_followed_by_more() {
     let start = Instant::now();
     let config = ours();
-    let mut model = RateModel::new(&config, 1_200, start);
-    config.in_control.set(CongestionControl::Kernel);
-    deliver(&mut model, start, 1_200);
+    let mut model = left_to_kernel(&config, start);
 
     let later = start + secs(60);
     model.on_sent(later, 1_200, 0);
@@ -292,6 +296,34 @@ fn what_the_kernel_takes_but_nobody_acknowledges_is_not_followed_by_more() {
     assert!(model.window() <= config.initial_window);
     deliver(&mut model, later + secs(2), 1_200);
     assert!(model.window() > 16 * MIB);
+}
+
+#[test]
+fn a_slow_path_is_never_left_to_the_kernel_so_that_nothing_waits_on_the_way_there() {
+    let slow = Link::new(1.0, ms(20), secs(1));
+    let config = ours();
+    config.in_control.set(CongestionControl::Kernel);
+    let mut model = LinkModel::symmetric(&slow, 1);
+
+    model.add(config, u64::MAX);
+    model.run(secs(10));
+
+    let queue = model.queue_over_time(0.95, secs(2));
+    assert!(queue < ms(100), "{queue:?}");
+}
+
+#[test]
+fn a_path_that_has_become_slow_is_taken_back_from_the_kernel() {
+    let start = Instant::now();
+    let mut model = left_to_kernel(&ours(), start);
+    let mut now = start + ms(100);
+
+    for _ in 0..50 {
+        deliver(&mut model, now, 12_000);
+        now += ms(50);
+    }
+
+    assert!(model.window() < MIB, "{}", model.window());
 }
 
 /// Have so many bytes sent, and acknowledged a moment later.
