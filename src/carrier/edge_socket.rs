@@ -25,10 +25,10 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::mpsc,
 };
-use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::{
     Carrier, CongestionControl, Reach,
+    frames::Role,
     inbox::{self, Arrival, Inbox},
     probe,
     queue::{Gate, Poller, blocked_by},
@@ -157,7 +157,7 @@ impl EdgeSocket {
         let attached = self.attach(peer, reach, congestion)?;
         Ok(async move {
             let arrivals = attached.socket.0.arrivals.clone();
-            websocket::run(io, Role::Server, &attached.line, arrivals).await
+            websocket::run(io, &attached.line, arrivals).await
         })
     }
 
@@ -177,7 +177,13 @@ impl EdgeSocket {
             return Err(TooManyWebSockets { limit });
         }
         let id = self.0.next.fetch_add(1, Ordering::Relaxed);
-        let line = Arc::new(Line::new(self.0.address(id), peer, reach, congestion));
+        let line = Arc::new(Line::new(
+            Role::Server,
+            self.0.address(id),
+            peer,
+            reach,
+            congestion,
+        ));
         websockets.insert(id, line.clone());
         Ok(Attached {
             socket: self.clone(),

@@ -33,9 +33,6 @@ const ADDRESSES: usize = 4;
 /// The longest head of an answer: far more than any proxy or edge says.
 const HEAD: usize = 16 * 1024;
 
-/// Plaintext that TLS may hold back, as little as the kernel's own queue.
-const TLS_BUFFER: usize = 32 * 1024;
-
 /// What went wrong on the way to the edge.
 #[derive(Debug, thiserror::Error)]
 pub enum HopError {
@@ -199,9 +196,7 @@ pub(super) async fn secure(
     let Ok(connected) = timeout(HOP, connecting).await else {
         return Err(HopError::TimedOut { hop: hop.clone() });
     };
-    let mut stream = connected.map_err(failed)?;
-    stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
-    Ok(Box::new(stream))
+    Ok(Box::new(connected.map_err(failed)?))
 }
 
 /// What a hop said to a request that asks for the connection itself.

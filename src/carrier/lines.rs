@@ -7,10 +7,10 @@ use tokio::{
     sync::mpsc,
     task::{AbortHandle, JoinSet},
 };
-use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::{
     CongestionControl, Reach,
+    frames::Role,
     hop::HopError,
     inbox::Arrival,
     path::Ways,
@@ -55,6 +55,7 @@ impl Lines {
         arrivals: mpsc::Sender<Arrival>,
     ) -> Arc<Line> {
         let line = Arc::new(Line::new(
+            Role::Client,
             EDGE,
             upgraded.peer,
             upgraded.reach,
@@ -64,7 +65,7 @@ impl Lines {
         line.answered();
         let carried = line.clone();
         let task = self.tasks.spawn(async move {
-            let ended = websocket::run(upgraded.io, Role::Client, &carried, arrivals).await;
+            let ended = websocket::run(upgraded.io, &carried, arrivals).await;
             LineEvent::Ended(carried, ended)
         });
         if let Some((_, before)) = self.carrying.replace((line.clone(), task)) {

@@ -27,13 +27,13 @@ mod dial_error;
 mod edge_socket;
 mod evidence;
 mod examine;
+mod frames;
 mod hop;
 mod inbox;
 mod judge;
 #[cfg(unix)]
 mod label;
 mod lines;
-mod meter;
 mod network;
 mod outer_tls;
 mod path;

@@ -1,6 +1,6 @@
 //! The short queue between quinn and one WebSocket, and what quinn waits on when it is full.
 //!
-//! [`Queue`] takes transmits from quinn and gives messages to the task that writes the WebSocket.
+//! [`Queue`] takes transmits from quinn and gives frames to the task that writes the WebSocket.
 //! [`Gate`] and [`Poller`] tell a connection when it may send again: a socket that routes has many
 //! places that can be full, and quinn does not say to its poller which of them it ran into.
 
@@ -17,7 +17,10 @@ use bytes::Bytes;
 use quinn::{AsyncUdpSocket, UdpPoller};
 use tokio::{sync::Notify, task};
 
-use super::Reach;
+use super::{
+    Reach,
+    frames::{Encoder, Role},
+};
 use crate::proto::Datagrams;
 
 /// Bytes waiting for the WebSocket before quinn is told to wait.
@@ -28,25 +31,36 @@ const FULL: usize = 24 * 1024;
 
 /// The same within this machine: it moves so much in half a millisecond, and less would have both ends
 /// wait for each other's turns.
-const FULL_NEARBY: usize = 256 * 1024;
+const FULL_NEARBY: usize = 128 * 1024;
 
-/// The longest message, unless one packet is longer: what fits into a TLS record. Of a longer one, what
-/// the first record had no room for is moved to the front of a buffer for each that follows.
+/// The longest message, unless one packet is longer: what fits into a TLS record, so that no message waits for
+/// a second one.
 const MESSAGE: usize = 16 * 1024;
+
+/// Bytes that are written at once: one TLS record. What is no more in the queue, quinn cannot replace by
+/// something more urgent.
+const WRITE: usize = 16 * 1024;
+
+/// The same within this machine, where the calls into the kernel are what costs.
+const WRITE_NEARBY: usize = 64 * 1024;
 
 /// Transmits on their way into one WebSocket.
 pub(super) struct Queue {
     /// Bytes that may wait. A waiting connection is woken when half of them are left, so that it sends
     /// several transmits per wake-up instead of one.
     full: usize,
+    /// Bytes that are taken out at once.
+    write: usize,
     state: Mutex<State>,
     filled: Notify,
 }
 
-#[derive(Default)]
 struct State {
-    messages: VecDeque<Bytes>,
+    encoder: Encoder,
+    frames: VecDeque<Bytes>,
     bytes: usize,
+    /// The answer to the newest ping (RFC 6455 §5.5.3).
+    pong: Option<Bytes>,
     /// Connections waiting for room.
     waiting: Vec<Waker>,
     /// Whether what is sent here is dropped at once, as a dead link would.
@@ -54,14 +68,24 @@ struct State {
 }
 
 impl Queue {
-    /// For a WebSocket that leads so far.
-    pub(super) fn new(reach: Reach) -> Self {
+    /// For this end of a WebSocket that leads so far.
+    pub(super) fn new(role: Role, reach: Reach) -> Self {
+        let (full, write) = match reach {
+            Reach::Loopback => (FULL_NEARBY, WRITE_NEARBY),
+            Reach::Network => (FULL, WRITE),
+        };
+        let state = State {
+            encoder: Encoder::new(role),
+            frames: VecDeque::new(),
+            bytes: 0,
+            pong: None,
+            waiting: Vec::new(),
+            hole: false,
+        };
         Self {
-            full: match reach {
-                Reach::Loopback => FULL_NEARBY,
-                Reach::Network => FULL,
-            },
-            state: Mutex::default(),
+            full,
+            write,
+            state: Mutex::new(state),
             filled: Notify::new(),
         }
     }
@@ -78,36 +102,56 @@ impl Queue {
         let packet = segment.unwrap_or(contents.len()).max(1);
         let packets = (MESSAGE / packet).max(1);
         for contents in contents.chunks(packets * packet) {
-            let Some(message) = Datagrams::encode(segment, contents) else {
+            let Some(header) = Datagrams::header(segment, contents) else {
                 return Ok(());
             };
-            state.bytes += message.len();
-            state.messages.push_back(message);
+            let Some(frame) = state.encoder.binary(&[&header, contents]) else {
+                return Ok(());
+            };
+            state.bytes += frame.len();
+            state.frames.push_back(frame);
         }
         drop(state);
         self.filled.notify_one();
         Ok(())
     }
 
-    /// Wait for the next message. Cancel safe.
-    pub(super) async fn pop(&self) -> Bytes {
-        loop {
-            if let Some(message) = self.try_pop() {
-                return message;
-            }
+    /// Wait for frames, and take as many as should be written at once. Cancel safe.
+    pub(super) async fn pop(&self, frames: &mut VecDeque<Bytes>) {
+        while !self.try_pop(frames) {
             self.filled.notified().await;
         }
     }
 
-    /// Take the next message if there is one.
-    pub(super) fn try_pop(&self) -> Option<Bytes> {
+    /// Take what is there of them, and tell whether that is anything.
+    fn try_pop(&self, frames: &mut VecDeque<Bytes>) -> bool {
         let mut state = self.lock();
-        let message = state.messages.pop_front()?;
-        state.bytes -= message.len();
+        frames.extend(state.pong.take());
+        let mut taken = 0;
+        while taken < self.write
+            && let Some(frame) = state.frames.pop_front()
+        {
+            taken += frame.len();
+            frames.push_back(frame);
+        }
+        state.bytes -= taken;
         if state.bytes <= self.full / 2 {
             state.wake();
         }
-        Some(message)
+        !frames.is_empty()
+    }
+
+    /// Answer a ping, before all that waits.
+    pub(super) fn answer(&self, ping: &[u8]) {
+        let mut state = self.lock();
+        state.pong = state.encoder.pong(ping);
+        drop(state);
+        self.filled.notify_one();
+    }
+
+    /// The frame that ends what is sent.
+    pub(super) fn close(&self, code: u16, reason: &str) -> Option<Bytes> {
+        self.lock().encoder.close(code, reason)
     }
 
     /// Drop everything here and everything sent here until [`mend`](Self::mend).
@@ -117,7 +161,7 @@ impl Queue {
     pub(super) fn become_hole(&self) {
         let mut state = self.lock();
         state.hole = true;
-        state.messages.clear();
+        state.frames.clear();
         state.bytes = 0;
         state.wake();
     }
@@ -272,7 +316,7 @@ mod tests {
 
     #[test]
     fn a_full_queue_blocks_and_wakes_whoever_waits_when_half_is_gone() {
-        let queue = Arc::new(Queue::new(Reach::Network));
+        let queue = Arc::new(Queue::new(Role::Client, Reach::Network));
         let woken = Arc::new(Woken::default());
         let mut poller = Poller::default();
         fill(&queue);
@@ -281,18 +325,16 @@ mod tests {
         blocked_by(Gate::WebSocket(queue.clone()));
 
         assert!(!poll(&mut poller, &woken));
-        queue.try_pop();
         assert_eq!(woken.0.load(Ordering::Relaxed), 0);
-        while queue.lock().bytes > FULL / 2 {
-            queue.try_pop();
-        }
+        assert!(queue.try_pop(&mut VecDeque::new()));
+        assert!(queue.lock().bytes <= FULL / 2);
         assert_eq!(woken.0.load(Ordering::Relaxed), 1);
         assert!(poll(&mut poller, &woken));
     }
 
     #[test]
     fn a_full_queue_does_not_block_a_connection_that_sends_elsewhere() {
-        let queue = Arc::new(Queue::new(Reach::Network));
+        let queue = Arc::new(Queue::new(Role::Client, Reach::Network));
         let woken = Arc::new(Woken::default());
         fill(&queue);
 
@@ -327,7 +369,7 @@ mod tests {
 
     #[test]
     fn a_hole_swallows_what_it_holds_and_releases_whoever_waits() {
-        let queue = Arc::new(Queue::new(Reach::Network));
+        let queue = Arc::new(Queue::new(Role::Client, Reach::Network));
         let woken = Arc::new(Woken::default());
         let mut poller = Poller::default();
         fill(&queue);
@@ -341,13 +383,13 @@ mod tests {
         fill_does_nothing(&queue);
         queue.mend();
         queue.try_push(None, b"packet").unwrap();
-        assert!(queue.try_pop().is_some());
+        assert!(queue.try_pop(&mut VecDeque::new()));
     }
 
     fn fill_does_nothing(queue: &Queue) {
         for _ in 0..100 {
             queue.try_push(None, &[7; 1200]).unwrap();
         }
-        assert!(queue.try_pop().is_none());
+        assert!(!queue.try_pop(&mut VecDeque::new()));
     }
 }

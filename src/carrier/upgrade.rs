@@ -2,12 +2,12 @@
 //!
 //! RFC 6455 §4 over HTTP/1.1 and RFC 8441 §5 over HTTP/2.
 
+use aws_lc_rs::digest;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{
     HeaderMap, HeaderValue, StatusCode,
     header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE},
 };
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 /// Where every HTTP and HTTPS listener of an edge accepts WebSockets that carry packets.
 pub const WEBSOCKET_PATH: &str = "/_qtunnel/connect";
@@ -84,8 +84,12 @@ pub(super) fn upgrade_request() -> Result<(HeaderMap, HeaderValue), aws_lc_rs::e
     Ok((headers, accepted))
 }
 
+/// What proves that a key was understood (RFC 6455 §4.2.2).
 fn accept(key: &[u8]) -> HeaderValue {
-    HeaderValue::from_str(&derive_accept_key(key)).expect("base64 is made of visible characters")
+    const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+    let hash = digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, &[key, GUID].concat());
+    let accept = STANDARD.encode(hash);
+    HeaderValue::from_str(&accept).expect("base64 is made of visible characters")
 }
 
 fn check_version(request: &HeaderMap) -> Result<(), NotAWebSocket> {

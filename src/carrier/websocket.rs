@@ -1,9 +1,11 @@
-//! One WebSocket that carries packets: framing, limits and the loop that moves them both ways.
+//! One WebSocket that carries packets: limits and the loop that moves them both ways.
 //!
-//! The framing is RFC 6455 by `tungstenite`; what a message says is in [`crate::proto`]. How the
-//! connection came about, and where its packets go, is the business of others.
+//! The framing is in [`frames`], what a message says in [`crate::proto`]. How the connection came about, and where
+//! its packets go, is the business of others.
 
 use std::{
+    collections::VecDeque,
+    io,
     net::SocketAddr,
     pin::pin,
     sync::{
@@ -13,22 +15,19 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{Sink, SinkExt, Stream, StreamExt};
+use bytes::Bytes;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::mpsc,
     time::{sleep, timeout},
 };
-use tokio_tungstenite::{
-    WebSocketStream,
-    tungstenite::{
-        Error, Message,
-        error::CapacityError,
-        protocol::{CloseFrame, Role, WebSocketConfig, frame::coding::CloseCode},
-    },
-};
 
-use super::{CongestionControl, Reach, inbox::Arrival, meter::Meter, queue::Queue};
+use super::{
+    CongestionControl, Reach,
+    frames::{self, FrameError, Reader, Received, Role},
+    inbox::Arrival,
+    queue::Queue,
+};
 
 use crate::proto::{DATAGRAMS_HEADER, DATAGRAMS_LIMIT, Datagrams, DatagramsError};
 
@@ -50,16 +49,11 @@ const STUCK: Duration = Duration::from_secs(30);
 /// How long to wait for the close frame to be sent.
 const CLOSE: Duration = Duration::from_secs(1);
 
-/// Bytes read at once, and all the memory that an idle WebSocket keeps. For a long message room is made as
-/// soon as its length is known, so a larger one gains nothing.
-const READ_BUFFER: usize = 8 * 1024;
-
-/// Bytes gathered before they are written: one TLS record.
-const WRITE_BUFFER: usize = 16 * 1024;
-
 /// One WebSocket as quinn's socket sees it.
 #[derive(Debug)]
 pub(super) struct Line {
+    /// Which end of it this is.
+    role: Role,
     /// The address that quinn knows it by.
     pub(super) address: SocketAddr,
     /// The address that the far end really has.
@@ -73,25 +67,27 @@ pub(super) struct Line {
     /// Messages that have come from the far end.
     received: AtomicU64,
     /// Bytes that the network has taken.
-    written: Arc<AtomicU64>,
+    written: AtomicU64,
 }
 
 impl Line {
     pub(super) fn new(
+        role: Role,
         address: SocketAddr,
         peer: SocketAddr,
         reach: Reach,
         congestion: CongestionControl,
     ) -> Self {
         Self {
+            role,
             address,
             peer,
             reach,
             congestion,
-            queue: Arc::new(Queue::new(reach)),
+            queue: Arc::new(Queue::new(role, reach)),
             answered: AtomicBool::new(false),
             received: AtomicU64::new(0),
-            written: Arc::default(),
+            written: AtomicU64::new(0),
         }
     }
 
@@ -107,7 +103,7 @@ pub enum Ended {
     #[error("closed by the far end")]
     Closed,
     #[error("connection lost: {0}")]
-    Lost(#[source] Error),
+    Lost(#[source] io::Error),
     #[error("no QUIC within {} s", SPEAK_QUIC_WITHIN.as_secs())]
     NeverSpokeQuic,
     #[error("nothing received for {} s", IDLE.as_secs())]
@@ -116,6 +112,8 @@ pub enum Ended {
     Stuck,
     #[error("text message received")]
     Text,
+    #[error("{0} received")]
+    Protocol(&'static str),
     #[error("message longer than {} bytes received", DATAGRAMS_HEADER + DATAGRAMS_LIMIT)]
     TooLong,
     #[error("malformed message received: {0}")]
@@ -124,80 +122,77 @@ pub enum Ended {
     NoEndpoint,
 }
 
-impl From<Error> for Ended {
-    fn from(err: Error) -> Self {
+impl From<FrameError> for Ended {
+    fn from(err: FrameError) -> Self {
         match err {
-            Error::ConnectionClosed | Error::AlreadyClosed => Self::Closed,
-            Error::Capacity(CapacityError::MessageTooLong { .. }) => Self::TooLong,
-            Error::Utf8(_) => Self::Text,
-            other => Self::Lost(other),
+            FrameError::End => Self::Closed,
+            FrameError::Io(err) => Self::Lost(err),
+            FrameError::Text => Self::Text,
+            FrameError::TooLong => Self::TooLong,
+            FrameError::Protocol(what) => Self::Protocol(what),
         }
     }
 }
 
 impl Ended {
     /// What to tell the far end (RFC 6455 §7.4.1); nothing if it is not listening.
-    fn code(&self) -> Option<CloseCode> {
+    fn code(&self) -> Option<u16> {
         match self {
-            Self::Closed | Self::Lost(_) | Self::Stuck => None,
-            Self::NeverSpokeQuic | Self::Malformed(_) => Some(CloseCode::Policy),
-            Self::Text => Some(CloseCode::Unsupported),
-            Self::TooLong => Some(CloseCode::Size),
-            Self::Idle | Self::NoEndpoint => Some(CloseCode::Away),
+            Self::Lost(_) | Self::Stuck => None,
+            Self::Closed => Some(1000),
+            Self::Idle | Self::NoEndpoint => Some(1001),
+            Self::Protocol(_) => Some(1002),
+            Self::Text => Some(1003),
+            Self::NeverSpokeQuic | Self::Malformed(_) => Some(1008),
+            Self::TooLong => Some(1009),
         }
     }
 }
 
-/// What both ends expect of the framing.
-pub(super) fn framing() -> WebSocketConfig {
-    let longest = DATAGRAMS_HEADER + DATAGRAMS_LIMIT;
-    WebSocketConfig::default()
-        .read_buffer_size(READ_BUFFER)
-        .write_buffer_size(WRITE_BUFFER)
-        .max_write_buffer_size(WRITE_BUFFER + 4 * longest)
-        .max_message_size(Some(longest))
-        .max_frame_size(Some(longest))
-}
-
 /// Move packets both ways over an upgraded connection until it ends, and say why.
-pub(super) async fn run<S>(io: S, role: Role, line: &Line, arrivals: mpsc::Sender<Arrival>) -> Ended
+pub(super) async fn run<S>(io: S, line: &Line, arrivals: mpsc::Sender<Arrival>) -> Ended
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let io = Meter::new(io, line.written.clone());
-    let ws = WebSocketStream::from_raw_socket(io, role, Some(framing())).await;
-    let (mut sink, stream) = ws.split();
+    let (reading, mut writing) = tokio::io::split(io);
+    let reader = Reader::new(reading, line.role, DATAGRAMS_HEADER + DATAGRAMS_LIMIT);
+    let mut frames = VecDeque::new();
     let ended = tokio::select! {
         biased;
-        ended = receive(stream, line, arrivals) => ended,
-        ended = send(&mut sink, line) => ended,
+        ended = receive(reader, line, arrivals) => ended,
+        ended = send(&mut writing, &mut frames, line) => ended,
         ended = watch(line) => ended,
     };
     if let Some(code) = ended.code() {
-        let reason = ended.to_string().into();
-        let close = Message::Close(Some(CloseFrame { code, reason }));
+        frames.extend(line.queue.close(code, &ended.to_string()));
         // The far end may be gone; it has been told if it is there.
-        let _ = timeout(CLOSE, sink.send(close)).await;
+        let _ = timeout(
+            CLOSE,
+            frames::write_all(&mut writing, &mut frames, &line.written),
+        )
+        .await;
     }
     ended
 }
 
 async fn receive(
-    mut stream: impl Stream<Item = Result<Message, Error>> + Unpin,
+    mut reader: Reader<impl AsyncRead + Unpin>,
     line: &Line,
     arrivals: mpsc::Sender<Arrival>,
 ) -> Ended {
     loop {
-        let datagrams = match stream.next().await {
-            Some(Ok(Message::Binary(message))) => match Datagrams::decode(message) {
+        let datagrams = match reader.next().await {
+            Ok(Received::Binary(message)) => match Datagrams::decode(message) {
                 Ok(datagrams) => datagrams,
                 Err(err) => return err.into(),
             },
-            Some(Ok(Message::Text(_))) => return Ended::Text,
-            // tungstenite answers pings and close frames by itself.
-            Some(Ok(_)) => continue,
-            Some(Err(err)) => return err.into(),
-            None => return Ended::Closed,
+            Ok(Received::Ping(ping)) => {
+                line.queue.answer(&ping);
+                continue;
+            }
+            Ok(Received::Pong) => continue,
+            Ok(Received::Close) => return Ended::Closed,
+            Err(err) => return err.into(),
         };
         line.received.fetch_add(1, Ordering::Relaxed);
         let arrival = Arrival {
@@ -210,28 +205,22 @@ async fn receive(
     }
 }
 
-async fn send(sink: &mut (impl Sink<Message, Error = Error> + Unpin), line: &Line) -> Ended {
+async fn send(
+    writing: &mut (impl AsyncWrite + Unpin),
+    frames: &mut VecDeque<Bytes>,
+    line: &Line,
+) -> Ended {
     loop {
-        let message = match line.queue.try_pop() {
-            Some(message) => message,
-            None => {
-                if let Err(ended) = patiently(line, sink.flush()).await {
-                    return ended;
-                }
-                line.queue.pop().await
-            }
-        };
-        if let Err(ended) = patiently(line, sink.feed(Message::Binary(message))).await {
+        line.queue.pop(frames).await;
+        let write = frames::write_all(writing, frames, &line.written);
+        if let Err(ended) = patiently(line, write).await {
             return ended;
         }
     }
 }
 
 /// Finish a write. While it makes no progress the queue is a hole, and in the end it is given up.
-async fn patiently(
-    line: &Line,
-    write: impl Future<Output = Result<(), Error>>,
-) -> Result<(), Ended> {
+async fn patiently(line: &Line, write: impl Future<Output = io::Result<()>>) -> Result<(), Ended> {
     let mut write = pin!(write);
     let mut written = line.written.load(Ordering::Relaxed);
     let mut stalled = Duration::ZERO;
@@ -240,7 +229,7 @@ async fn patiently(
             if stalled > Duration::ZERO {
                 line.queue.mend();
             }
-            return Ok(done?);
+            return done.map_err(Ended::Lost);
         }
         let now = line.written.load(Ordering::Relaxed);
         if now != written {

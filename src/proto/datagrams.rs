@@ -1,6 +1,6 @@
 //! Packets in a WebSocket message: what segmentation offload is for UDP.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 
 /// Bytes of packets in one message: as much as the kernel moves in one segmented UDP transmit.
 pub const DATAGRAMS_LIMIT: usize = 64 * 1024;
@@ -39,13 +39,15 @@ impl Datagrams {
     ///
     /// `segment` is the length of each packet but the last; without it `contents` is one packet.
     pub fn encode(segment: Option<usize>, contents: &[u8]) -> Option<Bytes> {
+        let header = Self::header(segment, contents)?;
+        Some([&header, contents].concat().into())
+    }
+
+    /// What comes before `contents` in such a message.
+    pub fn header(segment: Option<usize>, contents: &[u8]) -> Option<[u8; DATAGRAMS_HEADER]> {
         let stride = segment.unwrap_or(contents.len()).min(contents.len());
         check(stride, contents.len()).ok()?;
-        let size = u16::try_from(stride).ok()?;
-        let mut message = BytesMut::with_capacity(DATAGRAMS_HEADER + contents.len());
-        message.put_u16(size);
-        message.put_slice(contents);
-        Some(message.freeze())
+        Some(u16::try_from(stride).ok()?.to_be_bytes())
     }
 
     /// Read one message without copying its packets.
