@@ -115,7 +115,7 @@ async fn an_upload_goes_on_while_its_response_waits_to_be_read(carrier: Carrier)
     within("the upload", visitor.pour(large, |_| {})).await;
 
     visitor.head().await;
-    assert_eq!(within("the response", visitor.skip(large)).await, large);
+    assert_eq!(visitor.skip(large).await, large);
     within("the upstream's end", upstream).await.unwrap();
 }
 
@@ -167,10 +167,7 @@ async fn slow_readers_stop_their_upstreams_and_nobody_else(carrier: Carrier) {
     );
 
     for mut visitor in slow.into_iter().take(PATIENT_READERS) {
-        assert_eq!(
-            within("a slow reader's body", visitor.skip(large)).await,
-            large
-        );
+        assert_eq!(visitor.skip(large).await, large);
     }
 }
 

@@ -85,7 +85,8 @@ impl Wire {
             || !matches!(self.stream.try_read(&mut byte), Err(err) if err.kind() == ErrorKind::WouldBlock)
     }
 
-    /// Receive and forget so many bytes, or those up to an earlier end; return how many.
+    /// Receive and forget so many bytes, or those up to an earlier end; return how many. However long it takes,
+    /// as long as more arrives.
     pub async fn skip(&mut self, length: u64) -> u64 {
         let mut piece = vec![0; PIECE];
         let mut skipped = self
@@ -94,7 +95,8 @@ impl Wire {
             .count() as u64;
         while skipped < length {
             let here = PIECE.min((length - skipped) as usize);
-            match self.stream.read(&mut piece[..here]).await {
+            let more = within("more of a body", self.stream.read(&mut piece[..here]));
+            match more.await {
                 Ok(more @ 1..) => skipped += more as u64,
                 _ => break,
             }
