@@ -83,7 +83,7 @@ impl Http2 {
         within("the response's head", sender.send_request(request)).await
     }
 
-    /// Get a path, or nothing if the connection has ended before the request was sent.
+    /// Get a path, or nothing if the connection has ended and the request was not seen by the other end.
     pub async fn attempt(&self, path: &str) -> hyper::Result<Option<Reply>> {
         let empty = Empty::new().map_err(|never| match never {});
         let request = hyper::Request::get(self.uri(path)).body(empty.boxed_unsync());
@@ -93,6 +93,7 @@ impl Http2 {
             Ok(response) => Ok(Some(collect(response).await)),
             Err(mut failed) => match failed.take_message() {
                 Some(_) => Ok(None),
+                None if is_unprocessed(failed.error()) => Ok(None),
                 None => Err(failed.into_error()),
             },
         }
@@ -108,4 +109,15 @@ impl Http2 {
     pub async fn get(&self, path: &str) -> Reply {
         self.send(hyper::Request::get(self.uri(path))).await
     }
+}
+
+/// Whether a request came behind the last one that the other end would take (RFC 9113 §6.8), as it may when it is
+/// still to be written and the end of the connection is announced: to repeat it is safe, and all clients do.
+fn is_unprocessed(err: &hyper::Error) -> bool {
+    let source = std::error::Error::source(err);
+    source
+        .and_then(|err| err.downcast_ref::<h2::Error>())
+        .is_some_and(|err| {
+            err.is_go_away() && err.is_remote() && err.reason() == Some(h2::Reason::NO_ERROR)
+        })
 }
