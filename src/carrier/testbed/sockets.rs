@@ -141,6 +141,26 @@ async fn stranger(edge: &RealEdge) -> WebSocketStream<TcpStream> {
     client_async(url, tcp).await.unwrap().0
 }
 
+#[tokio::test]
+async fn a_ping_is_answered_and_a_close_too() {
+    let edge = RealEdge::start().await;
+    let mut stranger = stranger(&edge).await;
+
+    stranger
+        .send(Message::Ping(Bytes::from_static(b"there?")))
+        .await
+        .unwrap();
+
+    let answer = timeout(PATIENCE, stranger.next()).await.unwrap();
+    assert_eq!(
+        answer.unwrap().unwrap(),
+        Message::Pong(Bytes::from_static(b"there?"))
+    );
+    stranger.close(None).await.unwrap();
+    let answer = timeout(PATIENCE, stranger.next()).await.unwrap();
+    assert!(matches!(&answer, Some(Ok(Message::Close(_)))), "{answer:?}");
+}
+
 /// What the edge says to someone who sends this, while an agent goes on.
 async fn answer_to(message: Message) -> CloseCode {
     let mut edge = RealEdge::start().await;
