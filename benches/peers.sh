@@ -182,6 +182,7 @@ TOML
 
 start_qtunnel() { # start_qtunnel quic|websocket
   URL=http://$EDGE:9000 HOST=lab.qt.test
+  rm -rf "$RUN/edge-state" # the leases of thousands of agents before it would be in its memory
   spawn_qtunnel_edge
   until_true 10 edge_pin >/dev/null
   add_qtunnel_agent agent lab "$1"
