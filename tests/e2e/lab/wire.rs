@@ -109,6 +109,18 @@ impl Wire {
         pour(&mut self.stream, length, sent).await;
     }
 
+    /// Send so many bytes, however long it takes, as long as more of them are taken.
+    pub async fn deliver(&mut self, mut left: u64) {
+        let piece = vec![b'x'; PIECE];
+        while left > 0 {
+            let here = PIECE.min(left as usize);
+            let sent = self.stream.write_all(&piece[..here]);
+            let sent = within("room for more of a body", sent).await;
+            sent.expect("a sound connection");
+            left -= here as u64;
+        }
+    }
+
     /// Send so many bytes and receive (and forget) as many, both at once.
     pub async fn exchange(&mut self, length: u64) {
         let skipped = self.ahead.drain(..).count() as u64;
