@@ -36,6 +36,7 @@ mod label;
 mod lines;
 mod network;
 mod outer_tls;
+mod pace;
 mod path;
 #[cfg(unix)]
 mod predecessor;

@@ -11,7 +11,7 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use bytes::Bytes;
@@ -21,6 +21,7 @@ use tokio::{sync::Notify, task};
 use super::{
     Reach,
     frames::{Encoder, Role},
+    pace::Pace,
 };
 use crate::proto::Datagrams;
 
@@ -38,26 +39,19 @@ const FULL_NEARBY: usize = 128 * 1024;
 /// a second one.
 const MESSAGE: usize = 16 * 1024;
 
-/// Bytes that are written at once, at least and at most: one packet, and one TLS record.
-const WRITE: (usize, usize) = (1, 16 * 1024);
+/// Bytes that are written at once at most: one TLS record.
+const WRITE: usize = 16 * 1024;
 
 /// The same within this machine, where the calls into the kernel are what costs.
-const WRITE_NEARBY: (usize, usize) = (64 * 1024, 64 * 1024);
-
-/// For how long what is written at once keeps the path busy, between these bounds. None of a TLS record can be
-/// read before its end has come: at 1 Mbit/s one of 16 KiB makes the first packet in it wait for 0.13 s.
-const RECORD: Duration = Duration::from_millis(5);
-
-/// Over which time the pace is measured.
-const PACE: Duration = Duration::from_millis(100);
+const WRITE_NEARBY: usize = 64 * 1024;
 
 /// Transmits on their way into one WebSocket.
 pub(super) struct Queue {
     /// Bytes that may wait. A waiting connection is woken when half of them are left, so that it sends
     /// several transmits per wake-up instead of one.
     full: usize,
-    /// Bytes that are written at once, at least and at most.
-    write: (usize, usize),
+    /// Bytes that are written at once at most.
+    write: usize,
     state: Mutex<State>,
     filled: Notify,
 }
@@ -66,7 +60,8 @@ struct State {
     encoder: Encoder,
     frames: VecDeque<Bytes>,
     bytes: usize,
-    pace: Pace,
+    /// On a network, which may be slow.
+    pace: Option<Pace>,
     /// The answer to the newest ping (RFC 6455 §5.5.3).
     pong: Option<Bytes>,
     /// Connections waiting for room.
@@ -78,15 +73,15 @@ struct State {
 impl Queue {
     /// For this end of a WebSocket that leads so far.
     pub(super) fn new(role: Role, reach: Reach) -> Self {
-        let (full, write) = match reach {
-            Reach::Loopback => (FULL_NEARBY, WRITE_NEARBY),
-            Reach::Network => (FULL, WRITE),
+        let (full, write, pace) = match reach {
+            Reach::Loopback => (FULL_NEARBY, WRITE_NEARBY, None),
+            Reach::Network => (FULL, WRITE, Some(Pace::new(Instant::now()))),
         };
         let state = State {
             encoder: Encoder::new(role),
             frames: VecDeque::new(),
             bytes: 0,
-            pace: Pace::new(Instant::now()),
+            pace,
             pong: None,
             waiting: Vec::new(),
             hole: false,
@@ -108,7 +103,9 @@ impl Queue {
         if state.bytes >= self.full {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        state.pace.note(contents.len(), Instant::now());
+        if let Some(pace) = &mut state.pace {
+            pace.note(contents.len(), Instant::now());
+        }
         let packet = segment.unwrap_or(contents.len()).max(1);
         let packets = (self.at_once(&state).min(MESSAGE) / packet).max(1);
         for contents in contents.chunks(packets * packet) {
@@ -199,8 +196,10 @@ impl Queue {
 
     /// How many bytes should be written at once now.
     fn at_once(&self, state: &State) -> usize {
-        let (least, most) = self.write;
-        state.pace.in_a_record.clamp(least, most)
+        match &state.pace {
+            Some(pace) => pace.in_a_record.clamp(1, self.write),
+            None => self.write,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -212,38 +211,6 @@ impl State {
     fn wake(&mut self) {
         for waker in self.waiting.drain(..) {
             waker.wake();
-        }
-    }
-}
-
-/// How fast packets have come of late.
-struct Pace {
-    since: Instant,
-    /// Bytes that have come since then.
-    bytes: usize,
-    /// Bytes that come in the time of a [`RECORD`], by the best that came before; half as many each [`PACE`].
-    in_a_record: usize,
-}
-
-impl Pace {
-    fn new(now: Instant) -> Self {
-        Self {
-            since: now,
-            bytes: 0,
-            in_a_record: 0,
-        }
-    }
-
-    fn note(&mut self, bytes: usize, now: Instant) {
-        self.bytes += bytes;
-        let elapsed = now.saturating_duration_since(self.since);
-        if elapsed >= PACE {
-            let records = elapsed.div_duration_f64(RECORD);
-            let halvings = elapsed.div_duration_f64(PACE) as u32;
-            // TCP brings nothing while it repeats what was lost, and that does not make a path slow.
-            let before = self.in_a_record.checked_shr(halvings).unwrap_or(0);
-            self.in_a_record = before.max((self.bytes as f64 / records) as usize);
-            (self.since, self.bytes) = (now, 0);
         }
     }
 }
@@ -383,24 +350,6 @@ mod tests {
     }
 
     #[test]
-    fn packets_travel_alone_on_a_slow_path_and_together_on_a_fast_one() {
-        let start = Instant::now();
-        let ms = Duration::from_millis;
-        let mut pace = Pace::new(start);
-
-        pace.note(1_400, start + ms(1));
-        assert_eq!(pace.in_a_record, 0, "nothing is known yet");
-        pace.note(12_600, start + ms(100));
-        assert_eq!(pace.in_a_record, 700);
-        pace.note(625_000, start + ms(200));
-        assert_eq!(pace.in_a_record, 31_250);
-        pace.note(1_400, start + ms(300));
-        assert_eq!(pace.in_a_record, 15_625, "a stall is over soon");
-        pace.note(1_400, start + ms(60_000));
-        assert_eq!(pace.in_a_record, 0);
-    }
-
-    #[test]
     fn what_is_sent_slowly_is_written_packet_by_packet() {
         let queue = Queue::new(Role::Server, Reach::Network);
         queue.try_push(Some(1_200), &[7; 3_600]).unwrap();
@@ -411,7 +360,7 @@ mod tests {
             assert_eq!(frames.len(), 1);
         }
 
-        queue.lock().pace.in_a_record = 100_000;
+        queue.lock().pace.as_mut().unwrap().in_a_record = 100_000;
         queue.try_push(Some(1_200), &[7; 3_600]).unwrap();
         queue.try_push(Some(1_200), &[7; 3_600]).unwrap();
         let mut frames = VecDeque::new();

@@ -258,6 +258,7 @@ fn the_same_seed_gives_the_same_result() {
 /// A controller that leaves a path to the kernel which has delivered 16 MiB in 40 ms.
 fn left_to_kernel(config: &Arc<Config>, start: Instant) -> RateModel {
     let mut model = RateModel::new(config, 1_200, start);
+    assert_eq!(model.window(), config.initial_window);
     config.in_control.set(CongestionControl::Kernel);
     deliver(&mut model, start, 16 * MIB);
     deliver(&mut model, start + ms(50), 1_200);

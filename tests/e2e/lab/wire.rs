@@ -111,13 +111,10 @@ impl Wire {
 
     /// Send so many bytes, however long it takes, as long as more of them are taken.
     pub async fn deliver(&mut self, mut left: u64) {
-        let piece = vec![b'x'; PIECE];
         while left > 0 {
-            let here = PIECE.min(left as usize);
-            let sent = self.stream.write_all(&piece[..here]);
-            let sent = within("room for more of a body", sent).await;
-            sent.expect("a sound connection");
-            left -= here as u64;
+            let here = left.min(PIECE as u64);
+            within("room for more of a body", self.pour(here, |_| {})).await;
+            left -= here;
         }
     }
 
