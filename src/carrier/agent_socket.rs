@@ -21,8 +21,8 @@ use quinn::{
 };
 
 use super::{
+    gate::Poller,
     inbox,
-    queue::Poller,
     switch::{EDGE, Switch},
 };
 

@@ -29,9 +29,9 @@ use tokio::{
 use super::{
     Carrier, CongestionControl, Reach,
     frames::Role,
+    gate::{Gate, Poller, blocked_by},
     inbox::{self, Arrival, Inbox},
     probe,
-    queue::{Gate, Poller, blocked_by},
     segments::Segments,
     websocket::{self, Ended, Line},
 };

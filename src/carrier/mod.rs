@@ -28,6 +28,7 @@ mod edge_socket;
 mod evidence;
 mod examine;
 mod frames;
+mod gate;
 mod hop;
 mod inbox;
 mod judge;

@@ -1,22 +1,18 @@
-//! The short queue between quinn and one WebSocket, and what quinn waits on when it is full.
+//! The short queue between quinn and one WebSocket.
 //!
-//! [`Queue`] takes transmits from quinn and gives frames to the task that writes the WebSocket.
-//! [`Gate`] and [`Poller`] tell a connection when it may send again: a socket that routes has many
-//! places that can be full, and quinn does not say to its poller which of them it ran into.
+//! [`Queue`] takes transmits from quinn and gives frames to the task that writes the WebSocket. Who waits for
+//! room in it does so at a [`Gate`](super::gate::Gate).
 
 use std::{
-    cell::Cell,
     collections::VecDeque,
     fmt, io,
-    pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
     time::Instant,
 };
 
 use bytes::Bytes;
-use quinn::{AsyncUdpSocket, UdpPoller};
-use tokio::{sync::Notify, task};
+use tokio::sync::Notify;
 
 use super::{
     Reach,
@@ -183,7 +179,7 @@ impl Queue {
         self.lock().bytes >= self.full
     }
 
-    fn poll_room(&self, cx: &mut Context) -> Poll<()> {
+    pub(super) fn poll_room(&self, cx: &mut Context) -> Poll<()> {
         let mut state = self.lock();
         if state.hole || state.bytes < self.full {
             return Poll::Ready(());
@@ -225,89 +221,20 @@ impl fmt::Debug for Queue {
     }
 }
 
-/// What stood in the way of a transmit.
-#[derive(Debug)]
-pub(super) enum Gate {
-    /// The kernel's send buffer of this UDP socket.
-    Udp(Arc<dyn AsyncUdpSocket>),
-    /// The queue of one WebSocket.
-    WebSocket(Arc<Queue>),
-}
-
-thread_local! {
-    static BLOCKED: Cell<Option<(Option<task::Id>, Gate)>> = const { Cell::new(None) };
-}
-
-/// Note what blocked the current task, for its [`Poller`], and answer `WouldBlock`.
-///
-/// quinn polls a connection's poller right after `try_send` has answered `WouldBlock`, in the same
-/// task and without yielding, so a note per thread reaches the right poller. The task's id guards
-/// it against the sends that nobody polls for (stateless answers of the endpoint).
-pub(super) fn blocked_by(gate: Gate) -> io::Error {
-    BLOCKED.set(Some((task::try_id(), gate)));
-    io::ErrorKind::WouldBlock.into()
-}
-
-/// Wakes one connection when whatever blocked it has room again.
-#[derive(Debug, Default)]
-pub(super) struct Poller {
-    waiting: Option<Gate>,
-    /// The poller of the UDP socket that was full last. An agent's is another one in another network, and to
-    /// wait for the one before, which has room, would be to try for ever.
-    udp: Option<UdpSocketPoller>,
-}
-
-/// A UDP socket, and what tells when it has room.
-type UdpSocketPoller = (Arc<dyn AsyncUdpSocket>, Pin<Box<dyn UdpPoller>>);
-
-impl Poller {
-    fn poll_udp(
-        &mut self,
-        socket: &Arc<dyn AsyncUdpSocket>,
-        cx: &mut Context,
-    ) -> Poll<io::Result<()>> {
-        if !matches!(&self.udp, Some((known, _)) if Arc::ptr_eq(known, socket)) {
-            self.udp = None;
-        }
-        let (_, poller) = self
-            .udp
-            .get_or_insert_with(|| (socket.clone(), socket.clone().create_io_poller()));
-        poller.as_mut().poll_writable(cx)
-    }
-}
-
-impl UdpPoller for Poller {
-    fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context) -> Poll<io::Result<()>> {
-        if let Some((task, gate)) = BLOCKED.take()
-            && task == task::try_id()
-        {
-            self.waiting = Some(gate);
-        }
-        let Some(gate) = self.waiting.take() else {
-            return Poll::Ready(Ok(()));
-        };
-        let polled = match &gate {
-            Gate::WebSocket(queue) => queue.poll_room(cx).map(Ok),
-            Gate::Udp(socket) => self.poll_udp(socket, cx),
-        };
-        if polled.is_pending() {
-            self.waiting = Some(gate);
-        }
-        polled
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::{
         future::poll_fn,
+        pin::Pin,
+        sync::Arc,
         sync::atomic::{AtomicUsize, Ordering},
         task::Wake,
     };
 
-    use quinn::{Runtime, TokioRuntime};
+    use quinn::{Runtime, TokioRuntime, UdpPoller};
 
     use super::*;
+    use crate::carrier::gate::{Gate, Poller, blocked_by};
 
     #[derive(Default)]
     struct Woken(AtomicUsize);

@@ -22,9 +22,9 @@ use tokio::{
 use super::{
     Carrier, CongestionControl, InControl,
     evidence::{Clock, Seen},
+    gate::{Gate, blocked_by},
     inbox::{Arrival, Inbox},
     probe::Probe,
-    queue::{Gate, blocked_by},
     udp_route::UdpRoute,
     websocket::Line,
 };
