@@ -52,6 +52,17 @@ pub struct CarrierInfo {
     pub congestion: CongestionControl,
 }
 
+/// Where a WebSocket comes from.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin {
+    /// The address that the agent, or the proxy in front of the edge, really has.
+    pub peer: SocketAddr,
+    /// How far it is to the agent.
+    pub reach: Reach,
+    /// Who controls congestion on the way there.
+    pub congestion: CongestionControl,
+}
+
 /// A handle to the socket underneath the edge's endpoint; clones share it.
 #[derive(Clone)]
 pub struct EdgeSocket(Arc<Shared>);
@@ -140,33 +151,26 @@ impl EdgeSocket {
         websockets.unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// Carry packets over an upgraded connection until it ends; `peer` is its real address.
+    /// Carry packets over an upgraded connection until it ends.
     ///
     /// The future owns everything: dropped, it closes the connection and frees its place. It is
     /// bounded by itself (see [`Ended`]): a peer that does not speak QUIC is sent away.
     pub fn accept<S>(
         &self,
         io: S,
-        peer: SocketAddr,
-        reach: Reach,
-        congestion: CongestionControl,
+        origin: Origin,
     ) -> Result<impl Future<Output = Ended> + Send + use<S>, TooManyWebSockets>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        let attached = self.attach(peer, reach, congestion)?;
+        let attached = self.attach(origin)?;
         Ok(async move {
             let arrivals = attached.socket.0.arrivals.clone();
             websocket::run(io, &attached.line, arrivals).await
         })
     }
 
-    fn attach(
-        &self,
-        peer: SocketAddr,
-        reach: Reach,
-        congestion: CongestionControl,
-    ) -> Result<Attached, TooManyWebSockets> {
+    fn attach(&self, origin: Origin) -> Result<Attached, TooManyWebSockets> {
         let limit = self.0.limit;
         let mut websockets = self
             .0
@@ -180,9 +184,9 @@ impl EdgeSocket {
         let line = Arc::new(Line::new(
             Role::Server,
             self.0.address(id),
-            peer,
-            reach,
-            congestion,
+            origin.peer,
+            origin.reach,
+            origin.congestion,
         ));
         websockets.insert(id, line.clone());
         Ok(Attached {

@@ -64,7 +64,7 @@ pub use congestion::{CongestionControl, InControl, PathMemory};
 pub use delivered::all_delivered;
 pub use dial::{DialConfig, Dialed, dial};
 pub use dial_error::{AttemptError, DialError};
-pub use edge_socket::EdgeSocket;
+pub use edge_socket::{EdgeSocket, Origin};
 pub use examine::{SMALLEST_FULL_PACKET, UDP_ANSWER, ask_over_udp};
 pub use outer_tls::outer_tls;
 pub use path::{CarrierState, Driver};

@@ -20,7 +20,7 @@ use tracing::{Instrument, debug};
 
 use super::body::VisitorBody;
 use crate::carrier::{
-    CongestionControl, EdgeSocket, NotAWebSocket, Reach, check_extended_connect,
+    CongestionControl, EdgeSocket, NotAWebSocket, Origin, Reach, check_extended_connect,
     congestion_control, shorten_send_queue, upgrade_response,
 };
 
@@ -126,7 +126,12 @@ impl Carriers {
                 shorten_send_queue(&tcp, way.0);
                 way
             };
-            match socket.accept(TokioIo::new(upgraded), peer, reach, congestion) {
+            let origin = Origin {
+                peer,
+                reach,
+                congestion,
+            };
+            match socket.accept(TokioIo::new(upgraded), origin) {
                 Ok(pump) => tokio::select! {
                     ended = pump => debug!(reason = %ended, "a websocket ended"),
                     () = end.cancelled() => {}

@@ -26,7 +26,7 @@ use super::{
 use crate::carrier::{
     Carrier, CongestionControl, PathMemory, Reach, Transport,
     dial_error::AttemptError,
-    edge_socket::{EdgeSocket, edge_endpoint_over},
+    edge_socket::{EdgeSocket, Origin, edge_endpoint_over},
     hop::{Hop, HopError},
     lines::Upgraded,
     network::Change,
@@ -77,7 +77,12 @@ impl Ways for MemoryWays {
             let (near, far, between) = pipe::connection(network);
             let mut tasks = tasks.lock().unwrap();
             let (peer, congestion) = (SocketAddr::from(PEER), CongestionControl::Ours);
-            if let Ok(carrying) = edge.accept(far, peer, Reach::Network, congestion) {
+            let origin = Origin {
+                peer,
+                reach: Reach::Network,
+                congestion,
+            };
+            if let Ok(carrying) = edge.accept(far, origin) {
                 tasks.spawn(async move {
                     carrying.await;
                 });

@@ -22,7 +22,7 @@ use super::{
 use crate::carrier::{
     Carrier, CongestionControl, Reach, Transport, WEBSOCKET_PATH,
     dial::{DialConfig, race_for},
-    edge_socket::{EdgeSocket, TooManyWebSockets, edge_endpoint_over},
+    edge_socket::{EdgeSocket, Origin, TooManyWebSockets, edge_endpoint_over},
     websocket::Ended,
 };
 use crate::proto::{DATAGRAMS_HEADER, DATAGRAMS_LIMIT, Datagrams};
@@ -228,12 +228,12 @@ fn accept_stranger(
     socket: &EdgeSocket,
     far: DuplexStream,
 ) -> Result<impl Future<Output = Ended> + Send + use<>, TooManyWebSockets> {
-    socket.accept(
-        far,
-        STRANGER.into(),
-        Reach::Network,
-        CongestionControl::Ours,
-    )
+    let origin = Origin {
+        peer: STRANGER.into(),
+        reach: Reach::Network,
+        congestion: CongestionControl::Ours,
+    };
+    socket.accept(far, origin)
 }
 
 #[tokio::test(start_paused = true)]
