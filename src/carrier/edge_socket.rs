@@ -17,10 +17,12 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use bytes::BytesMut;
 use quinn::{
     AsyncUdpSocket, Endpoint, EndpointConfig, ServerConfig, TokioRuntime, UdpPoller,
     udp::{RecvMeta, Transmit},
 };
+use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::mpsc,
@@ -53,7 +55,7 @@ pub struct CarrierInfo {
 }
 
 /// Where a WebSocket comes from.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Origin {
     /// The address that the agent, or the proxy in front of the edge, really has.
     pub peer: SocketAddr,
@@ -164,13 +166,10 @@ impl EdgeSocket {
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
         let attached = self.attach(origin)?;
-        Ok(async move {
-            let arrivals = attached.socket.0.arrivals.clone();
-            websocket::run(io, &attached.line, arrivals).await
-        })
+        Ok(async move { attached.carry(io, BytesMut::new()).await })
     }
 
-    fn attach(&self, origin: Origin) -> Result<Attached, TooManyWebSockets> {
+    pub(super) fn attach(&self, origin: Origin) -> Result<Attached, TooManyWebSockets> {
         let limit = self.0.limit;
         let mut websockets = self
             .0
@@ -198,10 +197,27 @@ impl EdgeSocket {
 }
 
 /// A WebSocket's place in the table; dropped, the socket forgets its address.
-struct Attached {
+pub(super) struct Attached {
     socket: EdgeSocket,
     id: u64,
     line: Arc<Line>,
+}
+
+impl Attached {
+    /// Carry packets until the connection ends; some of what it says may have been read already.
+    pub(super) async fn carry<S>(&self, io: S, early: BytesMut) -> Ended
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let arrivals = self.socket.0.arrivals.clone();
+        websocket::run(io, early, &self.line, arrivals).await
+    }
+
+    /// Look at the WebSocket.
+    #[cfg(unix)]
+    pub(super) fn line(&self) -> &Line {
+        &self.line
+    }
 }
 
 impl Drop for Attached {

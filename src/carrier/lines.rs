@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, panic, sync::Arc};
 
+use bytes::BytesMut;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::mpsc,
@@ -65,7 +66,7 @@ impl Lines {
         line.answered();
         let carried = line.clone();
         let task = self.tasks.spawn(async move {
-            let ended = websocket::run(upgraded.io, &carried, arrivals).await;
+            let ended = websocket::run(upgraded.io, BytesMut::new(), &carried, arrivals).await;
             LineEvent::Ended(carried, ended)
         });
         if let Some((_, before)) = self.carrying.replace((line.clone(), task)) {

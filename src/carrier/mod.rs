@@ -13,7 +13,8 @@
 //!
 //! `dial` and its `race` are how an agent comes by a connection, `hop` and `proxy` are its way through TCP, `path`
 //! keeps it alive and `judge` decides over what. What a WebSocket says is in [`crate::proto`].
-//! `shared_udp` is how two processes of an edge have one UDP socket, while one succeeds the other.
+//! `shared_udp` is how two processes of an edge have one UDP socket, while one succeeds the other, and `sorting`
+//! how each gets the WebSockets of its own agents.
 
 use std::fmt;
 use std::str::FromStr;
@@ -38,9 +39,13 @@ mod lines;
 mod network;
 mod outer_tls;
 mod pace;
+#[cfg(unix)]
+mod passed;
 mod path;
 #[cfg(unix)]
 mod predecessor;
+#[cfg(unix)]
+mod predecessors;
 mod probe;
 mod progress;
 mod proxy;
@@ -50,6 +55,8 @@ mod rebinding;
 mod segments;
 #[cfg(unix)]
 mod shared_udp;
+#[cfg(unix)]
+mod sorting;
 #[cfg(unix)]
 mod successor;
 mod switch;
@@ -67,9 +74,13 @@ pub use dial_error::{AttemptError, DialError};
 pub use edge_socket::{EdgeSocket, Origin};
 pub use examine::{SMALLEST_FULL_PACKET, UDP_ANSWER, ask_over_udp};
 pub use outer_tls::outer_tls;
+#[cfg(unix)]
+pub use passed::{PassedWebSocket, PassedWebSockets};
 pub use path::{CarrierState, Driver};
 #[cfg(unix)]
 pub use predecessor::Predecessor;
+#[cfg(unix)]
+pub use predecessors::Predecessors;
 pub use proxy::Proxy;
 #[cfg(unix)]
 pub use shared_udp::SharedUdp;

@@ -1,4 +1,4 @@
-//! The edge process before this one, which still has connections on the same UDP socket.
+//! The edge process before this one, which still has connections.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -6,31 +6,61 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use quinn::udp::RecvMeta;
 use quinn_proto::{ConnectionId, ConnectionIdGenerator, HashedConnectionIdGenerator};
 use rustix::io::Errno;
-use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, sendmsg};
+use socket2::SockRef;
+use tokio::net::UnixStream;
 
-use super::label;
+use super::edge_socket::Origin;
+use super::{Reach, label, passed};
 
-/// Whom some packets have to be passed on to.
+/// Whom some packets and WebSockets have to be passed on to.
 #[derive(Debug)]
 pub struct Predecessor {
     /// Marks the connection ids of its connections: [`EdgeKeys`](super::EdgeKeys).
     ids: u64,
     /// Its [`Successor`](super::Successor) reads at the other end.
     line: OwnedFd,
+    /// Its [`PassedWebSockets`](super::PassedWebSockets) receives at the other end.
+    websockets: OwnedFd,
 }
 
 /// Bytes of all connection ids of an edge.
 const ID: usize = 8;
 
+/// Bytes of a packet that tell whose it is.
+pub(super) const ENOUGH: usize = LONG + ID;
+
+/// Bytes in front of the id in a packet with a long header.
+const LONG: usize = 6;
+
+/// Bytes of a WebSocket that may wait between the processes, each way: as many as in front of the
+/// network, since packets grow old here as well as there.
+const WAITING: usize = 16 * 1024;
+
 impl Predecessor {
-    /// Know a process by the key of its connection ids and the line to it.
-    pub fn new(ids: u64, line: OwnedFd) -> Self {
-        Self { ids, line }
+    /// Know a process by the key of its connection ids and the lines to it, for packets and for
+    /// WebSockets.
+    pub fn new(ids: u64, [line, websockets]: [OwnedFd; 2]) -> Self {
+        Self {
+            ids,
+            line,
+            websockets,
+        }
     }
 
     /// Return what a third process needs to know it, too.
-    pub fn introduce(&self) -> (u64, BorrowedFd<'_>) {
-        (self.ids, self.line.as_fd())
+    pub fn introduce(&self) -> (u64, [BorrowedFd<'_>; 2]) {
+        (self.ids, [self.line.as_fd(), self.websockets.as_fd()])
+    }
+
+    /// Report whether it has ended.
+    pub(super) fn is_gone(&self) -> bool {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        // It says nothing there, as long as it is there.
+        match recv(&self.websockets, &mut [0; 1][..], flags) {
+            Err(err) => !matches!(err, Errno::AGAIN | Errno::INTR),
+            Ok(_) => true,
+        }
     }
 
     /// Report whether a packet belongs to one of its connections. Once in 2⁴⁰ that is a mistake, at
@@ -38,6 +68,17 @@ impl Predecessor {
     pub(super) fn owns(&self, packet: &[u8]) -> bool {
         let ids = HashedConnectionIdGenerator::from_key(self.ids);
         destination(packet).is_some_and(|id| ids.validate(&ConnectionId::new(id)).is_ok())
+    }
+
+    /// Have it carry a WebSocket, whose bytes are to be moved from and to the returned stream.
+    pub(super) fn pass_on_websocket(&self, origin: &Origin) -> io::Result<UnixStream> {
+        let (ours, theirs) = UnixStream::pair()?;
+        if origin.reach == Reach::Network {
+            SockRef::from(&ours).set_send_buffer_size(WAITING)?;
+            SockRef::from(&theirs).set_send_buffer_size(WAITING)?;
+        }
+        passed::send(&self.websockets, origin, theirs.as_fd())?;
+        Ok(ours)
     }
 
     /// Pass packets on. They are lost if it does not keep up, as they are in a network; the error
@@ -63,7 +104,7 @@ impl Predecessor {
 fn destination(packet: &[u8]) -> Option<&[u8]> {
     let long = packet.first()? & 0x80 != 0;
     let at = match long {
-        true if usize::from(*packet.get(5)?) == ID => 6,
+        true if usize::from(*packet.get(LONG - 1)?) == ID => LONG,
         true => return None,
         false => 1,
     };
@@ -79,7 +120,8 @@ mod tests {
     }
 
     fn predecessor(key: u64) -> Predecessor {
-        Predecessor::new(key, std::fs::File::open("/dev/null").unwrap().into())
+        let nowhere = || std::fs::File::open("/dev/null").unwrap().into();
+        Predecessor::new(key, [nowhere(), nowhere()])
     }
 
     #[test]

@@ -28,16 +28,15 @@ use futures_util::task::AtomicWaker;
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
 
-use super::predecessor::Predecessor;
+use super::predecessors::Predecessors;
 use super::successor::Successor;
 
 /// The socket as one of the processes has it.
 pub struct SharedUdp {
     udp: Arc<dyn AsyncUdpSocket>,
     role: Mutex<Role>,
-    predecessors: Mutex<Vec<Predecessor>>,
+    predecessors: Predecessors,
     /// Who polls for packets.
     reader: AtomicWaker,
     orphaned: CancellationToken,
@@ -56,19 +55,19 @@ enum Role {
 impl SharedUdp {
     /// Share a socket that nobody else reads.
     pub fn reading(udp: Arc<dyn AsyncUdpSocket>) -> Arc<Self> {
-        Self::new(udp, Role::Reading, Vec::new())
+        Self::new(udp, Role::Reading, Predecessors::default())
     }
 
     /// Share a socket that the predecessors still read.
-    pub fn waiting(udp: Arc<dyn AsyncUdpSocket>, predecessors: Vec<Predecessor>) -> Arc<Self> {
+    pub fn waiting(udp: Arc<dyn AsyncUdpSocket>, predecessors: Predecessors) -> Arc<Self> {
         Self::new(udp, Role::Waiting, predecessors)
     }
 
-    fn new(udp: Arc<dyn AsyncUdpSocket>, role: Role, predecessors: Vec<Predecessor>) -> Arc<Self> {
+    fn new(udp: Arc<dyn AsyncUdpSocket>, role: Role, predecessors: Predecessors) -> Arc<Self> {
         Arc::new(Self {
             udp,
             role: Mutex::new(role),
-            predecessors: Mutex::new(predecessors),
+            predecessors,
             reader: AtomicWaker::new(),
             orphaned: CancellationToken::new(),
         })
@@ -84,11 +83,6 @@ impl SharedUdp {
         self.become_(Role::Succeeded(successor));
     }
 
-    /// Look at the predecessors that still have connections.
-    pub fn predecessors(&self) -> MutexGuard<'_, Vec<Predecessor>> {
-        lock(&self.predecessors)
-    }
-
     /// Wait until the successor and all after it are gone: nobody reads the socket any more.
     pub async fn orphaned(&self) {
         self.orphaned.cancelled().await;
@@ -97,26 +91,6 @@ impl SharedUdp {
     fn become_(&self, role: Role) {
         *lock(&self.role) = role;
         self.reader.wake();
-    }
-
-    /// Pass on what is the predecessors', and leave nothing of it.
-    fn sort(&self, bufs: &[IoSliceMut<'_>], metas: &mut [RecvMeta]) {
-        let mut predecessors = lock(&self.predecessors);
-        if predecessors.is_empty() {
-            return;
-        }
-        for (buf, meta) in bufs.iter().zip(metas) {
-            // A run of packets comes from one socket of one agent, which is one connection's.
-            let packets = &buf[..meta.len];
-            let Some(at) = predecessors.iter().position(|one| one.owns(packets)) else {
-                continue;
-            };
-            if let Err(err) = predecessors[at].pass_on(meta, packets) {
-                debug!(%err, "the edge before this one is gone");
-                predecessors.swap_remove(at);
-            }
-            meta.len = 0;
-        }
     }
 }
 
@@ -147,7 +121,7 @@ impl AsyncUdpSocket for SharedUdp {
                 }
             },
         };
-        self.sort(bufs, &mut meta[..filled]);
+        self.predecessors.sort(bufs, &mut meta[..filled]);
         Poll::Ready(Ok(filled))
     }
 
@@ -189,19 +163,34 @@ mod tests {
     use quinn_proto::{ConnectionIdGenerator, HashedConnectionIdGenerator};
 
     use super::*;
+    use crate::carrier::passed::PassedWebSockets;
+    use crate::carrier::predecessor::Predecessor;
+
+    /// The first of two processes.
+    struct First {
+        udp: Arc<SharedUdp>,
+        /// Nobody reads it here, but that it is there says that the process is.
+        _websockets: PassedWebSockets,
+    }
 
     /// Two processes' views of one socket, and where it is.
-    fn shared(key: u64) -> (Arc<SharedUdp>, Arc<SharedUdp>, SocketAddr) {
+    fn shared(key: u64) -> (First, Arc<SharedUdp>, SocketAddr) {
         let ours = UdpSocket::bind("127.0.0.1:0").unwrap();
         let addr = ours.local_addr().unwrap();
         let wrap = |socket| TokioRuntime.wrap_udp_socket(socket).unwrap();
         let theirs = wrap(ours.try_clone().unwrap());
         let before = SharedUdp::reading(wrap(ours));
-        let (successor, line) = Successor::new().unwrap();
-        let after = SharedUdp::waiting(theirs, vec![Predecessor::new(key, line)]);
+        let (successor, packets) = Successor::new().unwrap();
+        let (passed, websockets) = PassedWebSockets::new().unwrap();
+        let predecessor = Predecessor::new(key, [packets, websockets]);
+        let after = SharedUdp::waiting(theirs, [predecessor].into_iter().collect());
         before.give_over(successor);
         after.read();
-        (before, after, addr)
+        let first = First {
+            udp: before,
+            _websockets: passed,
+        };
+        (first, after, addr)
     }
 
     /// Receive one run that is not empty.
@@ -231,7 +220,7 @@ mod tests {
 
         let (received, meta) = receive(&after).await;
         assert_eq!((received, meta.addr), (new, agent.local_addr().unwrap()));
-        let (received, meta) = receive(&before).await;
+        let (received, meta) = receive(&before.udp).await;
         assert_eq!((received, meta.addr), (old, agent.local_addr().unwrap()));
         assert_eq!(meta.dst_ip, Some(addr.ip()));
     }
@@ -243,8 +232,8 @@ mod tests {
         drop(after);
 
         tokio::select! {
-            received = receive(&before) => panic!("{received:?}"),
-            () = before.orphaned() => {}
+            received = receive(&before.udp) => panic!("{received:?}"),
+            () = before.udp.orphaned() => {}
         }
     }
 
@@ -259,6 +248,6 @@ mod tests {
         agent.send_to(b"new", addr).unwrap();
 
         assert_eq!(receive(&after).await.0, b"new");
-        assert!(after.predecessors().is_empty());
+        assert!(after.predecessors.living().is_empty());
     }
 }

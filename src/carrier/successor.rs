@@ -31,14 +31,10 @@ impl Successor {
     /// # Errors
     /// If the system has no descriptors left, or no such lines.
     pub fn new() -> io::Result<(Self, OwnedFd)> {
-        // Messages keep their bounds, and the end is seen once nobody has the other side any more.
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let kind = SocketType::SEQPACKET;
-        let (ours, theirs) = socketpair(AddressFamily::UNIX, kind, flags, None)?;
+        let (line, theirs) = line()?;
         if let Err(err) = sockopt::set_socket_send_buffer_size(&theirs, LINE_BUFFER) {
             debug!(%err, "the line to the successor keeps its buffer");
         }
-        let line = UnixDatagram::from_std(ours.into())?;
         Ok((Self { line }, theirs))
     }
 
@@ -75,6 +71,15 @@ impl Successor {
             filled => Poll::Ready(Some(filled)),
         }
     }
+}
+
+/// Make a line from a successor. Messages keep their bounds on it, and its end is seen once nobody has
+/// the other side any more.
+pub(super) fn line() -> io::Result<(UnixDatagram, OwnedFd)> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let kind = SocketType::SEQPACKET;
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, kind, flags, None)?;
+    Ok((UnixDatagram::from_std(ours.into())?, theirs))
 }
 
 /// Receive one run of packets. One that is not understood is empty.

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use quinn::crypto::rustls::HandshakeData;
 use quinn::{AckFrequencyConfig, Connection, MtuDiscoveryConfig, TransportConfig, VarInt};
+use serde::{Deserialize, Serialize};
 
 use super::congestion::{self, InControl, PathMemory};
 use crate::proto::LEAST_WINDOW;
 
 /// How far it is to the other end, as far as packets' sizes go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reach {
     /// Any network. It may change under the connection, and the next one need not carry what this
     /// one does: nothing larger than what Ethernet carries is tried.

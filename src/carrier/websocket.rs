@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::mpsc,
@@ -33,7 +33,7 @@ use crate::proto::{DATAGRAMS_HEADER, DATAGRAMS_LIMIT, Datagrams, DatagramsError}
 
 /// How long a peer may take until quinn answers something it sent: longer than any handshake that
 /// would still succeed.
-const SPEAK_QUIC_WITHIN: Duration = Duration::from_secs(10);
+pub(super) const SPEAK_QUIC_WITHIN: Duration = Duration::from_secs(10);
 
 /// How long a WebSocket may bring nothing, up to twice: at least twice what a connection that uses
 /// it survives without a packet, so only those are closed that no connection uses.
@@ -64,7 +64,7 @@ pub(super) struct Line {
     pub(super) congestion: CongestionControl,
     pub(super) queue: Arc<Queue>,
     answered: AtomicBool,
-    /// Messages that have come from the far end.
+    /// Messages, or pieces of them, that have come from the far end.
     received: AtomicU64,
     /// Bytes that the network has taken.
     written: AtomicU64,
@@ -89,6 +89,11 @@ impl Line {
             received: AtomicU64::new(0),
             written: AtomicU64::new(0),
         }
+    }
+
+    /// Note that something has come from the far end.
+    pub(super) fn received(&self) {
+        self.received.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Note that quinn has something to say to the far end, which therefore speaks QUIC.
@@ -149,13 +154,20 @@ impl Ended {
     }
 }
 
-/// Move packets both ways over an upgraded connection until it ends, and say why.
-pub(super) async fn run<S>(io: S, line: &Line, arrivals: mpsc::Sender<Arrival>) -> Ended
+/// Move packets both ways over an upgraded connection until it ends, and say why. Some of what it says
+/// may have been read already.
+pub(super) async fn run<S>(
+    io: S,
+    early: BytesMut,
+    line: &Line,
+    arrivals: mpsc::Sender<Arrival>,
+) -> Ended
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let (reading, mut writing) = tokio::io::split(io);
-    let reader = Reader::new(reading, line.role, DATAGRAMS_HEADER + DATAGRAMS_LIMIT);
+    let longest = DATAGRAMS_HEADER + DATAGRAMS_LIMIT;
+    let reader = Reader::new(reading, line.role, longest).after(early);
     let mut frames = VecDeque::new();
     let ended = tokio::select! {
         biased;
@@ -194,7 +206,7 @@ async fn receive(
             Ok(Received::Close) => return Ended::Closed,
             Err(err) => return err.into(),
         };
-        line.received.fetch_add(1, Ordering::Relaxed);
+        line.received();
         let arrival = Arrival {
             from: line.address,
             datagrams,
@@ -247,7 +259,7 @@ async fn patiently(line: &Line, write: impl Future<Output = io::Result<()>>) -> 
 }
 
 /// End a WebSocket that nobody uses for QUIC.
-async fn watch(line: &Line) -> Ended {
+pub(super) async fn watch(line: &Line) -> Ended {
     sleep(SPEAK_QUIC_WITHIN).await;
     if !line.answered.load(Ordering::Relaxed) {
         return Ended::NeverSpokeQuic;

@@ -213,6 +213,8 @@ impl Edge {
         let upgrades = TaskTracker::new();
         let carriers = Carriers {
             socket: self.listening.socket.clone(),
+            #[cfg(unix)]
+            predecessors: self.listening.predecessors.clone(),
             pumps: TaskTracker::new(),
             end: CancellationToken::new(),
         };
@@ -259,7 +261,7 @@ impl Edge {
             listeners.spawn(visitors.clone().accept(listener));
         }
         #[cfg(unix)]
-        let (handed_over, orphaned) = (handed_over(self.door), orphaned(udp));
+        let (handed_over, orphaned) = (handed_over(self.door, &carriers), orphaned(udp));
         #[cfg(not(unix))]
         let (handed_over, orphaned) = (pending::<()>(), pending::<()>());
         let mut shutdown = pin!(shutdown);
@@ -325,12 +327,12 @@ async fn drain(
     }
 }
 
-/// Wait until a successor is in charge. Dropped, it closes the door, whose copies of the listeners
-/// would keep the addresses in use.
+/// Wait until a successor is in charge, and let our agents' WebSockets come from it. Dropped, it closes
+/// the door, whose copies of the listeners would keep the addresses in use.
 #[cfg(unix)]
-async fn handed_over(door: Option<Door>) {
+async fn handed_over(door: Option<Door>, carriers: &Carriers) {
     match door {
-        Some(door) => door.hand_over().await,
+        Some(door) => carriers.receive(door.hand_over().await),
         None => pending().await,
     }
 }

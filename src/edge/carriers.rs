@@ -1,11 +1,14 @@
 //! Agents whose network lets only HTTP through: their packets come in WebSockets, on the visitors'
 //! listeners.
 
+use std::fmt::Display;
 use std::net::SocketAddr;
 #[cfg(unix)]
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 #[cfg(windows)]
 use std::os::windows::io::{AsRawSocket, BorrowedSocket, RawSocket};
+#[cfg(unix)]
+use std::time::Duration;
 
 use ::http::header::{FORWARDED, HeaderMap, HeaderName};
 use ::http::request::Parts;
@@ -23,6 +26,8 @@ use crate::carrier::{
     CongestionControl, EdgeSocket, NotAWebSocket, Origin, Reach, check_extended_connect,
     congestion_control, shorten_send_queue, upgrade_response,
 };
+#[cfg(unix)]
+use crate::carrier::{PassedWebSocket, PassedWebSockets, Predecessors};
 
 /// The socket of a visitor's connection, which hyper has and does not give back.
 #[derive(Clone, Copy)]
@@ -69,6 +74,9 @@ impl RawTcp {
 #[derive(Clone)]
 pub struct Carriers {
     pub socket: EdgeSocket,
+    /// The edges before this one, some of whose agents come here.
+    #[cfg(unix)]
+    pub predecessors: Predecessors,
     /// What moves the packets. It ends after the agents' sessions, not with the visitors.
     pub pumps: TaskTracker,
     /// Ends the pumps.
@@ -108,7 +116,7 @@ impl Carriers {
         };
         let is_direct = !is_proxied(&parts.headers);
         *response.headers_mut() = headers;
-        let (socket, end) = (self.socket.clone(), self.end.clone());
+        let carriers = self.clone();
         let pump = async move {
             let upgraded = match on_upgrade.await {
                 Ok(upgraded) => upgraded,
@@ -126,23 +134,69 @@ impl Carriers {
                 shorten_send_queue(&tcp, way.0);
                 way
             };
+            let (socket, io) = (&carriers.socket, TokioIo::new(upgraded));
             let origin = Origin {
                 peer,
                 reach,
                 congestion,
             };
-            match socket.accept(TokioIo::new(upgraded), origin) {
-                Ok(pump) => tokio::select! {
-                    ended = pump => debug!(reason = %ended, "a websocket ended"),
-                    () = end.cancelled() => {}
-                },
-                Err(err) => debug!(%err, "a websocket was turned away"),
-            }
+            #[cfg(unix)]
+            let carrying = socket.accept_among(&carriers.predecessors, io, origin);
+            #[cfg(not(unix))]
+            let carrying = socket.accept(io, origin);
+            carriers.pump(carrying).await;
         };
         self.pumps.spawn(pump.in_current_span());
         response
     }
+
+    /// Carry the WebSockets that a successor passes on, until the end or until nobody is left who could
+    /// pass on any.
+    #[cfg(unix)]
+    pub fn receive(&self, websockets: PassedWebSockets) {
+        let carriers = self.clone();
+        self.pumps.spawn(async move {
+            loop {
+                let next = tokio::select! {
+                    next = websockets.next() => next,
+                    () = carriers.end.cancelled() => return,
+                };
+                match next {
+                    Ok(Some(passed)) => carriers.carry(passed),
+                    Ok(None) => return,
+                    Err(err) => {
+                        debug!(%err, "a websocket was not passed on");
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                }
+            }
+        });
+    }
+
+    #[cfg(unix)]
+    fn carry(&self, passed: PassedWebSocket) {
+        let carriers = self.clone();
+        self.pumps.spawn(async move {
+            let carrying = carriers.socket.accept(passed.stream, passed.origin);
+            carriers.pump(carrying).await;
+        });
+    }
+
+    /// Move the packets of one WebSocket until its end, or that of all.
+    async fn pump(&self, carrying: Result<impl Future<Output = impl Display>, impl Display>) {
+        match carrying {
+            Ok(carrying) => tokio::select! {
+                ended = carrying => debug!(reason = %ended, "a websocket ended"),
+                () = self.end.cancelled() => {}
+            },
+            Err(err) => debug!(%err, "a websocket was turned away"),
+        }
+    }
 }
+
+/// After a WebSocket that could not be received: the system may have descriptors again.
+#[cfg(unix)]
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Tell whether there is a proxy in front of the edge.
 fn is_proxied(fields: &HeaderMap) -> bool {

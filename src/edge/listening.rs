@@ -21,7 +21,7 @@ use super::sockets::Sockets;
 use super::visitors::Listener;
 use crate::carrier::{self, EdgeKeys, EdgeSocket, InControl, Reach};
 #[cfg(unix)]
-use crate::carrier::{Predecessor, SharedUdp};
+use crate::carrier::{Predecessors, SharedUdp};
 use crate::proto::{ALPN, ALPN_ANY};
 use crate::tls::Identity;
 
@@ -37,6 +37,9 @@ pub struct Listening {
     pub addrs: Addrs,
     #[cfg(unix)]
     pub udp: Option<Arc<SharedUdp>>,
+    /// The edges whose addresses these were.
+    #[cfg(unix)]
+    pub predecessors: Predecessors,
     /// The same socket as `udp`.
     #[cfg(unix)]
     descriptor: Option<OwnedFd>,
@@ -52,9 +55,9 @@ pub struct Addrs {
 
 /// The edges whose addresses these are, if they are inherited.
 #[cfg(unix)]
-type Predecessors = Option<Vec<Predecessor>>;
+type Before = Option<Predecessors>;
 #[cfg(not(unix))]
-type Predecessors = ();
+type Before = ();
 
 impl Listening {
     /// Listen on the addresses of the configuration, with those of the sockets that fit.
@@ -64,7 +67,7 @@ impl Listening {
         keys: EdgeKeys,
         sockets: &mut Sockets,
     ) -> Result<Self, BindError> {
-        Self::on(config, identity, keys, sockets, Predecessors::default())
+        Self::on(config, identity, keys, sockets, Before::default())
     }
 
     /// Listen on the addresses of a running edge, without a look at what comes until
@@ -86,8 +89,8 @@ impl Listening {
             }
             .into());
         }
-        let predecessors = Some(std::mem::take(&mut from.predecessors));
-        Self::on(config, identity, keys, &mut from.sockets, predecessors)
+        let before = Some(from.predecessors.clone());
+        Self::on(config, identity, keys, &mut from.sockets, before)
     }
 
     fn on(
@@ -95,7 +98,7 @@ impl Listening {
         identity: &Identity,
         keys: EdgeKeys,
         sockets: &mut Sockets,
-        predecessors: Predecessors,
+        before: Before,
     ) -> Result<Self, BindError> {
         let mut addrs = Addrs::default();
         let mut listeners = Vec::new();
@@ -113,7 +116,9 @@ impl Listening {
                 tls: Some(tls.clone()),
             });
         }
-        let agents = Agents::new(config, sockets, predecessors)?;
+        #[cfg(unix)]
+        let predecessors = before.clone().unwrap_or_default();
+        let agents = Agents::new(config, sockets, before)?;
         addrs.quic = agents.addr;
         let (quic, nearby) = server_configs(identity);
         let (endpoint, socket) =
@@ -128,6 +133,8 @@ impl Listening {
             addrs,
             #[cfg(unix)]
             udp: agents.shared,
+            #[cfg(unix)]
+            predecessors,
             #[cfg(unix)]
             descriptor: agents.descriptor,
         })
@@ -154,6 +161,7 @@ impl Listening {
                 .map(|socket| socket.try_clone_to_owned())
                 .collect::<Result<_, _>>()?,
             udp: self.udp.clone(),
+            predecessors: self.predecessors.clone(),
             ids: keys.connection_ids,
             registry,
         })
@@ -175,7 +183,7 @@ impl Agents {
     fn new(
         config: &EdgeConfig,
         sockets: &mut Sockets,
-        predecessors: Predecessors,
+        before: Before,
     ) -> Result<Self, ListenError> {
         let Some(addr) = config.quic else {
             return Ok(Self::default());
@@ -190,7 +198,7 @@ impl Agents {
             let descriptor = Some(socket.as_fd().try_clone_to_owned()?);
             let udp = carrier::edge_udp(socket)?;
             #[cfg(unix)]
-            let udp = match predecessors {
+            let udp = match before {
                 Some(predecessors) => SharedUdp::waiting(udp, predecessors),
                 None => SharedUdp::reading(udp),
             };

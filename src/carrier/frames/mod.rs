@@ -9,6 +9,8 @@ mod reader;
 mod write;
 
 pub(super) use encoder::Encoder;
+#[cfg(unix)]
+pub(super) use reader::beginning;
 pub(super) use reader::{FrameError, Reader, Received};
 pub(super) use write::write_all;
 

@@ -71,6 +71,18 @@ impl Head {
     }
 }
 
+/// Return the first bytes that a frame bears, so many or all of them, once they are there.
+#[cfg(unix)]
+pub(in crate::carrier) fn beginning(frame: &[u8], bytes: usize) -> Option<Vec<u8>> {
+    let head = Head::read(frame)?;
+    let wanted = usize::try_from(head.payload).map_or(bytes, |all| all.min(bytes));
+    let mut payload = frame[head.length..].get(..wanted)?.to_vec();
+    if let Some(mask) = head.mask {
+        apply(mask, &mut payload);
+    }
+    Some(payload)
+}
+
 /// Takes frames apart.
 pub(in crate::carrier) struct Reader<R> {
     io: R,
@@ -99,6 +111,12 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             room: ROOM.0,
             begun: None,
         }
+    }
+
+    /// Begin with bytes that have been read already.
+    pub(in crate::carrier) fn after(mut self, early: BytesMut) -> Self {
+        self.buffer = early;
+        self
     }
 
     /// Wait for the next message or control frame. Cancel safe.

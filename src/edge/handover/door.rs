@@ -14,7 +14,7 @@ use tracing::{debug, warn};
 
 use super::SOCKET;
 use super::message::{ANSWER, Channel, DESCRIPTORS, HandoverError, Message, VERSION};
-use crate::carrier::{SharedUdp, Successor};
+use crate::carrier::{PassedWebSockets, Predecessors, SharedUdp, Successor};
 use crate::edge::registry::Registry;
 use crate::state::StateDir;
 
@@ -30,6 +30,8 @@ pub struct Estate {
     pub sockets: Vec<OwnedFd>,
     /// The UDP socket, if agents come over UDP.
     pub udp: Option<Arc<SharedUdp>>,
+    /// The edges before this one.
+    pub predecessors: Predecessors,
     /// What marks the ids of our connections.
     pub ids: u64,
     /// The names that are held, of which the file in the state directory tells.
@@ -67,9 +69,10 @@ impl Door {
         Ok(Self { listener, estate })
     }
 
-    /// Wait for a successor and hand over to it. It returns once that one is in charge. Cancelled, it
-    /// has handed over or not; in either case this process is about to end.
-    pub async fn hand_over(&self) {
+    /// Wait for a successor and hand over to it. It returns once that one is in charge, with where that
+    /// one passes on our agents' WebSockets. Cancelled, it has handed over or not; in either case this
+    /// process is about to end.
+    pub async fn hand_over(&self) -> PassedWebSockets {
         loop {
             let exchange = match self.listener.accept().await {
                 // One at a time, and each with a limit for every answer.
@@ -77,7 +80,7 @@ impl Door {
                 Err(err) => Err(err.into()),
             };
             match exchange {
-                Ok(()) => return,
+                Ok(websockets) => return websockets,
                 Err(err) => warn!(%err, "nothing was handed over, this edge serves on"),
             }
             // Somebody may ask again and again.
@@ -85,7 +88,7 @@ impl Door {
         }
     }
 
-    async fn exchange(&self, socket: UnixStream) -> Result<(), HandoverError> {
+    async fn exchange(&self, socket: UnixStream) -> Result<PassedWebSockets, HandoverError> {
         let channel = Channel::new(socket)?;
         match channel.hear(ANSWER).await?.0 {
             Message::Question { version: VERSION } => {}
@@ -96,8 +99,9 @@ impl Door {
             }
             _ => return Err(HandoverError::NotUnderstood),
         }
-        let (successor, line) = Successor::new()?;
-        if let Err(err) = self.offer(&channel, line).await {
+        let (successor, packets) = Successor::new()?;
+        let (passed, websockets) = PassedWebSockets::new()?;
+        if let Err(err) = self.offer(&channel, [packets, websockets]).await {
             let why = err.to_string();
             let _ = channel.say(&Message::Refused { why }, &[]).await;
             return Err(err);
@@ -118,20 +122,20 @@ impl Door {
             }
             registry.resume().await;
         }
-        told
+        told.map(|()| passed)
     }
 
     /// Send everything; it stays in use here.
-    async fn offer(&self, channel: &Channel, line: OwnedFd) -> Result<(), HandoverError> {
+    async fn offer(&self, channel: &Channel, lines: [OwnedFd; 2]) -> Result<(), HandoverError> {
         let mut ids = vec![self.estate.ids];
         let mut descriptors = Vec::new();
         descriptors.extend(self.estate.sockets.iter().map(OwnedFd::as_fd));
-        descriptors.push(line.as_fd());
+        descriptors.extend(lines.iter().map(OwnedFd::as_fd));
         let mut before = Vec::new();
-        if let Some(udp) = &self.estate.udp {
-            for predecessor in udp.predecessors().iter() {
-                let (id, line) = predecessor.introduce();
-                ids.push(id);
+        for predecessor in self.estate.predecessors.living().iter() {
+            let (id, lines) = predecessor.introduce();
+            ids.push(id);
+            for line in lines {
                 before.push(line.try_clone_to_owned()?);
             }
         }

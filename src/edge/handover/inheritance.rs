@@ -5,7 +5,7 @@ use std::io;
 use super::SOCKET;
 use super::door::connect;
 use super::message::{ANSWER, Channel, HandoverError, Message, VERSION};
-use crate::carrier::Predecessor;
+use crate::carrier::{Predecessor, Predecessors};
 use crate::edge::sockets::Sockets;
 use crate::state::StateDir;
 
@@ -16,7 +16,7 @@ pub struct Inheritance {
     /// Its listening sockets.
     pub sockets: Sockets,
     /// It, and those before it that still drain.
-    pub predecessors: Vec<Predecessor>,
+    pub predecessors: Predecessors,
 }
 
 impl Inheritance {
@@ -38,20 +38,21 @@ impl Inheritance {
             (Message::Refused { why }, _) => return Err(HandoverError::Refused(why)),
             _ => return Err(HandoverError::NotUnderstood),
         };
-        if descriptors.len() != count + ids.len() {
+        if descriptors.len() != count + 2 * ids.len() {
             return Err(HandoverError::NotUnderstood);
         }
-        let lines = descriptors.split_off(count);
+        let mut lines = descriptors.split_off(count).into_iter();
+        let pairs = std::iter::from_fn(|| Some([lines.next()?, lines.next()?]));
         let mut sockets = Sockets::default();
         for descriptor in descriptors {
             sockets.add(descriptor)?;
         }
-        let predecessors = ids.into_iter().zip(lines);
+        let predecessors = ids.into_iter().zip(pairs);
         Ok(Self {
             channel,
             sockets,
             predecessors: predecessors
-                .map(|(ids, line)| Predecessor::new(ids, line))
+                .map(|(ids, lines)| Predecessor::new(ids, lines))
                 .collect(),
         })
     }

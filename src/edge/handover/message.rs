@@ -29,7 +29,7 @@ pub enum Message {
         why: String,
     },
     /// The running edge offers what it has. The message bears descriptors, in this order: the
-    /// listening sockets, then a line for each of `ids`.
+    /// listening sockets, then two lines for each of `ids`, for packets and for WebSockets.
     Offer {
         /// How many of the descriptors are listening sockets.
         sockets: u32,
@@ -124,12 +124,12 @@ impl Channel {
 }
 
 /// Both processes must have the same.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// How long an answer may take that needs no work.
 pub const ANSWER: Duration = Duration::from_secs(5);
 
-/// Descriptors in one message: the kernel takes 253. Eight listeners, and as many processes.
+/// Descriptors in one message: the kernel takes 253. Eight listeners, and three times as many processes.
 pub const DESCRIPTORS: usize = 64;
 
 /// Room for them.

@@ -80,7 +80,7 @@ async fn a_process_of_another_version_is_told_so() {
     let mut answer = [0; 4096];
     let length = asking.read(&mut answer).unwrap();
     let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
-    assert!(answer.contains("in version 1, not 99"), "{answer}");
+    assert!(answer.contains("in version 2, not 99"), "{answer}");
 }
 
 #[tokio::test]
@@ -151,8 +151,8 @@ fn ask(edge: &EdgeProcess) -> Socket {
     socket
 }
 
-/// `Question { version: 1 }`
-const QUESTION: [u8; 2] = [0, 1];
+/// `Question { version: 2 }`
+const QUESTION: [u8; 2] = [0, 2];
 
 /// `Ready`, which nobody has asked for.
 const READY: [u8; 1] = [3];

@@ -2,6 +2,7 @@
 
 mod breakdown;
 mod manager;
+mod redialling;
 mod rolling;
 
 use bytes::Bytes;

@@ -96,7 +96,7 @@ async fn an_edge_is_replaced_and_no_visitor_notices() {
 }
 
 /// Wait until an agent has been ready so many times.
-async fn ready(agent: &Running, times: usize) {
+pub async fn ready(agent: &Running, times: usize) {
     eventually("the agent's new session", || async {
         agent.count(|event| matches!(event, Event::Ready { .. })) >= times
     })

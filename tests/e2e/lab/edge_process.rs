@@ -15,6 +15,7 @@ use super::{Lab, Visitor, way};
 pub struct EdgeProcess {
     pub process: Process,
     pub http: SocketAddr,
+    /// Where agents come over UDP; on port 0 they do not.
     pub quic: SocketAddr,
     /// Where visitors come over TLS, if they do.
     pub https: Option<SocketAddr>,
@@ -33,12 +34,18 @@ impl EdgeProcess {
         Self::launch(home, ["0", "0", "0"], args).await
     }
 
+    /// Start it for agents that come over WebSockets alone.
+    pub async fn start_without_quic(home: &std::path::Path, args: &[&str]) -> Self {
+        Self::launch(home, ["0", "off", "off"], args).await
+    }
+
     async fn launch(home: &std::path::Path, addrs: [&str; 3], args: &[&str]) -> Self {
         let args: Vec<_> = args.iter().map(ToString::to_string).collect();
         let mut process = Process::spawn(serve(home, addrs, &args));
         let http = address(&process.line("  http ").await).expect("visitors come over HTTP");
         let https = address(&process.line("  https ").await);
-        let quic = address(&process.line("  quic ").await).expect("agents come over UDP");
+        let quic = address(&process.line("  quic ").await);
+        let quic = quic.unwrap_or(([127, 0, 0, 1], 0).into());
         Self {
             process,
             http,
@@ -84,7 +91,11 @@ impl EdgeProcess {
     /// Begin a command that starts it again, with more arguments.
     pub fn command(&self, more: &[&str]) -> Command {
         let https = self.https.map_or("off".to_owned(), |addr| addr.to_string());
-        let (http, quic) = (self.http.to_string(), self.quic.to_string());
+        let http = self.http.to_string();
+        let quic = match self.quic.port() {
+            0 => "off".to_owned(),
+            _ => self.quic.to_string(),
+        };
         let more = more.iter().map(ToString::to_string);
         let args: Vec<_> = self.args.iter().cloned().chain(more).collect();
         serve(&self.home, [&http, &https, &quic], &args)
@@ -125,6 +136,13 @@ impl EdgeProcess {
     /// Where it accepts WebSockets without TLS.
     pub fn websocket(&self) -> Uri {
         let url = format!("ws://{}", way::from_agents(self.http));
+        url.parse().expect("a valid address")
+    }
+
+    /// Where it accepts WebSockets over TLS.
+    pub fn websocket_over_tls(&self) -> Uri {
+        let https = self.https.expect("an edge with HTTPS");
+        let url = format!("wss://{}:{}", way::host(), https.port());
         url.parse().expect("a valid address")
     }
 

@@ -2,6 +2,7 @@
 //! the system's choice. Its methods return when the thing is ready, so that no test ever sleeps.
 
 pub mod back;
+pub mod cable;
 pub mod edge_process;
 pub mod front;
 pub mod head;
@@ -36,6 +37,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+pub use cable::Cable;
 pub use edge_process::EdgeProcess;
 pub use http2::Http2;
 pub use load::Load;
