@@ -98,6 +98,7 @@ mod auth;
 mod carrier;
 mod edge;
 mod http;
+mod inline;
 pub mod proto;
 mod runtime;
 mod state;

@@ -11,7 +11,7 @@ use hyper::body::Incoming;
 use super::broken::Broken;
 use super::config::HostHeader;
 use super::hints::Hints;
-use super::pool::{Leased, Pool};
+use super::pool::{Http1, Leased, Pool};
 use super::response;
 use super::upstream::RequestBody;
 use crate::proto::{BodyLength, HttpVersion, RequestHead};
@@ -25,28 +25,25 @@ pub(super) struct Outgoing<'a> {
     pub(super) hints: Hints,
 }
 
-pub(super) type Asked = (
-    Response<Incoming>,
-    Option<hyper::client::conn::http1::SendRequest<RequestBody>>,
-);
+/// An answer, and the connection if it is one that is given back.
+pub(super) type Asked = (Response<Incoming>, Option<Http1>);
 
 impl Outgoing<'_> {
     /// Send the request and wait for the response's head. A connection that the upstream has closed
     /// while it was idle is replaced, as long as the request cannot have been processed or may be
     /// repeated (RFC 9110 §9.2.2).
     pub(super) async fn send(&self, leased: Leased, body: RequestBody) -> Result<Asked, Broken> {
-        let (mut sender, reused) = match leased {
-            Leased::Http1 { sender, reused } => (sender, reused),
+        let (mut connection, reused) = match leased {
+            Leased::Http1 { connection, reused } => (connection, reused),
             // Boxed: it is large, and who speaks HTTP/2 has more to do anyway.
             Leased::Http2(sender) => return Box::pin(self.send_http2(sender, body)).await,
         };
         let repeatable = matches!(body, RequestBody::Empty) && self.head.method.is_idempotent();
         let request = self.http1(body)?;
-        let err = match sender.try_send_request(request).await {
-            Ok(response) => return Ok((response, Some(sender))),
+        let mut err = match connection.ask(request).await {
+            Ok(response) => return Ok((response, Some(connection))),
             Err(err) => err,
         };
-        let mut err = err;
         let body = match err.take_message() {
             Some(request) => request.into_body(),
             None if reused && repeatable => RequestBody::Empty,
@@ -58,12 +55,10 @@ impl Outgoing<'_> {
 
     async fn send_anew(&self, body: RequestBody) -> Result<Asked, Broken> {
         match self.pool.dial(self.head.upgrade.is_some()).await {
-            Ok(Leased::Http1 { mut sender, .. }) => {
-                let response = sender
-                    .send_request(self.http1(body)?)
-                    .await
-                    .map_err(Broken::Upstream)?;
-                Ok((response, Some(sender)))
+            Ok(Leased::Http1 { mut connection, .. }) => {
+                let response = connection.ask(self.http1(body)?).await;
+                let response = response.map_err(|err| Broken::Upstream(err.into_error()))?;
+                Ok((response, Some(connection)))
             }
             Ok(Leased::Http2(sender)) => self.send_http2(sender, body).await,
             Err(err) => Err(Broken::Dial(err)),

@@ -6,7 +6,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hyper::client::conn::{http1, http2};
+use ::http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -19,6 +21,7 @@ use tracing::debug;
 
 use super::address::Target;
 use super::upstream::RequestBody;
+use crate::inline::Inline;
 use crate::tls::{TrustError, upstream_config};
 
 /// The connections to one upstream.
@@ -34,7 +37,7 @@ pub struct Pool {
 }
 
 struct Idle {
-    sender: http1::SendRequest<RequestBody>,
+    connection: Http1,
     since: Instant,
 }
 
@@ -42,13 +45,19 @@ struct Idle {
 pub enum Leased {
     /// HTTP/1.1: nobody else's until it is given back.
     Http1 {
-        /// The connection.
-        sender: http1::SendRequest<RequestBody>,
+        connection: Http1,
         /// Whether it has served before, and may have been closed in this moment.
         reused: bool,
     },
     /// HTTP/2: shared.
     Http2(http2::SendRequest<RequestBody>),
+}
+
+/// An HTTP/1.1 connection.
+pub struct Http1 {
+    sender: http1::SendRequest<RequestBody>,
+    /// What moves its bytes.
+    task: Inline,
 }
 
 impl Pool {
@@ -93,9 +102,9 @@ impl Pool {
             return Box::pin(self.shared(upgrade)).await;
         }
         if !upgrade {
-            if let Some(sender) = self.take_idle() {
+            if let Some(connection) = self.take_idle() {
                 return Ok(Leased::Http1 {
-                    sender,
+                    connection,
                     reused: true,
                 });
             }
@@ -120,12 +129,12 @@ impl Pool {
 
     /// Give a connection back once its response has been read to the end. It is kept only if
     /// nothing is left of the exchange.
-    pub async fn give_back(&self, mut sender: http1::SendRequest<RequestBody>) {
-        if matches!(timeout(SETTLE, sender.ready()).await, Ok(Ok(()))) {
+    pub async fn give_back(&self, mut connection: Http1) {
+        if matches!(timeout(SETTLE, connection.sender.ready()).await, Ok(Ok(()))) {
             let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
             if idle.len() < MOST_IDLE {
                 idle.push(Idle {
-                    sender,
+                    connection,
                     since: Instant::now(),
                 });
             }
@@ -150,12 +159,12 @@ impl Pool {
             .map_err(DialError::Connect)
     }
 
-    fn take_idle(&self) -> Option<http1::SendRequest<RequestBody>> {
+    fn take_idle(&self) -> Option<Http1> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         // The one used last is the least likely to have been closed at the other end.
-        while let Some(Idle { sender, since }) = idle.pop() {
-            if sender.is_ready() && since.elapsed() < IDLE {
-                return Some(sender);
+        while let Some(Idle { connection, since }) = idle.pop() {
+            if connection.sender.is_ready() && since.elapsed() < IDLE {
+                return Some(connection);
             }
         }
         None
@@ -232,6 +241,22 @@ impl Pool {
     }
 }
 
+impl Http1 {
+    /// Send a request, and wait for the head of its answer.
+    ///
+    /// # Errors
+    /// As of hyper: with the request, if nothing of it has been sent.
+    pub async fn ask(
+        &mut self,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
+        let answer = self.sender.try_send_request(request);
+        // The upstream shall not wait for it until all that has arrived together has been read.
+        self.task.run();
+        answer.await
+    }
+}
+
 async fn http1<S>(io: S) -> Result<Leased, DialError>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -241,13 +266,17 @@ where
         .handshake(TokioIo::new(io))
         .await?;
     // It ends when its sender is dropped, which the pool or a conversation owns.
-    tokio::spawn(async move {
+    let (inline, task) = Inline::new(Box::pin(async move {
         if let Err(err) = connection.with_upgrades().await {
             debug!(%err, "an upstream connection broke");
         }
-    });
+    }));
+    tokio::spawn(task);
     Ok(Leased::Http1 {
-        sender,
+        connection: Http1 {
+            sender,
+            task: inline,
+        },
         reused: false,
     })
 }

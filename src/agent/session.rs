@@ -60,6 +60,7 @@ impl Session {
             endpoint,
             carrier,
             driver,
+            transmitter,
         } = dial(config, memory).await?;
         let upkeep = Upkeep::start(&connection, driver);
         if alpn(&connection).as_deref() != Some(ALPN) {
@@ -97,6 +98,7 @@ impl Session {
                 flow: FlowControl::on(
                     &connection,
                     Budget::new(SESSION_BUFFER, BufferTotal::new(SESSION_BUFFER)),
+                    move || transmitter.message_ended(),
                 ),
                 connection,
                 carrier,

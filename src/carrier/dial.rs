@@ -29,6 +29,7 @@ use super::{
     path::{CarrierState, Driver, Watch, Ways},
     proxy::{self, Connected, Proxy},
     race::Race,
+    transmitter::Transmitter,
     transport::{LARGEST_PACKET, Reach},
     upgrade::{WEBSOCKET_PATH, upgrade_request},
 };
@@ -67,6 +68,7 @@ pub struct Dialed {
     pub endpoint: Endpoint,
     pub carrier: watch::Receiver<CarrierState>,
     pub driver: Driver,
+    pub transmitter: Transmitter,
 }
 
 /// Reach the edge over the first carrier that brings a QUIC connection.
@@ -84,7 +86,7 @@ pub async fn dial(config: DialConfig) -> Result<Dialed, DialError> {
         Vec::new()
     });
     let race = race_for(&config, edge);
-    let established = match race.run(config.transport, &mut attempts).await {
+    let mut established = match race.run(config.transport, &mut attempts).await {
         Some(established) => established,
         None => return Err(DialError { host, attempts }),
     };
@@ -98,8 +100,10 @@ pub async fn dial(config: DialConfig) -> Result<Dialed, DialError> {
     };
     let connection = established.connection.clone();
     let endpoint = established.endpoint.clone();
+    let transmitter = std::mem::take(&mut established.transmitter);
     let (driver, carrier) = race.drive(established, config.transport, network);
     Ok(Dialed {
+        transmitter,
         connection,
         endpoint,
         carrier,

@@ -19,7 +19,7 @@ use std::{
 
 use bytes::BytesMut;
 use quinn::{
-    AsyncUdpSocket, Endpoint, EndpointConfig, ServerConfig, TokioRuntime, UdpPoller,
+    AsyncUdpSocket, Endpoint, EndpointConfig, ServerConfig, UdpPoller,
     udp::{RecvMeta, Transmit},
 };
 use serde::{Deserialize, Serialize};
@@ -35,6 +35,7 @@ use super::{
     inbox::{self, Arrival, Inbox},
     probe,
     segments::Segments,
+    transmitter::Transmitting,
     websocket::{self, Ended, Line},
 };
 use crate::proto::DATAGRAMS_COUNT;
@@ -121,7 +122,7 @@ pub(super) fn edge_endpoint_over(
         config,
         Some(server),
         Arc::new(socket.clone()),
-        Arc::new(TokioRuntime),
+        Arc::new(Transmitting),
     )?;
     Ok((endpoint, socket))
 }

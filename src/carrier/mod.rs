@@ -61,6 +61,7 @@ mod sorting;
 mod successor;
 mod switch;
 mod tcp;
+mod transmitter;
 mod transport;
 mod udp;
 mod udp_route;
@@ -87,6 +88,7 @@ pub use shared_udp::SharedUdp;
 #[cfg(unix)]
 pub use successor::Successor;
 pub use tcp::{ask_for_bbr, congestion_control, shorten_send_queue, shorten_visitors_queues};
+pub use transmitter::Transmitter;
 pub use transport::{
     AGENT_STREAMS, ETHERNET_PACKET, Reach, SESSION_BUFFER, alpn, edge_transport, session_window,
 };

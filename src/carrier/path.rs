@@ -22,6 +22,7 @@ use super::{
     progress::Progress,
     rebinding::Rebinding,
     switch::Switch,
+    transmitter::Transmitter,
     udp_route::UdpRoute,
 };
 
@@ -77,6 +78,7 @@ pub(super) struct Established {
     pub(super) endpoint: Endpoint,
     pub(super) switch: Arc<Switch>,
     pub(super) rebinding: Arc<Rebinding>,
+    pub(super) transmitter: Transmitter,
     pub(super) lines: Lines,
 }
 

@@ -6,7 +6,7 @@
 use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use quinn::{ClientConfig, ConnectError, ConnectionError, Endpoint, EndpointConfig};
+use quinn::{ClientConfig, ConnectError, Connecting, ConnectionError, Endpoint, EndpointConfig};
 use tokio::{
     sync::{Notify, watch},
     time::{sleep, timeout},
@@ -21,6 +21,7 @@ use super::{
     path::{CarrierState, Driver, Established, Watch, Ways},
     rebinding::Rebinding,
     switch::{EDGE, Switch},
+    transmitter::Transmitter,
     transport::agent_transport,
     udp_route::UdpRoute,
 };
@@ -156,8 +157,8 @@ impl Race {
         edge.insert(0, to);
         let route = self.udp_route(edge)?;
         let switch = Arc::new(Switch::new(Carrier::Udp, Some(route), None));
-        let (rebinding, endpoint, handshake) = self.shake_hands(&switch)?;
-        let connection = timeout(limit, handshake)
+        let handshake = self.shake_hands(&switch)?;
+        let connection = timeout(limit, handshake.connecting)
             .await
             .map_err(|_| AttemptError::NoAnswer { to })?
             .map_err(|err| match err {
@@ -169,9 +170,10 @@ impl Race {
             })?;
         Ok(Established {
             connection,
-            endpoint,
+            endpoint: handshake.endpoint,
             switch,
-            rebinding,
+            rebinding: handshake.rebinding,
+            transmitter: handshake.transmitter,
             lines: Lines::default(),
         })
     }
@@ -191,9 +193,9 @@ impl Race {
         let mut lines = Lines::default();
         let line = lines.carry(upgraded, switch.arrivals());
         switch.set_websocket(Some(line));
-        let (rebinding, endpoint, handshake) = self.shake_hands(&switch)?;
+        let handshake = self.shake_hands(&switch)?;
         let connection = tokio::select! {
-            outcome = timeout(HANDSHAKE, handshake) => outcome
+            outcome = timeout(HANDSHAKE, handshake.connecting) => outcome
                 .map_err(|_| AttemptError::NoQuic)?
                 .map_err(|err| AttemptError::Quic { carrier, err })?,
             ended = lines.ended() => return Err(AttemptError::Ended(ended.to_string())),
@@ -202,9 +204,10 @@ impl Race {
         switch.select(carrier);
         Ok(Established {
             connection,
-            endpoint,
+            endpoint: handshake.endpoint,
             switch,
-            rebinding,
+            rebinding: handshake.rebinding,
+            transmitter: handshake.transmitter,
             lines,
         })
     }
@@ -214,10 +217,7 @@ impl Race {
         Ok(UdpRoute::new(socket, None, edge))
     }
 
-    fn shake_hands(
-        &self,
-        switch: &Arc<Switch>,
-    ) -> Result<(Arc<Rebinding>, Endpoint, quinn::Connecting), AttemptError> {
+    fn shake_hands(&self, switch: &Arc<Switch>) -> Result<Handshake, AttemptError> {
         let face = AgentSocket::new(switch.clone());
         let rebinding = Rebinding::new(face.clone());
         let endpoint = Endpoint::new_with_abstract_socket(
@@ -233,14 +233,27 @@ impl Race {
             switch.in_control(),
             &self.memory,
         ));
-        let connecting = endpoint
-            .connect_with(quic, EDGE, &self.server_name)
-            .map_err(|err| match err {
-                ConnectError::InvalidServerName(name) => AttemptError::ServerName(name),
-                err => AttemptError::Configuration(err),
-            })?;
-        Ok((rebinding, endpoint, connecting))
+        let (connecting, transmitter) =
+            Transmitter::of(|| endpoint.connect_with(quic, EDGE, &self.server_name));
+        let connecting = connecting.map_err(|err| match err {
+            ConnectError::InvalidServerName(name) => AttemptError::ServerName(name),
+            err => AttemptError::Configuration(err),
+        })?;
+        Ok(Handshake {
+            endpoint,
+            connecting,
+            rebinding,
+            transmitter,
+        })
     }
+}
+
+/// A handshake that has begun.
+struct Handshake {
+    endpoint: Endpoint,
+    connecting: Connecting,
+    rebinding: Arc<Rebinding>,
+    transmitter: Transmitter,
 }
 
 fn has_failed(failed: &[AttemptError], addr: SocketAddr) -> bool {

@@ -24,6 +24,7 @@ use quinn::{AsyncTimer, AsyncUdpSocket, Endpoint, Runtime, TokioRuntime};
 use tokio::task::coop::unconstrained;
 
 use super::agent_socket::AgentSocket;
+use super::transmitter;
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -83,7 +84,7 @@ impl Runtime for Rebinding {
 
     fn spawn(&self, task: Task) {
         let first = !self.0.endpoint_runs.swap(true, Ordering::Relaxed);
-        TokioRuntime.spawn(match first {
+        transmitter::spawn(match first {
             true => task,
             false => Box::pin(ConnectionTask {
                 task,

@@ -17,7 +17,7 @@ use super::urls::Urls;
 use super::workers::{Seat, Workers};
 use crate::auth::{Name, NameError, Tokens};
 use crate::carrier::{
-    AGENT_STREAMS, EdgeSocket, InControl, Reach, alpn, edge_transport, session_window,
+    AGENT_STREAMS, EdgeSocket, InControl, Reach, Transmitter, alpn, edge_transport, session_window,
 };
 use crate::http::{Budget, BufferTotal, FlowControl};
 use crate::proto::{
@@ -84,7 +84,8 @@ impl Agents {
             true => self.nearby.clone(),
             false => self.quic_for(&in_control),
         };
-        let connecting = match incoming.accept_with(config) {
+        let (accepted, transmitter) = Transmitter::of(|| incoming.accept_with(config));
+        let connecting = match accepted {
             Ok(connecting) => connecting,
             Err(err) => return debug!(%err, "no handshake"),
         };
@@ -97,7 +98,7 @@ impl Agents {
         let way = Way {
             connection: &connection,
             in_control: &in_control,
-            flow: &FlowControl::on(&connection, budget),
+            flow: &FlowControl::on(&connection, budget, move || transmitter.message_ended()),
             worker: seat.worker,
         };
         if let Err(err) = self.session(way).await {

@@ -44,25 +44,34 @@ pub struct FlowControl {
     untold: Mutex<HashMap<u64, u64>>,
     told: Notify,
     tail: Tail,
+    /// Hears of every message's end.
+    transmit: Box<dyn Fn() + Send + Sync>,
 }
 
 impl FlowControl {
-    /// Begin a session on a connection.
-    pub fn on(connection: &Connection, budget: Budget) -> Arc<Self> {
+    /// Begin a session on a connection. What sends its packets is called whenever the end of a message is
+    /// written.
+    pub fn on(
+        connection: &Connection,
+        budget: Budget,
+        transmit: impl Fn() + Send + Sync + 'static,
+    ) -> Arc<Self> {
         let (path, stats) = (connection.clone(), connection.clone());
         let is_lossy = move || {
             let path = stats.stats().path;
             path.lost_packets * LOSSY > path.sent_packets
         };
-        Self::new(move || path.rtt(), is_lossy, budget)
+        Self::new(move || path.rtt(), is_lossy, budget, transmit)
     }
 
     fn new(
         round_trip: impl Fn() -> Duration + Send + Sync + 'static,
         is_lossy: impl Fn() -> bool + Send + Sync + 'static,
         budget: Budget,
+        transmit: impl Fn() + Send + Sync + 'static,
     ) -> Arc<Self> {
         Arc::new(Self {
+            transmit: Box::new(transmit),
             round_trip: Box::new(round_trip),
             is_lossy: Box::new(is_lossy),
             budget,
@@ -106,6 +115,7 @@ impl FlowControl {
 
     fn message_ended(&self) {
         self.tail.ended(&self.is_lossy);
+        (self.transmit)();
     }
 
     fn tell(&self, stream: u64, limit: u64) {

@@ -1,0 +1,239 @@
+//! Tasks that others may run in the middle of their own turn.
+//!
+//! A task that has been woken waits until the runtime has been through all that was woken before it. Where
+//! thirty requests arrive at once, nothing of the first has then been passed on before the last has been read,
+//! and whoever it goes to has nothing to do meanwhile. An [`Inline`] task can be run at once by those who give
+//! it work.
+
+use std::{
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::AcqRel},
+    },
+    task::{Context, Poll, Wake, Waker},
+};
+
+use futures_util::task::AtomicWaker;
+
+/// What a task does.
+pub type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A handle of a task; clones are of the same task.
+#[derive(Clone)]
+pub struct Inline(Arc<Shared>);
+
+struct Shared {
+    /// Until it is done.
+    work: Mutex<Option<Work>>,
+    /// Whether there is something to do.
+    woken: AtomicBool,
+    task: AtomicWaker,
+}
+
+impl Inline {
+    /// Make a task. It is the second value that has to be spawned.
+    pub fn new(work: Work) -> (Self, impl Future<Output = ()> + Send + use<>) {
+        let shared = Arc::new(Shared {
+            work: Mutex::new(Some(work)),
+            woken: AtomicBool::new(true),
+            task: AtomicWaker::new(),
+        });
+        (Self(shared.clone()), Task(shared))
+    }
+
+    /// Do now what there is to do.
+    pub fn run(&self) {
+        self.0.run();
+    }
+}
+
+impl fmt::Debug for Inline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inline").finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn run(self: &Arc<Self>) {
+        if !self.woken.swap(false, AcqRel) {
+            return;
+        }
+        let Ok(mut work) = self.work.try_lock() else {
+            // It runs, and may be past what there is to do now.
+            return self.wake_by_ref();
+        };
+        let Some(running) = &mut *work else {
+            return;
+        };
+        let waker = Waker::from(self.clone());
+        let mut cx = Context::from_waker(&waker);
+        // A panic is the task's, as in a task of its own, and not that of whoever runs it.
+        match catch_unwind(AssertUnwindSafe(|| running.as_mut().poll(&mut cx))) {
+            Ok(Poll::Pending) => {}
+            Ok(Poll::Ready(())) | Err(_) => {
+                *work = None;
+                // Now the task can end.
+                self.wake_by_ref();
+            }
+        }
+    }
+
+    /// Report whether there is nothing more to do, ever.
+    fn is_over(&self) -> bool {
+        self.work.try_lock().is_ok_and(|work| work.is_none())
+    }
+}
+
+impl Wake for Shared {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if !self.woken.swap(true, AcqRel) {
+            self.task.wake();
+        }
+    }
+}
+
+/// What is spawned.
+struct Task(Arc<Shared>);
+
+impl Future for Task {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context) -> Poll<()> {
+        self.0.task.register(cx.waker());
+        self.0.run();
+        match self.0.is_over() {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        // Those who still have a handle must not keep what it works on.
+        let mut work = self.0.work.lock().unwrap_or_else(PoisonError::into_inner);
+        *work = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+    use tokio::sync::mpsc;
+    use tokio::task::yield_now;
+
+    use super::*;
+
+    /// A task that counts what it is sent, and the count.
+    fn counter() -> (
+        mpsc::UnboundedSender<()>,
+        Arc<AtomicU32>,
+        Inline,
+        impl Future<Output = ()> + Send,
+    ) {
+        let (tx, mut rx) = mpsc::unbounded_channel();
+        let count = Arc::new(AtomicU32::new(0));
+        let counted = count.clone();
+        let (inline, task) = Inline::new(Box::pin(async move {
+            while rx.recv().await.is_some() {
+                counted.fetch_add(1, Relaxed);
+            }
+        }));
+        (tx, count, inline, task)
+    }
+
+    #[tokio::test]
+    async fn a_task_is_run_on_the_spot() {
+        let (tx, count, inline, task) = counter();
+        tokio::spawn(task);
+        yield_now().await;
+
+        tx.send(()).unwrap();
+        inline.run();
+
+        assert_eq!(count.load(Relaxed), 1);
+    }
+
+    #[tokio::test]
+    async fn a_task_that_nobody_runs_has_its_own_turn() {
+        let (tx, count, _inline, task) = counter();
+        tokio::spawn(task);
+        yield_now().await;
+
+        tx.send(()).unwrap();
+        assert_eq!(count.load(Relaxed), 0);
+        yield_now().await;
+
+        assert_eq!(count.load(Relaxed), 1);
+    }
+
+    #[tokio::test]
+    async fn a_task_ends_when_somebody_has_done_the_last_of_it() {
+        let (tx, _, inline, task) = counter();
+        let task = tokio::spawn(task);
+        yield_now().await;
+
+        drop(tx);
+        inline.run();
+        inline.run();
+
+        task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_the_task_and_not_who_runs_it() {
+        let (inline, task) = Inline::new(Box::pin(async {
+            yield_now().await;
+            panic!("as it should");
+        }));
+        let task = tokio::spawn(task);
+        yield_now().await;
+
+        inline.run();
+        inline.run();
+
+        task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_a_task_works_on_goes_with_it() {
+        let (tx, _, inline, task) = counter();
+
+        drop(task);
+        inline.run();
+
+        assert!(tx.is_closed());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn nothing_is_missed_by_a_task_that_is_run_from_two_threads() {
+        let (tx, count, inline, task) = counter();
+        let task = tokio::spawn(task);
+        let runners = (0..2).map(|_| {
+            let (tx, inline) = (tx.clone(), inline.clone());
+            std::thread::spawn(move || {
+                for _ in 0..10_000 {
+                    tx.send(()).unwrap();
+                    inline.run();
+                }
+            })
+        });
+        let runners: Vec<_> = runners.collect();
+
+        runners
+            .into_iter()
+            .for_each(|runner| runner.join().unwrap());
+        drop(tx);
+        task.await.unwrap();
+
+        assert_eq!(count.load(Relaxed), 20_000);
+    }
+}
