@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Empty};
-use hyper::body::{Body, Incoming};
+use http_body_util::{BodyExt, Empty, StreamBody};
+use hyper::body::{Body, Frame, Incoming};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper::http::request::Builder;
 use hyper::{Response, Uri};
@@ -15,6 +15,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 
 use super::visitor::collect;
@@ -83,6 +84,35 @@ impl Http2 {
         within("the response's head", sender.send_request(request)).await
     }
 
+    /// Send a request with a large body, and return once the head of the response is here, however long it
+    /// takes, as long as more of the body is taken.
+    pub async fn deliver(
+        &self,
+        request: Builder,
+        body: Bytes,
+    ) -> hyper::Result<Response<Incoming>> {
+        let (take, mut taken) = watch::channel(());
+        let request = request.header("content-length", body.len());
+        let pieces = (0..body.len()).step_by(PIECE).map(move |at| {
+            take.send_replace(());
+            let piece = body.slice(at..body.len().min(at + PIECE));
+            Ok::<_, BoxError>(Frame::data(piece))
+        });
+        let body = StreamBody::new(futures_util::stream::iter(pieces)).boxed_unsync();
+        let mut sender = self.sender.clone();
+        let sent = sender.send_request(request.body(body).expect("a valid request"));
+        let mut sent = std::pin::pin!(sent);
+        loop {
+            tokio::select! {
+                response = &mut sent => return response,
+                more = within("room for more of a body", taken.changed()) => if more.is_err() {
+                    break;
+                },
+            }
+        }
+        within("the response's head", sent).await
+    }
+
     /// Get a path, or nothing if the connection has ended and the request was not seen by the other end.
     pub async fn attempt(&self, path: &str) -> hyper::Result<Option<Reply>> {
         let empty = Empty::new().map_err(|never| match never {});
@@ -121,3 +151,6 @@ fn is_unprocessed(err: &hyper::Error) -> bool {
             err.is_go_away() && err.is_remote() && err.reason() == Some(h2::Reason::NO_ERROR)
         })
 }
+
+/// How much of a large body is sent at once.
+const PIECE: usize = 64 << 10;
