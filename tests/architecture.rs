@@ -14,13 +14,14 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     (
         "agent",
-        &["http", "auth", "carrier", "proto", "tls", "state"],
+        &["http", "auth", "carrier", "proto", "tls", "inline", "state"],
     ),
     ("http", &["proto", "tls"]),
     ("auth", &["proto", "tls"]),
-    ("carrier", &["proto", "tls"]),
+    ("carrier", &["proto", "tls", "inline"]),
     ("tls", &["state"]),
     ("runtime", &[]),
+    ("inline", &[]),
     ("state", &[]),
     ("proto", &[]),
     // The program: it sees the library from outside, as `qtunnel::…`.
