@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::task::{Context, Poll};
 
 use quinn::udp::RecvMeta;
-use rustix::io::Errno;
+use rustix::io::retry_on_intr;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvFlags, ReturnFlags, SocketFlags, SocketType, recvmsg,
     socketpair, sockopt,
@@ -85,14 +85,11 @@ pub(super) fn line() -> io::Result<(UnixDatagram, OwnedFd)> {
 /// Receive one run of packets. One that is not understood is empty.
 fn receive(line: &UnixDatagram, buf: &mut [u8]) -> io::Result<Option<RecvMeta>> {
     let mut label = [0; LABEL];
-    let received = loop {
+    let received = retry_on_intr(|| {
         let mut message = [IoSliceMut::new(&mut label), IoSliceMut::new(buf)];
         let mut ancillary = RecvAncillaryBuffer::default();
-        match recvmsg(line, &mut message, &mut ancillary, RecvFlags::DONTWAIT) {
-            Err(Errno::INTR) => {}
-            received => break received?,
-        }
-    };
+        recvmsg(line, &mut message, &mut ancillary, RecvFlags::DONTWAIT)
+    })?;
     if received.bytes == 0 {
         return Ok(None);
     }
