@@ -22,16 +22,12 @@ async fn udp_that_is_blocked_after_a_handover_cuts_nothing() {
         ..edge.agent_config("blog", &upstream)
     })
     .await;
-    let conversations = Conversations::begin(&edge).await;
-    let old = edge.take_over().await;
-    ready(&agent, 2).await;
 
-    network.towards_edge(false);
-    network.towards_agents(false);
-
-    conversations.end_whole(old).await;
-    assert_eq!(edge.visitor("blog").get("/").await.text(), "here");
-    nothing_was_lost(&agent);
+    after_a_handover(&mut edge, &agent, async || {
+        network.towards_edge(false);
+        network.towards_agents(false);
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -53,15 +49,22 @@ async fn a_websocket_that_breaks_where_there_is_no_udp_cuts_nothing() {
 async fn a_websocket_breaks(mut edge: EdgeProcess) {
     let upstream = upstream().await;
     let (agent, cable) = over_a_cable(&edge, &upstream).await;
-    let conversations = Conversations::begin(&edge).await;
-    let old = edge.take_over().await;
-    ready(&agent, 2).await;
 
-    break_websockets(&cable).await;
+    after_a_handover(&mut edge, &agent, async || break_websockets(&cable).await).await;
+}
+
+/// Hand over in the middle of conversations, have something happen to the network, and see that nothing is
+/// lost.
+async fn after_a_handover(edge: &mut EdgeProcess, agent: &Running, happen: impl AsyncFnOnce()) {
+    let conversations = Conversations::begin(edge).await;
+    let old = edge.take_over().await;
+    ready(agent, 2).await;
+
+    happen().await;
 
     conversations.end_whole(old).await;
     assert_eq!(edge.visitor("blog").get("/").await.text(), "here");
-    nothing_was_lost(&agent);
+    nothing_was_lost(agent);
 }
 
 #[tokio::test]
