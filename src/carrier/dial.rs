@@ -32,6 +32,7 @@ use super::{
     transmitter::Transmitter,
     transport::{LARGEST_PACKET, Reach},
     upgrade::{WEBSOCKET_PATH, upgrade_request},
+    websocket::FarEnd,
 };
 
 /// How long UDP may keep a WebSocket waiting for DNS, which a proxy does for itself.
@@ -207,9 +208,11 @@ pub(super) async fn dial_websocket(config: &DialConfig) -> Result<Upgraded, HopE
             let reach = reach(host, &[]);
             Ok(Upgraded {
                 io,
-                peer,
-                reach,
-                congestion,
+                far_end: FarEnd {
+                    peer,
+                    reach,
+                    congestion,
+                },
             })
         }
         Answer::Upgraded(..) => Err(HopError::WrongAccept { hop }),

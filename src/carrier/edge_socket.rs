@@ -22,7 +22,6 @@ use quinn::{
     AsyncUdpSocket, Endpoint, EndpointConfig, ServerConfig, UdpPoller,
     udp::{RecvMeta, Transmit},
 };
-use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::mpsc,
@@ -36,7 +35,7 @@ use super::{
     probe,
     segments::Segments,
     transmitter::Transmitting,
-    websocket::{self, Ended, Line},
+    websocket::{self, Ended, FarEnd, Line},
 };
 use crate::proto::DATAGRAMS_COUNT;
 
@@ -47,23 +46,8 @@ const PORT: u16 = 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CarrierInfo {
     pub carrier: Carrier,
-    /// The address that the agent, or the proxy in front of the edge, really has.
-    pub peer: SocketAddr,
-    /// How far it is to the agent.
-    pub reach: Reach,
-    /// Who controls congestion on the way there.
-    pub congestion: CongestionControl,
-}
-
-/// Where a WebSocket comes from.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct Origin {
-    /// The address that the agent, or the proxy in front of the edge, really has.
-    pub peer: SocketAddr,
-    /// How far it is to the agent.
-    pub reach: Reach,
-    /// Who controls congestion on the way there.
-    pub congestion: CongestionControl,
+    /// The agent, or the proxy in front of the edge.
+    pub far_end: FarEnd,
 }
 
 /// A handle to the socket underneath the edge's endpoint; clones share it.
@@ -135,16 +119,16 @@ impl EdgeSocket {
         let Some(id) = self.0.id(remote.ip()) else {
             return Some(CarrierInfo {
                 carrier: Carrier::Udp,
-                peer: remote,
-                reach: Reach::of(remote),
-                congestion: CongestionControl::Ours,
+                far_end: FarEnd {
+                    peer: remote,
+                    reach: Reach::of(remote),
+                    congestion: CongestionControl::Ours,
+                },
             });
         };
         self.0.line(id).map(|line| CarrierInfo {
             carrier: Carrier::WebSocket,
-            peer: line.peer,
-            reach: line.reach,
-            congestion: line.congestion,
+            far_end: line.far_end,
         })
     }
 
@@ -161,16 +145,16 @@ impl EdgeSocket {
     pub fn accept<S>(
         &self,
         io: S,
-        origin: Origin,
+        far_end: FarEnd,
     ) -> Result<impl Future<Output = Ended> + Send + use<S>, TooManyWebSockets>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        let attached = self.attach(origin)?;
+        let attached = self.attach(far_end)?;
         Ok(async move { attached.carry(io, BytesMut::new()).await })
     }
 
-    pub(super) fn attach(&self, origin: Origin) -> Result<Attached, TooManyWebSockets> {
+    pub(super) fn attach(&self, far_end: FarEnd) -> Result<Attached, TooManyWebSockets> {
         let limit = self.0.limit;
         let mut websockets = self
             .0
@@ -181,13 +165,7 @@ impl EdgeSocket {
             return Err(TooManyWebSockets { limit });
         }
         let id = self.0.next.fetch_add(1, Ordering::Relaxed);
-        let line = Arc::new(Line::new(
-            Role::Server,
-            self.0.address(id),
-            origin.peer,
-            origin.reach,
-            origin.congestion,
-        ));
+        let line = Arc::new(Line::new(Role::Server, self.0.address(id), far_end));
         websockets.insert(id, line.clone());
         Ok(Attached {
             socket: self.clone(),

@@ -10,13 +10,12 @@ use tokio::{
 };
 
 use super::{
-    CongestionControl, Reach,
     frames::Role,
     hop::HopError,
     inbox::Arrival,
     path::Ways,
     switch::EDGE,
-    websocket::{self, Ended, Line},
+    websocket::{self, Ended, FarEnd, Line},
 };
 
 /// A byte stream that WebSocket messages can travel on.
@@ -27,11 +26,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 /// A connection that has been upgraded to a WebSocket, and the first hop on its way.
 pub(super) struct Upgraded {
     pub(super) io: Box<dyn Io>,
-    pub(super) peer: SocketAddr,
-    /// How far it is to the edge.
-    pub(super) reach: Reach,
-    /// Who controls congestion on the way there.
-    pub(super) congestion: CongestionControl,
+    pub(super) far_end: FarEnd,
 }
 
 /// The WebSocket of one connection: its task, and the one that dials it.
@@ -55,13 +50,7 @@ impl Lines {
         upgraded: Upgraded,
         arrivals: mpsc::Sender<Arrival>,
     ) -> Arc<Line> {
-        let line = Arc::new(Line::new(
-            Role::Client,
-            EDGE,
-            upgraded.peer,
-            upgraded.reach,
-            upgraded.congestion,
-        ));
+        let line = Arc::new(Line::new(Role::Client, EDGE, upgraded.far_end));
         // The edge is who was dialled; whether it speaks QUIC is for the handshake to find out.
         line.answered();
         let carried = line.clone();
@@ -98,7 +87,7 @@ impl Lines {
 
     /// Where the WebSocket is connected to.
     pub(super) fn peer(&self) -> Option<SocketAddr> {
-        self.carrying.as_ref().map(|(line, _)| line.peer)
+        self.carrying.as_ref().map(|(line, _)| line.far_end.peer)
     }
 
     /// Wait until the WebSocket ends. Cancel safe.

@@ -72,7 +72,7 @@ pub use congestion::{CongestionControl, InControl, PathMemory};
 pub use delivered::all_delivered;
 pub use dial::{DialConfig, Dialed, dial};
 pub use dial_error::{AttemptError, DialError};
-pub use edge_socket::{EdgeSocket, Origin};
+pub use edge_socket::EdgeSocket;
 pub use examine::{SMALLEST_FULL_PACKET, UDP_ANSWER, ask_over_udp};
 pub use outer_tls::outer_tls;
 #[cfg(unix)]
@@ -94,6 +94,7 @@ pub use transport::{
 };
 pub use udp::{EdgeKeys, bind_edge_udp, edge_endpoint, edge_udp};
 pub use upgrade::{NotAWebSocket, WEBSOCKET_PATH, check_extended_connect, upgrade_response};
+pub use websocket::FarEnd;
 
 #[cfg(test)]
 mod testbed;

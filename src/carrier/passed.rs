@@ -13,8 +13,8 @@ use tokio::io::Interest;
 use tokio::net::{UnixDatagram, UnixStream};
 use tracing::debug;
 
-use super::edge_socket::Origin;
 use super::successor;
+use super::websocket::FarEnd;
 
 /// Where they come in.
 #[derive(Debug)]
@@ -25,8 +25,7 @@ pub struct PassedWebSockets(UnixDatagram);
 pub struct PassedWebSocket {
     /// What it says, after its opening handshake.
     pub stream: UnixStream,
-    /// Where it comes from.
-    pub origin: Origin,
+    pub far_end: FarEnd,
 }
 
 impl PassedWebSockets {
@@ -57,9 +56,9 @@ impl PassedWebSockets {
 }
 
 /// Pass on a WebSocket: from now on, what is said on this stream is its own.
-pub(super) fn send(to: &OwnedFd, origin: &Origin, stream: BorrowedFd<'_>) -> io::Result<()> {
+pub(super) fn send(to: &OwnedFd, far_end: &FarEnd, stream: BorrowedFd<'_>) -> io::Result<()> {
     let mut label = [0; LABEL];
-    let label = postcard::to_slice(origin, &mut label).expect("there is room for any origin");
+    let label = postcard::to_slice(far_end, &mut label).expect("there is room for any far_end");
     let mut space = [MaybeUninit::uninit(); SPACE];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     let stream = [stream];
@@ -92,12 +91,12 @@ fn receive(from: &UnixDatagram) -> io::Result<Received> {
         RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
         _ => None,
     });
-    let origin = postcard::from_bytes(&label[..received.bytes]);
-    let (Some(stream), Ok(origin)) = (stream, origin) else {
+    let far_end = postcard::from_bytes(&label[..received.bytes]);
+    let (Some(stream), Ok(far_end)) = (stream, far_end) else {
         return Ok(Received::Nonsense);
     };
     let stream = UnixStream::from_std(stream.into())?;
-    Ok(Received::Passed(PassedWebSocket { stream, origin }))
+    Ok(Received::Passed(PassedWebSocket { stream, far_end }))
 }
 
 /// Bytes that say where a WebSocket comes from: what postcard needs at most is 22.

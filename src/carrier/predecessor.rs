@@ -10,7 +10,7 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, sendmsg};
 use socket2::SockRef;
 use tokio::net::UnixStream;
 
-use super::edge_socket::Origin;
+use super::websocket::FarEnd;
 use super::{Reach, label, passed};
 
 /// Whom some packets and WebSockets have to be passed on to.
@@ -71,13 +71,13 @@ impl Predecessor {
     }
 
     /// Have it carry a WebSocket, whose bytes are to be moved from and to the returned stream.
-    pub(super) fn pass_on_websocket(&self, origin: &Origin) -> io::Result<UnixStream> {
+    pub(super) fn pass_on_websocket(&self, far_end: &FarEnd) -> io::Result<UnixStream> {
         let (ours, theirs) = UnixStream::pair()?;
-        if origin.reach == Reach::Network {
+        if far_end.reach == Reach::Network {
             SockRef::from(&ours).set_send_buffer_size(WAITING)?;
             SockRef::from(&theirs).set_send_buffer_size(WAITING)?;
         }
-        passed::send(&self.websockets, origin, theirs.as_fd())?;
+        passed::send(&self.websockets, far_end, theirs.as_fd())?;
         Ok(ours)
     }
 

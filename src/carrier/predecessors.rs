@@ -7,8 +7,8 @@ use quinn::udp::RecvMeta;
 use tokio::net::UnixStream;
 use tracing::debug;
 
-use super::edge_socket::Origin;
 use super::predecessor::Predecessor;
+use super::websocket::FarEnd;
 
 /// All of them; clones share the list.
 #[derive(Clone, Debug, Default)]
@@ -50,11 +50,11 @@ impl Predecessors {
     pub(super) fn pass_on_websocket(
         &self,
         packet: &[u8],
-        origin: &Origin,
+        far_end: &FarEnd,
     ) -> io::Result<Option<UnixStream>> {
         let all = self.living();
         let owner = all.iter().find(|one| one.owns(packet));
-        owner.map(|one| one.pass_on_websocket(origin)).transpose()
+        owner.map(|one| one.pass_on_websocket(far_end)).transpose()
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Predecessor>> {

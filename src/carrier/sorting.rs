@@ -19,11 +19,11 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::edge_socket::{EdgeSocket, Origin, TooManyWebSockets};
+use super::edge_socket::{EdgeSocket, TooManyWebSockets};
 use super::frames;
 use super::predecessor::ENOUGH;
 use super::predecessors::Predecessors;
-use super::websocket::{self, Ended, Line, SPEAK_QUIC_WITHIN};
+use super::websocket::{self, Ended, FarEnd, Line, SPEAK_QUIC_WITHIN};
 use crate::proto::DATAGRAMS_HEADER;
 
 impl EdgeSocket {
@@ -33,12 +33,12 @@ impl EdgeSocket {
         &self,
         predecessors: &Predecessors,
         mut io: S,
-        origin: Origin,
+        far_end: FarEnd,
     ) -> Result<impl Future<Output = Ended> + Send + use<S>, TooManyWebSockets>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        let attached = self.attach(origin)?;
+        let attached = self.attach(far_end)?;
         let predecessors = predecessors.clone();
         Ok(async move {
             let mut early = BytesMut::new();
@@ -47,7 +47,7 @@ impl EdgeSocket {
                 read_first_packet(&mut io, &mut early).await;
             }
             let packet = first_packet(&early).unwrap_or_default();
-            match predecessors.pass_on_websocket(&packet, &origin) {
+            match predecessors.pass_on_websocket(&packet, &far_end) {
                 Ok(None) => attached.carry(io, early).await,
                 Ok(Some(process)) => relay(io, &early, process, attached.line()).await,
                 // The agent dials again, and may be luckier.
@@ -145,8 +145,8 @@ mod tests {
     /// What marks the ids of the first process.
     const FIRST: u64 = 1;
 
-    fn origin() -> Origin {
-        Origin {
+    fn far_end() -> FarEnd {
+        FarEnd {
             peer: ([198, 51, 100, 1], 4000).into(),
             reach: Reach::Network,
             congestion: CongestionControl::Kernel,
@@ -163,7 +163,7 @@ mod tests {
         let (_endpoint, socket) =
             edge_endpoint_over(None, EndpointConfig::default(), server, 1).unwrap();
         let (agent, io) = tokio::io::duplex(4096);
-        let accepting = socket.accept_among(&predecessors, io, origin()).unwrap();
+        let accepting = socket.accept_among(&predecessors, io, far_end()).unwrap();
         let second = Second {
             agent,
             accepted: tokio::spawn(accepting),
@@ -193,9 +193,7 @@ mod tests {
         }
 
         let mut first = passed.next().await.unwrap().unwrap();
-        let (from, to) = (first.origin, origin());
-        assert_eq!((from.peer, from.reach), (to.peer, to.reach));
-        assert_eq!(from.congestion, to.congestion);
+        assert_eq!(first.far_end, far_end());
         let mut received = vec![0; message.len()];
         first.stream.read_exact(&mut received).await.unwrap();
         assert_eq!(received, message);

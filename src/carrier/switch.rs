@@ -367,7 +367,7 @@ impl Switch {
 impl Routes {
     fn congestion(&self) -> CongestionControl {
         match (self.current, &self.websocket) {
-            (Carrier::WebSocket, Some(line)) => line.congestion,
+            (Carrier::WebSocket, Some(line)) => line.far_end.congestion,
             _ => CongestionControl::Ours,
         }
     }

@@ -16,6 +16,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::mpsc,
@@ -49,6 +50,17 @@ const STUCK: Duration = Duration::from_secs(30);
 /// How long to wait for the close frame to be sent.
 const CLOSE: Duration = Duration::from_secs(1);
 
+/// What is at the other end of a way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FarEnd {
+    /// The address that it really has, or that of the first hop on the way there.
+    pub peer: SocketAddr,
+    /// How far it is to the other end.
+    pub reach: Reach,
+    /// Who controls congestion on the way there.
+    pub congestion: CongestionControl,
+}
+
 /// One WebSocket as quinn's socket sees it.
 #[derive(Debug)]
 pub(super) struct Line {
@@ -56,12 +68,7 @@ pub(super) struct Line {
     role: Role,
     /// The address that quinn knows it by.
     pub(super) address: SocketAddr,
-    /// The address that the far end really has.
-    pub(super) peer: SocketAddr,
-    /// How far it leads.
-    pub(super) reach: Reach,
-    /// Who controls congestion on it.
-    pub(super) congestion: CongestionControl,
+    pub(super) far_end: FarEnd,
     pub(super) queue: Arc<Queue>,
     answered: AtomicBool,
     /// Messages, or pieces of them, that have come from the far end.
@@ -71,20 +78,12 @@ pub(super) struct Line {
 }
 
 impl Line {
-    pub(super) fn new(
-        role: Role,
-        address: SocketAddr,
-        peer: SocketAddr,
-        reach: Reach,
-        congestion: CongestionControl,
-    ) -> Self {
+    pub(super) fn new(role: Role, address: SocketAddr, far_end: FarEnd) -> Self {
         Self {
             role,
             address,
-            peer,
-            reach,
-            congestion,
-            queue: Arc::new(Queue::new(role, reach)),
+            far_end,
+            queue: Arc::new(Queue::new(role, far_end.reach)),
             answered: AtomicBool::new(false),
             received: AtomicU64::new(0),
             written: AtomicU64::new(0),

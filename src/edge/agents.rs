@@ -78,7 +78,7 @@ impl Agents {
 
     async fn serve(self: Arc<Self>, incoming: Incoming, seat: Seat) {
         let way = self.socket.carrier(incoming.remote_address());
-        let is_near = way.is_some_and(|way| way.reach == Reach::Loopback);
+        let is_near = way.is_some_and(|way| way.far_end.reach == Reach::Loopback);
         let in_control = InControl::default();
         let config = match is_near {
             true => self.nearby.clone(),
@@ -146,7 +146,7 @@ impl Agents {
             tunnels = names.join(","),
             software = ?hello.software,
             carrier = arrival.map(|way| way.carrier.to_string()),
-            peer = arrival.map(|way| way.peer.to_string()),
+            peer = arrival.map(|way| way.far_end.peer.to_string()),
             "agent came"
         );
         let session = Session {
@@ -339,7 +339,7 @@ impl Session<'_> {
             .agents
             .socket
             .carrier(self.way.connection.remote_address());
-        let congestion = carrier.map(|way| way.congestion);
+        let congestion = carrier.map(|way| way.far_end.congestion);
         self.way.in_control.set(congestion.unwrap_or_default());
     }
 

@@ -23,7 +23,7 @@ use tracing::{Instrument, debug};
 
 use super::body::VisitorBody;
 use crate::carrier::{
-    CongestionControl, EdgeSocket, NotAWebSocket, Origin, Reach, check_extended_connect,
+    CongestionControl, EdgeSocket, FarEnd, NotAWebSocket, Reach, check_extended_connect,
     congestion_control, shorten_send_queue, upgrade_response,
 };
 #[cfg(unix)]
@@ -135,15 +135,15 @@ impl Carriers {
                 way
             };
             let (socket, io) = (&carriers.socket, TokioIo::new(upgraded));
-            let origin = Origin {
+            let far_end = FarEnd {
                 peer,
                 reach,
                 congestion,
             };
             #[cfg(unix)]
-            let carrying = socket.accept_among(&carriers.predecessors, io, origin);
+            let carrying = socket.accept_among(&carriers.predecessors, io, far_end);
             #[cfg(not(unix))]
-            let carrying = socket.accept(io, origin);
+            let carrying = socket.accept(io, far_end);
             carriers.pump(carrying).await;
         };
         self.pumps.spawn(pump.in_current_span());
@@ -177,7 +177,7 @@ impl Carriers {
     fn carry(&self, passed: PassedWebSocket) {
         let carriers = self.clone();
         self.pumps.spawn(async move {
-            let carrying = carriers.socket.accept(passed.stream, passed.origin);
+            let carrying = carriers.socket.accept(passed.stream, passed.far_end);
             carriers.pump(carrying).await;
         });
     }

@@ -3,7 +3,6 @@
 use std::{
     error::Error,
     io,
-    net::SocketAddr,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -24,9 +23,9 @@ use super::{
     udp::MemoryUdp,
 };
 use crate::carrier::{
-    Carrier, CongestionControl, PathMemory, Reach, Transport,
+    Carrier, CongestionControl, FarEnd, PathMemory, Reach, Transport,
     dial_error::AttemptError,
-    edge_socket::{EdgeSocket, Origin, edge_endpoint_over},
+    edge_socket::{EdgeSocket, edge_endpoint_over},
     hop::{Hop, HopError},
     lines::Upgraded,
     network::Change,
@@ -76,13 +75,12 @@ impl Ways for MemoryWays {
             }
             let (near, far, between) = pipe::connection(network);
             let mut tasks = tasks.lock().unwrap();
-            let (peer, congestion) = (SocketAddr::from(PEER), CongestionControl::Ours);
-            let origin = Origin {
-                peer,
+            let far_end = FarEnd {
+                peer: PEER.into(),
                 reach: Reach::Network,
-                congestion,
+                congestion: CongestionControl::Ours,
             };
-            if let Ok(carrying) = edge.accept(far, origin) {
+            if let Ok(carrying) = edge.accept(far, far_end) {
                 tasks.spawn(async move {
                     carrying.await;
                 });
@@ -90,9 +88,7 @@ impl Ways for MemoryWays {
             tasks.spawn(between);
             Ok(Upgraded {
                 io: Box::new(near),
-                peer,
-                reach: Reach::Network,
-                congestion,
+                far_end,
             })
         })
     }

@@ -173,11 +173,11 @@ async fn the_edge_shows_where_an_agent_really_is() {
     let outside = edge.socket.carrier(outside.remote_address()).unwrap();
 
     assert_eq!(
-        (inside.carrier, inside.peer.ip()),
+        (inside.carrier, inside.far_end.peer.ip()),
         (Carrier::WebSocket, front.ip())
     );
     assert_eq!(
-        (outside.carrier, outside.peer.ip()),
+        (outside.carrier, outside.far_end.peer.ip()),
         (Carrier::Udp, front.ip())
     );
     assert_eq!(dialed.carrier.borrow().carrier, Carrier::Udp);

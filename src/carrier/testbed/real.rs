@@ -23,11 +23,11 @@ use crate::carrier::{
     CongestionControl, EdgeSocket, Proxy, Reach, Transport, WEBSOCKET_PATH,
     dial::{DialConfig, Dialed, dial},
     dial_error::DialError,
-    edge_socket::{Origin, edge_endpoint_over},
+    edge_socket::edge_endpoint_over,
     edge_udp,
     lines::Io,
     outer_tls, shorten_send_queue, upgrade_response,
-    websocket::Ended,
+    websocket::{Ended, FarEnd},
 };
 
 /// WebSockets that the edge takes.
@@ -163,13 +163,13 @@ async fn answer(
             // The listener's task ends with the upgrade; the test outlives both.
             tokio::spawn(async move {
                 let upgraded = hyper::upgrade::on(request).await.unwrap();
-                let origin = Origin {
+                let far_end = FarEnd {
                     peer,
                     reach: Reach::of(peer),
                     congestion: CongestionControl::Ours,
                 };
                 let io = TokioIo::new(upgraded);
-                if let Ok(carrying) = socket.accept(io, origin) {
+                if let Ok(carrying) = socket.accept(io, far_end) {
                     let _ = report.send(carrying.await);
                 }
             });

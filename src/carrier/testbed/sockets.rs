@@ -22,8 +22,8 @@ use super::{
 use crate::carrier::{
     Carrier, CongestionControl, Reach, Transport, WEBSOCKET_PATH,
     dial::{DialConfig, race_for},
-    edge_socket::{EdgeSocket, Origin, TooManyWebSockets, edge_endpoint_over},
-    websocket::Ended,
+    edge_socket::{EdgeSocket, TooManyWebSockets, edge_endpoint_over},
+    websocket::{Ended, FarEnd},
 };
 use crate::proto::{DATAGRAMS_HEADER, DATAGRAMS_LIMIT, Datagrams};
 
@@ -228,12 +228,12 @@ fn accept_stranger(
     socket: &EdgeSocket,
     far: DuplexStream,
 ) -> Result<impl Future<Output = Ended> + Send + use<>, TooManyWebSockets> {
-    let origin = Origin {
+    let far_end = FarEnd {
         peer: STRANGER.into(),
         reach: Reach::Network,
         congestion: CongestionControl::Ours,
     };
-    socket.accept(far, origin)
+    socket.accept(far, far_end)
 }
 
 #[tokio::test(start_paused = true)]
