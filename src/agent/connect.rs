@@ -35,17 +35,14 @@ impl Agent {
     /// # Errors
     /// [`AgentError`] if trying again can never help.
     pub async fn connect(config: AgentConfig) -> Result<Self, AgentError> {
+        let mut pools = Vec::new();
         let tunnels = Arc::new(
             config
                 .tunnels
                 .iter()
                 .map(|tunnel| {
-                    let route = match &tunnel.upstream {
-                        Upstream::Target(target) => Route::Pool(Pool::new(target.clone())?),
-                        Upstream::Service(service) => Route::Service(service.clone()),
-                    };
                     Ok(Arc::new(Tunnel {
-                        route,
+                        route: route(&tunnel.upstream, &mut pools)?,
                         host_header: tunnel.host_header.clone(),
                         timeout: config.upstream_timeout,
                         observer: config.observer.clone(),
@@ -55,10 +52,8 @@ impl Agent {
         );
         let mut opener = Opener::new();
         let session = opener.open(&config).await?;
-        for tunnel in tunnels.iter() {
-            if let Route::Pool(pool) = &tunnel.route
-                && let Err(err) = pool.probe().await
-            {
+        for pool in pools {
+            if let Err(err) = pool.probe().await {
                 let cause = std::error::Error::source(&err)
                     .map(ToString::to_string)
                     .unwrap_or_default();
@@ -190,6 +185,21 @@ impl Opener {
             sleep(wait.max(SHORTEST)).await;
         }
     }
+}
+
+/// Say where a tunnel's requests go. Tunnels with the same upstream share its connections: what one of them
+/// leaves idle, another can use.
+fn route(upstream: &Upstream, pools: &mut Vec<Arc<Pool>>) -> Result<Route, TrustError> {
+    let target = match upstream {
+        Upstream::Service(service) => return Ok(Route::Service(service.clone())),
+        Upstream::Target(target) => target,
+    };
+    if let Some(pool) = pools.iter().find(|pool| pool.target() == target) {
+        return Ok(Route::Pool(pool.clone()));
+    }
+    let pool = Arc::new(Pool::new(target.clone())?);
+    pools.push(pool.clone());
+    Ok(Route::Pool(pool))
 }
 
 /// The microseconds of the clock: they grow from session to session, also across restarts.

@@ -44,7 +44,7 @@ pub struct Tunnel {
 
 /// Where requests go.
 pub enum Route {
-    Pool(Pool),
+    Pool(Arc<Pool>),
     Service(Service),
 }
 

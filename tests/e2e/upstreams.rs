@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use qtunnel::{Address, Carrier, Event, Upstream};
+use qtunnel::{Address, Carrier, Event, TunnelConfig, Upstream};
+use tokio::join;
 
-use crate::lab::Lab;
 use crate::lab::process::Process;
 use crate::lab::tools;
+use crate::lab::{Lab, Server};
 
 on_each_carrier!(an_upstream_on_a_unix_socket_is_reached);
 async fn an_upstream_on_a_unix_socket_is_reached(carrier: Carrier) {
@@ -71,6 +72,38 @@ async fn an_upstream_whose_certificate_nobody_signed_is_refused_otherwise(carrie
     assert!(problem.contains("https+insecure://"), "{problem}");
     assert!(problem.contains("certificate"), "{problem}");
     assert!(!reply.text().contains("localhost:"), "{}", reply.text());
+}
+
+on_each_carrier!(tunnels_to_one_upstream_share_its_connections);
+async fn tunnels_to_one_upstream_share_its_connections(carrier: Carrier) {
+    let lab = Lab::start().await.over(carrier);
+    let (upstream, mut wires) = Server::by_hand().await;
+    let _agent = lab
+        .agent_with("one", &upstream, |agent| {
+            agent.tunnels.push(TunnelConfig {
+                name: "two".parse().unwrap(),
+                upstream: (&upstream).into(),
+                host_header: Default::default(),
+            });
+        })
+        .await;
+    let (one, two) = (lab.visitor("one"), lab.visitor("two"));
+    let answer = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+
+    let (_, mut wire) = join!(one.get("/"), async {
+        let mut wire = wires.next().await;
+        wire.head().await;
+        wire.send(answer).await;
+        wire
+    });
+    let (reply, request) = join!(two.get("/"), async {
+        let request = wire.head().await;
+        wire.send(answer).await;
+        request
+    });
+
+    assert_eq!(reply.status, 200);
+    assert!(request.contains("host: two."), "{request}");
 }
 
 /// An HTTPS server with a certificate that only it believes in.
