@@ -285,6 +285,6 @@ pub enum ReceiveError {
 /// The most to take from the stream at once: what quinn has in one piece is smaller anyway.
 const RAW_READ: usize = 64 << 10;
 
-/// What a body is read by while there is little room for windows: hyper takes up to sixteen pieces of it off our
-/// hands, and out of the windows that count what waits for a slow reader.
-const SCARCE_READ: usize = 2 << 10;
+/// What a slow reader's body is read by while there is little room for windows: hyper takes up to sixteen pieces of
+/// it off our hands, and out of the windows that count what waits.
+const SCARCE_READ: usize = 512;

@@ -59,9 +59,9 @@ impl ReceiveWindow {
         self.limit
     }
 
-    /// Report whether there is so little room that windows shrink.
+    /// Report whether there is so little room that this window is as small as that of a slow reader.
     pub fn is_scarce(&self) -> bool {
-        self.flow.budget.is_scarce()
+        self.window <= SLOW && self.flow.budget.is_scarce()
     }
 
     /// Begin with the window that the other end has named, before anything has come.
@@ -142,6 +142,9 @@ pub struct Exceeded;
 /// Whoever has taken so many bytes reads them. From who does not, the buffers on the way take some 400 KiB, as
 /// quickly as the fastest reader.
 const READS: u64 = 512 << 10;
+
+/// What windows of slow readers shrink to, and a step more.
+const SLOW: u64 = 2 * LEAST_WINDOW;
 
 /// The limit is raised so many times per window. What has been read and not told is missing from the
 /// window: with two steps, half of it.
