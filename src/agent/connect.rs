@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::sleep;
 use tracing::debug;
 
+use super::ahead::Crowd;
 use super::backoff::Backoff;
 use super::config::AgentConfig;
 use super::connect_error::ConnectError;
@@ -35,14 +36,14 @@ impl Agent {
     /// # Errors
     /// [`AgentError`] if trying again can never help.
     pub async fn connect(config: AgentConfig) -> Result<Self, AgentError> {
-        let mut pools = Vec::new();
+        let (mut pools, crowd) = (Vec::new(), Crowd::default());
         let tunnels = Arc::new(
             config
                 .tunnels
                 .iter()
                 .map(|tunnel| {
                     Ok(Arc::new(Tunnel {
-                        route: route(&tunnel.upstream, &mut pools)?,
+                        route: route(&tunnel.upstream, &mut pools, &crowd)?,
                         host_header: tunnel.host_header.clone(),
                         timeout: config.upstream_timeout,
                         observer: config.observer.clone(),
@@ -189,7 +190,11 @@ impl Opener {
 
 /// Say where a tunnel's requests go. Tunnels with the same upstream share its connections: what one of them
 /// leaves idle, another can use.
-fn route(upstream: &Upstream, pools: &mut Vec<Arc<Pool>>) -> Result<Route, TrustError> {
+fn route(
+    upstream: &Upstream,
+    pools: &mut Vec<Arc<Pool>>,
+    crowd: &Crowd,
+) -> Result<Route, TrustError> {
     let target = match upstream {
         Upstream::Service(service) => return Ok(Route::Service(service.clone())),
         Upstream::Target(target) => target,
@@ -197,7 +202,7 @@ fn route(upstream: &Upstream, pools: &mut Vec<Arc<Pool>>) -> Result<Route, Trust
     if let Some(pool) = pools.iter().find(|pool| pool.target() == target) {
         return Ok(Route::Pool(pool.clone()));
     }
-    let pool = Arc::new(Pool::new(target.clone())?);
+    let pool = Arc::new(Pool::new(target.clone(), crowd.clone())?);
     pools.push(pool.clone());
     Ok(Route::Pool(pool))
 }

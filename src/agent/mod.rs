@@ -1,6 +1,7 @@
 //! The private side: the session with the edge, and forwarding to upstreams.
 
 mod address;
+mod ahead;
 mod backoff;
 mod broken;
 mod check;

@@ -20,6 +20,7 @@ use tokio_rustls::TlsConnector;
 use tracing::debug;
 
 use super::address::Target;
+use super::ahead::{Crowd, InUse, Sparing};
 use super::upstream::RequestBody;
 use crate::inline::Inline;
 use crate::tls::{TrustError, upstream_config};
@@ -34,6 +35,7 @@ pub struct Pool {
     http2: tokio::sync::Mutex<Option<http2::SendRequest<RequestBody>>>,
     /// Which address of `localhost` answered last.
     winner: Mutex<Option<IpAddr>>,
+    crowd: Crowd,
 }
 
 struct Idle {
@@ -58,14 +60,16 @@ pub struct Http1 {
     sender: http1::SendRequest<RequestBody>,
     /// What moves its bytes.
     task: Inline,
+    /// While it is leased.
+    in_use: Option<InUse>,
 }
 
 impl Pool {
-    /// Prepare connections to an upstream. None is made yet.
+    /// Prepare connections to an upstream, as some of an agent's. None is made yet.
     ///
     /// # Errors
     /// If it needs TLS and this machine has no certificate store.
-    pub fn new(target: Target) -> Result<Self, TrustError> {
+    pub fn new(target: Target, crowd: Crowd) -> Result<Self, TrustError> {
         let tls = match &target {
             Target::Https { verify, .. } => {
                 let connector = |alpn: &[&[u8]]| {
@@ -85,6 +89,7 @@ impl Pool {
             idle: Mutex::default(),
             http2: tokio::sync::Mutex::default(),
             winner: Mutex::default(),
+            crowd,
         })
     }
 
@@ -131,6 +136,7 @@ impl Pool {
     /// nothing is left of the exchange.
     pub async fn give_back(&self, mut connection: Http1) {
         if matches!(timeout(SETTLE, connection.sender.ready()).await, Ok(Ok(()))) {
+            connection.in_use = None;
             let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
             if idle.len() < MOST_IDLE {
                 idle.push(Idle {
@@ -162,8 +168,13 @@ impl Pool {
     fn take_idle(&self) -> Option<Http1> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         // The one used last is the least likely to have been closed at the other end.
-        while let Some(Idle { connection, since }) = idle.pop() {
+        while let Some(Idle {
+            mut connection,
+            since,
+        }) = idle.pop()
+        {
             if connection.sender.is_ready() && since.elapsed() < IDLE {
+                connection.in_use = Some(self.crowd.join());
                 return Some(connection);
             }
         }
@@ -186,9 +197,9 @@ impl Pool {
 
     async fn handshake(&self, upgrade: bool) -> Result<Leased, DialError> {
         match &self.target {
-            Target::Http { host, port } => http1(self.tcp(host, *port).await?).await,
+            Target::Http { host, port } => self.http1(self.tcp(host, *port).await?).await,
             Target::H2c { host, port } => http2(self.tcp(host, *port).await?).await,
-            Target::Unix(path) => http1(unix(path).await?).await,
+            Target::Unix(path) => self.http1(unix(path).await?).await,
             Target::Https { host, port, .. } => {
                 let name = ServerName::try_from(host.clone()).map_err(|_| DialError::Name)?;
                 let Some((both, only_http1)) = &self.tls else {
@@ -201,10 +212,36 @@ impl Pool {
                     .map_err(DialError::Tls)?;
                 match stream.get_ref().1.alpn_protocol() {
                     Some(b"h2") => http2(stream).await,
-                    _ => http1(stream).await,
+                    _ => self.http1(stream).await,
                 }
             }
         }
+    }
+
+    async fn http1<S>(&self, io: S) -> Result<Leased, DialError>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let io = Sparing::new(io, self.crowd.clone());
+        let (sender, connection) = http1::Builder::new()
+            .max_buf_size(UPSTREAM_BUFFER)
+            .handshake(TokioIo::new(io))
+            .await?;
+        // It ends when its sender is dropped, which the pool or a conversation owns.
+        let (inline, task) = Inline::new(Box::pin(async move {
+            if let Err(err) = connection.with_upgrades().await {
+                debug!(%err, "an upstream connection broke");
+            }
+        }));
+        tokio::spawn(task);
+        Ok(Leased::Http1 {
+            connection: Http1 {
+                sender,
+                task: inline,
+                in_use: Some(self.crowd.join()),
+            },
+            reused: false,
+        })
     }
 
     async fn tcp(&self, host: &str, port: u16) -> io::Result<TcpStream> {
@@ -255,30 +292,6 @@ impl Http1 {
         self.task.run();
         answer.await
     }
-}
-
-async fn http1<S>(io: S) -> Result<Leased, DialError>
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
-    let (sender, connection) = http1::Builder::new()
-        .max_buf_size(UPSTREAM_BUFFER)
-        .handshake(TokioIo::new(io))
-        .await?;
-    // It ends when its sender is dropped, which the pool or a conversation owns.
-    let (inline, task) = Inline::new(Box::pin(async move {
-        if let Err(err) = connection.with_upgrades().await {
-            debug!(%err, "an upstream connection broke");
-        }
-    }));
-    tokio::spawn(task);
-    Ok(Leased::Http1 {
-        connection: Http1 {
-            sender,
-            task: inline,
-        },
-        reused: false,
-    })
 }
 
 async fn http2<S>(io: S) -> Result<Leased, DialError>
