@@ -182,7 +182,6 @@ impl Visitors {
                 .timer(TokioTimer::new())
                 // hyper sees heads when they are whole: for it this is the time between requests.
                 .header_read_timeout(idle)
-                .max_headers(HYPER_FIELDS)
                 .max_buf_size(VISITOR_BUFFER)
                 .serve_connection(TokioIo::new(io), service)
                 .with_upgrades()
@@ -295,9 +294,6 @@ const TURN_AWAY: Duration = Duration::from_secs(2);
 
 /// How long to wait before accepting again after an error.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// The guard allows 100 and says so; hyper only has to hold them.
-const HYPER_FIELDS: usize = 128;
 
 /// Streams of one HTTP/2 connection.
 const H2_STREAMS: u32 = 100;
