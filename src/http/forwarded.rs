@@ -22,6 +22,7 @@ pub(crate) struct Arrival<'a> {
 /// Tell the upstream who the visitor is, and remove whatever the visitor said about it.
 pub(crate) fn set_forwarded(headers: &mut HeaderMap, arrival: &Arrival<'_>) {
     remove(headers);
+    headers.reserve(ADDED);
     let peer = address(arrival.peer);
     headers.insert(FORWARDED, element(arrival, &peer));
     headers.insert(X_FORWARDED_FOR, value(peer));
@@ -107,9 +108,22 @@ fn scheme(arrival: &Arrival<'_>) -> HeaderValue {
     }
 }
 
-/// An address for `X-Forwarded-For`; an IPv4 visitor of a dual-stack listener stays IPv4.
+/// An address for `X-Forwarded-For`; an IPv4 visitor of a dual-stack listener stays IPv4. Those are written
+/// without `fmt`, which is ten times slower, for every request.
 fn address(ip: IpAddr) -> String {
-    ip.to_canonical().to_string()
+    let ip = match ip.to_canonical() {
+        IpAddr::V4(ip) => ip,
+        IpAddr::V6(ip) => return ip.to_string(),
+    };
+    let mut text = String::with_capacity("255.255.255.255".len());
+    let mut digits = itoa::Buffer::new();
+    for (nth, octet) in ip.octets().into_iter().enumerate() {
+        if nth > 0 {
+            text.push('.');
+        }
+        text.push_str(digits.format(octet));
+    }
+    text
 }
 
 fn value(made: String) -> HeaderValue {
@@ -155,6 +169,9 @@ fn push_node(element: &mut String, address: &str) {
 fn is_token(b: u8) -> bool {
     b.is_ascii_alphanumeric() || b"-._~".contains(&b)
 }
+
+/// The fields that every request gets.
+const ADDED: usize = 4;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");

@@ -29,6 +29,10 @@ pub(crate) struct Hop {
 /// upstream relies on (a cookie, a length, an authorization that a proxy added). Like Envoy, and unlike
 /// RFC 9110, `Connection` therefore has no power over the fields that are meant for every recipient.
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) -> Hop {
+    // Most messages have none of them: one look at what is there instead of a search for each.
+    if !headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
+        return Hop::default();
+    }
     let mut hop = Hop {
         takes_trailers: takes_trailers(headers),
         upgrade: None,

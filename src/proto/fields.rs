@@ -38,11 +38,24 @@ impl<'de> Visitor<'de> for FieldsVisitor {
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Fields, A::Error> {
         // The announced length is not believed: a few bytes must not reserve much memory.
         let mut fields = HeaderMap::with_capacity(list.size_hint().unwrap_or(0).min(64));
-        while let Some((name, value)) = list.next_element::<(&str, &Bytes)>()? {
-            let name = HeaderName::from_bytes(name.as_bytes()).map_err(A::Error::custom)?;
+        // A name is text, but what makes it one is checked more strictly than a text's encoding.
+        while let Some((name, value)) = list.next_element::<(&Bytes, &Bytes)>()? {
+            let name = match ADDED
+                .iter()
+                .find(|added| added.as_str().as_bytes() == &**name)
+            {
+                Some(added) => added.clone(),
+                None => HeaderName::from_bytes(name).map_err(A::Error::custom)?,
+            };
             let value = HeaderValue::from_bytes(value).map_err(A::Error::custom)?;
             fields.try_append(name, value).map_err(A::Error::custom)?;
         }
         Ok(Fields(fields))
     }
 }
+/// Names that every request has and that `http` does not know: as constants they need no memory.
+const ADDED: [HeaderName; 3] = [
+    HeaderName::from_static("x-forwarded-for"),
+    HeaderName::from_static("x-forwarded-proto"),
+    HeaderName::from_static("x-forwarded-host"),
+];
