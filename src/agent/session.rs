@@ -356,7 +356,7 @@ fn ended(err: ConnectionError, report: LostSession) -> Ended {
 fn version(reason: Option<ConnectionError>) -> String {
     match reason {
         Some(ConnectionError::ApplicationClosed(ApplicationClose { reason, .. })) => {
-            crate::http::escape(&String::from_utf8_lossy(&reason))
+            crate::http::escape(&String::from_utf8_lossy(&reason)).into_owned()
         }
         _ => "another version".to_owned(),
     }

@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use http::StatusCode;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use qtunnel::{Carrier, Event, Observer, RequestLog, Transported, escape};
@@ -132,14 +133,48 @@ impl Style {
                     let time = at.to_zoned(TimeZone::system()).strftime("%H:%M:%S");
                     self.clock = (at.as_second(), time.to_string());
                 }
-                text.push_str(&self.human(&event));
+                self.human(text, &event);
             }
         }
     }
 
-    fn human(&self, event: &Event) -> String {
+    /// Write what a request was, which may happen tens of thousands of times in a second.
+    fn request(&self, text: &mut String, log: &RequestLog) {
+        let status = log
+            .status
+            .and_then(|status| StatusCode::from_u16(status).ok());
+        let status = status.as_ref().map_or("---", StatusCode::as_str);
+        let (paint, plain) = match log.status {
+            _ if !self.color => ("", ""),
+            Some(..300) => ("\x1b[32m", PLAIN),
+            Some(300..400) => ("\x1b[36m", PLAIN),
+            Some(400..500) => ("\x1b[33m", PLAIN),
+            _ => ("\x1b[31m", PLAIN),
+        };
+        let method = escape(log.method.as_str());
+        let gap = &COLUMN[method.len().min(COLUMN.len())..];
+        let (clock, path) = (&self.clock.1, escape(&log.target));
+        for part in [
+            clock, "  ", &method, gap, " ", &path, "  ", paint, status, plain, "  ",
+        ] {
+            text.push_str(part);
+        }
+        text.push_str(&brief(log.duration));
+        text.push_str("  ");
+        text.push_str(&size(log.sent));
+        if log.received > 0 {
+            text.push_str(&format!(" (in {})", size(log.received)));
+        }
+        if let Some(problem) = &log.problem {
+            text.push_str("  ");
+            text.push_str(&escape(problem));
+        }
+    }
+
+    fn human(&self, text: &mut String, event: &Event) {
         let clock = &self.clock.1;
-        match event {
+        let line = match event {
+            Event::Request(log) => return self.request(text, log),
             Event::Ready { tunnels, transport } => {
                 let urls = tunnels.iter().flat_map(|tunnel| &tunnel.urls);
                 let lines: Vec<_> = urls
@@ -169,9 +204,9 @@ impl Style {
                 escape(upstream),
                 escape(problem)
             ),
-            Event::Notice(text) => format!("{clock}  {}", escape(text)),
-            Event::Request(log) => request(clock, log, self.color),
-        }
+            Event::Notice(notice) => format!("{clock}  {}", escape(notice)),
+        };
+        text.push_str(&line);
     }
 }
 
@@ -222,38 +257,6 @@ fn transported(event: &str, transport: &Transported) -> Value {
     })
 }
 
-fn request(clock: &str, log: &RequestLog, color: bool) -> String {
-    let status = log
-        .status
-        .map_or_else(|| "---".to_owned(), |status| status.to_string());
-    let paint = match log.status {
-        Some(..300) => "\x1b[32m",
-        Some(300..400) => "\x1b[36m",
-        Some(400..500) => "\x1b[33m",
-        _ => "\x1b[31m",
-    };
-    let status = if color {
-        format!("{paint}{status}\x1b[0m")
-    } else {
-        status
-    };
-    let mut line = format!(
-        "{clock}  {:<7} {}  {status}  {}  {}",
-        escape(log.method.as_str()),
-        escape(&log.target),
-        brief(log.duration),
-        size(log.sent),
-    );
-    if log.received > 0 {
-        line.push_str(&format!(" (in {})", size(log.received)));
-    }
-    if let Some(problem) = &log.problem {
-        line.push_str("  ");
-        line.push_str(&escape(problem));
-    }
-    line
-}
-
 /// How good a path is: its round trip time, losses and largest packet.
 pub fn figures(transport: &Transported) -> String {
     let lost = match transport.sent_packets {
@@ -280,23 +283,40 @@ fn millis(time: Duration) -> u64 {
 }
 
 fn brief(time: Duration) -> String {
-    match time.as_secs_f64() {
-        seconds if seconds >= 60.0 => {
-            humantime::format_duration(Duration::from_secs(time.as_secs())).to_string()
-        }
-        seconds if seconds >= 1.0 => format!("{seconds:.1} s"),
-        seconds => format!("{:.1} ms", seconds * 1e3),
+    match time.as_secs() {
+        seconds @ 60.. => humantime::format_duration(Duration::from_secs(seconds)).to_string(),
+        1.. => decimal(millis(time), 1_000, " s"),
+        0 => decimal(time.subsec_micros().into(), 1_000, " ms"),
     }
 }
 
 fn size(bytes: u64) -> String {
-    match bytes as f64 {
-        n if n >= 1e9 => format!("{:.1} GB", n / 1e9),
-        n if n >= 1e6 => format!("{:.1} MB", n / 1e6),
-        n if n >= 1e3 => format!("{:.1} kB", n / 1e3),
-        n => format!("{n} B"),
+    match bytes {
+        1_000_000_000.. => decimal(bytes, 1_000_000_000, " GB"),
+        1_000_000.. => decimal(bytes, 1_000_000, " MB"),
+        1_000.. => decimal(bytes, 1_000, " kB"),
+        _ => format!("{bytes} B"),
     }
 }
+
+/// Write a number of units, which are many of something smaller, with one decimal. In whole numbers: `fmt` takes
+/// longer over a float than a conversation's bytes through the cipher.
+fn decimal(number: u64, unit: u64, name: &str) -> String {
+    let tenths = number.saturating_add(unit / 20) / (unit / 10);
+    let mut digits = itoa::Buffer::new();
+    let mut text = String::with_capacity(16);
+    text.push_str(digits.format(tenths / 10));
+    text.push('.');
+    text.push_str(digits.format(tenths % 10));
+    text.push_str(name);
+    text
+}
+
+/// What ends a colour.
+const PLAIN: &str = "\x1b[0m";
+
+/// The width of most methods, in blanks.
+const COLUMN: &str = "       ";
 
 /// Lines that may wait for the terminal.
 const QUEUE: usize = 4096;
@@ -304,3 +324,36 @@ const QUEUE: usize = 4096;
 /// How long the lines of a busy tunnel gather to be written at once. A system call for each, and
 /// waking this thread for it, took a fifth of the agent's time.
 const TOGETHER: Duration = Duration::from_millis(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_and_sizes_have_one_decimal_in_the_largest_unit() {
+        for (micros, text) in [
+            (0, "0.0 ms"),
+            (49, "0.0 ms"),
+            (50, "0.1 ms"),
+            (12_340, "12.3 ms"),
+            (999_949, "999.9 ms"),
+            (1_250_000, "1.3 s"),
+            (59_900_000, "59.9 s"),
+            (61_700_000, "1m 1s"),
+        ] {
+            assert_eq!(brief(Duration::from_micros(micros)), text);
+        }
+        for (bytes, text) in [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1_000, "1.0 kB"),
+            (1_049, "1.0 kB"),
+            (1_050, "1.1 kB"),
+            (2_500_000, "2.5 MB"),
+            (7_000_000_000, "7.0 GB"),
+            (u64::MAX, "18446744073.7 GB"),
+        ] {
+            assert_eq!(size(bytes), text);
+        }
+    }
+}

@@ -3,6 +3,8 @@
 #[cfg(unix)]
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use tokio_util::task::AbortOnDropHandle;
+
 use super::Failure;
 
 /// Begin to listen for SIGINT and SIGTERM. The returned future ends at the first; the second ends
@@ -12,7 +14,8 @@ use super::Failure;
 /// If the system refuses a handler.
 pub fn shutdown() -> Result<impl Future<Output = ()>, Failure> {
     let mut signals = Signals::listen().map_err(Failure::running)?;
-    Ok(async move {
+    // A task of its own: who waits for this also waits for much else, and asks for it each time.
+    let first = AbortOnDropHandle::new(tokio::spawn(async move {
         signals.next().await;
         eprintln!("qtunnel: stopping once what is under way has ended (again to stop at once)");
         // Nobody waits for it: it ends with the process.
@@ -20,6 +23,10 @@ pub fn shutdown() -> Result<impl Future<Output = ()>, Failure> {
             signals.next().await;
             std::process::exit(1);
         });
+    }));
+    Ok(async move {
+        // It neither panics nor is aborted while somebody waits for it.
+        let _ = first.await;
     })
 }
 

@@ -1,10 +1,14 @@
 //! Text from strangers made safe for a terminal.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 
 /// Escape control characters, ANSI sequences, and what changes the direction of text or is not
 /// visible, so that a visitor's path cannot forge a line of the log.
-pub fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> Cow<'_, str> {
+    if text.bytes().all(|b| matches!(b, b' '..=b'~')) {
+        return text.into();
+    }
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         if is_treacherous(c) {
@@ -14,7 +18,7 @@ pub fn escape(text: &str) -> String {
             out.push(c);
         }
     }
-    out
+    out.into()
 }
 
 /// Controls (C0, C1, DEL), line and paragraph separators, zero-width and bidirectional formatting
