@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: qtunnel::Allocator = qtunnel::Allocator;
 
 /// Open sessions, print `ready`, and serve until killed.
 #[derive(Parser)]

@@ -94,6 +94,7 @@
 //! `edge` and `agent` never import each other. The command line is in the program, not here.
 
 mod agent;
+mod allocator;
 mod auth;
 mod carrier;
 mod edge;
@@ -109,6 +110,7 @@ pub use agent::{
     HostHeader, Observer, Report, RequestLog, ServerAddr, Service, Target, Transported,
     TunnelConfig, Upstream, UpstreamBody, Verdict, check,
 };
+pub use allocator::Allocator;
 pub use auth::{Name, NameError, generate as generate_token};
 pub use carrier::{Carrier, Proxy, Transport};
 #[cfg(unix)]

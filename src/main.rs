@@ -6,7 +6,7 @@ use std::error::Error;
 use std::process::ExitCode;
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: qtunnel::Allocator = qtunnel::Allocator;
 
 fn main() -> ExitCode {
     let command = cli::parse();

@@ -21,6 +21,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("carrier", &["proto", "tls", "inline"]),
     ("tls", &["state"]),
     ("runtime", &[]),
+    ("allocator", &[]),
     ("inline", &[]),
     ("state", &[]),
     ("proto", &[]),
