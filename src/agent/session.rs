@@ -166,10 +166,13 @@ impl Session {
         let connection = self.connection.clone();
         let mut told = self.carrier.borrow().clone();
         loop {
+            // In passing: each that ends would wake this task, and the next stream does so anyway.
+            while let Some(ended) = self.conversations.try_join_next() {
+                report(ended);
+            }
             tokio::select! {
                 biased;
                 () = &mut *shutdown => break,
-                Some(ended) = self.conversations.join_next() => report(ended),
                 accepted = connection.accept_bi() => match accepted {
                     Ok(stream) => self.converse(stream, tunnels),
                     Err(err) => {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ::http::header::CONNECTION;
 use ::http::{HeaderValue, StatusCode};
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -186,10 +187,18 @@ impl Visitors {
                 .serve_connection(TokioIo::new(io), service)
                 .with_upgrades()
         );
+        // In a set, it is asked when it has something to say, and not each time that bytes come or go.
+        let mut end = FuturesUnordered::from_iter([async {
+            tokio::select! {
+                () = closing.cancelled() => End::Now,
+                () = async { draining.begun().await; sleep(draining.patience()).await } => End::Soon,
+            }
+        }]);
         let ended = tokio::select! {
+            biased;
             ended = &mut connection => ended,
-            () = closing.cancelled() => return,
-            () = async { draining.begun().await; sleep(draining.patience()).await } => {
+            how = end.next() => {
+                let Some(End::Soon) = how else { return };
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {
                     ended = &mut connection => ended,
@@ -247,6 +256,14 @@ impl Visitors {
             debug!(err = %chain(&err), "the visitor's connection broke");
         }
     }
+}
+
+/// How a visitor's connection is to end.
+enum End {
+    /// Whatever is under way.
+    Now,
+    /// With the answer that is under way.
+    Soon,
 }
 
 /// Refuse a connection that is one too many, in words where that costs no handshake.
