@@ -53,6 +53,7 @@ impl<'de> Visitor<'de> for FieldsVisitor {
         Ok(Fields(fields))
     }
 }
+
 /// Names that every request has and that `http` does not know: as constants they need no memory.
 const ADDED: [HeaderName; 3] = [
     HeaderName::from_static("x-forwarded-for"),
