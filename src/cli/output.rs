@@ -299,8 +299,8 @@ fn size(bytes: u64) -> String {
     }
 }
 
-/// Write a number of units, which are many of something smaller, with one decimal. In whole numbers: `fmt` takes
-/// longer over a float than a conversation's bytes through the cipher.
+/// Write a number of units, which are many of something smaller, with one decimal. In whole numbers: a float takes
+/// `fmt` some seven hundred instructions, and each request has two.
 fn decimal(number: u64, unit: u64, name: &str) -> String {
     let tenths = number.saturating_add(unit / 20) / (unit / 10);
     let mut digits = itoa::Buffer::new();
