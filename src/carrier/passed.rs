@@ -58,7 +58,7 @@ impl PassedWebSockets {
 /// Pass on a WebSocket: from now on, what is said on this stream is its own.
 pub(super) fn send(to: &OwnedFd, far_end: &FarEnd, stream: BorrowedFd<'_>) -> io::Result<()> {
     let mut label = [0; LABEL];
-    let label = postcard::to_slice(far_end, &mut label).expect("there is room for any far_end");
+    let label = postcard::to_slice(far_end, &mut label).expect("there is room for any far end");
     let mut space = [MaybeUninit::uninit(); SPACE];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     let stream = [stream];

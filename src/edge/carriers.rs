@@ -28,6 +28,7 @@ use crate::carrier::{
 };
 #[cfg(unix)]
 use crate::carrier::{PassedWebSocket, PassedWebSockets, Predecessors};
+use crate::proto::X_FORWARDED_FOR;
 
 /// The socket of a visitor's connection, which hyper has and does not give back.
 #[derive(Clone, Copy)]
@@ -205,7 +206,7 @@ fn is_proxied(fields: &HeaderMap) -> bool {
 
 /// What proxies add to a request, and agents do not.
 const PROXIES_FIELDS: [HeaderName; 3] = [
-    HeaderName::from_static("x-forwarded-for"),
+    X_FORWARDED_FOR,
     HeaderName::from_static("x-real-ip"),
     FORWARDED,
 ];

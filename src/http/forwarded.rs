@@ -6,6 +6,8 @@ use std::net::IpAddr;
 use ::http::header::{FORWARDED, HeaderMap, HeaderName, HeaderValue};
 use ::http::uri::Scheme;
 
+use crate::proto::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO};
+
 /// How a request came to the edge.
 #[derive(Clone, Debug)]
 pub(crate) struct Arrival<'a> {
@@ -172,10 +174,6 @@ fn is_token(b: u8) -> bool {
 
 /// The fields that every request gets.
 const ADDED: usize = 4;
-
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 /// How the names of a whole family begin: `-For`, `-Proto`, `-Host`, `-Port`, `-Ssl`, `-Prefix`, ….
 const X_FORWARDED: &str = "x-forwarded";
