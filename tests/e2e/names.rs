@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use qtunnel::proto::{AgentId, Refusal};
-use qtunnel::{AgentError, ConnectError, Name, TunnelConfig};
+use qtunnel::{AgentError, ConnectError, Name};
 
 use crate::lab::process::Process;
 use crate::lab::{EdgeProcess, Lab, Running, Server, within};
@@ -115,11 +115,7 @@ async fn one_agent_has_several_tunnels() {
     let (one, two) = (Server::text("one").await, Server::text("two").await);
     let agent = lab
         .agent_with("one", &one, |agent| {
-            agent.tunnels.push(TunnelConfig {
-                name: "two".parse().unwrap(),
-                upstream: (&two).into(),
-                host_header: Default::default(),
-            });
+            agent.tunnels.push(Lab::tunnel("two", &two));
         })
         .await;
 
@@ -136,11 +132,7 @@ async fn an_agent_gets_all_of_its_names_or_none() {
     let upstream = Server::text("here").await;
     let _holder = lab.agent("taken", &upstream).await;
     let mut config = lab.agent_config("free", &upstream);
-    config.tunnels.push(TunnelConfig {
-        name: "taken".parse().unwrap(),
-        upstream: (&upstream).into(),
-        host_header: Default::default(),
-    });
+    config.tunnels.push(Lab::tunnel("taken", &upstream));
 
     let refused = within("the refusal", qtunnel::Agent::connect(config)).await;
 

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use qtunnel::{Address, Carrier, Event, TunnelConfig, Upstream};
+use qtunnel::{Address, Carrier, Event, Upstream};
 use tokio::join;
 
 use crate::lab::process::Process;
@@ -80,11 +80,7 @@ async fn tunnels_to_one_upstream_share_its_connections(carrier: Carrier) {
     let (upstream, mut wires) = Server::by_hand().await;
     let _agent = lab
         .agent_with("one", &upstream, |agent| {
-            agent.tunnels.push(TunnelConfig {
-                name: "two".parse().unwrap(),
-                upstream: (&upstream).into(),
-                host_header: Default::default(),
-            });
+            agent.tunnels.push(Lab::tunnel("two", &upstream));
         })
         .await;
     let (one, two) = (lab.visitor("one"), lab.visitor("two"));

@@ -210,15 +210,20 @@ impl Lab {
             proxy: Proxy::Direct,
             token: Secret::default(),
             id: AgentId::random(),
-            tunnels: vec![TunnelConfig {
-                name: name.parse().expect("a valid name"),
-                upstream: upstream.into(),
-                host_header: HostHeader::Preserve,
-            }],
+            tunnels: vec![Self::tunnel(name, upstream)],
             grace_period: Duration::from_secs(5),
             upstream_timeout: Duration::from_secs(60),
             exit_on_failure: false,
             observer: Observer::default(),
+        }
+    }
+
+    /// The configuration of a tunnel, for an agent that has one more.
+    pub fn tunnel(name: &str, upstream: impl Into<Upstream>) -> TunnelConfig {
+        TunnelConfig {
+            name: name.parse().expect("a valid name"),
+            upstream: upstream.into(),
+            host_header: HostHeader::Preserve,
         }
     }
 
