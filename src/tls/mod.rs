@@ -1,6 +1,7 @@
 //! TLS: how the edge proves who it is, and how the agent checks it.
 
 mod ca;
+mod cipher;
 mod identity;
 mod per_name;
 mod pin;
@@ -18,5 +19,7 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 /// The one provider of cryptography: AES with the hardware's help, and the post-quantum key
 /// exchange (X25519MLKEM768) first.
 pub(crate) fn provider() -> Arc<CryptoProvider> {
-    Arc::new(aws_lc_rs::default_provider())
+    let mut provider = aws_lc_rs::default_provider();
+    cipher::fastest_first(&mut provider.cipher_suites, cipher::aes_in_hardware());
+    Arc::new(provider)
 }
