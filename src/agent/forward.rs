@@ -22,6 +22,7 @@ use super::outgoing::{Asked, Outgoing, frame, set_host};
 use super::pool::{Leased, Pool};
 use super::response;
 use super::upstream::{RequestBody, Service, UpstreamBody};
+use crate::http::forwarded::tell_visitor;
 use crate::http::{
     Activity, FlowControl, ReceiveWindow, Receiver, Relayed, SendWindow, Sender, TunnelBody, chain,
     relay,
@@ -100,7 +101,7 @@ impl Exchange {
         let mut sender = Sender::new(send, SendWindow::new(flow, stream, LEAST_WINDOW));
         let head = timeout(HEAD, receiver.head::<StreamHead>()).await;
         heads.read(stream);
-        let head = match head {
+        let mut head = match head {
             Ok(Ok(StreamHead::Http(head))) => head,
             Ok(Err(err)) => {
                 debug!(err = &err as &dyn StdError, "no head on a stream");
@@ -119,6 +120,7 @@ impl Exchange {
             sender.finish();
             return None;
         };
+        tell_visitor(&mut head.fields.0, head.visitor.ip(), head.scheme);
         receiver.open(head.window.into());
         sender.open(head.window.into());
         Some(Self {

@@ -28,7 +28,7 @@ use crate::carrier::{
 };
 #[cfg(unix)]
 use crate::carrier::{PassedWebSocket, PassedWebSockets, Predecessors};
-use crate::proto::X_FORWARDED_FOR;
+use crate::http::forwarded::X_FORWARDED_FOR;
 
 /// The socket of a visitor's connection, which hyper has and does not give back.
 #[derive(Clone, Copy)]

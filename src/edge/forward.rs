@@ -21,10 +21,10 @@ use super::exchange::{Broken, Exchange, Outbound};
 use super::page::{Audience, Fault};
 use super::registry::Tunnel;
 use super::validate::Authority;
-use crate::http::forwarded::{Arrival, append_forwarded, set_forwarded};
+use crate::http::forwarded::{self, Arrival, append_forwarded};
 use crate::http::hygiene::{join_cookies, strip_hop_by_hop};
 use crate::http::relay;
-use crate::proto::{BodyLength, RequestHead, ResponseHead, Scheme};
+use crate::proto::{BodyLength, RequestHead, ResponseHead};
 
 /// A request that has found its tunnel.
 pub struct Forward {
@@ -151,12 +151,8 @@ impl Forward {
         headers.insert(HOST, self.authority.raw.clone());
         let arrival = Arrival {
             peer: self.visit.visitor.ip(),
-            scheme: match self.visit.scheme {
-                Scheme::Http => &::http::uri::Scheme::HTTP,
-                Scheme::Https => &::http::uri::Scheme::HTTPS,
-            },
+            scheme: self.visit.scheme,
             host: &self.authority.raw,
-            by: None,
         };
         if self
             .visit
@@ -167,7 +163,7 @@ impl Forward {
         {
             append_forwarded(&mut headers, &arrival);
         } else {
-            set_forwarded(&mut headers, &arrival);
+            forwarded::remove(&mut headers);
         }
         let target = match uri.path_and_query().map(|target| target.as_str()) {
             None | Some("") => "/".to_owned(),

@@ -1,12 +1,14 @@
 //! What the upstream is told about the visitor: `X-Forwarded-For`, `-Proto`, `-Host`, and `Forwarded`
 //! (RFC 7239).
+//!
+//! The edge [removes](remove) what a visitor says about it, and the agent [tells](tell_visitor) what the edge has
+//! seen: the head says it once, in a few bytes. Only where a trusted proxy has said more do the fields travel.
 
 use std::net::IpAddr;
 
-use ::http::header::{FORWARDED, HeaderMap, HeaderName, HeaderValue};
-use ::http::uri::Scheme;
+use ::http::header::{FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue};
 
-use crate::proto::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO};
+use crate::proto::Scheme;
 
 /// How a request came to the edge.
 #[derive(Clone, Debug)]
@@ -14,22 +16,24 @@ pub(crate) struct Arrival<'a> {
     /// The address at the other end of the connection: a visitor, or a proxy in front of the edge.
     pub(crate) peer: IpAddr,
     /// The scheme of the listener.
-    pub(crate) scheme: &'a Scheme,
+    pub(crate) scheme: Scheme,
     /// The host that the visitor asked for, as it was spelt.
     pub(crate) host: &'a HeaderValue,
-    /// The edge's own address, if the operator wants it told.
-    pub(crate) by: Option<IpAddr>,
 }
 
-/// Tell the upstream who the visitor is, and remove whatever the visitor said about it.
-pub(crate) fn set_forwarded(headers: &mut HeaderMap, arrival: &Arrival<'_>) {
-    remove(headers);
-    headers.reserve(ADDED);
-    let peer = address(arrival.peer);
-    headers.insert(FORWARDED, element(arrival, &peer));
+/// Tell the upstream who the visitor is, unless the edge has: then a proxy said it, whom it trusts.
+pub(crate) fn tell_visitor(headers: &mut HeaderMap, visitor: IpAddr, scheme: Scheme) {
+    // Every head has a host. Without one there is nothing to tell that would be whole.
+    let (false, Some(host)) = (headers.contains_key(FORWARDED), headers.get(HOST).cloned()) else {
+        return;
+    };
+    let (peer, host) = (visitor, &host);
+    let arrival = Arrival { peer, scheme, host };
+    let peer = address(peer);
+    headers.insert(FORWARDED, element(&arrival, &peer));
     headers.insert(X_FORWARDED_FOR, value(peer));
-    headers.insert(X_FORWARDED_PROTO, scheme(arrival));
-    headers.insert(X_FORWARDED_HOST, arrival.host.clone());
+    headers.insert(X_FORWARDED_PROTO, proto(&arrival));
+    headers.insert(X_FORWARDED_HOST, host.clone());
 }
 
 /// Add this hop to what a trusted proxy in front of the edge says about the visitor.
@@ -46,7 +50,7 @@ pub(crate) fn append_forwarded(headers: &mut HeaderMap, arrival: &Arrival<'_>) {
     append(headers, X_FORWARDED_FOR, &value(peer));
     headers
         .entry(X_FORWARDED_PROTO)
-        .or_insert_with(|| scheme(arrival));
+        .or_insert_with(|| proto(arrival));
     headers
         .entry(X_FORWARDED_HOST)
         .or_insert_with(|| arrival.host.clone());
@@ -102,12 +106,8 @@ fn append(headers: &mut HeaderMap, name: HeaderName, last: &HeaderValue) {
     headers.insert(name, list);
 }
 
-fn scheme(arrival: &Arrival<'_>) -> HeaderValue {
-    match arrival.scheme.as_str() {
-        "https" => HeaderValue::from_static("https"),
-        "http" => HeaderValue::from_static("http"),
-        other => HeaderValue::from_str(other).expect("made of letters, digits and marks"),
-    }
+fn proto(arrival: &Arrival<'_>) -> HeaderValue {
+    HeaderValue::from_static(arrival.scheme.as_str())
 }
 
 /// An address for `X-Forwarded-For`; an IPv4 visitor of a dual-stack listener stays IPv4. Those are written
@@ -149,10 +149,6 @@ fn element(arrival: &Arrival<'_>, peer: &str) -> HeaderValue {
             element.push_str(part);
         }
     }
-    if let Some(by) = arrival.by {
-        element.push_str(";by=");
-        push_node(&mut element, &address(by));
-    }
     value(element)
 }
 
@@ -172,8 +168,9 @@ fn is_token(b: u8) -> bool {
     b.is_ascii_alphanumeric() || b"-._~".contains(&b)
 }
 
-/// The fields that every request gets.
-const ADDED: usize = 4;
+pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 /// How the names of a whole family begin: `-For`, `-Proto`, `-Host`, `-Port`, `-Ssl`, `-Prefix`, ….
 const X_FORWARDED: &str = "x-forwarded";
@@ -195,15 +192,24 @@ const ABOUT_VISITOR: [&str; 9] = [
 mod tests {
     use super::*;
 
-    const HOST: HeaderValue = HeaderValue::from_static("blog.example.com");
+    const HOST_FIELD: HeaderValue = HeaderValue::from_static("blog.example.com");
 
     fn arrival<'a>(peer: &str, host: &'a HeaderValue) -> Arrival<'a> {
         Arrival {
             peer: peer.parse().expect("an address"),
-            scheme: &Scheme::HTTPS,
+            scheme: Scheme::Https,
             host,
-            by: None,
         }
+    }
+
+    /// The fields of a request from this visitor as the upstream gets them.
+    fn told(visitor: &str, host: HeaderValue, mut said: HeaderMap) -> HeaderMap {
+        remove(&mut said);
+        said.insert(HOST, host);
+        let visitor = visitor.parse().expect("an address");
+        tell_visitor(&mut said, visitor, Scheme::Https);
+        said.remove(HOST);
+        said
     }
 
     fn headers(fields: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -216,9 +222,7 @@ mod tests {
 
     #[test]
     fn the_upstream_learns_who_the_visitor_is() {
-        let mut sent = HeaderMap::new();
-
-        set_forwarded(&mut sent, &arrival("192.0.2.7", &HOST));
+        let sent = told("192.0.2.7", HOST_FIELD, HeaderMap::new());
 
         let expected = headers(&[
             ("x-forwarded-for", "192.0.2.7"),
@@ -234,7 +238,7 @@ mod tests {
 
     #[test]
     fn what_a_visitor_forged_is_replaced() {
-        let mut clean = headers(&[("accept", "*/*"), ("x-request-id", "7")]);
+        let clean = headers(&[("accept", "*/*"), ("x-request-id", "7")]);
         let mut forged = clean.clone();
         for name in [
             "x-forwarded-for",
@@ -252,38 +256,26 @@ mod tests {
             forged.append(name, HeaderValue::from_static("198.51.100.2"));
         }
 
-        set_forwarded(&mut clean, &arrival("192.0.2.7", &HOST));
-        set_forwarded(&mut forged, &arrival("192.0.2.7", &HOST));
+        let forged = told("192.0.2.7", HOST_FIELD, forged);
 
-        assert_eq!(forged, clean);
+        assert_eq!(forged, told("192.0.2.7", HOST_FIELD, clean));
     }
 
     #[test]
     fn ipv6_addresses_and_ports_are_quoted_in_forwarded_only() {
         let host = HeaderValue::from_static("blog.example.com:8443");
-        let mut sent = HeaderMap::new();
 
-        let by = Some("2001:db8::2".parse().expect("an address"));
-        set_forwarded(
-            &mut sent,
-            &Arrival {
-                by,
-                ..arrival("2001:db8::1", &host)
-            },
-        );
+        let sent = told("2001:db8::1", host, HeaderMap::new());
 
         assert_eq!(sent["x-forwarded-for"], "2001:db8::1");
         assert_eq!(sent["x-forwarded-host"], "blog.example.com:8443");
-        let forwarded =
-            r#"for="[2001:db8::1]";proto=https;host="blog.example.com:8443";by="[2001:db8::2]""#;
+        let forwarded = r#"for="[2001:db8::1]";proto=https;host="blog.example.com:8443""#;
         assert_eq!(sent["forwarded"], forwarded);
     }
 
     #[test]
     fn an_ipv4_visitor_of_a_dual_stack_listener_stays_ipv4() {
-        let mut sent = HeaderMap::new();
-
-        set_forwarded(&mut sent, &arrival("::ffff:192.0.2.7", &HOST));
+        let sent = told("::ffff:192.0.2.7", HOST_FIELD, HeaderMap::new());
 
         assert_eq!(sent["x-forwarded-for"], "192.0.2.7");
         assert_eq!(
@@ -303,7 +295,7 @@ mod tests {
             ("x-real-ip", "192.0.2.7"),
         ]);
 
-        append_forwarded(&mut sent, &arrival("10.0.0.1", &HOST));
+        append_forwarded(&mut sent, &arrival("10.0.0.1", &HOST_FIELD));
 
         let expected = headers(&[
             ("x-forwarded-for", "192.0.2.7, 192.0.2.8, 10.0.0.1"),
@@ -316,5 +308,20 @@ mod tests {
             ("x-real-ip", "192.0.2.7"),
         ]);
         assert_eq!(sent, expected);
+    }
+
+    #[test]
+    fn what_a_trusted_proxy_said_is_told_as_it_is() {
+        let mut sent = headers(&[("host", "blog.example.com"), ("forwarded", "for=192.0.2.7")]);
+        append_forwarded(&mut sent, &arrival("10.0.0.1", &HOST_FIELD));
+        let said = sent.clone();
+
+        tell_visitor(
+            &mut sent,
+            arrival("10.0.0.1", &HOST_FIELD).peer,
+            Scheme::Https,
+        );
+
+        assert_eq!(sent, said);
     }
 }

@@ -22,11 +22,18 @@ impl Serialize for Fields {
 
 impl<'de> Deserialize<'de> for Fields {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_seq(FieldsVisitor)
+        deserializer.deserialize_seq(FieldsVisitor { room: 0 })
     }
 }
 
-struct FieldsVisitor;
+/// Read a list to which as many fields will be added as the agent adds to a request's.
+pub(super) fn with_room<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Fields, D::Error> {
+    deserializer.deserialize_seq(FieldsVisitor { room: 4 })
+}
+
+struct FieldsVisitor {
+    room: usize,
+}
 
 impl<'de> Visitor<'de> for FieldsVisitor {
     type Value = Fields;
@@ -37,26 +44,14 @@ impl<'de> Visitor<'de> for FieldsVisitor {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Fields, A::Error> {
         // The announced length is not believed: a few bytes must not reserve much memory.
-        let mut fields = HeaderMap::with_capacity(list.size_hint().unwrap_or(0).min(64));
+        let mut fields =
+            HeaderMap::with_capacity(list.size_hint().unwrap_or(0).min(64) + self.room);
         // A name is text, but what makes it one is checked more strictly than a text's encoding.
         while let Some((name, value)) = list.next_element::<(&Bytes, &Bytes)>()? {
-            let name = match ADDED
-                .iter()
-                .find(|added| added.as_str().as_bytes() == &**name)
-            {
-                Some(added) => added.clone(),
-                None => HeaderName::from_bytes(name).map_err(A::Error::custom)?,
-            };
+            let name = HeaderName::from_bytes(name).map_err(A::Error::custom)?;
             let value = HeaderValue::from_bytes(value).map_err(A::Error::custom)?;
             fields.try_append(name, value).map_err(A::Error::custom)?;
         }
         Ok(Fields(fields))
     }
 }
-
-pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-pub(crate) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-pub(crate) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-
-/// Names that every request has and that `http` does not know: as constants they need no memory.
-const ADDED: [HeaderName; 3] = [X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST];

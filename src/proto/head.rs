@@ -41,7 +41,10 @@ pub struct RequestHead {
     /// Bytes of a body that either end takes before it tells a [`Window`](super::Window): at least
     /// [`LEAST_WINDOW`](super::LEAST_WINDOW).
     pub window: u32,
-    /// The fields, without those that concern one hop only.
+    /// The fields, without those that concern one hop only. The agent tells the upstream who the visitor is, by
+    /// what is above and `Host` (`X-Forwarded-For`, `-Proto`, `-Host`, and RFC 7239); there is a `Forwarded` in
+    /// here only when the edge trusts a proxy in front of it, and then all of them are, as they are to be told.
+    #[serde(deserialize_with = "super::fields::with_room")]
     pub fields: Fields,
 }
 

@@ -100,7 +100,6 @@ pub use datagrams::{
     DATAGRAMS_COUNT, DATAGRAMS_HEADER, DATAGRAMS_LIMIT, Datagrams, DatagramsError,
 };
 pub use fields::Fields;
-pub(crate) use fields::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO};
 pub use frame::{BodyDecoder, Frame, data_header, trailers};
 pub use head::{BodyLength, Failure, HttpVersion, RequestHead, ResponseHead, Scheme, StreamHead};
 
