@@ -91,9 +91,11 @@ impl Controller for RateModel {
                 false => OPEN,
             };
         }
-        // quinn paces by the smoothed RTT, which remembers a queue for long after it has gone.
+        // quinn paces by the smoothed RTT, which remembers a queue for long after it has gone. What allows it
+        // to pace faster allows for more in flight too, up to a burst at once: a short window stays as it is.
         let (smoothed, longest) = (self.smoothed_rtt, self.path.longest_now());
-        if smoothed < longest || longest.is_zero() {
+        let short = self.window < 2 * BURST * self.path.mtu;
+        if short || smoothed < longest || longest.is_zero() {
             return self.window;
         }
         let stretch = smoothed.div_duration_f64(longest) / PACING;
@@ -183,6 +185,9 @@ impl RateModel {
 
 /// quinn paces at this many windows per smoothed RTT.
 const PACING: f64 = 1.25;
+
+/// Packets that quinn's pacer lets go at once, whatever the rate.
+const BURST: u64 = 10;
 
 /// Packets up to this size hold nothing but acknowledgements, most often. Those are never
 /// acknowledged themselves, and not worth remembering.

@@ -72,6 +72,8 @@ struct RateModel {
     window_used: bool,
     /// The same of the round before.
     was_used: bool,
+    /// Whether nothing has been found out about the path yet: then a start-up leaps.
+    leaps: bool,
     /// Whether a sample of this round was taken for want of data.
     app_limited: bool,
     /// Bytes acknowledged in the batch in progress.
@@ -95,8 +97,8 @@ struct Tally {
 /// What the controller is doing.
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Stage {
-    /// Sending four times as much in each round at first, and twice as much then, until a queue builds or
-    /// the rate no longer grows.
+    /// Sending four times as much in each round at first, if nothing is known, and twice as much then, until a
+    /// queue builds or the rate no longer grows.
     Startup { rate: f64, flat_rounds: u32 },
     /// Sending at the rate of the path.
     Cruise { rounds: u32 },
@@ -134,6 +136,7 @@ impl RateModel {
             round_end: 0,
             window_used: false,
             was_used: false,
+            leaps: true,
             app_limited: false,
             batch: 0,
             rate_before: 0.0,
@@ -148,6 +151,7 @@ impl RateModel {
         self.known = self.memory.as_ref().and_then(PathMemory::recall);
         self.window = self.initial_window;
         self.path = PathModel::new(self.path.mtu, now);
+        self.leaps = true;
         let (rate, flat_rounds) = (0.0, 0);
         self.enter(Stage::Startup { rate, flat_rounds }, now);
     }
@@ -196,7 +200,7 @@ impl RateModel {
 
     fn on_ack_in_startup(&mut self, now: Instant, rtt: Duration) {
         let mut high = (self.path.base() / 8).clamp(STARTUP_QUEUE.0, STARTUP_QUEUE.1);
-        if self.window <= 2 * self.initial_window {
+        if self.leaps && self.window <= 2 * self.initial_window {
             // The first flights leave in bursts, which wait for themselves.
             high = high.max(self.path.base() / 2);
         }
@@ -206,6 +210,7 @@ impl RateModel {
             self.queued = 0;
         }
         if self.queued >= self.some_acks() {
+            self.leaps = false;
             self.enter(Stage::Relax, now);
         }
     }
@@ -301,6 +306,7 @@ impl RateModel {
                 };
                 self.stage = Stage::Startup { rate, flat_rounds };
                 if flat_rounds >= STARTUP_ROUNDS {
+                    self.leaps = false;
                     self.enter(Stage::Relax, now);
                 }
             }
@@ -309,9 +315,7 @@ impl RateModel {
                 let bare = self.path.base() + self.path.residue();
                 let queue = self.round_least.saturating_sub(bare);
                 let idle = self.rounds >= 3 && queue < kept / 4 && self.path.noise() < kept;
-                if idle && kept > SURE_QUEUE {
-                    self.start_again(now);
-                } else if idle || self.rounds >= rounds {
+                if idle || self.rounds >= rounds {
                     self.enter(Stage::Probe, now);
                 }
             }
@@ -332,9 +336,6 @@ const LEAST: u64 = 4;
 
 /// How much faster data must arrive for a probe to have found something.
 const PROBE_FOUND: f64 = 1.08;
-
-/// The absence of a queue that should be so long, at least, is no matter of chance.
-const SURE_QUEUE: Duration = Duration::from_millis(4);
 
 /// Rounds between two probes: a probe's queue then takes a tenth of the time.
 const CRUISE_ROUNDS: u32 = 8;

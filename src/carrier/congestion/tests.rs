@@ -141,6 +141,35 @@ fn an_upload_on_a_slow_line_leaves_its_long_queue_empty() {
 }
 
 #[test]
+fn no_line_is_too_slow_or_too_lossy_for_a_short_queue() {
+    let rates = [0.5, 0.7, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0, 10.0];
+    for (loss, mbit) in [0.0, 0.03]
+        .into_iter()
+        .flat_map(|loss| rates.map(|mbit| (loss, mbit)))
+    {
+        let up = Link {
+            loss: Loss::Independent(loss),
+            ..Link::new(mbit, ms(20), secs(1))
+        };
+        let down = Link::new(10.0, ms(20), ms(100));
+        let mut model = LinkModel::new(up, down, 1);
+
+        let flow = model.add(ours(), 1000 * MIB);
+        model.run(secs(22));
+
+        let line = format!("{mbit} Mbit/s, {loss} lost");
+        let share = model.goodput(flow, secs(2), secs(22)) * 8.0 / (mbit * 1e6);
+        assert!(share > 0.85, "{line}: {share:.2} of it used");
+        let wait = model.queue_over_time(0.99, secs(2));
+        let packet = Duration::from_secs_f64(1480.0 * 8.0 / (mbit * 1e6));
+        assert!(
+            wait < 5 * packet + ms(12),
+            "{line}: packets wait for {wait:?}"
+        );
+    }
+}
+
+#[test]
 fn answers_do_not_wait_because_their_acknowledgements_do() {
     let up = Link::new(1.0, ms(20), secs(1));
     let down = Link::new(10.0, ms(20), ms(100));

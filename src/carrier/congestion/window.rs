@@ -42,7 +42,7 @@ impl RateModel {
     fn growth(&self) -> u64 {
         match self.stage {
             Stage::Startup { .. }
-                if self.queued == 0 && self.window < self.initial_window * LEAP =>
+                if self.leaps && self.queued == 0 && self.window < self.initial_window * LEAP =>
             {
                 LEAP_GROWTH
             }
