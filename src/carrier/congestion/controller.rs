@@ -76,6 +76,7 @@ impl Controller for RateModel {
         if persistent {
             self.path.set_rate(0.0, now);
             self.window = self.window.min(self.initial_window);
+            self.leaps = true;
             self.start_again(now);
         }
     }

@@ -170,6 +170,26 @@ fn no_line_is_too_slow_or_too_lossy_for_a_short_queue() {
 }
 
 #[test]
+fn round_trips_that_vary_are_not_taken_for_a_queue() {
+    for (mbit, jitter, bunch) in [(1.0, 20, 0), (3.0, 20, 0), (10.0, 20, 0), (50.0, 0, 10)] {
+        let line = |mbit| Link {
+            jitter: ms(jitter),
+            bunch: ms(bunch),
+            ..Link::new(mbit, ms(20), secs(1))
+        };
+        let mut model = LinkModel::new(line(mbit), line(20.0), 1);
+
+        let flow = model.add(ours(), 1000 * MIB);
+        model.run(secs(22));
+
+        let share = model.goodput(flow, secs(2), secs(22)) * 8.0 / (mbit * 1e6);
+        assert!(share > 0.75, "{share:.2} of {mbit} Mbit/s used");
+        let wait = model.queue_over_time(0.99, secs(2));
+        assert!(wait < ms(100), "packets wait for {wait:?} at {mbit} Mbit/s");
+    }
+}
+
+#[test]
 fn answers_do_not_wait_because_their_acknowledgements_do() {
     let up = Link::new(1.0, ms(20), secs(1));
     let down = Link::new(10.0, ms(20), ms(100));

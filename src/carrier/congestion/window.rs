@@ -62,7 +62,8 @@ impl RateModel {
             .path
             .in_flight(self.path.base() + short.max(self.path.noise()));
         let target = match self.stage {
-            Stage::Startup { .. } if self.window_used => return self.window = grown,
+            Stage::Startup { .. } if self.window_used && self.leaps => return self.window = grown,
+            Stage::Startup { .. } if self.window_used => cruise * AGAIN,
             Stage::Startup { .. } => return,
             Stage::Cruise { .. } => cruise,
             Stage::Probe => (cruise * PROBE).max(cruise + mtu as f64),
@@ -84,6 +85,10 @@ const LEAP: u64 = 8;
 
 /// So much more is sent then for each byte that is acknowledged.
 const LEAP_GROWTH: u64 = 3;
+
+/// How much more than fills the path, as far as it is known, a start-up sends that begins again: what is
+/// known grows with it, and half a round trip of queue comes of it at most if there is nothing to be found.
+const AGAIN: f64 = 1.6;
 
 /// The share of the rate of which the square root, in packets, waits at the bottleneck: 6 at
 /// 50 Mbit/s, 1 at 1 Mbit/s, besides [`KEEP_LEAST`].
