@@ -183,7 +183,8 @@ impl RateModel {
         }
         // Connections that probe in step learn nothing from each other: what was delivered so far
         // serves as a die.
-        let rounds = CRUISE_ROUNDS + (self.delivery.delivered / self.path.mtu % 4) as u32;
+        let often = if self.cruise_probes() { SELDOM } else { 1 };
+        let rounds = often * CRUISE_ROUNDS + (self.delivery.delivered / self.path.mtu % 4) as u32;
         self.enter(Stage::Cruise { rounds }, now);
     }
 
@@ -339,6 +340,9 @@ const PROBE_FOUND: f64 = 1.08;
 
 /// Rounds between two probes: a probe's queue then takes a tenth of the time.
 const CRUISE_ROUNDS: u32 = 8;
+
+/// So many times as many where cruising is a probe by itself.
+const SELDOM: u32 = 4;
 
 /// Rounds in which the rate grew by less than a quarter, after which it is taken to be found (BBR).
 const STARTUP_ROUNDS: u32 = 2;

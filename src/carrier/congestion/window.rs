@@ -18,6 +18,12 @@ impl RateModel {
         (KEEP_LEAST + packets.sqrt()) * self.path.mtu as f64
     }
 
+    /// Whether the queue that cruising leaves is so large a part of what is in flight, on a slow line, that a
+    /// faster path would show without a probe.
+    pub(super) fn cruise_probes(&self) -> bool {
+        self.keep() > (PROBE - 1.0) * self.path.in_flight(self.path.base())
+    }
+
     /// The queue of ours that cruising leaves.
     pub(super) fn queue_expected(&self) -> Duration {
         self.margin() + self.queue_kept()
