@@ -18,7 +18,7 @@ pub enum StreamHead {
     Http(RequestHead),
 }
 
-/// The head of a visitor's request, cleaned and completed by the edge.
+/// The head of a visitor's request, cleaned by the edge and completed by the agent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RequestHead {
     /// The number that the agent gave to the tunnel.
