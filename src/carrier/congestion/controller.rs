@@ -76,8 +76,7 @@ impl Controller for RateModel {
         if persistent {
             self.path.set_rate(0.0, now);
             self.window = self.window.min(self.initial_window);
-            self.leaps = true;
-            self.start_again(now);
+            self.enter(Stage::FIRST, now);
         }
     }
 
@@ -161,12 +160,12 @@ impl RateModel {
             // sent since then has been judged yet.
             self.stage_since = now;
         }
-        if let Stage::Startup { .. } = self.stage {
+        if let Stage::Startup { leaps, .. } = self.stage {
             if let Some(known) = self.known.take() {
                 let jump = known.jump(self.path.base(), now);
                 self.window = self.window.max(jump.unwrap_or(0));
             }
-            self.on_ack_in_startup(now, rtt);
+            self.on_ack_in_startup(leaps, now, rtt);
         }
         if let Stage::Relax | Stage::Verify = self.stage
             && sample.sent >= self.stage_since

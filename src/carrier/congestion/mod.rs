@@ -72,8 +72,6 @@ struct RateModel {
     window_used: bool,
     /// The same of the round before.
     was_used: bool,
-    /// Whether nothing has been found out about the path yet: then a start-up leaps.
-    leaps: bool,
     /// Whether a sample of this round was taken for want of data.
     app_limited: bool,
     /// Bytes acknowledged in the batch in progress.
@@ -97,9 +95,13 @@ struct Tally {
 /// What the controller is doing.
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Stage {
-    /// Sending four times as much in each round at first, if nothing is known, and twice as much then, until a
-    /// queue builds or the rate no longer grows.
-    Startup { rate: f64, flat_rounds: u32 },
+    /// Sending more in each round, until a queue builds or the rate no longer grows. If nothing is known of the path
+    /// it leaps: four times as much at first, twice as much then. Otherwise what is known is the measure.
+    Startup {
+        rate: f64,
+        flat_rounds: u32,
+        leaps: bool,
+    },
     /// Sending at the rate of the path.
     Cruise { rounds: u32 },
     /// Sending more, to see whether more arrives.
@@ -110,6 +112,15 @@ enum Stage {
     Drain,
     /// Looking whether the queue is gone then. What is left of it is somebody else's.
     Verify,
+}
+
+impl Stage {
+    /// The beginning, on a path of which nothing is known.
+    const FIRST: Self = Self::Startup {
+        rate: 0.0,
+        flat_rounds: 0,
+        leaps: true,
+    };
 }
 
 impl RateModel {
@@ -127,16 +138,12 @@ impl RateModel {
             path: PathModel::new(mtu, now),
             delivery: Delivery::new(now),
             smoothed_rtt: RTT_UNKNOWN,
-            stage: Stage::Startup {
-                rate: 0.0,
-                flat_rounds: 0,
-            },
+            stage: Stage::FIRST,
             stage_since: now,
             rounds: 0,
             round_end: 0,
             window_used: false,
             was_used: false,
-            leaps: true,
             app_limited: false,
             batch: 0,
             rate_before: 0.0,
@@ -151,9 +158,7 @@ impl RateModel {
         self.known = self.memory.as_ref().and_then(PathMemory::recall);
         self.window = self.initial_window;
         self.path = PathModel::new(self.path.mtu, now);
-        self.leaps = true;
-        let (rate, flat_rounds) = (0.0, 0);
-        self.enter(Stage::Startup { rate, flat_rounds }, now);
+        self.enter(Stage::FIRST, now);
     }
 
     fn enter(&mut self, stage: Stage, now: Instant) {
@@ -165,16 +170,6 @@ impl RateModel {
         self.queued = 0;
         self.own = Tally::default();
         self.round_least = Duration::MAX;
-    }
-
-    fn start_again(&mut self, now: Instant) {
-        self.enter(
-            Stage::Startup {
-                rate: self.path.rate(),
-                flat_rounds: 0,
-            },
-            now,
-        );
     }
 
     fn cruise(&mut self, now: Instant) {
@@ -199,9 +194,9 @@ impl RateModel {
         (self.window / self.path.mtu / 4).clamp(SOME_ACKS.0, SOME_ACKS.1) as u32
     }
 
-    fn on_ack_in_startup(&mut self, now: Instant, rtt: Duration) {
+    fn on_ack_in_startup(&mut self, leaps: bool, now: Instant, rtt: Duration) {
         let mut high = (self.path.base() / 8).clamp(STARTUP_QUEUE.0, STARTUP_QUEUE.1);
-        if self.leaps && self.window <= 2 * self.initial_window {
+        if leaps && self.window <= 2 * self.initial_window {
             // The first flights leave in bursts, which wait for themselves.
             high = high.max(self.path.base() / 2);
         }
@@ -211,7 +206,6 @@ impl RateModel {
             self.queued = 0;
         }
         if self.queued >= self.some_acks() {
-            self.leaps = false;
             self.enter(Stage::Relax, now);
         }
     }
@@ -299,15 +293,19 @@ impl RateModel {
             Stage::Startup {
                 rate: before,
                 flat_rounds,
+                leaps,
             } => {
                 let (rate, flat_rounds) = if rate > before * 1.25 {
                     (rate, 0)
                 } else {
                     (before, flat_rounds + 1)
                 };
-                self.stage = Stage::Startup { rate, flat_rounds };
+                self.stage = Stage::Startup {
+                    rate,
+                    flat_rounds,
+                    leaps,
+                };
                 if flat_rounds >= STARTUP_ROUNDS {
-                    self.leaps = false;
                     self.enter(Stage::Relax, now);
                 }
             }
@@ -322,7 +320,15 @@ impl RateModel {
             }
             Stage::Probe => {
                 if rate > self.rate_before * PROBE_FOUND && queue < self.queue_expected() {
-                    self.start_again(now);
+                    let (flat_rounds, leaps) = (0, false);
+                    self.enter(
+                        Stage::Startup {
+                            rate,
+                            flat_rounds,
+                            leaps,
+                        },
+                        now,
+                    );
                 } else if self.rounds >= 2 {
                     self.enter(Stage::Relax, now);
                 }

@@ -47,8 +47,8 @@ impl RateModel {
     /// Bytes by which the window may grow for each that is acknowledged.
     fn growth(&self) -> u64 {
         match self.stage {
-            Stage::Startup { .. }
-                if self.leaps && self.queued == 0 && self.window < self.initial_window * LEAP =>
+            Stage::Startup { leaps: true, .. }
+                if self.queued == 0 && self.window < self.initial_window * LEAP =>
             {
                 LEAP_GROWTH
             }
@@ -68,9 +68,9 @@ impl RateModel {
             .path
             .in_flight(self.path.base() + short.max(self.path.noise()));
         let target = match self.stage {
-            Stage::Startup { .. } if self.window_used && self.leaps => return self.window = grown,
-            Stage::Startup { .. } if self.window_used => cruise * AGAIN,
-            Stage::Startup { .. } => return,
+            Stage::Startup { .. } if !self.window_used => return,
+            Stage::Startup { leaps: true, .. } => return self.window = grown,
+            Stage::Startup { .. } => cruise * AGAIN,
             Stage::Cruise { .. } => cruise,
             Stage::Probe => (cruise * PROBE).max(cruise + mtu as f64),
             Stage::Relax => drained * RELAX,
