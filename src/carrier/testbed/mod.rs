@@ -24,6 +24,7 @@ use quinn::{
 use rustls::{RootCertStore, pki_types::PrivateKeyDer, version::TLS13};
 
 use super::{InControl, Reach, edge_transport};
+use crate::tls;
 
 /// Both ends' configurations around one self-signed certificate for `edge.test`.
 #[derive(Clone)]
@@ -48,7 +49,7 @@ fn impostor() -> Certificate {
 fn issue() -> Certificate {
     let issued = rcgen::generate_simple_self_signed(["edge.test".to_owned()]).unwrap();
     let key = PrivateKeyDer::Pkcs8(issued.signing_key.serialize_der().into());
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let provider = tls::provider();
     let server = rustls::ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&TLS13])
         .unwrap()

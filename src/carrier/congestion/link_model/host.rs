@@ -13,6 +13,8 @@ use quinn_proto::{
 use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
+use crate::tls;
+
 pub(super) struct Host {
     endpoint: Endpoint,
     connection: Option<(ConnectionHandle, Connection)>,
@@ -203,7 +205,7 @@ fn identity() -> &'static (CertificateDer<'static>, Vec<u8>) {
 fn server_tls() -> rustls::ServerConfig {
     let (certificate, key) = identity();
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.clone()));
-    rustls::ServerConfig::builder_with_provider(provider())
+    rustls::ServerConfig::builder_with_provider(tls::provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("TLS 1.3 is on")
         .with_no_client_auth()
@@ -214,13 +216,9 @@ fn server_tls() -> rustls::ServerConfig {
 fn client_tls() -> rustls::ClientConfig {
     let mut roots = RootCertStore::empty();
     roots.add(identity().0.clone()).expect("well formed");
-    rustls::ClientConfig::builder_with_provider(provider())
+    rustls::ClientConfig::builder_with_provider(tls::provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("TLS 1.3 is on")
         .with_root_certificates(roots)
         .with_no_client_auth()
-}
-
-fn provider() -> Arc<rustls::crypto::CryptoProvider> {
-    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
