@@ -149,18 +149,14 @@ impl Forward {
             headers.insert(TE, HeaderValue::from_static("trailers"));
         }
         headers.insert(HOST, self.authority.raw.clone());
-        let arrival = Arrival {
-            peer: self.visit.visitor.ip(),
-            scheme: self.visit.scheme,
-            host: &self.authority.raw,
-        };
-        if self
-            .visit
-            .visitors
-            .trusted_proxies
-            .iter()
-            .any(|net| net.contains(&arrival.peer))
-        {
+        let peer = self.visit.visitor.ip();
+        let mut proxies = self.visit.visitors.trusted_proxies.iter();
+        if proxies.any(|net| net.contains(&peer)) {
+            let arrival = Arrival {
+                peer,
+                scheme: self.visit.scheme,
+                host: &self.authority.raw,
+            };
             append_forwarded(&mut headers, &arrival);
         } else {
             forwarded::remove(&mut headers);

@@ -21,19 +21,31 @@ pub(crate) struct Arrival<'a> {
     pub(crate) host: &'a HeaderValue,
 }
 
+impl Arrival<'_> {
+    fn proto(&self) -> HeaderValue {
+        HeaderValue::from_static(self.scheme.as_str())
+    }
+}
+
 /// Tell the upstream who the visitor is, unless the edge has: then a proxy said it, whom it trusts.
 pub(crate) fn tell_visitor(headers: &mut HeaderMap, visitor: IpAddr, scheme: Scheme) {
+    if headers.contains_key(FORWARDED) {
+        return;
+    }
     // Every head has a host. Without one there is nothing to tell that would be whole.
-    let (false, Some(host)) = (headers.contains_key(FORWARDED), headers.get(HOST).cloned()) else {
+    let Some(host) = headers.get(HOST).cloned() else {
         return;
     };
-    let (peer, host) = (visitor, &host);
-    let arrival = Arrival { peer, scheme, host };
-    let peer = address(peer);
+    let arrival = Arrival {
+        peer: visitor,
+        scheme,
+        host: &host,
+    };
+    let peer = address(visitor);
     headers.insert(FORWARDED, element(&arrival, &peer));
     headers.insert(X_FORWARDED_FOR, value(peer));
-    headers.insert(X_FORWARDED_PROTO, proto(&arrival));
-    headers.insert(X_FORWARDED_HOST, host.clone());
+    headers.insert(X_FORWARDED_PROTO, arrival.proto());
+    headers.insert(X_FORWARDED_HOST, host);
 }
 
 /// Add this hop to what a trusted proxy in front of the edge says about the visitor.
@@ -50,7 +62,7 @@ pub(crate) fn append_forwarded(headers: &mut HeaderMap, arrival: &Arrival<'_>) {
     append(headers, X_FORWARDED_FOR, &value(peer));
     headers
         .entry(X_FORWARDED_PROTO)
-        .or_insert_with(|| proto(arrival));
+        .or_insert_with(|| arrival.proto());
     headers
         .entry(X_FORWARDED_HOST)
         .or_insert_with(|| arrival.host.clone());
@@ -104,10 +116,6 @@ fn append(headers: &mut HeaderMap, name: HeaderName, last: &HeaderValue) {
     }
     let list = HeaderValue::from_maybe_shared(bytes::Bytes::from(list)).expect("made of values");
     headers.insert(name, list);
-}
-
-fn proto(arrival: &Arrival<'_>) -> HeaderValue {
-    HeaderValue::from_static(arrival.scheme.as_str())
 }
 
 /// An address for `X-Forwarded-For`; an IPv4 visitor of a dual-stack listener stays IPv4. Those are written
