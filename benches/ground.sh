@@ -192,7 +192,7 @@ facts() {
   echo "# load average at the start: $(cut -d' ' -f1-3 /proc/loadavg)"
   echo "# tcp: congestion control $(sysctl -n net.ipv4.tcp_available_congestion_control) available, rmem $(sysctl -n net.ipv4.tcp_rmem | tr '\t' ' ')"
   echo "# udp: rmem_max $(sysctl -n net.core.rmem_max), wmem_max $(sysctl -n net.core.wmem_max)"
-  echo "# series: $ROUNDS rounds, $LOAD_SECONDS s of load per row"
+  echo "# series: $ROUNDS rounds, $LOAD_SECONDS s of load per row, a body is given up after $BULK_SECONDS s"
   echo "# load from: $(wrk -v 2>&1 | head -n 1 | cut -d' ' -f1,2), $(h2load --version), $(curl --version | head -n 1 | cut -d' ' -f1,2), hey $(dpkg-query -W -f '${Version}' hey 2>/dev/null)"
   echo "# descriptors of a process: $(ulimit -n)"
   local peer
