@@ -45,7 +45,12 @@ impl Tail {
                 self.happened.notified().await;
                 continue;
             };
-            sleep_until(at + round_trip().mul_f32(AFTER[followed])).await;
+            let due = sleep_until(at + round_trip().mul_f32(AFTER[followed]));
+            tokio::select! {
+                () = due => {}
+                // Another message ends before what would follow a repetition.
+                () = self.happened.notified(), if followed > 0 => continue,
+            }
             let mut latest = lock(&self.ended);
             // Behind a message that ended since, what is sent now would be too early.
             if *latest == ended {
@@ -98,6 +103,22 @@ mod tests {
         tail.is_bare(|| RTT).await;
 
         assert_eq!(since.elapsed(), 9 * RTT / 10 + RTT / 8);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_is_followed_in_time_that_ends_while_an_earlier_one_may_be_repeated() {
+        let tail = Tail::default();
+        tail.ended(|| true);
+        tail.is_bare(|| RTT).await;
+        let (waiting, next) = (tail.is_bare(|| RTT), async {
+            sleep_until(Instant::now() + RTT / 2).await;
+            tail.ended(|| true);
+            Instant::now()
+        });
+
+        let ((), ended) = tokio::join!(waiting, next);
+
+        assert_eq!(ended.elapsed(), RTT / 8);
     }
 
     #[tokio::test(start_paused = true)]
