@@ -18,7 +18,7 @@ use super::event::{Event, Transported};
 use super::forward::{self, Tunnel};
 use super::heads::Heads;
 use crate::carrier::{
-    CarrierState, Dialed, Driver, PathMemory, SESSION_BUFFER, all_delivered, alpn,
+    CarrierState, Dialed, Driver, PathMemory, Repeater, SESSION_BUFFER, all_delivered, alpn,
 };
 use crate::http::{Budget, BufferTotal, FlowControl};
 use crate::proto::{
@@ -37,6 +37,7 @@ pub struct Session {
     conversations: JoinSet<()>,
     heads: Heads,
     flow: Arc<FlowControl>,
+    repeater: Repeater,
     /// Whether another process of the edge has taken over, and a newer session is there or on its way.
     moving: bool,
     /// Which of the agent's sessions this is.
@@ -61,6 +62,7 @@ impl Session {
             carrier,
             driver,
             transmitter,
+            repeater,
         } = dial(config, memory).await?;
         let upkeep = Upkeep::start(&connection, driver);
         if alpn(&connection).as_deref() != Some(ALPN) {
@@ -100,6 +102,7 @@ impl Session {
                     Budget::new(SESSION_BUFFER, BufferTotal::new(SESSION_BUFFER)),
                     move || transmitter.message_ended(),
                 ),
+                repeater,
                 connection,
                 carrier,
                 upkeep,
@@ -191,7 +194,7 @@ impl Session {
                     self.say(&AgentMessage::Nothing).await;
                 }
                 windows = self.flow.untold() => self.tell(windows).await,
-                () = self.flow.bare_tail() => self.say(&AgentMessage::Nothing).await,
+                () = self.flow.bare_tail() => self.follow().await,
                 message = self.control.receive() => {
                     if self.hear(message, config).is_break() && !self.moving {
                         self.moving = true;
@@ -231,6 +234,12 @@ impl Session {
     fn give_up(&self, err: &ControlError) {
         self.connection
             .close(Close::Protocol.code(), err.to_string().as_bytes());
+    }
+
+    /// Send a message again that ended, and something behind it.
+    async fn follow(&mut self) {
+        self.repeater.repeat();
+        self.say(&AgentMessage::Nothing).await;
     }
 
     /// Tell the edge how much more of some bodies may come.
@@ -281,7 +290,7 @@ impl Session {
                     },
                     Some(ended) = self.conversations.join_next() => report(ended),
                     windows = self.flow.untold() => self.tell(windows).await,
-                    () = self.flow.bare_tail() => self.say(&AgentMessage::Nothing).await,
+                    () = self.flow.bare_tail() => self.follow().await,
                     message = self.control.receive() => {
                         // No new session of an agent that leaves.
                         let _ = self.hear(message, config);

@@ -29,6 +29,7 @@ use super::{
     path::{CarrierState, Driver, Watch, Ways},
     proxy::{self, Connected, Proxy},
     race::Race,
+    repeater::Repeater,
     transmitter::Transmitter,
     transport::{LARGEST_PACKET, Reach},
     upgrade::{WEBSOCKET_PATH, upgrade_request},
@@ -70,6 +71,7 @@ pub struct Dialed {
     pub carrier: watch::Receiver<CarrierState>,
     pub driver: Driver,
     pub transmitter: Transmitter,
+    pub repeater: Repeater,
 }
 
 /// Reach the edge over the first carrier that brings a QUIC connection.
@@ -102,9 +104,11 @@ pub async fn dial(config: DialConfig) -> Result<Dialed, DialError> {
     let connection = established.connection.clone();
     let endpoint = established.endpoint.clone();
     let transmitter = std::mem::take(&mut established.transmitter);
+    let repeater = Repeater::of_agent(&connection, &established.switch);
     let (driver, carrier) = race.drive(established, config.transport, network);
     Ok(Dialed {
         transmitter,
+        repeater,
         connection,
         endpoint,
         carrier,

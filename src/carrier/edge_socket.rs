@@ -15,11 +15,12 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::BytesMut;
 use quinn::{
-    AsyncUdpSocket, Endpoint, EndpointConfig, ServerConfig, UdpPoller,
+    AsyncUdpSocket, Connection, Endpoint, EndpointConfig, ServerConfig, UdpPoller,
     udp::{RecvMeta, Transmit},
 };
 use tokio::{
@@ -33,6 +34,8 @@ use super::{
     gate::{Gate, Poller, blocked_by},
     inbox::{self, Arrival, Inbox},
     probe,
+    recent_of::{RecentOf, Remembering},
+    repeater::Repeater,
     segments::Segments,
     transmitter::Transmitting,
     websocket::{self, Ended, FarEnd, Line},
@@ -66,6 +69,8 @@ struct Shared {
     websockets: RwLock<HashMap<u64, Arc<Line>>>,
     next: AtomicU64,
     limit: usize,
+    /// What is sent over UDP to some of the agents.
+    recent: Arc<RecentOf>,
 }
 
 /// Too many WebSockets are open already.
@@ -101,6 +106,7 @@ pub(super) fn edge_endpoint_over(
         websockets: RwLock::default(),
         next: AtomicU64::new(1),
         limit,
+        recent: Arc::default(),
     }));
     let endpoint = Endpoint::new_with_abstract_socket(
         config,
@@ -152,6 +158,26 @@ impl EdgeSocket {
     {
         let attached = self.attach(far_end)?;
         Ok(async move { attached.carry(io, BytesMut::new()).await })
+    }
+
+    /// Make what sends short messages of this connection again.
+    pub fn repeater(&self, connection: &Connection) -> Repeater {
+        Repeater::of_edge(connection, self)
+    }
+
+    /// Keep what is sent over UDP to an agent from now on; a WebSocket's is not.
+    pub(super) fn remember(&self, remote: SocketAddr) -> Option<Remembering> {
+        match self.0.id(remote.ip()) {
+            None => Some(self.0.recent.remember(remote)),
+            Some(_) => None,
+        }
+    }
+
+    /// Send a short message again that was sent within this time: see [`Recent::again`](super::recent::Recent::again).
+    pub(super) fn send_again(&self, to: &Remembering, within: Duration, most: u64) {
+        to.again(within, most, |transmit| {
+            let _ = self.0.send_to_udp(&transmit);
+        });
     }
 
     pub(super) fn attach(&self, far_end: FarEnd) -> Result<Attached, TooManyWebSockets> {
@@ -283,7 +309,11 @@ impl AsyncUdpSocket for EdgeSocket {
         self.0.segments.sent(transmit);
         match self.0.id(transmit.destination.ip()) {
             Some(id) => self.0.send_to_websocket(id, transmit),
-            None => self.0.send_to_udp(transmit),
+            None => {
+                self.0.send_to_udp(transmit)?;
+                self.0.recent.sent(transmit);
+                Ok(())
+            }
         }
     }
 

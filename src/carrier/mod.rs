@@ -52,6 +52,9 @@ mod proxy;
 mod queue;
 mod race;
 mod rebinding;
+mod recent;
+mod recent_of;
+mod repeater;
 mod segments;
 #[cfg(unix)]
 mod shared_udp;
@@ -83,6 +86,7 @@ pub use predecessor::Predecessor;
 #[cfg(unix)]
 pub use predecessors::Predecessors;
 pub use proxy::Proxy;
+pub use repeater::Repeater;
 #[cfg(unix)]
 pub use shared_udp::SharedUdp;
 #[cfg(unix)]

@@ -11,6 +11,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use quinn::udp::{RecvMeta, Transmit};
@@ -25,6 +26,7 @@ use super::{
     gate::{Gate, blocked_by},
     inbox::{Arrival, Inbox},
     probe::Probe,
+    recent::Recent,
     udp_route::UdpRoute,
     websocket::Line,
 };
@@ -53,6 +55,8 @@ pub(super) struct Switch {
     /// Who controls congestion on the current carrier.
     in_control: InControl,
     last: Mutex<Tail>,
+    /// What was sent over UDP.
+    recent: Recent,
     probes: Mutex<Vec<(Probe, SocketAddr)>>,
     /// The addresses that have answered a probe since someone last asked.
     answers: Mutex<Vec<SocketAddr>>,
@@ -100,6 +104,7 @@ impl Switch {
             websocket: Clock::new(),
             in_control: InControl::default(),
             last: Mutex::default(),
+            recent: Recent::default(),
             probes: Mutex::default(),
             answers: Mutex::default(),
             watcher_sleeps: AtomicBool::new(false),
@@ -153,6 +158,7 @@ impl Switch {
             }
             Carrier::Udp => {
                 routes.send_to_udp(transmit)?;
+                self.recent.sent(transmit);
                 if routes.doubt
                     && let Some(line) = &routes.websocket
                 {
@@ -287,6 +293,16 @@ impl Switch {
         }
         if routes.current == Carrier::WebSocket || routes.doubt {
             let _ = routes.send_to_websocket(&transmit);
+        }
+    }
+
+    /// Send a short message over UDP again that was sent within this time: see [`Recent::again`].
+    pub(super) fn send_again(&self, within: Duration, most: u64) {
+        let routes = self.routes();
+        if routes.current == Carrier::Udp {
+            self.recent.again(within, most, |transmit| {
+                let _ = routes.send_to_udp(&transmit);
+            });
         }
     }
 

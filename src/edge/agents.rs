@@ -17,7 +17,8 @@ use super::urls::Urls;
 use super::workers::{Seat, Workers};
 use crate::auth::{Name, NameError, Tokens};
 use crate::carrier::{
-    AGENT_STREAMS, EdgeSocket, InControl, Reach, Transmitter, alpn, edge_transport, session_window,
+    AGENT_STREAMS, EdgeSocket, InControl, Reach, Repeater, Transmitter, alpn, edge_transport,
+    session_window,
 };
 use crate::http::{Budget, BufferTotal, FlowControl};
 use crate::proto::{
@@ -99,6 +100,7 @@ impl Agents {
             connection: &connection,
             in_control: &in_control,
             flow: &FlowControl::on(&connection, budget, move || transmitter.message_ended()),
+            repeater: &self.socket.repeater(&connection),
             worker: seat.worker,
         };
         if let Err(err) = self.session(way).await {
@@ -270,6 +272,7 @@ struct Way<'a> {
     /// Whether congestion is for us to control on the path to the agent.
     in_control: &'a InControl,
     flow: &'a Arc<FlowControl>,
+    repeater: &'a Repeater,
     /// The number of the worker that the session is on.
     worker: usize,
 }
@@ -306,6 +309,7 @@ impl Session<'_> {
                     continue;
                 }
                 () = self.way.flow.bare_tail() => {
+                    self.way.repeater.repeat();
                     control.send(&EdgeMessage::Nothing).await?;
                     continue;
                 }

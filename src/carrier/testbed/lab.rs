@@ -23,7 +23,7 @@ use super::{
     udp::MemoryUdp,
 };
 use crate::carrier::{
-    Carrier, CongestionControl, FarEnd, PathMemory, Reach, Transport,
+    Carrier, CongestionControl, FarEnd, PathMemory, Reach, Repeater, Transport,
     dial_error::AttemptError,
     edge_socket::{EdgeSocket, edge_endpoint_over},
     hop::{Hop, HopError},
@@ -46,6 +46,8 @@ pub(in crate::carrier) struct Lab {
     pub(in crate::carrier) changes: mpsc::Sender<Change>,
     pub(in crate::carrier) edge: Connection,
     pub(in crate::carrier) agent: Connection,
+    /// Those of the edge and of the agent.
+    pub(in crate::carrier) repeaters: [Repeater; 2],
     edge_endpoint: Endpoint,
     agent_endpoint: Endpoint,
     tasks: JoinSet<()>,
@@ -142,6 +144,7 @@ impl Lab {
             return Err(failed);
         };
         let agent = established.connection.clone();
+        let of_agent = Repeater::of_agent(&agent, &established.switch);
         let agent_endpoint = established.endpoint.clone();
         let (changes, changed) = mpsc::channel(8);
         let (driver, carrier) = race.drive(
@@ -158,6 +161,7 @@ impl Lab {
         let edge: Connection = accepting.await.unwrap();
         // As the edge does for an agent that has shown its token.
         edge.set_receive_window(WINDOW.into());
+        let repeaters = [edge_socket.repeater(&edge), of_agent];
         Ok(Self {
             network,
             edge_socket,
@@ -165,6 +169,7 @@ impl Lab {
             changes,
             edge,
             agent,
+            repeaters,
             edge_endpoint,
             agent_endpoint,
             tasks,

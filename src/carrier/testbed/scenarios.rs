@@ -7,8 +7,13 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{lab::Lab, network::Network};
+use super::{
+    lab::Lab,
+    network::{Network, Weather},
+};
 use crate::carrier::{Carrier, Transport};
+
+const ROUND_TRIP: Duration = Duration::from_millis(40);
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -70,6 +75,37 @@ async fn where_nothing_passes_both_attempts_say_so() {
             .iter()
             .any(|text| text.starts_with("udp to 192.0.2.1:443: no answer"))
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_short_message_that_is_lost_comes_when_it_is_sent_again() {
+    let network = Network::new(7);
+    network.change(|weather| weather.delay = ROUND_TRIP / 2);
+    let lab = Lab::start(network.clone(), Transport::Quic).await;
+    for repeater in &lab.repeaters {
+        repeater.repeat();
+    }
+    lab.converse(1, 4_000, 4_000).await.unwrap();
+    let passes: [fn(&mut Weather) -> &mut bool; 2] = [
+        |weather| &mut weather.to_agent,
+        |weather| &mut weather.to_edge,
+    ];
+    // The agent has its turn half a round trip later.
+    let turns = [Duration::ZERO, ROUND_TRIP / 2];
+    for ((repeater, passes), turn) in lab.repeaters.iter().zip(passes).zip(turns) {
+        let started = Instant::now();
+        network.change(|weather| *passes(weather) = false);
+        let conversation = tokio::spawn(lab.converse(2, 4_000, 4_000));
+        sleep(turn + ROUND_TRIP / 8).await;
+        network.change(|weather| *passes(weather) = true);
+
+        repeater.repeat();
+
+        conversation.await.unwrap().unwrap();
+        let elapsed = started.elapsed();
+        assert!(elapsed < ROUND_TRIP * 5 / 4, "{elapsed:?}");
+    }
+    lab.end().await;
 }
 
 /// How long until a transfer goes on after `change`: until its receiver has 50 KB more than what
