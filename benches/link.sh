@@ -3,6 +3,7 @@
 #
 # Rows, with answers of 10 KiB unless said otherwise:
 #   download         20 MiB (100 MiB on long paths), given up after $BULK_SECONDS s
+#   new1             one visitor, one request after another, each on a new connection
 #   new20, keep20    20 visitors one request after another, each on a new connection or on a kept one
 #   beside-download  10 visitors × 5 requests/s of 1 KiB while somebody downloads without end
 #   beside-upload    the same while somebody uploads
@@ -36,7 +37,7 @@ link_conditions() {
 
 link_rows() { # link_rows SCENE
   case $1 in
-  wan | burst) echo download new20 beside-download $([ "$LENGTH" = quick ] || echo keep20 beside-upload beside-many) ;;
+  wan | burst) echo download new1 new20 beside-download $([ "$LENGTH" = quick ] || echo keep20 beside-upload beside-many) ;;
   long | satellite) echo download new20 ;;
   dsl) echo beside-upload ;;
   dsl-agent) echo beside-download beside-many ;;
@@ -81,6 +82,7 @@ run_link_rows() { # run_link_rows SCENE MBIT-DOWN
     wanted "$row" || continue
     case $row in
     download) link_download "$size" "$2" ;;
+    new1) link_requests new1 /bytes/10240 -c 1 -disable-keepalive ;;
     new20) link_requests new20 /bytes/10240 -c 20 -disable-keepalive ;;
     keep20) link_requests keep20 /bytes/10240 -c 20 ;;
     beside-*) link_beside "${row#beside-}" ;;

@@ -63,6 +63,7 @@ const COMPARED: &[(&str, &str, Better)] = &[
     ("upload", "mb_per_s", Better::More),
     ("download", "mbit", Better::More),
     ("varying", "mbit", Better::More),
+    ("new1", "p95_ms", Better::Less),
     ("new20", "p50_ms", Better::Less),
     ("new20", "p99_ms", Better::Less),
     ("keep20", "p99_ms", Better::Less),

@@ -175,6 +175,12 @@ const VIEWS: &[View] = &[
         cell: "{}, {}",
     },
     View {
+        title: "One visitor, 10 KiB, a new connection each: p50 / p95 / p99 in ms",
+        rows: &["new1"],
+        metrics: &[("p50_ms", 0), ("p95_ms", 0), ("p99_ms", 0)],
+        cell: "{} / {} / {}",
+    },
+    View {
         title: "20 visitors, 10 KiB, a new connection each: p50 / p95 / p99 in ms",
         rows: &["new20"],
         metrics: &[("p50_ms", 0), ("p95_ms", 0), ("p99_ms", 0)],
