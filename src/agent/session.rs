@@ -37,7 +37,7 @@ pub struct Session {
     conversations: JoinSet<()>,
     heads: Heads,
     flow: Arc<FlowControl>,
-    repeater: Repeater,
+    repeater: Arc<Repeater>,
     /// Whether another process of the edge has taken over, and a newer session is there or on its way.
     moving: bool,
     /// Which of the agent's sessions this is.
@@ -65,6 +65,8 @@ impl Session {
             repeater,
         } = dial(config, memory).await?;
         let upkeep = Upkeep::start(&connection, driver);
+        let repeater = Arc::new(repeater);
+        let ending = repeater.clone();
         if alpn(&connection).as_deref() != Some(ALPN) {
             // The edge says which version it speaks as it closes.
             let reason = timeout(WELCOME, connection.closed()).await;
@@ -100,7 +102,10 @@ impl Session {
                 flow: FlowControl::on(
                     &connection,
                     Budget::new(SESSION_BUFFER, BufferTotal::new(SESSION_BUFFER)),
-                    move || transmitter.message_ended(),
+                    move |bytes| {
+                        ending.message_ended(bytes);
+                        transmitter.message_ended();
+                    },
                 ),
                 repeater,
                 connection,

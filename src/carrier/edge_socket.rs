@@ -311,7 +311,9 @@ impl AsyncUdpSocket for EdgeSocket {
             Some(id) => self.0.send_to_websocket(id, transmit),
             None => {
                 self.0.send_to_udp(transmit)?;
-                self.0.recent.sent(transmit);
+                self.0.recent.sent(transmit, |again| {
+                    let _ = self.0.send_to_udp(&again);
+                });
                 Ok(())
             }
         }

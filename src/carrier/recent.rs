@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,6 +13,8 @@ use tokio::time::Instant;
 #[derive(Default)]
 pub(super) struct Recent {
     wanted: AtomicBool,
+    /// Messages that take one packet each, with which what is sent next begins.
+    messages: AtomicUsize,
     packets: Mutex<Packets>,
 }
 
@@ -22,6 +24,12 @@ struct Packets {
     count: usize,
     /// When the latest packet was sent of those that there is no room for.
     gone: Option<Instant>,
+    /// What was meant by of late, when somebody asked last.
+    within: Duration,
+    /// To be sent again behind what is sent next.
+    due: Option<Kept>,
+    /// Packets that were sent, as far as they are for some to be sent again that way.
+    credit: usize,
 }
 
 /// The packets of one transmit, or the last of them.
@@ -34,10 +42,31 @@ struct Kept {
 }
 
 impl Recent {
-    /// Note what is sent.
-    pub(super) fn sent(&self, transmit: &Transmit) {
+    /// Note that a message is about to be sent that takes one packet.
+    pub(super) fn message_ended(&self) {
         if self.wanted.load(Relaxed) {
-            self.with(|packets| packets.keep(transmit, Instant::now()));
+            self.messages.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Note what is sent, and send again what is due behind it: where much else is sent, there is no pause in
+    /// which a message could be sent again.
+    ///
+    /// `send` gets transmits that lack their destination.
+    pub(super) fn sent(&self, transmit: &Transmit, send: impl FnOnce(Transmit)) {
+        if self.wanted.load(Relaxed) {
+            self.with(|packets| {
+                if let Some(due) = packets.due.take() {
+                    send(due.transmit());
+                }
+                let now = Instant::now();
+                packets.keep(transmit, now);
+                if transmit.contents.len() > ACK_ONLY {
+                    let messages = self.messages.swap(0, Relaxed);
+                    let left = packets.repeat_first(messages, transmit, now);
+                    self.messages.fetch_add(left, Relaxed);
+                }
+            });
         }
     }
 
@@ -50,6 +79,8 @@ impl Recent {
             return;
         }
         self.with(|packets| {
+            packets.within = within;
+            packets.due = None;
             let now = Instant::now();
             let is_recent = |sent: Instant| now.saturating_duration_since(sent) <= within;
             let first = packets.kept.partition_point(|kept| !is_recent(kept.sent));
@@ -71,6 +102,7 @@ impl Packets {
         let contents = transmit.contents;
         let segment = transmit.segment_size.unwrap_or(contents.len());
         let count = contents.len().div_ceil(segment);
+        self.credit = (self.credit + count).min(MOST * SHARE);
         if count > ROOM {
             self.gone = Some(now);
             return;
@@ -90,6 +122,28 @@ impl Packets {
             src_ip: transmit.src_ip,
             bytes,
         });
+    }
+
+    /// Have the first packets of a transmit sent again, if others are sent all the time. Returns how many of them
+    /// come in the next.
+    fn repeat_first(&mut self, packets: usize, transmit: &Transmit, now: Instant) -> usize {
+        let is_recent = |sent| now.saturating_duration_since(sent) <= self.within;
+        let may = packets.min(self.credit / SHARE);
+        if may == 0 || !self.gone.is_some_and(is_recent) {
+            return 0;
+        }
+        let segment = transmit.segment_size.unwrap_or(transmit.contents.len());
+        let first = transmit.contents.len().min(may * segment);
+        let repeated = first.div_ceil(segment);
+        self.credit -= repeated * SHARE;
+        self.due = Some(Kept {
+            sent: now,
+            segment,
+            ecn: transmit.ecn,
+            src_ip: transmit.src_ip,
+            bytes: transmit.contents[..first].to_vec(),
+        });
+        may - repeated
     }
 
     /// Acknowledgements come and go beside a message, and must not push it out.
@@ -153,6 +207,12 @@ const ACK_ONLY: usize = 80;
 /// As many of those are kept.
 const SMALL: usize = 4;
 
+/// Among so many packets one is sent again at most.
+const SHARE: usize = 8;
+
+/// As many may be in a row.
+const MOST: usize = 8;
+
 const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 #[cfg(test)]
@@ -165,23 +225,34 @@ mod tests {
     const MUCH: u64 = 1 << 20;
 
     fn send(recent: &Recent, packets: usize, fill: u8) {
-        recent.sent(&Transmit {
+        assert_eq!(send_behind(recent, packets, fill), None);
+    }
+
+    /// Send, and tell what is sent again behind it.
+    fn send_behind(recent: &Recent, packets: usize, fill: u8) -> Option<(usize, u8)> {
+        let transmit = Transmit {
             destination: NOWHERE,
             ecn: Some(EcnCodepoint::Ect0),
             contents: &vec![fill; packets * 1_200],
             segment_size: (packets > 1).then_some(1_200),
             src_ip: None,
+        };
+        let mut again = None;
+        recent.sent(&transmit, |transmit| {
+            again = Some((transmit.contents.len(), transmit.contents[0]));
         });
+        again
     }
 
     fn acknowledge(recent: &Recent) {
-        recent.sent(&Transmit {
+        let transmit = Transmit {
             destination: NOWHERE,
             ecn: Some(EcnCodepoint::Ect0),
             contents: &[0; ACK_ONLY],
             segment_size: None,
             src_ip: None,
-        });
+        };
+        recent.sent(&transmit, |_| panic!("an acknowledgement alone"));
     }
 
     /// The transmits that are sent again: how many bytes, and of what.
@@ -237,6 +308,41 @@ mod tests {
 
         (0..6).for_each(|_| send(&recent, 2, 2));
         assert_eq!(again(&recent, MUCH), [], "there was no room for the first");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn among_much_else_a_message_of_one_packet_goes_again_behind_the_next() {
+        let recent = wanted();
+        (0..4).for_each(|_| send(&recent, 10, 1));
+        recent.message_ended();
+        send(&recent, 10, 2);
+
+        assert_eq!(send_behind(&recent, 10, 3), Some((1_200, 2)));
+        assert_eq!(send_behind(&recent, 10, 4), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_messages_that_end_together_each_goes_again() {
+        let recent = wanted();
+        (0..4).for_each(|_| send(&recent, 10, 1));
+        (0..3).for_each(|_| recent.message_ended());
+        send(&recent, 2, 2);
+
+        assert_eq!(send_behind(&recent, 2, 3), Some((2_400, 2)));
+        assert_eq!(send_behind(&recent, 2, 4), Some((1_200, 3)));
+        assert_eq!(send_behind(&recent, 2, 5), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_many_messages_of_one_packet_few_go_again() {
+        let recent = wanted();
+        let mut sent_again = 0;
+        for _ in 0..800 {
+            recent.message_ended();
+            sent_again += usize::from(send_behind(&recent, 1, 1).is_some());
+        }
+
+        assert!((90..=100).contains(&sent_again), "{sent_again}");
     }
 
     #[tokio::test(start_paused = true)]

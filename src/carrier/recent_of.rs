@@ -26,13 +26,18 @@ pub(super) struct Remembering {
 }
 
 impl RecentOf {
-    /// Note what is sent.
-    pub(super) fn sent(&self, transmit: &Transmit) {
+    /// Note what is sent, and have sent again what is due behind it.
+    pub(super) fn sent(&self, transmit: &Transmit, send: impl FnOnce(Transmit)) {
         if self.any.load(Relaxed) {
             let all = self.by_address.read();
             let all = all.unwrap_or_else(PoisonError::into_inner);
             if let Some(recent) = all.get(&transmit.destination) {
-                recent.sent(transmit);
+                recent.sent(transmit, |again| {
+                    send(Transmit {
+                        destination: transmit.destination,
+                        ..again
+                    });
+                });
             }
         }
     }
@@ -62,6 +67,11 @@ impl Remembering {
     /// Where the packets are sent that are kept.
     pub(super) fn of(&self) -> SocketAddr {
         self.remote
+    }
+
+    /// See [`Recent::message_ended`].
+    pub(super) fn message_ended(&self) {
+        self.recent.message_ended();
     }
 
     /// See [`Recent::again`].
@@ -106,13 +116,14 @@ mod tests {
             sent
         };
         let send = |to: SocketAddr, contents: &[u8]| {
-            all.sent(&Transmit {
+            let transmit = Transmit {
                 destination: to,
                 ecn: None,
                 contents,
                 segment_size: None,
                 src_ip: None,
-            });
+            };
+            all.sent(&transmit, |_| panic!("is not busy"));
         };
         let first = all.remember(remote);
         again(&first);

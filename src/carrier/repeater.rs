@@ -40,6 +40,23 @@ impl Repeater {
         }
     }
 
+    /// Note that a message is about to be sent, with a body of that many bytes. If it is so short that it takes
+    /// one packet, and much else is sent, it goes twice among that.
+    pub fn message_ended(&self, bytes: u64) {
+        if bytes > ONE_PACKET {
+            return;
+        }
+        match &self.socket {
+            Socket::OfAgent(switch) => switch.message_ended(),
+            Socket::OfEdge(_, remembering) => {
+                let remembering = remembering.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(remembering) = &*remembering {
+                    remembering.message_ended();
+                }
+            }
+        }
+    }
+
     /// Send the message again that ended an eighth of a round trip ago, if it was a short one and nothing else
     /// was sent. Over UDP alone: TCP repeats by itself.
     ///
@@ -69,3 +86,6 @@ impl fmt::Debug for Repeater {
         f.debug_struct("Repeater").finish_non_exhaustive()
     }
 }
+
+/// Of the least packet that QUIC knows, what a head leaves to a body.
+const ONE_PACKET: u64 = 1_000;

@@ -158,7 +158,9 @@ impl Switch {
             }
             Carrier::Udp => {
                 routes.send_to_udp(transmit)?;
-                self.recent.sent(transmit);
+                self.recent.sent(transmit, |again| {
+                    let _ = routes.send_to_udp(&again);
+                });
                 if routes.doubt
                     && let Some(line) = &routes.websocket
                 {
@@ -294,6 +296,11 @@ impl Switch {
         if routes.current == Carrier::WebSocket || routes.doubt {
             let _ = routes.send_to_websocket(&transmit);
         }
+    }
+
+    /// Note that a message is about to be sent that takes one packet.
+    pub(super) fn message_ended(&self) {
+        self.recent.message_ended();
     }
 
     /// Send a short message over UDP again that was sent within this time: see [`Recent::again`].

@@ -96,11 +96,17 @@ impl Agents {
             Err(_) => return debug!("the handshake took too long"),
         };
         let budget = Budget::new(self.limits.session_buffer, self.buffer.clone());
+        let repeater = Arc::new(self.socket.repeater(&connection));
+        let ending = repeater.clone();
+        let flow = FlowControl::on(&connection, budget, move |bytes| {
+            ending.message_ended(bytes);
+            transmitter.message_ended();
+        });
         let way = Way {
             connection: &connection,
             in_control: &in_control,
-            flow: &FlowControl::on(&connection, budget, move || transmitter.message_ended()),
-            repeater: &self.socket.repeater(&connection),
+            flow: &flow,
+            repeater: &repeater,
             worker: seat.worker,
         };
         if let Err(err) = self.session(way).await {

@@ -29,6 +29,11 @@ async fn storm(seed: u64) {
             let down = dice.size();
             requests.spawn(lab.converse(stream, up, down));
         }
+        // As if messages had ended, whatever is sent.
+        for repeater in &lab.repeaters {
+            repeater.message_ended(0);
+            repeater.repeat();
+        }
         match dice.below(13) {
             0 | 1 => network.udp(false),
             2 => network.change(|weather| weather.to_edge = false),

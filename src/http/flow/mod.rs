@@ -44,34 +44,34 @@ pub struct FlowControl {
     untold: Mutex<HashMap<u64, u64>>,
     told: Notify,
     tail: Tail,
-    /// Hears of every message's end.
-    transmit: Box<dyn Fn() + Send + Sync>,
+    /// Hears of every message's end, and how long its body was.
+    ended: Box<dyn Fn(u64) + Send + Sync>,
 }
 
 impl FlowControl {
-    /// Begin a session on a connection. What sends its packets is called whenever the end of a message is
-    /// written.
+    /// Begin a session on a connection. `ended` is called whenever the end of a message is written, with the
+    /// length of its body.
     pub fn on(
         connection: &Connection,
         budget: Budget,
-        transmit: impl Fn() + Send + Sync + 'static,
+        ended: impl Fn(u64) + Send + Sync + 'static,
     ) -> Arc<Self> {
         let (path, stats) = (connection.clone(), connection.clone());
         let is_lossy = move || {
             let path = stats.stats().path;
             path.lost_packets * LOSSY > path.sent_packets
         };
-        Self::new(move || path.rtt(), is_lossy, budget, transmit)
+        Self::new(move || path.rtt(), is_lossy, budget, ended)
     }
 
     fn new(
         round_trip: impl Fn() -> Duration + Send + Sync + 'static,
         is_lossy: impl Fn() -> bool + Send + Sync + 'static,
         budget: Budget,
-        transmit: impl Fn() + Send + Sync + 'static,
+        ended: impl Fn(u64) + Send + Sync + 'static,
     ) -> Arc<Self> {
         Arc::new(Self {
-            transmit: Box::new(transmit),
+            ended: Box::new(ended),
             round_trip: Box::new(round_trip),
             is_lossy: Box::new(is_lossy),
             budget,
@@ -113,9 +113,9 @@ impl FlowControl {
         self.tail.is_bare(|| self.round_trip()).await;
     }
 
-    fn message_ended(&self) {
+    fn message_ended(&self, bytes: u64) {
         self.tail.ended(&self.is_lossy);
-        (self.transmit)();
+        (self.ended)(bytes);
     }
 
     fn tell(&self, stream: u64, limit: u64) {

@@ -18,7 +18,7 @@ const RTT: Duration = Duration::from_millis(40);
 const SWALLOWED: u64 = 400 << 10;
 
 fn session(limit: u64, total: &Arc<BufferTotal>) -> Arc<FlowControl> {
-    FlowControl::new(|| RTT, || false, Budget::new(limit, total.clone()), || ())
+    FlowControl::new(|| RTT, || false, Budget::new(limit, total.clone()), |_| ())
 }
 
 /// Both ends of a session, with all the room there is.
