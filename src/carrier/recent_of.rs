@@ -64,11 +64,6 @@ impl RecentOf {
 }
 
 impl Remembering {
-    /// Where the packets are sent that are kept.
-    pub(super) fn of(&self) -> SocketAddr {
-        self.remote
-    }
-
     /// See [`Recent::message_ended`].
     pub(super) fn message_ended(&self) {
         self.recent.message_ended();

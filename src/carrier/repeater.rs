@@ -6,9 +6,12 @@
 //! "Reducing Web Latency: the Virtue of Gentle Aggression" (SIGCOMM 2013), do so with TCP.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use quinn::Connection;
+use tokio::time::Instant;
 
 use super::edge_socket::EdgeSocket;
 use super::recent_of::Remembering;
@@ -22,7 +25,16 @@ pub struct Repeater {
 
 enum Socket {
     OfAgent(Arc<Switch>),
-    OfEdge(EdgeSocket, Mutex<Option<Remembering>>),
+    OfEdge(EdgeSocket, Mutex<ToAgent>),
+}
+
+/// The way from the edge to an agent, whose address may change.
+#[derive(Default)]
+struct ToAgent {
+    remote: Option<SocketAddr>,
+    /// Until when the address may not be the agent's.
+    unproven: Option<Instant>,
+    remembering: Option<Remembering>,
 }
 
 impl Repeater {
@@ -48,9 +60,8 @@ impl Repeater {
         }
         match &self.socket {
             Socket::OfAgent(switch) => switch.message_ended(),
-            Socket::OfEdge(_, remembering) => {
-                let remembering = remembering.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Some(remembering) = &*remembering {
+            Socket::OfEdge(_, to_agent) => {
+                if let Some(remembering) = &lock(to_agent).remembering {
                     remembering.message_ended();
                 }
             }
@@ -66,19 +77,34 @@ impl Repeater {
         let (within, most) = (path.rtt / 4, path.cwnd / 3);
         match &self.socket {
             Socket::OfAgent(switch) => switch.send_again(within, most),
-            Socket::OfEdge(socket, remembering) => {
-                let remote = self.connection.remote_address();
-                let mut remembering = remembering.lock().unwrap_or_else(PoisonError::into_inner);
-                if remembering.as_ref().map(Remembering::of) != Some(remote) {
-                    *remembering = None;
-                    *remembering = socket.remember(remote);
-                }
-                if let Some(remembering) = &*remembering {
+            Socket::OfEdge(socket, to_agent) => {
+                let mut to_agent = lock(to_agent);
+                to_agent.look_at(self.connection.remote_address(), path.rtt, socket);
+                if let Some(remembering) = &to_agent.remembering {
                     socket.send_again(remembering, within, most);
                 }
             }
         }
     }
+}
+
+impl ToAgent {
+    /// Begin anew if the agent has another address. One that it has moved to may be somebody else's, who must not
+    /// get twice what QUIC sends there before it has asked (RFC 9000 §8.1, §9.3).
+    fn look_at(&mut self, remote: SocketAddr, rtt: Duration, socket: &EdgeSocket) {
+        if self.remote != Some(remote) {
+            let moved = self.remote.replace(remote).is_some();
+            self.unproven = moved.then(|| Instant::now() + UNPROVEN.0 + UNPROVEN.1 * rtt);
+            self.remembering = None;
+        }
+        if self.remembering.is_none() && self.unproven.is_none_or(|until| until <= Instant::now()) {
+            self.remembering = socket.remember(remote);
+        }
+    }
+}
+
+fn lock(to_agent: &Mutex<ToAgent>) -> MutexGuard<'_, ToAgent> {
+    to_agent.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl fmt::Debug for Repeater {
@@ -89,3 +115,7 @@ impl fmt::Debug for Repeater {
 
 /// Of the least packet that QUIC knows, what a head leaves to a body.
 const ONE_PACKET: u64 = 1_000;
+
+/// Longer than QUIC takes to find out that an address is not the agent's, and to return to the one before: a time,
+/// and so many round trips.
+const UNPROVEN: (Duration, u32) = (Duration::from_secs(2), 10);

@@ -59,6 +59,8 @@ struct State {
     next_port: u16,
     /// Probes that the agent has sent: after the handshake nothing else has a long header.
     probes: usize,
+    /// Packets that the edge has sent.
+    to_agent: usize,
     /// When the last packet to the edge, and the last one to the agent, will have left.
     busy_until: [Instant; 2],
 }
@@ -80,6 +82,7 @@ impl Network {
                 nat: 1,
                 next_port: 50_000,
                 probes: 0,
+                to_agent: 0,
                 busy_until: [Instant::now(); 2],
             }),
             tcp: watch::channel(Tcp {
@@ -102,6 +105,11 @@ impl Network {
     /// How many probes the agent has sent, with the packets of its handshake.
     pub(in crate::carrier) fn probes(&self) -> usize {
         self.lock().probes
+    }
+
+    /// How many packets the edge has sent.
+    pub(in crate::carrier) fn carried_to_agent(&self) -> usize {
+        self.lock().to_agent
     }
 
     /// Let UDP pass, or drop all of it.
@@ -148,6 +156,7 @@ impl Network {
     /// Carry a datagram, if the weather lets it.
     pub(super) fn carry(&self, from: SocketAddr, to: SocketAddr, datagram: &[u8]) {
         let mut state = self.lock();
+        state.to_agent += usize::from(from == EDGE);
         state.probes += usize::from(from != EDGE && datagram[0] & 0x80 != 0);
         let weather = state.weather.clone();
         let (open, from, to) = match from == EDGE {

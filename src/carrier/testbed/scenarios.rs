@@ -108,6 +108,33 @@ async fn a_short_message_that_is_lost_comes_when_it_is_sent_again() {
     lab.end().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn to_an_address_that_an_agent_has_just_moved_to_nothing_is_sent_twice() {
+    let network = Network::new(7);
+    network.change(|weather| weather.delay = ROUND_TRIP / 2);
+    let lab = Lab::start(network.clone(), Transport::Quic).await;
+    let [repeater, _] = &lab.repeaters;
+    repeater.repeat();
+    lab.converse(1, 4_000, 4_000).await.unwrap();
+    let again = || {
+        let before = network.carried_to_agent();
+        repeater.repeat();
+        network.carried_to_agent() > before
+    };
+    assert!(again());
+
+    network.rebind_nat();
+    lab.converse(2, 4_000, 4_000).await.unwrap();
+    assert!(!again(), "somebody else may be there");
+    assert!(!again(), "for a while");
+
+    sleep(SECOND * 3).await;
+    assert!(!again(), "nothing has been kept yet");
+    lab.converse(3, 4_000, 4_000).await.unwrap();
+    assert!(again());
+    lab.end().await;
+}
+
 /// How long until a transfer goes on after `change`: until its receiver has 50 KB more than what
 /// was on the way.
 async fn stall(up: usize, down: usize, change: impl FnOnce(&Network)) -> (Lab, Duration) {
