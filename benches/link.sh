@@ -37,7 +37,7 @@ link_conditions() {
 
 link_rows() { # link_rows SCENE
   case $1 in
-  wan | burst) echo download new1 new20 beside-download $([ "$LENGTH" = quick ] || echo keep20 beside-upload beside-many) ;;
+  wan | burst) echo download new20 beside-download new1 $([ "$LENGTH" = quick ] || echo keep20 beside-upload beside-many) ;;
   long | satellite) echo download new20 ;;
   dsl) echo beside-upload ;;
   dsl-agent) echo beside-download beside-many ;;
