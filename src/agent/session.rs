@@ -66,7 +66,6 @@ impl Session {
         } = dial(config, memory).await?;
         let upkeep = Upkeep::start(&connection, driver);
         let repeater = Arc::new(repeater);
-        let ending = repeater.clone();
         if alpn(&connection).as_deref() != Some(ALPN) {
             // The edge says which version it speaks as it closes.
             let reason = timeout(WELCOME, connection.closed()).await;
@@ -97,27 +96,28 @@ impl Session {
             control.receive().await
         };
         match timeout(WELCOME, answer).await {
-            Ok(Ok(EdgeMessage::Welcome(welcome))) => Ok(Self {
-                endpoint,
-                flow: FlowControl::on(
-                    &connection,
-                    Budget::new(SESSION_BUFFER, BufferTotal::new(SESSION_BUFFER)),
-                    move |bytes| {
-                        ending.message_ended(bytes);
-                        transmitter.message_ended();
-                    },
-                ),
-                repeater,
-                connection,
-                carrier,
-                upkeep,
-                control,
-                conversations: JoinSet::new(),
-                heads: Heads::default(),
-                moving: false,
-                epoch,
-                welcome,
-            }),
+            Ok(Ok(EdgeMessage::Welcome(welcome))) => {
+                let budget = Budget::new(SESSION_BUFFER, BufferTotal::new(SESSION_BUFFER));
+                let ending = repeater.clone();
+                let flow = FlowControl::on(&connection, budget, move |bytes| {
+                    ending.message_ended(bytes);
+                    transmitter.message_ended();
+                });
+                Ok(Self {
+                    endpoint,
+                    flow,
+                    repeater,
+                    connection,
+                    carrier,
+                    upkeep,
+                    control,
+                    conversations: JoinSet::new(),
+                    heads: Heads::default(),
+                    moving: false,
+                    epoch,
+                    welcome,
+                })
+            }
             Ok(Ok(EdgeMessage::Refused(refusal))) => {
                 connection.close(Close::Done.code(), b"refused");
                 let _ = timeout(FAREWELL, endpoint.wait_idle()).await;

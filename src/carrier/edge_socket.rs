@@ -20,7 +20,7 @@ use std::{
 
 use bytes::BytesMut;
 use quinn::{
-    AsyncUdpSocket, Connection, Endpoint, EndpointConfig, ServerConfig, UdpPoller,
+    AsyncUdpSocket, Endpoint, EndpointConfig, ServerConfig, UdpPoller,
     udp::{RecvMeta, Transmit},
 };
 use tokio::{
@@ -35,7 +35,6 @@ use super::{
     inbox::{self, Arrival, Inbox},
     probe,
     recent_of::{RecentOf, Remembering},
-    repeater::Repeater,
     segments::Segments,
     transmitter::Transmitting,
     websocket::{self, Ended, FarEnd, Line},
@@ -158,11 +157,6 @@ impl EdgeSocket {
     {
         let attached = self.attach(far_end)?;
         Ok(async move { attached.carry(io, BytesMut::new()).await })
-    }
-
-    /// Make what sends short messages of this connection again.
-    pub fn repeater(&self, connection: &Connection) -> Repeater {
-        Repeater::of_edge(connection, self)
     }
 
     /// Keep what is sent over UDP to an agent from now on; a WebSocket's is not.

@@ -33,6 +33,7 @@ mod gate;
 mod hop;
 mod inbox;
 mod judge;
+mod kept;
 #[cfg(unix)]
 mod label;
 mod lines;

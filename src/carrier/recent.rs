@@ -1,13 +1,14 @@
 //! What one connection has sent of late, kept so that it can be sent again.
 
 use std::collections::VecDeque;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use quinn::udp::{EcnCodepoint, Transmit};
+use quinn::udp::Transmit;
 use tokio::time::Instant;
+
+use super::kept::{self, Kept};
 
 /// The latest packets of one connection, once somebody has asked for them.
 #[derive(Default)]
@@ -20,7 +21,7 @@ pub(super) struct Recent {
 
 #[derive(Default)]
 struct Packets {
-    kept: VecDeque<Kept>,
+    kept: VecDeque<Sent>,
     count: usize,
     /// When the latest packet was sent of those that there is no room for.
     gone: Option<Instant>,
@@ -32,13 +33,10 @@ struct Packets {
     credit: usize,
 }
 
-/// The packets of one transmit, or the last of them.
-struct Kept {
-    sent: Instant,
-    segment: usize,
-    ecn: Option<EcnCodepoint>,
-    src_ip: Option<IpAddr>,
-    bytes: Vec<u8>,
+/// The packets of one transmit.
+struct Sent {
+    at: Instant,
+    packets: Kept,
 }
 
 impl Recent {
@@ -51,8 +49,6 @@ impl Recent {
 
     /// Note what is sent, and send again what is due behind it: where much else is sent, there is no pause in
     /// which a message could be sent again.
-    ///
-    /// `send` gets transmits that lack their destination.
     pub(super) fn sent(&self, transmit: &Transmit, send: impl FnOnce(Transmit)) {
         if self.wanted.load(Relaxed) {
             self.with(|packets| {
@@ -72,8 +68,6 @@ impl Recent {
 
     /// Send all again that was sent within this time, unless it is more than so many bytes, or than is kept: then
     /// it is no short message, or not alone. The first time nothing has been kept yet.
-    ///
-    /// `send` gets transmits that lack their destination.
     pub(super) fn again(&self, within: Duration, most: u64, mut send: impl FnMut(Transmit)) {
         if !self.wanted.swap(true, Relaxed) {
             return;
@@ -82,12 +76,11 @@ impl Recent {
             packets.within = within;
             packets.due = None;
             let now = Instant::now();
-            let is_recent = |sent: Instant| now.saturating_duration_since(sent) <= within;
-            let first = packets.kept.partition_point(|kept| !is_recent(kept.sent));
-            let message = packets.kept.range(first..);
-            let bytes: usize = message.clone().map(|kept| kept.bytes.len()).sum();
-            if bytes as u64 <= most && !packets.gone.is_some_and(is_recent) {
-                message.for_each(|kept| send(kept.transmit()));
+            let is_old = |sent: &Sent| now.saturating_duration_since(sent.at) > within;
+            let message = packets.kept.range(packets.kept.partition_point(is_old)..);
+            let bytes: usize = message.clone().map(|sent| sent.packets.len()).sum();
+            if bytes as u64 <= most && !packets.are_many(now) {
+                message.for_each(|sent| send(sent.packets.transmit()));
             }
         });
     }
@@ -99,101 +92,71 @@ impl Recent {
 
 impl Packets {
     fn keep(&mut self, transmit: &Transmit, now: Instant) {
-        let contents = transmit.contents;
-        let segment = transmit.segment_size.unwrap_or(contents.len());
-        let count = contents.len().div_ceil(segment);
+        let count = kept::packets(transmit);
         self.credit = (self.credit + count).min(MOST * SHARE);
         if count > ROOM {
             self.gone = Some(now);
             return;
         }
-        let mut bytes = if contents.len() <= ACK_ONLY {
+        let freed = if transmit.contents.len() <= ACK_ONLY {
             self.room_for_small()
         } else {
             self.count += count;
             self.room_for_large()
         };
-        bytes.clear();
-        bytes.extend_from_slice(contents);
-        self.kept.push_back(Kept {
-            sent: now,
-            segment,
-            ecn: transmit.ecn,
-            src_ip: transmit.src_ip,
-            bytes,
+        let buffer = freed.map_or_else(Vec::new, |sent| sent.packets.into_buffer());
+        self.kept.push_back(Sent {
+            at: now,
+            packets: Kept::last(transmit, count, buffer),
         });
     }
 
     /// Have the first packets of a transmit sent again, if others are sent all the time. Returns how many of them
     /// come in the next.
-    fn repeat_first(&mut self, packets: usize, transmit: &Transmit, now: Instant) -> usize {
-        let is_recent = |sent| now.saturating_duration_since(sent) <= self.within;
-        let may = packets.min(self.credit / SHARE);
-        if may == 0 || !self.gone.is_some_and(is_recent) {
+    fn repeat_first(&mut self, wanted: usize, transmit: &Transmit, now: Instant) -> usize {
+        let may = wanted.min(self.credit / SHARE);
+        if may == 0 || !self.are_many(now) {
             return 0;
         }
-        let segment = transmit.segment_size.unwrap_or(transmit.contents.len());
-        let first = transmit.contents.len().min(may * segment);
-        let repeated = first.div_ceil(segment);
+        let repeated = may.min(kept::packets(transmit));
         self.credit -= repeated * SHARE;
-        self.due = Some(Kept {
-            sent: now,
-            segment,
-            ecn: transmit.ecn,
-            src_ip: transmit.src_ip,
-            bytes: transmit.contents[..first].to_vec(),
-        });
+        self.due = Some(Kept::first(transmit, repeated));
         may - repeated
     }
 
-    /// Acknowledgements come and go beside a message, and must not push it out.
-    fn room_for_small(&mut self) -> Vec<u8> {
-        let is_small = |kept: &Kept| kept.bytes.len() <= ACK_ONLY;
-        let mut small = self
-            .kept
-            .iter()
-            .rev()
-            .enumerate()
-            .filter(|(_, kept)| is_small(kept));
-        match small.nth(SMALL - 1) {
-            Some((from_back, _)) => {
-                let at = self.kept.len() - 1 - from_back;
-                self.kept
-                    .remove(at)
-                    .map_or_else(Vec::new, |kept| kept.bytes)
-            }
-            None => Vec::new(),
-        }
+    /// Whether more packets were sent of late than there is room for.
+    fn are_many(&self, now: Instant) -> bool {
+        self.gone
+            .is_some_and(|at| now.saturating_duration_since(at) <= self.within)
     }
 
-    fn room_for_large(&mut self) -> Vec<u8> {
-        let mut freed = Vec::new();
+    /// Acknowledgements come and go beside a message, and must not push it out.
+    fn room_for_small(&mut self) -> Option<Sent> {
+        let mut small = (0..self.kept.len())
+            .rev()
+            .filter(|at| self.kept[*at].is_small());
+        let oldest = small.nth(SMALL - 1)?;
+        self.kept.remove(oldest)
+    }
+
+    fn room_for_large(&mut self) -> Option<Sent> {
+        let mut freed = None;
         while self.count > ROOM
             && let Some(oldest) = self.kept.pop_front()
         {
-            if oldest.bytes.len() > ACK_ONLY {
-                self.count -= oldest.count();
-                self.gone = Some(oldest.sent);
-                freed = oldest.bytes;
+            if !oldest.is_small() {
+                self.count -= kept::packets(&oldest.packets.transmit());
+                self.gone = Some(oldest.at);
+                freed = Some(oldest);
             }
         }
         freed
     }
 }
 
-impl Kept {
-    fn count(&self) -> usize {
-        self.bytes.len().div_ceil(self.segment)
-    }
-
-    fn transmit(&self) -> Transmit<'_> {
-        Transmit {
-            destination: NOWHERE,
-            ecn: self.ecn,
-            contents: &self.bytes,
-            segment_size: (self.segment < self.bytes.len()).then_some(self.segment),
-            src_ip: self.src_ip,
-        }
+impl Sent {
+    fn is_small(&self) -> bool {
+        self.packets.len() <= ACK_ONLY
     }
 }
 
@@ -213,14 +176,16 @@ const SHARE: usize = 8;
 /// As many may be in a row.
 const MOST: usize = 8;
 
-const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
-
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+    use quinn::udp::EcnCodepoint;
     use tokio::time::advance;
 
     use super::*;
 
+    const AGENT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
     const A_WHILE: Duration = Duration::from_millis(10);
     const MUCH: u64 = 1 << 20;
 
@@ -231,7 +196,7 @@ mod tests {
     /// Send, and tell what is sent again behind it.
     fn send_behind(recent: &Recent, packets: usize, fill: u8) -> Option<(usize, u8)> {
         let transmit = Transmit {
-            destination: NOWHERE,
+            destination: AGENT,
             ecn: Some(EcnCodepoint::Ect0),
             contents: &vec![fill; packets * 1_200],
             segment_size: (packets > 1).then_some(1_200),
@@ -246,7 +211,7 @@ mod tests {
 
     fn acknowledge(recent: &Recent) {
         let transmit = Transmit {
-            destination: NOWHERE,
+            destination: AGENT,
             ecn: Some(EcnCodepoint::Ect0),
             contents: &[0; ACK_ONLY],
             segment_size: None,
@@ -260,6 +225,7 @@ mod tests {
         let mut sent = Vec::new();
         recent.again(A_WHILE, most, |transmit| {
             assert_eq!(transmit.ecn, Some(EcnCodepoint::Ect0));
+            assert_eq!(transmit.destination, AGENT);
             sent.push((transmit.contents.len(), transmit.contents[0]));
         });
         sent

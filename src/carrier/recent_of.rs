@@ -32,12 +32,7 @@ impl RecentOf {
             let all = self.by_address.read();
             let all = all.unwrap_or_else(PoisonError::into_inner);
             if let Some(recent) = all.get(&transmit.destination) {
-                recent.sent(transmit, |again| {
-                    send(Transmit {
-                        destination: transmit.destination,
-                        ..again
-                    });
-                });
+                recent.sent(transmit, send);
             }
         }
     }
@@ -70,13 +65,8 @@ impl Remembering {
     }
 
     /// See [`Recent::again`].
-    pub(super) fn again(&self, within: Duration, most: u64, mut send: impl FnMut(Transmit)) {
-        self.recent.again(within, most, |transmit| {
-            send(Transmit {
-                destination: self.remote,
-                ..transmit
-            });
-        });
+    pub(super) fn again(&self, within: Duration, most: u64, send: impl FnMut(Transmit)) {
+        self.recent.again(within, most, send);
     }
 }
 

@@ -45,7 +45,8 @@ impl Repeater {
         }
     }
 
-    pub(super) fn of_edge(connection: &Connection, socket: &EdgeSocket) -> Self {
+    /// For an edge's connection to an agent, over the socket underneath its endpoint.
+    pub fn of_edge(connection: &Connection, socket: &EdgeSocket) -> Self {
         Self {
             connection: connection.clone(),
             socket: Socket::OfEdge(socket.clone(), Mutex::default()),

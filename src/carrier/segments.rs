@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering::Relaxed};
 
 use quinn::udp::Transmit;
 
+use super::kept;
+
 /// As many as have been of use lately.
 ///
 /// quinn makes room for all that a transmit may have before it knows how much there is to send, and each
@@ -30,9 +32,7 @@ impl Segments {
 
     /// Learn from a transmit.
     pub(super) fn sent(&self, transmit: &Transmit) {
-        let packets = transmit
-            .segment_size
-            .map_or(1, |size| transmit.contents.len().div_ceil(size));
+        let packets = kept::packets(transmit);
         let allowed = self.allowed();
         let need = match packets {
             full if full >= allowed => self.need.load(Relaxed) + FULL,

@@ -25,6 +25,7 @@ use super::{
     evidence::{Clock, Seen},
     gate::{Gate, blocked_by},
     inbox::{Arrival, Inbox},
+    kept::Kept,
     probe::Probe,
     recent::Recent,
     udp_route::UdpRoute,
@@ -54,7 +55,8 @@ pub(super) struct Switch {
     websocket: Clock,
     /// Who controls congestion on the current carrier.
     in_control: InControl,
-    last: Mutex<Tail>,
+    /// The end of the latest transmit, to be sent again over another carrier.
+    last: Mutex<Option<Kept>>,
     /// What was sent over UDP.
     recent: Recent,
     probes: Mutex<Vec<(Probe, SocketAddr)>>,
@@ -71,13 +73,6 @@ struct Routes {
     websocket: Option<Arc<Line>>,
     /// Send over the WebSocket too: UDP is the current carrier but may be dead.
     doubt: bool,
-}
-
-/// The end of the latest transmit, to be sent again over another carrier.
-#[derive(Default)]
-struct Tail {
-    segment: usize,
-    bytes: Vec<u8>,
 }
 
 /// Packets that are sent again: two make the edge acknowledge at once (RFC 9000 §13.2.2).
@@ -278,16 +273,12 @@ impl Switch {
     /// and acknowledges them, and the sender learns what was lost without waiting for a timeout.
     /// If they had arrived after all, the edge discards them as duplicates.
     pub(super) fn send_last_again(&self) {
-        let tail = lock(&self.last);
-        if tail.bytes.is_empty() {
-            return;
-        }
+        let last = lock(&self.last);
+        let Some(last) = &*last else { return };
         let transmit = Transmit {
-            destination: EDGE,
             ecn: None,
-            contents: &tail.bytes,
-            segment_size: (tail.segment < tail.bytes.len()).then_some(tail.segment),
             src_ip: None,
+            ..last.transmit()
         };
         let routes = self.routes();
         if routes.current == Carrier::Udp {
@@ -327,16 +318,9 @@ impl Switch {
     }
 
     fn keep_last(&self, transmit: &Transmit) {
-        let segment = transmit
-            .segment_size
-            .unwrap_or(transmit.contents.len())
-            .max(1);
-        let packets = transmit.contents.len().div_ceil(segment);
-        let start = packets.saturating_sub(TAIL_PACKETS) * segment;
-        let mut tail = lock(&self.last);
-        tail.segment = segment;
-        tail.bytes.clear();
-        tail.bytes.extend_from_slice(&transmit.contents[start..]);
+        let mut last = lock(&self.last);
+        let buffer = last.take().map_or_else(Vec::new, Kept::into_buffer);
+        *last = Some(Kept::last(transmit, TAIL_PACKETS, buffer));
     }
 
     /// Look at what came over UDP and give it the address that quinn knows.

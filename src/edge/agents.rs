@@ -96,7 +96,7 @@ impl Agents {
             Err(_) => return debug!("the handshake took too long"),
         };
         let budget = Budget::new(self.limits.session_buffer, self.buffer.clone());
-        let repeater = Arc::new(self.socket.repeater(&connection));
+        let repeater = Arc::new(Repeater::of_edge(&connection, &self.socket));
         let ending = repeater.clone();
         let flow = FlowControl::on(&connection, budget, move |bytes| {
             ending.message_ended(bytes);

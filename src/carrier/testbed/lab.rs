@@ -161,7 +161,7 @@ impl Lab {
         let edge: Connection = accepting.await.unwrap();
         // As the edge does for an agent that has shown its token.
         edge.set_receive_window(WINDOW.into());
-        let repeaters = [edge_socket.repeater(&edge), of_agent];
+        let repeaters = [Repeater::of_edge(&edge, &edge_socket), of_agent];
         Ok(Self {
             network,
             edge_socket,
