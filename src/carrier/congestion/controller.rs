@@ -15,6 +15,7 @@ impl Controller for RateModel {
         if bytes > ACK_ONLY {
             if self.delivery.is_idle() {
                 self.acked_at = now;
+                self.hold_back_after_quiet(now);
             }
             if self.is_left_to_kernel() {
                 let patience = (self.smoothed_rtt * UNHEARD.0).max(UNHEARD.1);

@@ -13,7 +13,7 @@ pub(super) struct Delivery {
     /// When the packet that was acknowledged last had been sent.
     first_sent: Instant,
     log: VecDeque<Snapshot>,
-    /// What was sent before this much is delivered was sent for want of data, not of window.
+    /// What was sent before this much was delivered was sent for want of data, not of window.
     limited_until: u64,
     idle: bool,
     /// The newest packet of the batch of acknowledgements in progress.
@@ -109,7 +109,8 @@ impl Delivery {
         self.first_sent = sent;
         self.idle = in_flight == 0;
         if app_limited {
-            self.limited_until = self.delivered + in_flight;
+            // One byte more: what is sent when all this has been delivered is the first that the want let out.
+            self.limited_until = self.delivered + in_flight + 1;
         }
         let after = self.log.partition_point(|snapshot| snapshot.sent <= sent);
         let then = self.log.get(after.checked_sub(1)?)?;

@@ -20,7 +20,7 @@ pub(super) struct Known {
 impl PathMemory {
     /// Note what the path is like now.
     pub(super) fn note(&self, rate: f64, base: Duration, at: Instant) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Known { rate, base, at });
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Known::new(rate, base, at));
     }
 
     pub(super) fn recall(&self) -> Option<Known> {
@@ -29,6 +29,10 @@ impl PathMemory {
 }
 
 impl Known {
+    pub(super) fn new(rate: f64, base: Duration, at: Instant) -> Self {
+        Self { rate, base, at }
+    }
+
     /// Return how much may be in flight at once on a path with that round trip: half of what filled the
     /// path that was known, if it may be the same one. This is the jump of Careful Resume
     /// (draft-ietf-tsvwg-careful-resume §3): not the whole, since others may be there now.

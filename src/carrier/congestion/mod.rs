@@ -64,6 +64,8 @@ struct RateModel {
     smoothed_rtt: Duration,
     stage: Stage,
     stage_since: Instant,
+    /// When a round last showed how much the path delivers.
+    filled_at: Instant,
     /// Rounds since the stage began.
     rounds: u32,
     /// A round ends when a packet is acknowledged that was sent after this much was delivered.
@@ -140,6 +142,7 @@ impl RateModel {
             smoothed_rtt: RTT_UNKNOWN,
             stage: Stage::FIRST,
             stage_since: now,
+            filled_at: now,
             rounds: 0,
             round_end: 0,
             window_used: false,
@@ -268,8 +271,11 @@ impl RateModel {
     fn on_round(&mut self, now: Instant) {
         self.rounds += 1;
         if self.window_used || !self.app_limited {
+            self.filled_at = now;
             self.advance(now);
             self.path.next_round();
+        } else {
+            self.hold_back_after_quiet(now);
         }
         if self.path.take_loss() > Some(LOSS_TOLERATED) {
             self.path.set_rate(self.path.rate() * HEAVY_LOSS, now);

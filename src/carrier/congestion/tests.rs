@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use quinn::congestion::{Controller, ControllerFactory, CubicConfig};
 
-use super::link_model::{Link, LinkModel, Loss, Rng};
+use super::link_model::{FlowId, Link, LinkModel, Loss, Rng};
 use super::{Config, CongestionControl, PathMemory, RateModel};
 
 const MIB: u64 = 1 << 20;
@@ -75,6 +75,59 @@ fn a_download_after_small_answers_starts_as_fast_as_on_a_new_connection() {
     // 38 KiB, twice that, and so on: the path is full in the fourth round trip.
     let full = 4 * ms(40) + ms(2 * MIB * 8 / 50_000);
     assert!(took < full, "{took:?}");
+}
+
+/// Download 20 MiB, then send answers of 10 KiB until the seventh second, each so long after the one before has
+/// arrived: how many bytes in all.
+fn download_and_small_answers(model: &mut LinkModel, flow: FlowId, pause: Duration) -> u64 {
+    let mut bytes = 20 * MIB;
+    model.offer(flow, bytes);
+    let took = model.run_until_received(flow, bytes, secs(10));
+    took.expect("a download ends");
+    while model.elapsed() < secs(7) {
+        model.run(pause);
+        model.offer(flow, 10 << 10);
+        bytes += 10 << 10;
+        let took = model.run_until_received(flow, bytes, secs(1));
+        took.expect("answers arrive");
+    }
+    bytes
+}
+
+#[test]
+fn small_answers_do_not_make_it_forget_how_fast_the_path_is() {
+    for pause in [ms(20), ms(60)] {
+        let mut model = LinkModel::symmetric(&broadband(), 1);
+        let flow = model.add(ours(), 0);
+        let bytes = download_and_small_answers(&mut model, flow, pause);
+
+        model.offer(flow, 20 * (10 << 10));
+        let took = model.run_until_received(flow, bytes + 20 * (10 << 10), secs(10));
+
+        // Two flights, of which the link needs 34 ms for what is in them.
+        let took = took.expect("answers arrive");
+        assert!(took < 2 * ms(40) + ms(20), "{took:?}, {pause:?} apart");
+    }
+}
+
+#[test]
+fn a_path_that_has_become_slow_while_little_was_sent_is_not_flooded() {
+    for pause in [ms(20), ms(60)] {
+        let mut link = Link::new(50.0, ms(20), secs(5));
+        link.rate = vec![(secs(0), 50e6), (secs(5), 2e6)];
+        let mut model = LinkModel::new(link, broadband(), 1);
+        let flow = model.add(ours(), 0);
+        let bytes = download_and_small_answers(&mut model, flow, pause);
+        let from = model.elapsed();
+
+        model.offer(flow, 2 * MIB);
+        let took = model.run_until_received(flow, bytes + 2 * MIB, secs(20));
+
+        took.expect("a download ends");
+        // What filled the path was 250 KB, which would be a second by itself.
+        let wait = model.queue_over_time(1.0, from);
+        assert!(wait < ms(800), "packets wait {wait:?}, {pause:?} apart");
+    }
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! How much may be in flight, and what queue that leaves.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::memory::Known;
 use super::{LEAST, RateModel, Stage};
 
 impl RateModel {
@@ -56,6 +57,21 @@ impl RateModel {
         }
     }
 
+    /// Where little was sent for a while, send no more at once than a new connection would on this path. It may
+    /// have become a slow one meanwhile, which little does not show. Each acknowledgement gives back as much as it
+    /// is for, so that the second flight may be as long as ever.
+    pub(super) fn hold_back_after_quiet(&mut self, now: Instant) {
+        let quiet = now.saturating_duration_since(self.filled_at) > QUIET;
+        if let Stage::Startup { leaps: true, .. } = self.stage {
+            return;
+        }
+        if quiet {
+            let known = Known::new(self.path.rate(), self.path.base(), self.filled_at);
+            let jump = known.jump(self.path.base(), now).unwrap_or(0);
+            self.window = self.window.min(jump.max(self.initial_window));
+        }
+    }
+
     pub(super) fn update_window(&mut self) {
         let mtu = self.path.mtu;
         let foreign = self.path.residue().div_duration_f64(self.path.base());
@@ -91,6 +107,9 @@ const LEAP: u64 = 8;
 
 /// So much more is sent then for each byte that is acknowledged.
 const LEAP_GROWTH: u64 = 3;
+
+/// For so long a path is taken to be what it was, although what is sent does not show it.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// How much more than fills the path, as far as it is known, a start-up sends that begins again: what is
 /// known grows with it, and half a round trip of queue comes of it at most if there is nothing to be found.
