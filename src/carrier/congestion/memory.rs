@@ -37,7 +37,7 @@ impl Known {
     /// path that was known, if it may be the same one. This is the jump of Careful Resume
     /// (draft-ietf-tsvwg-careful-resume §3): not the whole, since others may be there now.
     pub(super) fn jump(&self, base: Duration, now: Instant) -> Option<u64> {
-        let alike = base > self.base / 2 && base < self.base * 2;
+        let alike = base > self.base / 2 && base < self.base.saturating_mul(2);
         let fresh = now.saturating_duration_since(self.at) < FRESH;
         (alike && fresh).then(|| ((self.rate * base.as_secs_f64() / 2.0) as u64).min(LARGEST_JUMP))
     }
