@@ -72,7 +72,7 @@ mod udp_route;
 mod upgrade;
 mod websocket;
 
-pub use congestion::{CongestionControl, InControl, PathMemory};
+pub use congestion::{CongestionControl, InControl, PathMemory, Paths};
 pub use delivered::all_delivered;
 pub use dial::{DialConfig, Dialed, dial};
 pub use dial_error::{AttemptError, DialError};

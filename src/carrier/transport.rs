@@ -34,8 +34,12 @@ impl Reach {
 
 /// Settings of the edge, which opens streams and whose agents open one. Congestion is for whoever is said to
 /// be in control of the path to that agent.
-pub fn edge_transport(reach: Reach, in_control: &InControl) -> Arc<TransportConfig> {
-    let mut config = common(reach, in_control, None);
+pub fn edge_transport(
+    reach: Reach,
+    in_control: &InControl,
+    memory: &PathMemory,
+) -> Arc<TransportConfig> {
+    let mut config = common(reach, in_control, memory);
     // quinn spends memory up front on every stream that the peer may open: 37 KiB per idle
     // connection at its default of 100. The control stream is one.
     config.max_concurrent_bidi_streams(VarInt::from_u32(CONTROL_STREAMS));
@@ -51,7 +55,7 @@ pub fn agent_transport(
     in_control: &InControl,
     memory: &PathMemory,
 ) -> Arc<TransportConfig> {
-    let mut config = common(reach, in_control, Some(memory));
+    let mut config = common(reach, in_control, memory);
     config.max_concurrent_bidi_streams(VarInt::from_u32(AGENT_STREAMS));
     config.receive_window(session_window(SESSION_BUFFER));
     config.keep_alive_interval(Some(AGENT_KEEP_ALIVE));
@@ -65,12 +69,12 @@ pub fn session_window(buffer: u64) -> VarInt {
     VarInt::from_u64(window).unwrap_or(VarInt::MAX)
 }
 
-fn common(reach: Reach, in_control: &InControl, memory: Option<&PathMemory>) -> TransportConfig {
+fn common(reach: Reach, in_control: &InControl, memory: &PathMemory) -> TransportConfig {
     let mut config = TransportConfig::default();
     let (largest, congestion) = match reach {
         Reach::Network => {
             let on_a_network = congestion::Config {
-                memory: memory.cloned(),
+                memory: Some(memory.clone()),
                 in_control: in_control.clone(),
                 ..congestion::Config::default()
             };

@@ -17,8 +17,8 @@ use super::urls::Urls;
 use super::workers::{Seat, Workers};
 use crate::auth::{Name, NameError, Tokens};
 use crate::carrier::{
-    AGENT_STREAMS, EdgeSocket, InControl, Reach, Repeater, Transmitter, alpn, edge_transport,
-    session_window,
+    AGENT_STREAMS, EdgeSocket, InControl, PathMemory, Paths, Reach, Repeater, Transmitter, alpn,
+    edge_transport, session_window,
 };
 use crate::http::{Budget, BufferTotal, FlowControl};
 use crate::proto::{
@@ -35,6 +35,8 @@ pub struct Agents {
     pub quic: ServerConfig,
     /// QUIC's settings for agents on this machine.
     pub nearby: Arc<ServerConfig>,
+    /// What is known of the ways to agents.
+    pub paths: Paths,
     pub tokens: Tokens,
     pub limits: EdgeLimits,
     pub workers: Workers,
@@ -81,9 +83,13 @@ impl Agents {
         let way = self.socket.carrier(incoming.remote_address());
         let is_near = way.is_some_and(|way| way.far_end.reach == Reach::Loopback);
         let in_control = InControl::default();
+        let agent = self.socket.udp_address(incoming.remote_address());
+        let path = agent
+            .map(|agent| self.paths.recall(agent))
+            .unwrap_or_default();
         let config = match is_near {
             true => self.nearby.clone(),
-            false => self.quic_for(&in_control),
+            false => self.quic_for(&in_control, &path),
         };
         let (accepted, transmitter) = Transmitter::of(|| incoming.accept_with(config));
         let connecting = match accepted {
@@ -107,6 +113,7 @@ impl Agents {
             in_control: &in_control,
             flow: &flow,
             repeater: &repeater,
+            path: &path,
             worker: seat.worker,
         };
         if let Err(err) = self.session(way).await {
@@ -126,6 +133,9 @@ impl Agents {
             Ok(admitted) => admitted,
             Err(refusal) => return self.refuse(control, connection, refusal).await,
         };
+        if let Some(agent) = self.socket.udp_address(connection.remote_address()) {
+            self.paths.keep(agent, way.path);
+        }
         self.registry.saved().await;
         // From here on the agent may use what a session may.
         connection.set_receive_window(session_window(self.limits.session_buffer));
@@ -215,9 +225,9 @@ impl Agents {
     }
 
     /// QUIC's settings for one agent on a network.
-    fn quic_for(&self, in_control: &InControl) -> Arc<ServerConfig> {
+    fn quic_for(&self, in_control: &InControl, path: &PathMemory) -> Arc<ServerConfig> {
         let mut config = self.quic.clone();
-        config.transport_config(edge_transport(Reach::Network, in_control));
+        config.transport_config(edge_transport(Reach::Network, in_control, path));
         Arc::new(config)
     }
 
@@ -279,6 +289,8 @@ struct Way<'a> {
     in_control: &'a InControl,
     flow: &'a Arc<FlowControl>,
     repeater: &'a Repeater,
+    /// What is known of the path to the agent.
+    path: &'a PathMemory,
     /// The number of the worker that the session is on.
     worker: usize,
 }

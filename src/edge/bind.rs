@@ -31,6 +31,7 @@ use super::urls::Urls;
 use super::visitors::Visitors;
 use super::workers::{Crew, Workers};
 use crate::auth::Tokens;
+use crate::carrier::Paths;
 #[cfg(unix)]
 use crate::carrier::{EdgeKeys, SharedUdp};
 use crate::http::BufferTotal;
@@ -223,6 +224,7 @@ impl Edge {
             socket: self.listening.socket,
             quic: self.listening.quic,
             nearby: self.listening.nearby,
+            paths: Paths::default(),
             tokens: self.tokens,
             limits: self.config.limits,
             workers: self.workers.clone(),

@@ -19,7 +19,7 @@ use super::listen::{self, ListenError};
 use super::registry::Registry;
 use super::sockets::Sockets;
 use super::visitors::Listener;
-use crate::carrier::{self, EdgeKeys, EdgeSocket, InControl, Reach};
+use crate::carrier::{self, EdgeKeys, EdgeSocket, InControl, PathMemory, Reach};
 #[cfg(unix)]
 use crate::carrier::{Predecessors, SharedUdp};
 use crate::proto::{ALPN, ALPN_ANY};
@@ -221,9 +221,10 @@ fn server_configs(identity: &Identity) -> (ServerConfig, ServerConfig) {
     let tls = QuicServerConfig::try_from(tls).expect("the configuration speaks TLS 1.3");
     let mut server = ServerConfig::with_crypto(Arc::new(tls));
     let mut nearby = server.clone();
-    let ours = InControl::default();
-    server.transport_config(carrier::edge_transport(Reach::Network, &ours));
-    nearby.transport_config(carrier::edge_transport(Reach::Loopback, &ours));
+    let (ours, memory) = (InControl::default(), PathMemory::default());
+    let transport = |reach| carrier::edge_transport(reach, &ours, &memory);
+    server.transport_config(transport(Reach::Network));
+    nearby.transport_config(transport(Reach::Loopback));
     (server, nearby)
 }
 

@@ -13,6 +13,7 @@ mod kernel;
 mod link_model;
 mod memory;
 mod path;
+mod paths;
 #[cfg(test)]
 mod tests;
 mod window;
@@ -27,6 +28,7 @@ pub use kernel::{CongestionControl, InControl};
 use memory::Known;
 pub use memory::PathMemory;
 use path::PathModel;
+pub use paths::Paths;
 
 /// Bytes that the peer has acknowledged, by what a connection's controller has seen.
 pub(super) fn delivered(controller: Box<dyn Controller>) -> u64 {
