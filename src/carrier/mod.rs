@@ -49,6 +49,7 @@ mod predecessor;
 mod predecessors;
 mod probe;
 mod progress;
+mod prompt;
 mod proxy;
 mod queue;
 mod race;

@@ -23,6 +23,7 @@ use super::{
     CongestionControl,
     hop::{self, Answer, HOP, Hop, HopError},
     lines::Io,
+    prompt::Prompt,
     tcp,
 };
 
@@ -134,7 +135,7 @@ async fn direct(hop: &Hop, host: &str, port: u16) -> Result<Connected, HopError>
     let peer = tcp.peer_addr().unwrap_or(first);
     Ok(Connected {
         congestion: tcp::congestion_control(&tcp, peer),
-        io: Box::new(tcp),
+        io: Box::new(Prompt::new(tcp)),
         peer,
     })
 }

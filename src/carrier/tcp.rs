@@ -47,7 +47,7 @@ pub fn congestion_control<'s>(tcp: impl Into<SockRef<'s>>, peer: SocketAddr) -> 
 }
 
 #[cfg(any(target_os = "linux", target_os = "freebsd"))]
-fn is_on_bbr(tcp: &SockRef) -> bool {
+pub(super) fn is_on_bbr(tcp: &SockRef) -> bool {
     tcp.tcp_congestion()
         .is_ok_and(|name| name.split(|byte| *byte == 0).next() == Some(b"bbr"))
 }
