@@ -139,8 +139,7 @@ impl EdgeSocket {
 
     /// Return where a connection's packets come from if they travel over UDP, from its `remote_address()`.
     pub fn udp_address(&self, remote: SocketAddr) -> Option<IpAddr> {
-        let carrier = self.carrier(remote)?;
-        (carrier.carrier == Carrier::Udp).then_some(remote.ip())
+        self.0.id(remote.ip()).is_none().then_some(remote.ip())
     }
 
     /// Count the open WebSockets.

@@ -88,6 +88,7 @@ mod linux {
 
     use socket2::SockRef;
     use tokio::net::TcpStream;
+    use tracing::debug;
 
     use crate::carrier::tcp;
 
@@ -115,13 +116,20 @@ mod linux {
                 return;
             }
             *looked = now;
-            if Info::of(tcp).is_ok_and(|info| info.is_slow_to_begin()) {
-                // Nothing is lost if one of these fails.
-                let tcp = SockRef::from(tcp);
-                let _ = tcp.set_tcp_congestion(b"reno");
-                let _ = tcp.set_tcp_congestion(b"bbr");
+            if Info::of(tcp).is_ok_and(|info| info.is_slow_to_begin())
+                && let Err(err) = begin_anew(&SockRef::from(tcp))
+            {
+                debug!(%err, "a tcp socket does not begin anew");
+                self.looked = None;
             }
         }
+    }
+
+    /// Make BBR forget: only another congestion control in between does. Whoever may not have BBR any more stays
+    /// with that one.
+    fn begin_anew(tcp: &SockRef) -> io::Result<()> {
+        tcp.set_tcp_congestion(b"reno")?;
+        tcp::set_bbr(tcp)
     }
 
     /// The beginning of the kernel's `struct tcp_info`, as far as it is wanted (`linux/tcp.h`; its fields stay

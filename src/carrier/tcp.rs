@@ -58,7 +58,7 @@ fn is_on_bbr(_: &SockRef) -> bool {
 }
 
 #[cfg(any(target_os = "linux", target_os = "freebsd"))]
-fn set_bbr(tcp: &SockRef) -> std::io::Result<()> {
+pub(super) fn set_bbr(tcp: &SockRef) -> std::io::Result<()> {
     tcp.set_tcp_congestion(b"bbr")
 }
 

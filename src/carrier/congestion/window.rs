@@ -61,15 +61,13 @@ impl RateModel {
     /// have become a slow one meanwhile, which little does not show. Each acknowledgement gives back as much as it
     /// is for, so that the second flight may be as long as ever.
     pub(super) fn hold_back_after_quiet(&mut self, now: Instant) {
-        let quiet = now.saturating_duration_since(self.filled_at) > QUIET;
-        if let Stage::Startup { leaps: true, .. } = self.stage {
+        let unknown = matches!(self.stage, Stage::Startup { leaps: true, .. });
+        if unknown || now.saturating_duration_since(self.filled_at) <= QUIET {
             return;
         }
-        if quiet {
-            let known = Known::new(self.path.rate(), self.path.base(), self.filled_at);
-            let jump = known.jump(self.path.base(), now).unwrap_or(0);
-            self.window = self.window.min(jump.max(self.initial_window));
-        }
+        let known = Known::new(self.path.rate(), self.path.base(), self.filled_at);
+        let jump = known.jump(self.path.base(), now).unwrap_or(0);
+        self.window = self.window.min(jump.max(self.initial_window));
     }
 
     pub(super) fn update_window(&mut self) {
