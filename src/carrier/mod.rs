@@ -23,6 +23,8 @@ mod agent_socket;
 mod bind;
 mod congestion;
 mod delivered;
+#[cfg(unix)]
+pub mod descriptors;
 mod dial;
 mod dial_error;
 mod edge_socket;

@@ -6,13 +6,14 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::io::retry_on_intr;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, SendAncillaryBuffer, SendAncillaryMessage, recvmsg,
+    sendmsg,
 };
 use tokio::io::Interest;
 use tokio::net::{UnixDatagram, UnixStream};
 use tracing::debug;
 
+use super::descriptors;
 use super::successor;
 use super::websocket::FarEnd;
 
@@ -64,8 +65,8 @@ pub(super) fn send(to: &OwnedFd, far_end: &FarEnd, stream: BorrowedFd<'_>) -> io
     let stream = [stream];
     let fits = ancillary.push(SendAncillaryMessage::ScmRights(&stream));
     debug_assert!(fits, "there is room for one");
-    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-    sendmsg(to, &[IoSlice::new(label)], &mut ancillary, flags)?;
+    let message = [IoSlice::new(label)];
+    sendmsg(to, &message, &mut ancillary, descriptors::SEND)?;
     Ok(())
 }
 
@@ -79,10 +80,9 @@ fn receive(from: &UnixDatagram) -> io::Result<Received> {
     let mut label = [0; LABEL];
     let mut space = [MaybeUninit::uninit(); SPACE];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
     let received = retry_on_intr(|| {
         let mut message = [IoSliceMut::new(&mut label)];
-        recvmsg(from, &mut message, &mut ancillary, flags)
+        recvmsg(from, &mut message, &mut ancillary, descriptors::RECEIVE)
     })?;
     if received.bytes == 0 {
         return Ok(Received::End);
@@ -95,7 +95,7 @@ fn receive(from: &UnixDatagram) -> io::Result<Received> {
     let (Some(stream), Ok(far_end)) = (stream, far_end) else {
         return Ok(Received::Nonsense);
     };
-    let stream = UnixStream::from_std(stream.into())?;
+    let stream = UnixStream::from_std(descriptors::received(stream)?.into())?;
     Ok(Received::Passed(PassedWebSocket { stream, far_end }))
 }
 

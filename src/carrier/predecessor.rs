@@ -6,12 +6,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use quinn::udp::RecvMeta;
 use quinn_proto::{ConnectionId, ConnectionIdGenerator, HashedConnectionIdGenerator};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, sendmsg};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, recv, sendmsg};
 use socket2::SockRef;
 use tokio::net::UnixStream;
 
 use super::websocket::FarEnd;
-use super::{Reach, label, passed};
+use super::{Reach, descriptors, label, passed};
 
 /// Whom some packets and WebSockets have to be passed on to.
 #[derive(Debug)]
@@ -86,12 +86,11 @@ impl Predecessor {
     pub(super) fn pass_on(&self, meta: &RecvMeta, packets: &[u8]) -> io::Result<()> {
         let label = label::write(meta);
         let message = [IoSlice::new(&label), IoSlice::new(packets)];
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         match sendmsg(
             &self.line,
             &message,
             &mut SendAncillaryBuffer::default(),
-            flags,
+            descriptors::SEND,
         ) {
             Ok(_) | Err(Errno::AGAIN | Errno::NOBUFS | Errno::INTR) => Ok(()),
             Err(err) => Err(err.into()),

@@ -6,10 +6,8 @@ use std::task::{Context, Poll};
 
 use quinn::udp::RecvMeta;
 use rustix::io::retry_on_intr;
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvFlags, ReturnFlags, SocketFlags, SocketType, recvmsg,
-    socketpair, sockopt,
-};
+use rustix::net::{RecvAncillaryBuffer, RecvFlags, ReturnFlags, recvmsg};
+use socket2::{Domain, SockRef, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 use tracing::debug;
@@ -32,7 +30,7 @@ impl Successor {
     /// If the system has no descriptors left, or no such lines.
     pub fn new() -> io::Result<(Self, OwnedFd)> {
         let (line, theirs) = line()?;
-        if let Err(err) = sockopt::set_socket_send_buffer_size(&theirs, LINE_BUFFER) {
+        if let Err(err) = SockRef::from(&theirs).set_send_buffer_size(LINE_BUFFER) {
             debug!(%err, "the line to the successor keeps its buffer");
         }
         Ok((Self { line }, theirs))
@@ -76,10 +74,11 @@ impl Successor {
 /// Make a line from a successor. Messages keep their bounds on it, and its end is seen once nobody has
 /// the other side any more.
 pub(super) fn line() -> io::Result<(UnixDatagram, OwnedFd)> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let kind = SocketType::SEQPACKET;
-    let (ours, theirs) = socketpair(AddressFamily::UNIX, kind, flags, None)?;
-    Ok((UnixDatagram::from_std(ours.into())?, theirs))
+    let (ours, theirs) = Socket::pair(Domain::UNIX, Type::SEQPACKET, None)?;
+    ours.set_nonblocking(true)?;
+    theirs.set_nonblocking(true)?;
+    let ours = OwnedFd::from(ours);
+    Ok((UnixDatagram::from_std(ours.into())?, theirs.into()))
 }
 
 /// Receive one run of packets. One that is not understood is empty.

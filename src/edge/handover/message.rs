@@ -7,13 +7,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, recvmsg, sendmsg,
 };
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
+
+use crate::carrier::descriptors;
 
 /// One message. The first is a [`Question`](Self::Question) in every version.
 #[derive(Debug, Serialize, Deserialize)]
@@ -78,8 +80,8 @@ impl Channel {
             {
                 return Err(io::Error::other("too many sockets"));
             }
-            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-            sendmsg(&self.0, &[IoSlice::new(&bytes)], &mut ancillary, flags)?;
+            let message = [IoSlice::new(&bytes)];
+            sendmsg(&self.0, &message, &mut ancillary, descriptors::SEND)?;
             Ok(())
         };
         timeout(ANSWER, self.0.async_io(Interest::WRITABLE, send))
@@ -97,17 +99,17 @@ impl Channel {
             let mut bytes = [0; LONGEST];
             let mut space = [MaybeUninit::uninit(); SPACE];
             let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-            let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
             let mut buffer = [IoSliceMut::new(&mut bytes)];
-            let received = recvmsg(&self.0, &mut buffer, &mut ancillary, flags)?;
-            let descriptors: Vec<OwnedFd> = ancillary
+            let received = recvmsg(&self.0, &mut buffer, &mut ancillary, descriptors::RECEIVE)?;
+            let descriptors = ancillary
                 .drain()
                 .filter_map(|message| match message {
                     RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
                     _ => None,
                 })
                 .flatten()
-                .collect();
+                .map(descriptors::received)
+                .collect::<io::Result<Vec<_>>>()?;
             let whole = !received
                 .flags
                 .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
@@ -141,6 +143,12 @@ const LONGEST: usize = 4 << 10;
 /// One process of an edge cannot take over from another.
 #[derive(Debug, thiserror::Error)]
 pub enum HandoverError {
+    /// It needs what this system does not have: Unix sockets that keep the bounds of messages.
+    #[error(
+        "an edge cannot take over from another one on this system, only on Linux: stop the running one, then \
+         start this one without --take-over"
+    )]
+    Unsupported,
     /// There is nobody to take over from.
     #[error(
         "no edge runs with this state directory: nobody answers at {}; start without --take-over, or say \
