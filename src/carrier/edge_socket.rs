@@ -35,7 +35,7 @@ use super::{
     inbox::{self, Arrival, Inbox},
     probe,
     recent_of::{RecentOf, Remembering},
-    segments::Segments,
+    segments::{Segments, send_over_udp},
     transmitter::Transmitting,
     websocket::{self, Ended, FarEnd, Line},
 };
@@ -289,7 +289,7 @@ impl Shared {
                 .filter(|ip| same_family(*ip, destination.ip())),
             ..transmit.clone()
         };
-        match udp.try_send(&outgoing) {
+        match send_over_udp(&**udp, &outgoing) {
             Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
                 Err(blocked_by(Gate::Udp(udp.clone())))
             }

@@ -28,6 +28,7 @@ use super::{
     kept::Kept,
     probe::Probe,
     recent::Recent,
+    segments::send_over_udp,
     udp_route::UdpRoute,
     websocket::Line,
 };
@@ -386,7 +387,7 @@ impl Routes {
             src_ip: None,
             ..transmit.clone()
         };
-        match udp.socket.try_send(&outgoing) {
+        match send_over_udp(&*udp.socket, &outgoing) {
             Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
                 Err(blocked_by(Gate::Udp(udp.socket.clone())))
             }
