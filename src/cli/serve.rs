@@ -60,7 +60,6 @@ pub struct ServeArgs {
     #[arg(long)]
     redirect_https: bool,
     /// Take over from the edge that runs with the same state directory: it drains, and nobody notices
-    #[cfg(unix)]
     #[arg(long)]
     take_over: bool,
     /// How long conversations may go on after Ctrl-C or SIGTERM, or once another edge has taken over
@@ -174,7 +173,15 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
         false => Edge::bind_on(config, service::sockets()?).await,
     };
     #[cfg(not(unix))]
-    let bound = Edge::bind(config).await;
+    let bound = match args.take_over {
+        true => {
+            return Err(Failure::usage(
+                "an edge cannot take over from another one on this system, only on Linux: stop the running \
+                 one, then start this one without --take-over",
+            ));
+        }
+        false => Edge::bind(config).await,
+    };
     let edge = bound.map_err(|err| match err {
         err @ (qtunnel::BindError::Identity(_) | qtunnel::BindError::State(_)) => {
             Failure::usage(err)

@@ -19,7 +19,7 @@ use super::config::{EdgeConfig, EdgeIdentity};
 use super::crowd::Crowd;
 use super::draining::Draining;
 #[cfg(unix)]
-use super::handover::{Door, Estate, HandoverError, Inheritance};
+use super::handover::{self, Door, Estate, HandoverError, Inheritance};
 use super::hold::Hold;
 use super::journal::Journal;
 use super::keys;
@@ -161,6 +161,9 @@ impl Edge {
         keys: EdgeKeys,
         open: impl FnOnce(&StateDir, Estate) -> std::io::Result<Option<Door>>,
     ) {
+        if !handover::SUPPORTED {
+            return;
+        }
         let estate = self.listening.estate(keys, self.registry.clone());
         self.door = match estate.and_then(|estate| open(state, estate)) {
             Ok(None) => {

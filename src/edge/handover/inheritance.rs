@@ -2,9 +2,9 @@
 
 use std::io;
 
-use super::SOCKET;
 use super::door::connect;
 use super::message::{ANSWER, Channel, HandoverError, Message, VERSION};
+use super::{SOCKET, SUPPORTED};
 use crate::carrier::{Predecessor, Predecessors};
 use crate::edge::sockets::Sockets;
 use crate::state::StateDir;
@@ -25,6 +25,9 @@ impl Inheritance {
     /// # Errors
     /// If there is none, or it does not hand over.
     pub async fn ask(state: &StateDir) -> Result<Self, HandoverError> {
+        if !SUPPORTED {
+            return Err(HandoverError::Unsupported);
+        }
         let path = state.path(SOCKET);
         let channel = match connect(&path) {
             Ok(socket) => Channel::new(socket)?,

@@ -60,5 +60,9 @@ pub use door::{Door, Estate};
 pub use inheritance::Inheritance;
 pub use message::HandoverError;
 
+/// Whether this system has what a handover needs: Unix sockets that keep the bounds of messages
+/// (`SOCK_SEQPACKET`), and on which the end of the other process is seen.
+pub const SUPPORTED: bool = cfg!(target_os = "linux");
+
 /// The Unix socket's name in the state directory.
 const SOCKET: &str = "handover.sock";
