@@ -1,6 +1,6 @@
 //! `qtunnel check`
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -52,7 +52,7 @@ fn refuse(err: ConnectError, config: &AgentConfig) -> Failure {
 }
 
 fn human(report: &Report, config: &AgentConfig) -> String {
-    let color = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let color = super::shows_colors(&std::io::stdout());
     let width = report
         .findings
         .iter()

@@ -67,7 +67,7 @@ pub fn start_tracing() {
     };
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
+        .with_ansi(shows_colors(&std::io::stderr()))
         .with_target(false);
     tracing_subscriber::registry()
         .with(lines)
@@ -90,6 +90,22 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Login(args) => login::run(args),
         Command::Demo(args) => demo::run(args).await,
     }
+}
+
+/// Tell whether colours can be written there, and are wanted.
+fn shows_colors(output: &impl IsTerminal) -> bool {
+    std::env::var_os("NO_COLOR").is_none() && output.is_terminal() && understands_colors()
+}
+
+/// A Windows console understands them once it is asked to.
+#[cfg(windows)]
+fn understands_colors() -> bool {
+    anstyle_query::windows::enable_ansi_colors().unwrap_or(false)
+}
+
+#[cfg(not(windows))]
+fn understands_colors() -> bool {
+    true
 }
 
 /// Read a flag's duration.

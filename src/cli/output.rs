@@ -1,6 +1,6 @@
 //! What a person or a program at the agent sees: one line for each event, on stdout.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -115,10 +115,9 @@ struct Style {
 
 impl Style {
     fn new(json: bool, upstream: String) -> Self {
-        let is_plain = json || std::env::var_os("NO_COLOR").is_some();
         Self {
             json,
-            color: !is_plain && std::io::stdout().is_terminal(),
+            color: !json && super::shows_colors(&std::io::stdout()),
             upstream,
             clock: (i64::MIN, String::new()),
         }

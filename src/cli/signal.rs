@@ -2,12 +2,16 @@
 
 #[cfg(unix)]
 use tokio::signal::unix::{Signal, SignalKind, signal};
+#[cfg(windows)]
+use tokio::signal::windows::{CtrlBreak, CtrlC, CtrlClose, CtrlShutdown};
+#[cfg(windows)]
+use tokio::signal::windows::{ctrl_break, ctrl_c, ctrl_close, ctrl_shutdown};
 
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Failure;
 
-/// Begin to listen for SIGINT and SIGTERM. The returned future ends at the first; the second ends
+/// Begin to listen for SIGINT and SIGTERM, or what a Windows console has instead. The returned future ends at the first; the second ends
 /// the process.
 ///
 /// # Errors
@@ -53,19 +57,33 @@ impl Signals {
     }
 }
 
-/// Elsewhere there is Ctrl-C alone.
-#[cfg(not(unix))]
-struct Signals;
+/// Ctrl-C and Ctrl-Break, and that the window is closed or the machine shut down: the system then waits some
+/// seconds for this process.
+#[cfg(windows)]
+struct Signals {
+    interrupt: CtrlC,
+    r#break: CtrlBreak,
+    close: CtrlClose,
+    shutdown: CtrlShutdown,
+}
 
-#[cfg(not(unix))]
+#[cfg(windows)]
 impl Signals {
     fn listen() -> std::io::Result<Self> {
-        Ok(Self)
+        Ok(Self {
+            interrupt: ctrl_c()?,
+            r#break: ctrl_break()?,
+            close: ctrl_close()?,
+            shutdown: ctrl_shutdown()?,
+        })
     }
 
     async fn next(&mut self) {
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending().await
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.r#break.recv() => {}
+            _ = self.close.recv() => {}
+            _ = self.shutdown.recv() => {}
         }
     }
 }
