@@ -128,20 +128,22 @@ pub fn state_dir(flag: Option<PathBuf>) -> Result<PathBuf, Failure> {
     if let Some(dir) = flag {
         return Ok(dir);
     }
-    // systemd may list several, separated by colons.
+    // systemd may list several, separated by colons (which other systems have within paths).
     if let Some(dir) = std::env::var("STATE_DIRECTORY")
         .ok()
-        .filter(|dir| !dir.is_empty())
+        .filter(|dir| !dir.is_empty() && cfg!(unix))
     {
         return Ok(PathBuf::from(dir.split(':').next().unwrap_or_default()));
     }
     let base = etcetera::choose_base_strategy().map_err(|_| {
         Failure::usage("there is no home directory to keep state in: use --state-dir")
     })?;
-    Ok(base
-        .state_dir()
-        .unwrap_or_else(|| base.data_dir())
-        .join("qtunnel"))
+    // Windows: not what it copies to other machines, where the same agent would be taken for this one.
+    let local = match cfg!(windows) {
+        true => base.cache_dir(),
+        false => base.state_dir().unwrap_or_else(|| base.data_dir()),
+    };
+    Ok(local.join("qtunnel"))
 }
 
 /// Read a secret from a file, without the line's end.
