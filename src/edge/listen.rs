@@ -18,8 +18,9 @@ pub fn tcp(addr: SocketAddr) -> io::Result<TcpListener> {
         // The unspecified address stands for both families.
         socket.set_only_v6(!addr.ip().is_unspecified())?;
     }
-    // A restarted edge must not wait for its predecessor's connections to be forgotten.
-    socket.set_reuse_address(true)?;
+    // A restarted edge must not wait for its predecessor's connections to be forgotten. On Windows it does not
+    // have to, and there this would let another process listen on the same address.
+    socket.set_reuse_address(cfg!(unix))?;
     socket.set_nonblocking(true)?;
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
@@ -58,11 +59,23 @@ impl ListenError {
 fn advice(addr: SocketAddr, err: &io::Error) -> String {
     match err.kind() {
         io::ErrorKind::AddrInUse => format!(
-            ": port {} is in use by another process; stop it (`ss -lptun 'sport = :{}'` shows it) or \
-             choose another with --http, --https and --quic",
+            ": port {} is in use by another process; stop it ({} shows it) or choose another with --http, \
+             --https and --quic",
             addr.port(),
+            who_listens(addr.port())
+        ),
+        io::ErrorKind::PermissionDenied if cfg!(windows) => format!(
+            ": Windows keeps port {} for something else (`netsh int ipv4 show excludedportrange tcp` lists \
+             such ports); choose another with --http, --https and --quic",
             addr.port()
         ),
+        io::ErrorKind::PermissionDenied if addr.port() < 1024 && cfg!(not(target_os = "linux")) => {
+            format!(
+                ": ports below 1024 need a right; start the edge with `sudo`, or choose another port than {} with \
+             --http, --https and --quic",
+                addr.port()
+            )
+        }
         io::ErrorKind::PermissionDenied if addr.port() < 1024 => format!(
             ": ports below 1024 need a right; grant it with `sudo setcap cap_net_bind_service=+ep \
              $(command -v qtunnel)` (or AmbientCapabilities=CAP_NET_BIND_SERVICE under systemd), or \
@@ -71,5 +84,14 @@ fn advice(addr: SocketAddr, err: &io::Error) -> String {
         ),
         io::ErrorKind::AddrNotAvailable => ": this machine does not have that address".to_owned(),
         _ => String::new(),
+    }
+}
+
+/// What shows the process that listens on a port.
+fn who_listens(port: u16) -> String {
+    match std::env::consts::OS {
+        "linux" => format!("`ss -lptun 'sport = :{port}'`"),
+        "windows" => format!("`netstat -ano | findstr :{port}`"),
+        _ => format!("`lsof -nP -i :{port}`"),
     }
 }
