@@ -98,7 +98,8 @@ impl FromStr for Address {
         if looks_like_path || std::path::Path::new(text).is_dir() {
             return directory(text);
         }
-        if text.contains('/') {
+        // A backslash, because of Windows: `C:\site` is neither a host and port.
+        if text.contains(['/', '\\']) {
             return Err(AddressError::NotADirectory(text.into()));
         }
         let (host, port) = host_port(text, None)?;
@@ -285,9 +286,11 @@ mod tests {
         assert_eq!(parse("http://x/path"), Err(AddressError::Path));
         assert_eq!(parse("http://u:p@x"), Err(AddressError::UserInfo));
         assert_eq!(parse("a b:80"), Err(AddressError::Host("a b:80".into())));
-        assert_eq!(
-            parse("./nowhere"),
-            Err(AddressError::NotADirectory("./nowhere".into()))
-        );
+        for nowhere in ["./nowhere", r".\nowhere", r"C:\nowhere", "C:/nowhere"] {
+            assert_eq!(
+                parse(nowhere),
+                Err(AddressError::NotADirectory(nowhere.into()))
+            );
+        }
     }
 }

@@ -321,7 +321,10 @@ async fn unix(path: &Path) -> io::Result<UnixStream> {
 
 #[cfg(not(unix))]
 async fn unix(_path: &Path) -> io::Result<TcpStream> {
-    Err(io::ErrorKind::Unsupported.into())
+    Err(io::Error::new(
+        io::ErrorKind::Unsupported,
+        "upstreams behind Unix sockets are not supported on this system: give its port",
+    ))
 }
 
 /// How long an upstream may take to accept a connection, TLS included.
