@@ -2,7 +2,7 @@
 # Sourced by scripts/bench; does nothing by itself.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-TOOLS=$ROOT/target/lab/release                             # link, origin, report, visitors
+TOOLS=$ROOT/target/lab/release                             # attack, link, origin, report, visitors
 AGENTS=$ROOT/target/release/examples/lab-agents            # many of qtunnel's in one process
 RUN=$ROOT/target/lab/run                                   # configurations, logs and pids; goes at the end
 PEERS=${XDG_CACHE_HOME:-$HOME/.cache}/qtunnel-lab/peers    # what cargo installs; stays
@@ -25,7 +25,7 @@ spawn() {
   shift 2
   if [ "$name" = "${TIMED:-}" ]; then
     TIMED_MS=$(ip netns exec "$space" "$TOOLS/visitors" start "$EDGE:9000" --host "${HOST:-lab}" \
-      $([ "$name" = agent ] || echo --any) -- "$@" 2>>"$RUN/visitors.log" 9>&-)
+      $([ "$name" != edge ] || echo --any) -- "$@" 2>>"$RUN/visitors.log" 9>&-)
     return
   fi
   # ip becomes the command, so that the pid is the command's own.

@@ -7,7 +7,9 @@
 # Of qtunnel alone, with agents of benches/agents.rs: tunnels-N (requests spread over N names of as few
 # agents as may hold them), agents-N (over N agents with a name each, and the edge's memory for each),
 # workers-N (over 16 agents, with an edge of N workers), and streams-N (beside N idle WebSockets of 16 agents, and
-# the memory for each).
+# the memory for each). hostile-STATE: one address that brings connections into a state in which they cost the edge
+# something, and comes back whenever it is sent away (attack of benches/lab); others' p99 before and meanwhile, and the
+# edge's memory before, at its peak, and a minute after the attack.
 
 SCALE_PEERS=(qtunnel qtunnel-websocket rathole-tls rusnel)
 SCALE_ROWS=(start-up idle websockets-1000 slow-500)
@@ -17,6 +19,12 @@ TUNNELS_PER_AGENT=100 # as many as an edge grants
 WORKER_AGENTS=16      # enough for every worker to get its share
 STREAM_AGENTS=16      # 10,000 streams in sessions of 1,024
 STARTS=5
+# State and number of connections; for hostile-handshakes, handshakes per second.
+HOSTILE_ROWS=(hostile-tls-handshake:500 hostile-head:500 hostile-body:500 hostile-unread:500 hostile-http2-preface:500
+  hostile-http2-idle:500 hostile-http2-head:100 hostile-http2-body:100 hostile-http2-unread:100
+  hostile-http2-no-window:100 hostile-handshakes:2000)
+HOSTILE_ADDRESS=127.0.0.66
+HOSTILE_REST=${HOSTILE_REST:-60} # seconds after the attack, until memory is looked at again
 
 bench_scale() {
   local nth row
@@ -36,6 +44,9 @@ bench_scale() {
       done
       for row in "${SCALE_OWN_ROWS[@]}"; do
         wanted "$row" && [[ $PEER = qtunnel* ]] && scale_own_row "$row"
+      done
+      for row in "${HOSTILE_ROWS[@]}"; do
+        wanted "${row%:*}" && [ "$PEER" = qtunnel ] && scale_hostile "${row%:*}" "${row#*:}"
       done
       halt origin
     done
@@ -153,6 +164,47 @@ scale_load() {
   emit "$row" rps="$rps" p50_ms="$p50" p99_ms="$p99" errors="$errors" \
     edge_us="$(calc "($(cpu_seconds edge) - $cpu_edge) * 1e6 / $requests")" \
     agent_us="$(calc "($(cpu_seconds agents) - $cpu_agents) * 1e6 / $requests")"
+}
+
+scale_hostile() { # scale_hostile ROW NUMBER
+  local state=${1#hostile-} before meanwhile edge words=()
+  peer_start "$PEER" || { emit failed started=0; peer_stop; return; }
+  before=$(others)
+  edge=$(settled_kib edge)
+  case $state in
+  handshakes) words=(handshakes $EDGE:9443 --host qt.test --rate "$2") ;;
+  head | body | unread) words=(hold "$state" $EDGE:9000 --host lab.qt.test --connections "$2") ;;
+  *) words=(hold "$state" $EDGE:9443 --host lab.qt.test --connections "$2") ;;
+  esac
+  # Its own work on this machine is not what others shall wait for.
+  spawn attack $SPACE_A nice -n 19 "$TOOLS/attack" "${words[@]}" --from $HOSTILE_ADDRESS
+  until_true 30 grep -q '^attacking' "$RUN/attack.log" || say "$1: the attack does not begin: $(tail -n 1 "$RUN/attack.log")"
+  # Not a wait for readiness: whatever an attack fills is to fill.
+  sleep $SLOW_FILL
+  meanwhile=$(others)
+  # shellcheck disable=SC2086 # one word for each metric
+  emit "$1" $meanwhile slowdown="$(calc "$(field p99_ms "$meanwhile") / $(field p99_ms "$before")")" edge_before_mib="$(mib "$edge")"
+  [ "$state" != handshakes ] || scale_late_agents "$1"
+  emit "$1" edge_peak_mib="$(peak_mib edge)" agent_peak_mib="$(peak_mib agent)"
+  say "$1: $(grep '^attacking' "$RUN/attack.log" | tail -n 1), $(grep -c '^sent away' "$RUN/attack.log") sent away since"
+  halt attack
+  sleep $HOSTILE_REST
+  emit "$1" edge_after_mib="$(mib "$(memory_kib VmRSS edge)")"
+  peer_stop
+}
+others() { # requests of others, from another address than the attack's
+  in_a timeout $((HOSTILE_SECONDS + 20)) "$TOOLS/visitors" ask "$EDGE:9000" --host "$HOST" --seconds $HOSTILE_SECONDS
+}
+
+# Agents that come while others attack: until the first answer, process start included.
+scale_late_agents() { # scale_late_agents ROW
+  local nth HOST=late.qt.test
+  for ((nth = 0; nth < STARTS; nth++)); do
+    TIMED=late TIMED_MS=
+    add_qtunnel_agent late late quic
+    TIMED=
+    emit "$1" late_agent_ms="${TIMED_MS:-20000}"
+  done
 }
 
 visitors() { # visitors HOST KIND OPTIONS...

@@ -24,7 +24,13 @@ build_lab() {
 build_qtunnel() {
   [ ${#NAMED_PEERS[@]} -eq 0 ] || [[ " ${NAMED_PEERS[*]}" = *" qtunnel"* ]] || return 0
   ! built_here || build_ours || die "cannot build qtunnel"
-  [[ " ${WHATS[*]} " != *" scale "* ]] || build_ours --example lab-agents || die "cannot build the crowd of agents"
+  [[ " ${WHATS[*]} " != *" scale "* ]] || ! wants_many_agents || build_ours --example lab-agents ||
+    die "cannot build the crowd of agents"
+}
+wants_many_agents() {
+  local row
+  for row in "${SCALE_OWN_ROWS[@]}"; do wanted "$row" && return; done
+  return 1
 }
 build_ours() { cargo build -q --release --locked --manifest-path "$ROOT/Cargo.toml" "$@"; }
 

@@ -22,6 +22,7 @@ pub fn aims(bench: &Bench) -> Vec<Aim> {
         }
         aims.extend(memory(bench, peer));
     }
+    aims.extend(hostile(bench));
     aims
 }
 
@@ -88,6 +89,54 @@ fn memory(bench: &Bench, peer: &str) -> [Aim; 6] {
         ),
     ]
 }
+
+/// What attacks may cost: the others a fifth of their time, and the edge no memory for good.
+fn hostile(bench: &Bench) -> Vec<Aim> {
+    let found = |row: &str, metric: &str| bench.median("scale", OURS, row, metric);
+    let more = |row: &str, metric: &str| Some(found(row, metric)? - found(row, "edge_before_mib")?);
+    let mut aims = Vec::new();
+    for row in HOSTILE {
+        aims.extend([
+            Aim::new(
+                format!("{row}: others' p99 with the attack ÷ without"),
+                found(row, "slowdown"),
+            )
+            .must(AtMost(1.2)),
+            Aim::new(
+                format!("{row}: more memory of the edge a minute after, MiB"),
+                more(row, "edge_after_mib"),
+            )
+            .must(AtMost(16.0)),
+        ]);
+    }
+    aims.extend([
+        Aim::new(
+            "hostile-handshakes: more memory of the edge at the peak, MiB",
+            more("hostile-handshakes", "edge_peak_mib"),
+        )
+        .must(AtMost(100.0)),
+        Aim::new(
+            "hostile-handshakes: another agent's first answer, ms",
+            found("hostile-handshakes", "late_agent_ms"),
+        )
+        .must(AtMost(2_000.0)),
+    ]);
+    aims
+}
+
+const HOSTILE: [&str; 11] = [
+    "hostile-tls-handshake",
+    "hostile-head",
+    "hostile-body",
+    "hostile-unread",
+    "hostile-http2-preface",
+    "hostile-http2-idle",
+    "hostile-http2-head",
+    "hostile-http2-body",
+    "hostile-http2-unread",
+    "hostile-http2-no-window",
+    "hostile-handshakes",
+];
 
 #[cfg(test)]
 mod tests {

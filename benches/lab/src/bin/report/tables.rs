@@ -133,6 +133,43 @@ const VIEWS: &[View] = &[
         cell: "{} / {}, {}, {} / {}",
     },
     View {
+        title: "While one address holds 500 connections in a state: p99 of others in ms (÷ that without the attack), and memory of the public end before / at the peak / a minute after, MiB",
+        rows: &[
+            "hostile-tls-handshake",
+            "hostile-head",
+            "hostile-body",
+            "hostile-unread",
+            "hostile-http2-preface",
+            "hostile-http2-idle",
+        ],
+        metrics: HOSTILE,
+        cell: "{} (÷ {}), {} / {} / {}",
+    },
+    View {
+        title: "The same with 100 HTTP/2 connections of 100 conversations each",
+        rows: &[
+            "hostile-http2-head",
+            "hostile-http2-body",
+            "hostile-http2-unread",
+            "hostile-http2-no-window",
+        ],
+        metrics: HOSTILE,
+        cell: "{} (÷ {}), {} / {} / {}",
+    },
+    View {
+        title: "The same with 2,000 QUIC handshakes a second that never finish; and from the start of another agent to its first answer meanwhile, ms",
+        rows: &["hostile-handshakes"],
+        metrics: &[
+            ("p99_ms", 1),
+            ("slowdown", 2),
+            ("edge_before_mib", 0),
+            ("edge_peak_mib", 0),
+            ("edge_after_mib", 0),
+            ("late_agent_ms", 0),
+        ],
+        cell: "{} (÷ {}), {} / {} / {}, {}",
+    },
+    View {
         title: "Over N tunnels of as few agents as can be: requests/s (µs of processor time per request, edge + agents)",
         rows: &["tunnels-1", "tunnels-10", "tunnels-100", "tunnels-1000"],
         metrics: &[("rps", 0), ("edge_us", 1), ("agent_us", 1)],
@@ -228,6 +265,15 @@ const VIEWS: &[View] = &[
         metrics: &[("jain", 3), ("mbit", 1)],
         cell: "{} ({})",
     },
+];
+
+/// What an attack does to others and to the edge.
+const HOSTILE: &[(&str, usize)] = &[
+    ("p99_ms", 1),
+    ("slowdown", 2),
+    ("edge_before_mib", 0),
+    ("edge_peak_mib", 0),
+    ("edge_after_mib", 0),
 ];
 
 fn table(bench: &Bench, view: &View) -> String {
