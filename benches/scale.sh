@@ -184,7 +184,12 @@ scale_hostile() { # scale_hostile ROW NUMBER
   meanwhile=$(others)
   # shellcheck disable=SC2086 # one word for each metric
   emit "$1" $meanwhile slowdown="$(calc "$(field p99_ms "$meanwhile") / $(field p99_ms "$before")")" edge_before_mib="$(mib "$edge")"
-  [ "$state" != handshakes ] || scale_late_agents "$1"
+  if [ "$state" = handshakes ]; then
+    scale_late_agents "$1"
+    # A machine with other work may not get as far.
+    emit "$1" attack_per_s="$(sed -n 's/^attacking: \([0-9]*\) handshakes in \([0-9.]*\) s.*/\1 \2/p' "$RUN/attack.log" |
+      tail -n 1 | awk '{ printf "%.0f", $1 / $2 }')"
+  fi
   emit "$1" edge_peak_mib="$(peak_mib edge)" agent_peak_mib="$(peak_mib agent)"
   say "$1: $(grep '^attacking' "$RUN/attack.log" | tail -n 1), $(grep -c '^sent away' "$RUN/attack.log") sent away since"
   halt attack

@@ -40,6 +40,7 @@ pub struct Options {
 pub async fn run(options: &Options) -> Result<()> {
     let udp = UdpSocket::bind(SocketAddr::new(options.from, 0)).await?;
     let mut agents = Agents::new(options)?;
+    let begun = Instant::now();
     let mut ticks = interval(TICK);
     // What was not sent in time is sent later: the rate is what counts.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
@@ -61,8 +62,10 @@ pub async fn run(options: &Options) -> Result<()> {
         }
         if tick.is_multiple_of(TICKS as u64) {
             println!(
-                "attacking: {} handshakes, {} asked to come again",
-                agents.begun, agents.again
+                "attacking: {} handshakes in {:.1} s, {} asked to come again",
+                agents.begun,
+                begun.elapsed().as_secs_f64(),
+                agents.again
             );
         }
     }

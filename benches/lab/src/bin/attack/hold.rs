@@ -51,7 +51,7 @@ enum State {
     Http2Preface,
     /// HTTP/2 has begun, nothing is asked for, and pings are answered
     Http2Idle,
-    /// Half of a head has been sent on HTTP/2, and pings are answered
+    /// Half of a head has been sent on HTTP/2, after which nothing but the rest of it may be said
     Http2Head,
     /// Heads have been sent on every stream, and nothing of the bodies; pings are answered
     Http2Body,
@@ -145,7 +145,9 @@ impl Options {
         tls.write_all(&said).await?;
         tls.flush().await?;
         Ok(match self.state {
-            State::Http2Unread | State::Http2Preface => Held::UnreadTls(Box::new(tls)),
+            State::Http2Unread | State::Http2Preface | State::Http2Head => {
+                Held::UnreadTls(Box::new(tls))
+            }
             _ => Held::Pinged(Box::new(tls)),
         })
     }

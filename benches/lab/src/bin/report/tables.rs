@@ -133,7 +133,7 @@ const VIEWS: &[View] = &[
         cell: "{} / {}, {}, {} / {}",
     },
     View {
-        title: "While one address holds 500 connections in a state: p99 of others in ms (÷ that without the attack), and memory of the public end before / at the peak / a minute after, MiB",
+        title: "While one address holds 500 connections in a state: p99 of others in ms (times that without the attack), and memory of the public end before / at the peak / a minute after, MiB",
         rows: &[
             "hostile-tls-handshake",
             "hostile-head",
@@ -143,7 +143,7 @@ const VIEWS: &[View] = &[
             "hostile-http2-idle",
         ],
         metrics: HOSTILE,
-        cell: "{} (÷ {}), {} / {} / {}",
+        cell: "{} ({} ×), {} / {} / {}",
     },
     View {
         title: "The same with 100 HTTP/2 connections of 100 conversations each",
@@ -154,10 +154,10 @@ const VIEWS: &[View] = &[
             "hostile-http2-no-window",
         ],
         metrics: HOSTILE,
-        cell: "{} (÷ {}), {} / {} / {}",
+        cell: "{} ({} ×), {} / {} / {}",
     },
     View {
-        title: "The same with 2,000 QUIC handshakes a second that never finish; and from the start of another agent to its first answer meanwhile, ms",
+        title: "The same with 2,000 QUIC handshakes a second that never finish (so many were sent); and from the start of another agent to its first answer meanwhile, ms",
         rows: &["hostile-handshakes"],
         metrics: &[
             ("p99_ms", 1),
@@ -165,9 +165,10 @@ const VIEWS: &[View] = &[
             ("edge_before_mib", 0),
             ("edge_peak_mib", 0),
             ("edge_after_mib", 0),
+            ("attack_per_s", 0),
             ("late_agent_ms", 0),
         ],
-        cell: "{} (÷ {}), {} / {} / {}, {}",
+        cell: "{} ({} ×), {} / {} / {} ({}); {}",
     },
     View {
         title: "Over N tunnels of as few agents as can be: requests/s (µs of processor time per request, edge + agents)",
