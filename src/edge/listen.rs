@@ -65,8 +65,8 @@ fn advice(addr: SocketAddr, err: &io::Error) -> String {
             who_listens(addr.port())
         ),
         io::ErrorKind::PermissionDenied if cfg!(windows) => format!(
-            ": Windows keeps port {} for something else (`netsh int ipv4 show excludedportrange tcp` lists \
-             such ports); choose another with --http, --https and --quic",
+            ": port {} is kept by another process or by Windows itself (`netsh int ipv4 show \
+             excludedportrange tcp` lists what it keeps); choose another with --http, --https and --quic",
             addr.port()
         ),
         io::ErrorKind::PermissionDenied if addr.port() < 1024 && cfg!(not(target_os = "linux")) => {
