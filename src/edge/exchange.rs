@@ -18,9 +18,8 @@ use super::body::VisitorBody;
 use super::forward::Forward;
 use super::page::Fault;
 use super::registry::Tunnel;
-use super::rewind::Rewind;
 use crate::http::{
-    Activity, ReceiveError, ReceiveWindow, Receiver, SendError, SendWindow, Sender, chain,
+    Activity, ReceiveError, ReceiveWindow, Receiver, Rewind, SendError, SendWindow, Sender, chain,
 };
 use crate::proto::{BodyLength, RequestHead, ResponseHead, StreamHead};
 

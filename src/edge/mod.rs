@@ -23,7 +23,6 @@ mod listen;
 mod listening;
 mod page;
 mod registry;
-mod rewind;
 mod sockets;
 mod steering;
 mod urls;

@@ -9,6 +9,7 @@ pub(crate) mod forwarded;
 pub(crate) mod hygiene;
 mod receive;
 mod relay;
+mod rewind;
 mod send;
 
 pub use chain::chain;
@@ -16,4 +17,5 @@ pub use escape::escape;
 pub use flow::{Budget, BufferTotal, FlowControl, ReceiveWindow, SendWindow};
 pub use receive::{Activity, ReceiveError, Receiver, TunnelBody, next_message};
 pub use relay::{Relayed, relay};
+pub use rewind::{Replay, Rewind};
 pub use send::{CONTROL_PRIORITY, SendError, Sender};
