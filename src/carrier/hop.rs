@@ -7,7 +7,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use http::{HeaderMap, Request, StatusCode, Uri};
 use http_body_util::Empty;
 use hyper::{client::conn::http1, upgrade::Upgraded as HyperUpgraded};
@@ -15,20 +14,14 @@ use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::{
     net::{TcpStream, lookup_host},
-    time::{sleep, timeout},
+    time::timeout,
 };
 use tokio_rustls::TlsConnector;
 
-use super::{Reach, lines::Io, tcp};
+use super::{Reach, happy_eyeballs, lines::Io, tcp};
 
 /// How long a hop may take: DNS, TCP and TLS repeat lost packets after 1, 2 and 4 s.
 pub(super) const HOP: Duration = Duration::from_secs(10);
-
-/// How long the first address is tried alone before the next one joins (RFC 8305 §5).
-pub(super) const STAGGER: Duration = Duration::from_millis(250);
-
-/// Addresses of one host that are tried: two of each family.
-const ADDRESSES: usize = 4;
 
 /// The longest head of an answer: far more than any proxy or edge says.
 const HEAD: usize = 16 * 1024;
@@ -127,15 +120,7 @@ pub(super) async fn resolve(
     let found = found
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
         .map_err(failed)?;
-    let (v6, v4): (Vec<_>, Vec<_>) = found.partition(SocketAddr::is_ipv6);
-    let longest = v6.len().max(v4.len());
-    let turns = (0..longest).flat_map(|i| [v6.get(i), v4.get(i)]).flatten();
-    let mut addresses: Vec<SocketAddr> = Vec::new();
-    for addr in turns {
-        if !addresses.contains(addr) && addresses.len() < ADDRESSES {
-            addresses.push(*addr);
-        }
-    }
+    let addresses = happy_eyeballs::alternate(found);
     match addresses.is_empty() {
         true => Err(failed(io::Error::other("it has no address"))),
         false => Ok(addresses),
@@ -144,38 +129,26 @@ pub(super) async fn resolve(
 
 /// Connect to the first address that answers; later ones join in one after the other.
 pub(super) async fn connect(hop: &Hop, addresses: Vec<SocketAddr>) -> Result<TcpStream, HopError> {
-    let mut attempts: FuturesUnordered<BoxFuture<'_, Result<TcpStream, HopError>>> =
-        FuturesUnordered::new();
-    for (i, addr) in addresses.into_iter().enumerate() {
-        attempts.push(Box::pin(async move {
-            sleep(STAGGER * i as u32).await;
-            match timeout(HOP, TcpStream::connect(addr)).await {
-                Ok(Ok(tcp)) => {
-                    tcp::ask_for_bbr(&tcp, addr);
-                    let reach = match hop {
-                        Hop::Edge(_) => Reach::of(addr),
-                        Hop::Proxy(_) => Reach::Network,
-                    };
-                    tcp::shorten_send_queue(&tcp, reach);
-                    Ok(tcp)
-                }
-                Ok(Err(err)) => Err(HopError::Connect {
+    let (tcp, addr) = match happy_eyeballs::connect(&addresses, HOP).await {
+        Ok(connected) => connected,
+        Err(mut failures) => {
+            return Err(match failures.pop() {
+                Some((addr, err)) if err.kind() != io::ErrorKind::TimedOut => HopError::Connect {
                     hop: hop.clone(),
                     addr,
                     err,
-                }),
-                Err(_) => Err(HopError::TimedOut { hop: hop.clone() }),
-            }
-        }));
-    }
-    let mut failed = HopError::TimedOut { hop: hop.clone() };
-    while let Some(outcome) = attempts.next().await {
-        match outcome {
-            Ok(tcp) => return Ok(tcp),
-            Err(err) => failed = err,
+                },
+                _ => HopError::TimedOut { hop: hop.clone() },
+            });
         }
-    }
-    Err(failed)
+    };
+    tcp::ask_for_bbr(&tcp, addr);
+    let reach = match hop {
+        Hop::Edge(_) => Reach::of(addr),
+        Hop::Proxy(_) => Reach::Network,
+    };
+    tcp::shorten_send_queue(&tcp, reach);
+    Ok(tcp)
 }
 
 /// Put TLS on a connection.

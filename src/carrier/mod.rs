@@ -32,6 +32,7 @@ mod evidence;
 mod examine;
 mod frames;
 mod gate;
+mod happy_eyeballs;
 mod hop;
 mod inbox;
 mod judge;
@@ -81,6 +82,7 @@ pub use dial::{DialConfig, Dialed, dial};
 pub use dial_error::{AttemptError, DialError};
 pub use edge_socket::EdgeSocket;
 pub use examine::{SMALLEST_FULL_PACKET, UDP_ANSWER, ask_over_udp};
+pub use happy_eyeballs::{alternate as alternate_families, connect as connect_to_first};
 pub use outer_tls::outer_tls;
 #[cfg(unix)]
 pub use passed::{PassedWebSocket, PassedWebSockets};

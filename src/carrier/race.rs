@@ -16,7 +16,7 @@ use super::{
     Carrier, PathMemory, Reach, Transport,
     agent_socket::AgentSocket,
     dial_error::AttemptError,
-    hop::STAGGER,
+    happy_eyeballs::STAGGER,
     lines::Lines,
     path::{CarrierState, Driver, Established, Watch, Ways},
     rebinding::Rebinding,

@@ -1,0 +1,121 @@
+//! TCP connections to hosts that have several addresses (Happy Eyeballs, RFC 8305).
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+
+/// How long an address is tried alone before the next one joins (RFC 8305 §5).
+pub const STAGGER: Duration = Duration::from_millis(250);
+
+/// Addresses of one host that are tried: two of each family.
+const ADDRESSES: usize = 4;
+
+/// Choose a few of a host's addresses, families alternating, that of the first in front.
+pub fn alternate(found: impl IntoIterator<Item = SocketAddr>) -> Vec<SocketAddr> {
+    let found: Vec<_> = found.into_iter().collect();
+    let first_is_ipv6 = found.first().is_some_and(SocketAddr::is_ipv6);
+    let (first, second): (Vec<_>, Vec<_>) = found
+        .into_iter()
+        .partition(|addr| addr.is_ipv6() == first_is_ipv6);
+    let longest = first.len().max(second.len());
+    let turns = (0..longest).flat_map(|i| [first.get(i), second.get(i)]);
+    let mut addresses = Vec::new();
+    for addr in turns.flatten() {
+        if !addresses.contains(addr) && addresses.len() < ADDRESSES {
+            addresses.push(*addr);
+        }
+    }
+    addresses
+}
+
+/// Connect to the first address that answers. Each joins when the one before it has failed or taken [`STAGGER`].
+///
+/// # Errors
+/// Of every address, if none answers within the limit.
+pub async fn connect(
+    addresses: &[SocketAddr],
+    limit: Duration,
+) -> Result<(TcpStream, SocketAddr), Vec<(SocketAddr, io::Error)>> {
+    let mut waiting = addresses.iter().copied();
+    let mut attempts = FuturesUnordered::new();
+    let mut failures = Vec::new();
+    loop {
+        match waiting.next() {
+            Some(addr) => attempts.push(attempt(addr, limit)),
+            None if attempts.is_empty() => return Err(failures),
+            None => {}
+        }
+        let mut stagger = pin!(sleep(STAGGER));
+        tokio::select! {
+            biased;
+            Some(outcome) = attempts.next() => match outcome {
+                (addr, Ok(tcp)) => return Ok((tcp, addr)),
+                (addr, Err(err)) => failures.push((addr, err)),
+            },
+            () = &mut stagger, if waiting.len() > 0 => {}
+        }
+    }
+}
+
+async fn attempt(addr: SocketAddr, limit: Duration) -> (SocketAddr, io::Result<TcpStream>) {
+    let connected = timeout(limit, TcpStream::connect(addr)).await;
+    let timed_out = || Err(io::ErrorKind::TimedOut.into());
+    (addr, connected.unwrap_or_else(|_| timed_out()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv6Addr;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn families_alternate_and_the_first_stays_in_front() {
+        let found = [
+            "1.1.1.1:1",
+            "1.1.1.2:1",
+            "1.1.1.3:1",
+            "[1::1]:1",
+            "[1::2]:1",
+            "1.1.1.1:1",
+        ];
+        let found = found.map(|addr| addr.parse().unwrap());
+
+        let chosen: Vec<_> = alternate(found).iter().map(ToString::to_string).collect();
+
+        assert_eq!(chosen, ["1.1.1.1:1", "[1::1]:1", "1.1.1.2:1", "[1::2]:1"]);
+    }
+
+    #[tokio::test]
+    async fn an_address_that_refuses_makes_room_for_the_next_at_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let nobody = SocketAddr::from((Ipv6Addr::LOCALHOST, addr.port()));
+
+        let started = std::time::Instant::now();
+        let (_, connected) = connect(&[nobody, addr], STAGGER * 10).await.unwrap();
+
+        assert_eq!(connected, addr);
+        assert!(started.elapsed() < STAGGER);
+    }
+
+    #[tokio::test]
+    async fn all_failures_are_told() {
+        let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = free.local_addr().unwrap();
+        drop(free);
+
+        let failures = connect(&[addr, addr], STAGGER).await.unwrap_err();
+
+        assert_eq!(failures.len(), 2);
+        assert!(connect(&[], STAGGER).await.unwrap_err().is_empty());
+    }
+}
