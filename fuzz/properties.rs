@@ -14,8 +14,8 @@ use bytes::Bytes;
 use http::HeaderMap;
 use qtunnel::proto::{
     AgentMessage, BodyDecoder, CONTROL_LIMIT, DATAGRAMS_COUNT, DATAGRAMS_HEADER, Datagrams,
-    DatagramsError, EdgeMessage, Frame, HEAD_LIMIT, ResponseHead, Splitter, StreamHead, WireError,
-    data_header, decode, encode, trailers,
+    DatagramsError, EdgeMessage, Frame, HEAD_LIMIT, RESPONSE_HEAD_LIMIT, ResponseHead, Splitter,
+    StreamHead, WireError, data_header, decode, encode, trailers,
 };
 
 /// Read messages of the control stream.
@@ -28,9 +28,9 @@ pub fn control(bytes: &[u8]) -> Result<usize, WireError> {
 
 /// Read heads of requests and responses.
 pub fn head(bytes: &[u8]) -> Result<usize, WireError> {
-    messages(bytes, HEAD_LIMIT, |payload| {
+    messages(bytes, RESPONSE_HEAD_LIMIT, |payload| {
         let of_request = understood::<StreamHead>(payload, HEAD_LIMIT);
-        understood::<ResponseHead>(payload, HEAD_LIMIT) || of_request
+        understood::<ResponseHead>(payload, RESPONSE_HEAD_LIMIT) || of_request
     })
 }
 

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use super::flow::{Exceeded, ReceiveWindow};
-use crate::proto::{self, BodyDecoder, BodyLength, HEAD_LIMIT, Reset, Splitter, WireError};
+use crate::proto::{self, BodyDecoder, BodyLength, Head, Reset, Splitter, WireError};
 
 /// Receive the next message of a stream, of which the splitter keeps the beginning; `None` at the stream's
 /// end. May be cancelled.
@@ -66,8 +66,8 @@ impl Receiver {
     ///
     /// # Errors
     /// If the stream ends first, or the bytes are not a head.
-    pub async fn head<T: DeserializeOwned>(&mut self) -> Result<T, ReceiveError> {
-        next_message::<_, ReceiveError>(&mut self.stream, &mut self.splitter, HEAD_LIMIT)
+    pub async fn head<T: Head>(&mut self) -> Result<T, ReceiveError> {
+        next_message::<_, ReceiveError>(&mut self.stream, &mut self.splitter, T::LIMIT)
             .await?
             .ok_or(WireError::Truncated.into())
     }

@@ -9,13 +9,12 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame};
 use quinn::{SendStream, StoppedError, WriteError};
-use serde::Serialize;
 use tokio::time::{sleep, timeout};
 
 use super::Activity;
 use super::flow::SendWindow;
 use super::hygiene::sanitize_trailers;
-use crate::proto::{self, HEAD_LIMIT, Reset, WireError};
+use crate::proto::{self, Head, Reset, WireError};
 
 /// Sends heads and bodies, and makes sure that what is given up looks given up: dropped before
 /// [`finish`](Self::finish), the stream is reset.
@@ -49,8 +48,8 @@ impl Sender {
     ///
     /// # Errors
     /// [`SendError::Wire`] if it is larger than a head may be; nothing is sent then.
-    pub async fn head<T: Serialize>(&mut self, head: &T) -> Result<(), SendError> {
-        let head = proto::encode(head, HEAD_LIMIT)?;
+    pub async fn head<T: Head>(&mut self, head: &T) -> Result<(), SendError> {
+        let head = proto::encode(head, T::LIMIT)?;
         self.stream.write_chunk(head).await?;
         Ok(())
     }
@@ -60,8 +59,8 @@ impl Sender {
     ///
     /// # Errors
     /// [`SendError::Wire`] if it is larger than a head may be; nothing is sent then.
-    pub fn head_with_body<T: Serialize>(&mut self, head: &T) -> Result<(), SendError> {
-        self.held = Some(proto::encode(head, HEAD_LIMIT)?);
+    pub fn head_with_body<T: Head>(&mut self, head: &T) -> Result<(), SendError> {
+        self.held = Some(proto::encode(head, T::LIMIT)?);
         Ok(())
     }
 

@@ -69,7 +69,9 @@ impl Splitter {
             return Err(WireError::TooLong { length, limit });
         }
         if self.buf.len() < prefix + length {
-            self.buf.reserve(prefix + length - self.buf.len());
+            // Little is believed of what is announced: a few bytes must not take much memory.
+            let missing = prefix + length - self.buf.len();
+            self.buf.reserve(missing.min(self.buf.len().max(BELIEVED)));
             return Ok(None);
         }
         self.buf.advance(prefix);
@@ -140,6 +142,9 @@ pub enum WireError {
     #[error("data after the trailers")]
     AfterTrailers,
 }
+
+/// Room that is made for what is announced and has not come: as much as most heads have.
+const BELIEVED: usize = 4 << 10;
 
 /// All lengths that we write fit the four-byte form.
 const PREFIX: usize = 4;

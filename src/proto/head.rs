@@ -7,7 +7,21 @@ use ::http::{Method, StatusCode};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::Fields;
+use super::{Fields, HEAD_LIMIT, RESPONSE_HEAD_LIMIT};
+
+/// What stands at the beginning of a stream, in one direction.
+pub trait Head: Serialize + serde::de::DeserializeOwned {
+    /// The most bytes that it takes.
+    const LIMIT: usize;
+}
+
+impl Head for StreamHead {
+    const LIMIT: usize = HEAD_LIMIT;
+}
+
+impl Head for ResponseHead {
+    const LIMIT: usize = RESPONSE_HEAD_LIMIT;
+}
 
 /// What kind of conversation a stream carries. The edge sends it first.
 ///
@@ -89,6 +103,12 @@ pub enum Failure {
     UpstreamInvalid,
     /// The agent serves as many conversations as it may.
     Busy,
+    /// The upstream does not speak HTTP, or another version of it.
+    UpstreamNotHttp,
+    /// The head of the upstream's answer is larger than [`RESPONSE_HEAD_LIMIT`](super::RESPONSE_HEAD_LIMIT).
+    UpstreamHeadTooLarge,
+    /// The head of the upstream's answer can be understood in two ways, or in none.
+    UpstreamHeadInvalid,
 }
 
 impl Failure {
@@ -96,7 +116,11 @@ impl Failure {
     pub fn status(self) -> StatusCode {
         match self {
             Self::NoSuchTunnel => StatusCode::NOT_FOUND,
-            Self::UpstreamUnreachable | Self::UpstreamInvalid => StatusCode::BAD_GATEWAY,
+            Self::UpstreamUnreachable
+            | Self::UpstreamInvalid
+            | Self::UpstreamNotHttp
+            | Self::UpstreamHeadTooLarge
+            | Self::UpstreamHeadInvalid => StatusCode::BAD_GATEWAY,
             Self::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
         }

@@ -74,7 +74,8 @@
 //! | --- | --- |
 //! | first control message | [`HELLO_LIMIT`] |
 //! | control message | [`CONTROL_LIMIT`] |
-//! | head | [`HEAD_LIMIT`] |
+//! | head of a conversation | [`HEAD_LIMIT`] |
+//! | head of an answer | [`RESPONSE_HEAD_LIMIT`] |
 //! | trailers | [`TRAILERS_LIMIT`] |
 //! | packets in a WebSocket message | [`DATAGRAMS_LIMIT`] |
 
@@ -101,7 +102,9 @@ pub use datagrams::{
 };
 pub use fields::Fields;
 pub use frame::{BodyDecoder, Frame, data_header, trailers};
-pub use head::{BodyLength, Failure, HttpVersion, RequestHead, ResponseHead, Scheme, StreamHead};
+pub use head::{
+    BodyLength, Failure, Head, HttpVersion, RequestHead, ResponseHead, Scheme, StreamHead,
+};
 
 /// What both ends speak; a different wire gets a different name.
 pub const ALPN: &[u8] = b"qtunnel/1";
@@ -115,9 +118,12 @@ pub const HELLO_LIMIT: usize = 4 << 10;
 /// A hundred tunnels in one message fit well; nothing legitimate comes near.
 pub const CONTROL_LIMIT: usize = 64 << 10;
 
-/// Twice what the edge accepts from a visitor (16 KiB), for what the edge adds and for upstreams
-/// that set many cookies.
+/// Twice what the edge accepts from a visitor (16 KiB), for what the edge adds.
 pub const HEAD_LIMIT: usize = 32 << 10;
+
+/// What browsers read of an answer (256 KiB), and what is written beside its fields. A receiver has no memory for more
+/// of it than has come.
+pub const RESPONSE_HEAD_LIMIT: usize = (256 << 10) + 1024;
 
 /// The smallest window of a body, which every direction of every conversation may have whatever else
 /// there is.

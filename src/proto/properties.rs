@@ -316,6 +316,9 @@ fn response_head() -> impl Strategy<Value = ResponseHead> {
         Just(Failure::UpstreamTimeout),
         Just(Failure::UpstreamInvalid),
         Just(Failure::Busy),
+        Just(Failure::UpstreamNotHttp),
+        Just(Failure::UpstreamHeadTooLarge),
+        Just(Failure::UpstreamHeadInvalid),
     ];
     let reason = option::of(vec(any::<u8>(), 0..20));
     prop_oneof![

@@ -106,6 +106,9 @@ fn response_heads() {
         Failure::UpstreamTimeout,
         Failure::UpstreamInvalid,
         Failure::Busy,
+        Failure::UpstreamNotHttp,
+        Failure::UpstreamHeadTooLarge,
+        Failure::UpstreamHeadInvalid,
     ];
     for (code, failure) in (0..).zip(failures) {
         golden(ResponseHead::Failed(failure), &[&[2], &[code]]);
