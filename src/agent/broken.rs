@@ -3,6 +3,8 @@
 use std::error::Error as StdError;
 use std::time::Duration;
 
+use super::answer_head::HeadError;
+use super::http2;
 use super::pool::DialError;
 use crate::http::SendError;
 use crate::proto::Failure;
@@ -18,6 +20,14 @@ pub(super) enum Broken {
     Timeout(Duration),
     #[error("it failed")]
     Upstream(#[source] hyper::Error),
+    #[error(transparent)]
+    Head(HeadError),
+    #[error("{what}")]
+    Http2 {
+        what: String,
+        #[source]
+        err: hyper::Error,
+    },
     #[error("the service in this process failed")]
     Service(#[source] Box<dyn StdError + Send + Sync>),
     #[error("it switched protocols without being asked")]
@@ -31,10 +41,19 @@ pub(super) enum Broken {
 }
 
 impl Broken {
+    /// Name what went wrong on an HTTP/2 connection, if it has a name.
+    pub(super) fn of_http2(err: hyper::Error) -> Self {
+        match http2::describe(&err) {
+            Some(what) => Self::Http2 { what, err },
+            None => Self::Upstream(err),
+        }
+    }
+
     /// Report whether the upstream's address helps to understand it.
     pub(super) fn is_upstreams(&self) -> bool {
         match self {
             Self::Dial(_) | Self::Timeout(_) | Self::Upstream(_) => true,
+            Self::Head(_) | Self::Http2 { .. } | Self::Tunnel(SendError::Wire(_)) => true,
             Self::NotAsked | Self::NoUpgrade | Self::Tunnel(SendError::Body(_)) => true,
             Self::Visitor | Self::Service(_) | Self::Target | Self::Tunnel(_) => false,
         }
@@ -46,12 +65,18 @@ impl Broken {
             Self::Visitor => None,
             Self::Dial(_) => Some(Failure::UpstreamUnreachable),
             Self::Timeout(_) => Some(Failure::UpstreamTimeout),
+            Self::Head(HeadError::NotHttp { .. }) => Some(Failure::UpstreamNotHttp),
+            Self::Head(HeadError::TooLong | HeadError::TooManyFields) => {
+                Some(Failure::UpstreamHeadTooLarge)
+            }
+            Self::Head(_) => Some(Failure::UpstreamHeadInvalid),
             Self::Upstream(_)
+            | Self::Http2 { .. }
             | Self::Service(_)
             | Self::NotAsked
             | Self::NoUpgrade
             | Self::Target => Some(Failure::UpstreamInvalid),
-            Self::Tunnel(SendError::Wire(_)) => Some(Failure::UpstreamInvalid),
+            Self::Tunnel(SendError::Wire(_)) => Some(Failure::UpstreamHeadTooLarge),
             Self::Tunnel(_) => None,
         }
     }

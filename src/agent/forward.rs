@@ -18,7 +18,7 @@ use super::config::HostHeader;
 use super::event::{Event, Observer, RequestLog};
 use super::heads::Heads;
 use super::hints::Hints;
-use super::outgoing::{Asked, Outgoing, frame, set_host};
+use super::outgoing::{Asked, Held, Outgoing, frame, set_host};
 use super::pool::{Leased, Pool};
 use super::response;
 use super::upstream::{RequestBody, Service, UpstreamBody};
@@ -204,7 +204,7 @@ impl Exchange {
             true => RequestBody::Empty,
             false => RequestBody::Tunnel(Box::new(self.request_body().ok_or(Broken::Visitor)?)),
         };
-        let (response, connection) = self.ask(pool, leased, body).await?;
+        let (response, held) = self.ask(pool, leased, body).await?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Box::pin(self.switch(response)).await;
         }
@@ -212,10 +212,12 @@ impl Exchange {
             receiver.refuse(Reset::Enough);
         }
         self.answer(response).await?;
-        // A connection on which an upgrade was refused is not used again: the two ends may disagree
-        // about what the bytes after the head are.
-        if let (Some(connection), false) = (connection, wants_upgrade) {
-            pool.give_back(connection).await;
+        match held {
+            // A connection on which an upgrade was refused is not used again: the two ends may disagree
+            // about what the bytes after the head are.
+            Held::Http1(connection) if !wants_upgrade => pool.give_back(connection).await,
+            Held::Http1(_) => {}
+            Held::Http2(stream) => stream.release(),
         }
         Ok(())
     }

@@ -2,12 +2,15 @@
 
 mod address;
 mod ahead;
+mod answer_head;
+mod answer_reader;
 mod backoff;
 mod broken;
 mod check;
 mod config;
 mod connect;
 mod connect_error;
+mod connections;
 mod control;
 mod dial;
 mod event;
@@ -16,8 +19,10 @@ mod former;
 mod forward;
 mod heads;
 mod hints;
+mod http2;
 mod outgoing;
 mod pool;
+mod resolver;
 mod response;
 mod session;
 mod upstream;

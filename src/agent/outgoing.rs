@@ -7,13 +7,16 @@ use ::http::{HeaderMap, HeaderValue, Request, Response, Uri};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hyper::body::Incoming;
+use tracing::debug;
 
 use super::broken::Broken;
 use super::config::HostHeader;
 use super::hints::Hints;
-use super::pool::{Http1, Leased, Pool};
+use super::http2::{self, Stream};
+use super::pool::{AskError, Http1, Leased, Pool};
 use super::response;
 use super::upstream::RequestBody;
+use crate::http::{Rewind, TunnelBody};
 use crate::proto::{BodyLength, HttpVersion, RequestHead};
 
 /// A request on its way to a server.
@@ -25,8 +28,16 @@ pub(super) struct Outgoing<'a> {
     pub(super) hints: Hints,
 }
 
-/// An answer, and the connection if it is one that is given back.
-pub(super) type Asked = (Response<Incoming>, Option<Http1>);
+/// An answer, and what it comes on.
+pub(super) type Asked = (Response<Incoming>, Held);
+
+/// What an answer comes on, until it has been read.
+pub(super) enum Held {
+    /// A connection, which is given back then.
+    Http1(Http1),
+    /// A stream, which is free for another request then.
+    Http2(Stream),
+}
 
 impl Outgoing<'_> {
     /// Send the request and wait for the response's head. A connection that the upstream has closed
@@ -36,13 +47,14 @@ impl Outgoing<'_> {
         let (mut connection, reused) = match leased {
             Leased::Http1 { connection, reused } => (connection, reused),
             // Boxed: it is large, and who speaks HTTP/2 has more to do anyway.
-            Leased::Http2(sender) => return Box::pin(self.send_http2(sender, body)).await,
+            Leased::Http2(stream) => return Box::pin(self.send_http2(stream, body)).await,
         };
         let repeatable = matches!(body, RequestBody::Empty) && self.head.method.is_idempotent();
         let request = self.http1(body)?;
-        let mut err = match connection.ask(request).await {
-            Ok(response) => return Ok((response, Some(connection))),
-            Err(err) => err,
+        let mut err = match self.pool.ask(&mut connection, reused, request).await {
+            Ok(response) => return Ok((response, Held::Http1(connection))),
+            Err(AskError::Head(err)) => return Err(Broken::Head(err)),
+            Err(AskError::Http(err)) => err,
         };
         let body = match err.take_message() {
             Some(request) => request.into_body(),
@@ -56,31 +68,76 @@ impl Outgoing<'_> {
     async fn send_anew(&self, body: RequestBody) -> Result<Asked, Broken> {
         match self.pool.dial(self.head.upgrade.is_some()).await {
             Ok(Leased::Http1 { mut connection, .. }) => {
-                let response = connection.ask(self.http1(body)?).await;
-                let response = response.map_err(|err| Broken::Upstream(err.into_error()))?;
-                Ok((response, Some(connection)))
+                let response = self
+                    .pool
+                    .ask(&mut connection, false, self.http1(body)?)
+                    .await;
+                match response {
+                    Ok(response) => Ok((response, Held::Http1(connection))),
+                    Err(AskError::Head(err)) => Err(Broken::Head(err)),
+                    Err(AskError::Http(err)) => Err(Broken::Upstream(err.into_error())),
+                }
             }
-            Ok(Leased::Http2(sender)) => self.send_http2(sender, body).await,
+            Ok(Leased::Http2(stream)) => self.send_http2(stream, body).await,
             Err(err) => Err(Broken::Dial(err)),
         }
     }
 
-    async fn send_http2(
-        &self,
-        mut sender: hyper::client::conn::http2::SendRequest<RequestBody>,
-        body: RequestBody,
-    ) -> Result<Asked, Broken> {
+    /// Send the request on a stream, and again on others as long as the upstream has not processed it (RFC 9113
+    /// §8.7), whatever its method is, and all of its body is still here.
+    async fn send_http2(&self, mut stream: Stream, body: RequestBody) -> Result<Asked, Broken> {
         if self.head.upgrade.is_some() {
             return Err(Broken::NoUpgrade);
         }
+        let mut again = Again::new(body);
+        let mut attempts = 1;
+        loop {
+            let failed = match stream.ask(self.http2(again.body())?).await {
+                Ok(response) => {
+                    again.settle();
+                    return Ok((response, Held::Http2(stream)));
+                }
+                Err(failed) => failed,
+            };
+            let unsent = failed.message().is_some();
+            let err = failed.into_error();
+            let repeatable = stream.reused
+                && again.is_empty()
+                && self.head.method.is_idempotent()
+                && !http2::is_answer(&err);
+            let may_repeat = unsent || http2::is_unprocessed(&err) || repeatable && attempts == 1;
+            if !may_repeat || !again.is_whole() || attempts == ATTEMPTS {
+                return Err(Broken::of_http2(err));
+            }
+            debug!(%err, attempts, "sending a request again, which the upstream has not processed");
+            attempts += 1;
+            // The other stream is not free while this one is held.
+            drop(stream);
+            stream = match self.pool.lease(false).await.map_err(Broken::Dial)? {
+                Leased::Http2(stream) => stream,
+                Leased::Http1 {
+                    mut connection,
+                    reused,
+                } => {
+                    let request = self.http1(again.body())?;
+                    return match self.pool.ask(&mut connection, reused, request).await {
+                        Ok(response) => {
+                            again.settle();
+                            Ok((response, Held::Http1(connection)))
+                        }
+                        Err(AskError::Head(err)) => Err(Broken::Head(err)),
+                        Err(AskError::Http(err)) => Err(Broken::Upstream(err.into_error())),
+                    };
+                }
+            };
+        }
+    }
+
+    fn http2(&self, body: RequestBody) -> Result<Request<RequestBody>, Broken> {
         let mut request = self.request(body);
         request.headers_mut().remove(HOST);
         *request.uri_mut() = self.absolute()?;
-        let response = sender
-            .send_request(request)
-            .await
-            .map_err(Broken::Upstream)?;
-        Ok((response, None))
+        Ok(request)
     }
 
     fn http1(&self, body: RequestBody) -> Result<Request<RequestBody>, Broken> {
@@ -128,7 +185,11 @@ impl Outgoing<'_> {
             None => Authority::try_from(self.pool.target().authority()),
         };
         let mut parts = ::http::uri::Parts::default();
-        parts.scheme = Some(UriScheme::HTTP);
+        // The upstream's own: the visitor's is in `X-Forwarded-Proto`.
+        parts.scheme = Some(match self.pool.is_secure() {
+            true => UriScheme::HTTPS,
+            false => UriScheme::HTTP,
+        });
         parts.authority = Some(authority.map_err(|_| Broken::Target)?);
         let target =
             PathAndQuery::try_from(self.head.target.as_str()).map_err(|_| Broken::Target)?;
@@ -136,6 +197,56 @@ impl Outgoing<'_> {
         Uri::from_parts(parts).map_err(|_| Broken::Target)
     }
 }
+
+/// A body that may be sent again.
+enum Again {
+    Empty,
+    Kept(Rewind<TunnelBody>),
+    /// Somebody else keeps it, or nobody.
+    Once(Option<RequestBody>),
+}
+
+impl Again {
+    fn new(body: RequestBody) -> Self {
+        match body {
+            RequestBody::Empty => Self::Empty,
+            RequestBody::Tunnel(body) => Self::Kept(Rewind::new(*body)),
+            body @ RequestBody::Replay(_) => Self::Once(Some(body)),
+        }
+    }
+
+    fn body(&mut self) -> RequestBody {
+        match self {
+            Self::Empty => RequestBody::Empty,
+            Self::Kept(body) => RequestBody::Replay(body.read()),
+            Self::Once(body) => body.take().unwrap_or(RequestBody::Empty),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        matches!(self, Self::Empty)
+    }
+
+    /// Report whether all of it can be sent again.
+    fn is_whole(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Kept(body) => body.kept().is_some(),
+            Self::Once(body) => body.is_some(),
+        }
+    }
+
+    /// Keep nothing more: there is an answer.
+    fn settle(&self) {
+        if let Self::Kept(body) = self {
+            body.settle();
+        }
+    }
+}
+
+/// How often a request is sent to an upstream that does not process it. A server that ends each connection after ten
+/// requests refuses one that came with a hundred others several times.
+const ATTEMPTS: u32 = 32;
 
 /// Leave a length only where there is one: what else frames a message depends on the upstream's
 /// version of HTTP.

@@ -1,27 +1,35 @@
 //! Connections to one upstream server: dialled, kept while they are sound, and reused.
 
+use std::collections::BTreeSet;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ::http::{Request, Response};
 use hyper::body::Incoming;
-use hyper::client::conn::{TrySendError, http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper::client::conn::{TrySendError, http1};
+use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 #[cfg(unix)]
 use tokio::net::UnixStream;
-use tokio::net::{TcpStream, lookup_host};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::address::Target;
 use super::ahead::{Crowd, InUse, Sparing};
+use super::answer_head::{HeadError, Oddity};
+use super::answer_reader::{AnswerLink, AnswerReader};
+use super::connections::{Connections, IDLE_ALONE, IDLE_TLS, Keep, Open};
+use super::http2::{Http2Connections, Stream, Turn};
+use super::resolver::Resolver;
 use super::upstream::RequestBody;
+use crate::carrier::connect_to_first;
 use crate::inline::Inline;
 use crate::tls::{TrustError, upstream_config};
 
@@ -30,17 +38,14 @@ pub struct Pool {
     target: Target,
     /// For `https`: with HTTP/2 offered, and without it (for upgrades).
     tls: Option<(TlsConnector, TlsConnector)>,
-    idle: Mutex<Vec<Idle>>,
-    /// One connection carries all requests of an upstream that speaks HTTP/2.
-    http2: tokio::sync::Mutex<Option<http2::SendRequest<RequestBody>>>,
-    /// Which address of `localhost` answered last.
-    winner: Mutex<Option<IpAddr>>,
+    resolver: Option<Resolver>,
+    http1: Arc<Connections<Http1>>,
+    http2: Arc<Http2Connections>,
+    /// What an upstream with TLS has chosen last.
+    chose_http1: AtomicBool,
     crowd: Crowd,
-}
-
-struct Idle {
-    connection: Http1,
-    since: Instant,
+    /// Fields of answers that somebody has been told of.
+    told: Mutex<BTreeSet<String>>,
 }
 
 /// A connection for one request.
@@ -51,8 +56,8 @@ pub enum Leased {
         /// Whether it has served before, and may have been closed in this moment.
         reused: bool,
     },
-    /// HTTP/2: shared.
-    Http2(http2::SendRequest<RequestBody>),
+    /// HTTP/2: a stream on one that others have streams on too.
+    Http2(Stream),
 }
 
 /// An HTTP/1.1 connection.
@@ -60,8 +65,11 @@ pub struct Http1 {
     sender: http1::SendRequest<RequestBody>,
     /// What moves its bytes.
     task: Inline,
+    /// What its answers are read by.
+    answers: AnswerLink,
     /// While it is leased.
     in_use: Option<InUse>,
+    open: Open<Http1>,
 }
 
 impl Pool {
@@ -83,13 +91,22 @@ impl Pool {
             }
             _ => None,
         };
+        let resolver = match &target {
+            Target::Unix(_) => None,
+            Target::Http { host, port }
+            | Target::Https { host, port, .. }
+            | Target::H2c { host, port } => Some(Resolver::new(host, *port)),
+        };
+        let alone = if tls.is_some() { IDLE_TLS } else { IDLE_ALONE };
         Ok(Self {
             target,
             tls,
-            idle: Mutex::default(),
-            http2: tokio::sync::Mutex::default(),
-            winner: Mutex::default(),
+            resolver,
+            http1: Connections::new(alone),
+            http2: Arc::default(),
+            chose_http1: AtomicBool::new(false),
             crowd,
+            told: Mutex::default(),
         })
     }
 
@@ -98,26 +115,37 @@ impl Pool {
         &self.target
     }
 
-    /// Get a connection: an idle one if there is one, else a new one.
+    /// Report whether requests travel over TLS.
+    pub fn is_secure(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// Get a connection: an idle one if there is one, else a new one, or one that becomes idle before that is there.
     ///
     /// # Errors
     /// [`DialError`] if the upstream cannot be reached.
     pub async fn lease(&self, upgrade: bool) -> Result<Leased, DialError> {
-        if matches!(self.target, Target::H2c { .. }) {
-            return Box::pin(self.shared(upgrade)).await;
+        if upgrade {
+            return self.dial(upgrade).await;
         }
-        if !upgrade {
-            if let Some(connection) = self.take_idle() {
-                return Ok(Leased::Http1 {
-                    connection,
-                    reused: true,
-                });
-            }
-            if self.tls.is_some() {
-                return Box::pin(self.shared(upgrade)).await;
-            }
+        let reused = |mut connection: Http1| {
+            connection.in_use = Some(self.crowd.join());
+            Ok(Leased::Http1 {
+                connection,
+                reused: true,
+            })
+        };
+        if let Some(connection) = self.http1.take() {
+            return reused(connection);
         }
-        self.dial(upgrade).await
+        if self.may_be_http2() {
+            return Box::pin(self.stream()).await;
+        }
+        tokio::select! {
+            biased;
+            connection = self.http1.next() => reused(connection),
+            dialled = self.dial(upgrade) => dialled,
+        }
     }
 
     /// Get a connection that has not served before.
@@ -128,7 +156,7 @@ impl Pool {
         // Boxed: it is large, and most conversations find a connection that is there.
         match timeout(CONNECT, Box::pin(self.handshake(upgrade))).await {
             Ok(leased) => leased,
-            Err(_) => Err(DialError::Connect(io::ErrorKind::TimedOut.into())),
+            Err(_) => Err(DialError::Slow),
         }
     }
 
@@ -137,14 +165,73 @@ impl Pool {
     pub async fn give_back(&self, mut connection: Http1) {
         if matches!(timeout(SETTLE, connection.sender.ready()).await, Ok(Ok(()))) {
             connection.in_use = None;
-            let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-            if idle.len() < MOST_IDLE {
-                idle.push(Idle {
-                    connection,
-                    since: Instant::now(),
-                });
+            self.http1.keep(connection);
+        }
+    }
+
+    /// Send a request on a connection, and wait for the head of its answer.
+    ///
+    /// # Errors
+    /// As of hyper: with the request, if nothing of it has been sent.
+    pub async fn ask(
+        &self,
+        connection: &mut Http1,
+        reused: bool,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, AskError> {
+        connection.answers.expect();
+        let answer = connection.sender.try_send_request(request);
+        // The upstream shall not wait for it until all that has arrived together has been read.
+        connection.task.run();
+        let answer = match reused {
+            true => answer.await,
+            // Boxed: most requests have a connection that has served before.
+            false => Box::pin(self.http1.first_answer(&connection.open, answer)).await,
+        };
+        let found = connection.answers.take();
+        self.tell_of(found.oddities);
+        match (answer, found.error) {
+            (Ok(mut response), _) => {
+                if let Some(fields) = found.fields {
+                    *response.headers_mut() = fields;
+                }
+                Ok(response)
+            }
+            (Err(_), Some(err)) => Err(AskError::Head(err)),
+            (Err(err), None) => Err(AskError::Http(err)),
+        }
+    }
+
+    /// Tell once of each field that is not passed on as it was sent.
+    fn tell_of(&self, oddities: Vec<Oddity>) {
+        for Oddity { name, what } in oddities {
+            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            if told.len() < MOST_TOLD && told.insert(name.clone()) {
+                warn!(upstream = %self.target, "in an answer, \"{name}\" {what}");
             }
         }
+    }
+
+    fn may_be_http2(&self) -> bool {
+        match &self.target {
+            Target::H2c { .. } => true,
+            Target::Https { .. } => !self.chose_http1.load(Ordering::Relaxed),
+            Target::Http { .. } | Target::Unix(_) => false,
+        }
+    }
+
+    /// Use an HTTP/2 connection, or make one. An upstream that does not speak HTTP/2 after all gives an HTTP/1.1
+    /// connection.
+    async fn stream(&self) -> Result<Leased, DialError> {
+        let dialling = match self.http2.turn().await {
+            Turn::Stream(stream) => return Ok(Leased::Http2(stream)),
+            Turn::Dial(dialling) => dialling,
+        };
+        let leased = self.dial(false).await;
+        if !matches!(leased, Ok(Leased::Http2(_))) {
+            dialling.fail();
+        }
+        leased
     }
 
     /// Check that somebody listens.
@@ -154,65 +241,40 @@ impl Pool {
     pub async fn probe(&self) -> Result<(), DialError> {
         let reached = match &self.target {
             Target::Unix(path) => timeout(CONNECT, unix(path)).await.map(|io| io.map(drop)),
-            Target::Http { host, port }
-            | Target::Https { host, port, .. }
-            | Target::H2c { host, port } => timeout(CONNECT, self.tcp(host, *port))
-                .await
-                .map(|io| io.map(drop)),
+            _ => {
+                return timeout(CONNECT, self.tcp())
+                    .await
+                    .unwrap_or(Err(DialError::Slow))
+                    .map(drop);
+            }
         };
         reached
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
             .map_err(DialError::Connect)
     }
 
-    fn take_idle(&self) -> Option<Http1> {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        // The one used last is the least likely to have been closed at the other end.
-        while let Some(Idle {
-            mut connection,
-            since,
-        }) = idle.pop()
-        {
-            if connection.sender.is_ready() && since.elapsed() < IDLE {
-                connection.in_use = Some(self.crowd.join());
-                return Some(connection);
-            }
-        }
-        None
-    }
-
-    /// Use the one HTTP/2 connection, or make it. An upstream that does not speak HTTP/2 after all
-    /// gives an HTTP/1.1 connection.
-    async fn shared(&self, upgrade: bool) -> Result<Leased, DialError> {
-        let mut shared = self.http2.lock().await;
-        if let Some(sender) = shared.as_ref().filter(|sender| !sender.is_closed()) {
-            return Ok(Leased::Http2(sender.clone()));
-        }
-        let leased = self.dial(upgrade).await?;
-        if let Leased::Http2(sender) = &leased {
-            *shared = Some(sender.clone());
-        }
-        Ok(leased)
-    }
-
     async fn handshake(&self, upgrade: bool) -> Result<Leased, DialError> {
         match &self.target {
-            Target::Http { host, port } => self.http1(self.tcp(host, *port).await?).await,
-            Target::H2c { host, port } => http2(self.tcp(host, *port).await?).await,
+            Target::Http { .. } => self.http1(self.tcp().await?).await,
+            Target::H2c { .. } => self.http2(self.tcp().await?).await,
             Target::Unix(path) => self.http1(unix(path).await?).await,
-            Target::Https { host, port, .. } => {
+            Target::Https { host, .. } => {
                 let name = ServerName::try_from(host.clone()).map_err(|_| DialError::Name)?;
                 let Some((both, only_http1)) = &self.tls else {
                     return Err(DialError::Name);
                 };
                 let tls = if upgrade { only_http1 } else { both };
                 let stream = tls
-                    .connect(name, self.tcp(host, *port).await?)
+                    .connect(name, self.tcp().await?)
                     .await
                     .map_err(DialError::Tls)?;
-                match stream.get_ref().1.alpn_protocol() {
-                    Some(b"h2") => http2(stream).await,
-                    _ => self.http1(stream).await,
+                let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                if !upgrade {
+                    self.chose_http1.store(!is_http2, Ordering::Relaxed);
+                }
+                match is_http2 {
+                    true => self.http2(stream).await,
+                    false => self.http1(stream).await,
                 }
             }
         }
@@ -222,7 +284,8 @@ impl Pool {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let io = Sparing::new(io, self.crowd.clone());
+        let answers = AnswerLink::default();
+        let io = AnswerReader::new(Sparing::new(io, self.crowd.clone()), answers.clone());
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(UPSTREAM_BUFFER)
             .handshake(TokioIo::new(io))
@@ -238,80 +301,39 @@ impl Pool {
             connection: Http1 {
                 sender,
                 task: inline,
+                answers,
                 in_use: Some(self.crowd.join()),
+                open: self.http1.opened(),
             },
             reused: false,
         })
     }
 
-    async fn tcp(&self, host: &str, port: u16) -> io::Result<TcpStream> {
-        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-        for ip in self.addresses(host, port).await? {
-            match TcpStream::connect(SocketAddr::new(ip, port)).await {
-                Ok(stream) => {
-                    stream.set_nodelay(true)?;
-                    *self.winner.lock().unwrap_or_else(PoisonError::into_inner) = Some(ip);
-                    return Ok(stream);
-                }
-                Err(err) => last = err,
-            }
-        }
-        Err(last)
+    async fn http2<S>(&self, io: S) -> Result<Leased, DialError>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        Ok(Leased::Http2(self.http2.open(io).await?))
     }
 
-    /// List a host's addresses, the one that answered last in front.
-    async fn addresses(&self, host: &str, port: u16) -> io::Result<Vec<IpAddr>> {
-        let mut addresses: Vec<IpAddr> = if host == "localhost" {
-            // Development servers listen on one or the other, and resolvers disagree.
-            vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]
-        } else if let Ok(ip) = host.parse() {
-            vec![ip]
-        } else {
-            lookup_host((host, port))
-                .await?
-                .map(|addr| addr.ip())
-                .collect()
+    async fn tcp(&self) -> Result<TcpStream, DialError> {
+        let Some(resolver) = &self.resolver else {
+            return Err(DialError::Name);
         };
-        let winner = *self.winner.lock().unwrap_or_else(PoisonError::into_inner);
-        addresses.sort_by_key(|ip| Some(*ip) != winner);
-        Ok(addresses)
+        let addresses = resolver.addresses().await.map_err(DialError::Resolve)?;
+        let (stream, addr) = connect_to_first(&addresses, CONNECT)
+            .await
+            .map_err(DialError::refused)?;
+        resolver.answered(addr);
+        stream.set_nodelay(true)?;
+        Ok(stream)
     }
 }
 
-impl Http1 {
-    /// Send a request, and wait for the head of its answer.
-    ///
-    /// # Errors
-    /// As of hyper: with the request, if nothing of it has been sent.
-    pub async fn ask(
-        &mut self,
-        request: Request<RequestBody>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
-        let answer = self.sender.try_send_request(request);
-        // The upstream shall not wait for it until all that has arrived together has been read.
-        self.task.run();
-        answer.await
+impl Keep for Http1 {
+    fn is_sound(&self) -> bool {
+        self.sender.is_ready()
     }
-}
-
-async fn http2<S>(io: S) -> Result<Leased, DialError>
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
-    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(H2_STREAM_WINDOW)
-        .initial_connection_window_size(H2_CONNECTION_WINDOW)
-        .keep_alive_interval(H2_PING)
-        .handshake(TokioIo::new(io))
-        .await?;
-    // It ends when the last of its senders is dropped.
-    tokio::spawn(async move {
-        if let Err(err) = connection.await {
-            debug!(%err, "an upstream connection broke");
-        }
-    });
-    Ok(Leased::Http2(sender))
 }
 
 #[cfg(unix)]
@@ -333,25 +355,20 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// How long an upstream may take to end an exchange whose response has been read.
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// Shorter than what common servers allow (Node.js closes after 5 s), so that few requests meet a
-/// connection that is just being closed.
-const IDLE: Duration = Duration::from_secs(4);
-
-/// Idle connections that are kept: as many as conversations are usual at once.
-const MOST_IDLE: usize = 256;
-
 /// What is read at once, and waits here while a visitor is slow: hyper's own 400 KiB for each of 500 would be
 /// 200 MB. As much as the longest head that fits into the tunnel.
 const UPSTREAM_BUFFER: usize = 32 << 10;
 
-/// What the upstream may send ahead on one stream.
-const H2_STREAM_WINDOW: u32 = 1 << 20;
+/// Names of fields that one is told of, for each upstream.
+const MOST_TOLD: usize = 16;
 
-/// What the upstream may send ahead in all.
-const H2_CONNECTION_WINDOW: u32 = 8 << 20;
-
-/// An upstream that has vanished is found by pings.
-const H2_PING: Duration = Duration::from_secs(20);
+/// A request has no answer.
+pub enum AskError {
+    /// It is not understood.
+    Head(HeadError),
+    /// As hyper says it.
+    Http(TrySendError<Request<RequestBody>>),
+}
 
 /// An upstream cannot be reached.
 #[derive(Debug, thiserror::Error)]
@@ -359,6 +376,12 @@ pub enum DialError {
     /// No connection.
     #[error("cannot connect")]
     Connect(#[from] io::Error),
+    /// No address.
+    #[error("cannot resolve its host")]
+    Resolve(#[source] io::Error),
+    /// No connection in time.
+    #[error("no connection within {} s: something drops packets, or it accepts none", CONNECT.as_secs())]
+    Slow,
     /// No TLS.
     #[error("no TLS (an upstream without a trusted certificate is written https+insecure://…)")]
     Tls(#[source] io::Error),
@@ -368,4 +391,18 @@ pub enum DialError {
     /// No HTTP.
     #[error("no HTTP")]
     Http(#[from] hyper::Error),
+}
+
+impl DialError {
+    /// No address of the upstream has answered: it is named which, where it is not known anyway.
+    fn refused(mut failures: Vec<(SocketAddr, io::Error)>) -> Self {
+        if failures.len() < 2 {
+            let err = failures.pop().map(|(_, err)| err);
+            return Self::Connect(err.unwrap_or_else(|| io::ErrorKind::NotFound.into()));
+        }
+        let kind = failures[0].1.kind();
+        let texts = failures.iter().map(|(addr, err)| format!("{addr}: {err}"));
+        let texts: Vec<_> = texts.collect();
+        Self::Connect(io::Error::new(kind, texts.join(", ")))
+    }
 }

@@ -17,7 +17,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 
 use super::address::{Address, Target};
 use super::files;
-use crate::http::{ReceiveError, TunnelBody};
+use crate::http::{ReceiveError, Replay, TunnelBody};
 
 /// Where a tunnel's requests go.
 #[derive(Debug, Clone)]
@@ -151,6 +151,8 @@ impl Body for UpstreamBody {
 pub enum RequestBody {
     /// From the tunnel.
     Tunnel(Box<TunnelBody>),
+    /// From the tunnel, and kept meanwhile for another attempt.
+    Replay(Replay<TunnelBody>),
     /// None.
     Empty,
 }
@@ -165,6 +167,7 @@ impl Body for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, ReceiveError>>> {
         match self.get_mut() {
             Self::Tunnel(body) => Pin::new(body).poll_frame(cx),
+            Self::Replay(body) => Pin::new(body).poll_frame(cx),
             Self::Empty => Poll::Ready(None),
         }
     }
@@ -172,6 +175,7 @@ impl Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Tunnel(body) => body.is_end_stream(),
+            Self::Replay(body) => body.is_end_stream(),
             Self::Empty => true,
         }
     }
@@ -179,6 +183,7 @@ impl Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Tunnel(body) => body.size_hint(),
+            Self::Replay(body) => body.size_hint(),
             Self::Empty => SizeHint::with_exact(0),
         }
     }

@@ -23,6 +23,12 @@ pub enum Fault {
     UpstreamTimeout,
     /// The upstream answers something that is not HTTP.
     UpstreamInvalid,
+    /// The upstream speaks no HTTP, or another version of it.
+    UpstreamNotHttp,
+    /// The head of the upstream's answer is too large.
+    UpstreamHeadTooLarge,
+    /// The head of the upstream's answer is malformed.
+    UpstreamHeadInvalid,
     /// The visitor's request is not HTTP as it should be.
     BadRequest(StatusCode),
     /// Too many conversations at once.
@@ -44,7 +50,10 @@ impl Fault {
             Self::AgentLost => "agent_lost",
             Self::UpstreamUnreachable => "upstream_unreachable",
             Self::UpstreamTimeout => "upstream_timeout",
-            Self::UpstreamInvalid => "upstream_invalid",
+            Self::UpstreamInvalid
+            | Self::UpstreamNotHttp
+            | Self::UpstreamHeadTooLarge
+            | Self::UpstreamHeadInvalid => "upstream_invalid",
             Self::BadRequest(StatusCode::URI_TOO_LONG) => "target_too_long",
             Self::BadRequest(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE) => "head_too_large",
             Self::BadRequest(_) => "bad_request",
@@ -62,7 +71,10 @@ impl Fault {
             Self::AgentOffline
             | Self::AgentLost
             | Self::UpstreamUnreachable
-            | Self::UpstreamInvalid => StatusCode::BAD_GATEWAY,
+            | Self::UpstreamInvalid
+            | Self::UpstreamNotHttp
+            | Self::UpstreamHeadTooLarge
+            | Self::UpstreamHeadInvalid => StatusCode::BAD_GATEWAY,
             Self::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::BadRequest(status) => status,
             Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
@@ -108,6 +120,19 @@ impl Fault {
                 "The tunnel works, but the service behind it broke off, or did not answer in HTTP.",
                 "If it is yours, see the agent's log, and whether it was given the right port and scheme.",
             ),
+            Self::UpstreamNotHttp => (
+                "The tunnel works, but the service behind it did not answer in HTTP, or in another version of it.",
+                "If it is yours, see the agent's log for the first bytes that it sent, and whether the agent was \
+                 given the right port and scheme.",
+            ),
+            Self::UpstreamHeadTooLarge => (
+                "The tunnel works, but the service behind it answered with more header fields than can be read.",
+                "If it is yours, see the agent's log; a head may have 256 KiB, as in browsers.",
+            ),
+            Self::UpstreamHeadInvalid => (
+                "The tunnel works, but the header of the service's answer is malformed.",
+                "If it is yours, see the agent's log for the field that is wrong.",
+            ),
             Self::BadRequest(_) => (
                 "The edge refused this request because it is not valid HTTP or too large.",
                 "Check the program that sent it.",
@@ -137,6 +162,9 @@ impl From<Failure> for Fault {
             Failure::UpstreamTimeout => Self::UpstreamTimeout,
             Failure::UpstreamInvalid => Self::UpstreamInvalid,
             Failure::Busy => Self::Busy,
+            Failure::UpstreamNotHttp => Self::UpstreamNotHttp,
+            Failure::UpstreamHeadTooLarge => Self::UpstreamHeadTooLarge,
+            Failure::UpstreamHeadInvalid => Self::UpstreamHeadInvalid,
         }
     }
 }

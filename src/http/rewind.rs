@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http_body::{Body, Frame};
+use http_body::{Body, Frame, SizeHint};
 
 /// A body of which the beginning is kept until it is certain that nobody needs it again.
 pub struct Rewind<B>(Arc<Mutex<State<B>>>);
@@ -16,6 +16,8 @@ struct State<B> {
     size: usize,
     /// What has been read is no longer kept as a whole.
     spent: bool,
+    /// The number of the latest reading.
+    reading: u64,
 }
 
 impl<B> Rewind<B> {
@@ -26,13 +28,17 @@ impl<B> Rewind<B> {
             kept: Vec::new(),
             size: 0,
             spent: false,
+            reading: 0,
         })))
     }
 
-    /// Read the body from its beginning. Whoever read it before must have stopped.
+    /// Read the body from its beginning. Whoever read it before reads nothing any more.
     pub fn read(&self) -> Replay<B> {
+        let mut state = self.lock();
+        state.reading += 1;
         Replay {
             rewind: Self(self.0.clone()),
+            reading: state.reading,
             next: 0,
         }
     }
@@ -73,6 +79,7 @@ impl<B> State<B> {
 /// One reading of the body.
 pub struct Replay<B> {
     rewind: Rewind<B>,
+    reading: u64,
     /// Which of the kept pieces comes next.
     next: usize,
 }
@@ -87,6 +94,10 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Replay<B> {
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let this = self.get_mut();
         let mut state = this.rewind.lock();
+        if state.reading != this.reading {
+            // Neither its end nor more of it: what was sent of this reading is of no use, and must not look complete.
+            return Poll::Pending;
+        }
         if let Some(data) = state.kept.get(this.next) {
             let data = data.clone();
             this.next += 1;
@@ -109,6 +120,18 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Replay<B> {
     fn is_end_stream(&self) -> bool {
         let state = self.rewind.lock();
         self.next >= state.kept.len() && state.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let state = self.rewind.lock();
+        let again: usize = state.kept.iter().skip(self.next).map(Bytes::len).sum();
+        let rest = state.body.size_hint();
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower() + again as u64);
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper + again as u64);
+        }
+        hint
     }
 }
 
@@ -145,6 +168,27 @@ mod tests {
 
         assert_eq!((again.len(), third.len()), (60, 60));
         assert_eq!(rewind.kept(), Some(60));
+    }
+
+    #[tokio::test]
+    async fn an_earlier_reading_takes_nothing_from_a_later_one() {
+        let rewind = rewind(&[10, 20]);
+
+        let mut first = rewind.read();
+        let mut second = rewind.read();
+
+        assert!(futures_util::poll!(first.frame()).is_pending());
+        assert_eq!(
+            second
+                .frame()
+                .await
+                .unwrap()
+                .unwrap()
+                .into_data()
+                .unwrap()
+                .len(),
+            10
+        );
     }
 
     #[tokio::test]
