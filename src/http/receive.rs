@@ -12,8 +12,8 @@ use quinn::{ReadError, RecvStream};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-use super::flow::{Exceeded, ReceiveWindow};
-use crate::proto::{self, BodyDecoder, BodyLength, Head, Reset, Splitter, WireError};
+use super::flow::{Crowded, Exceeded, ReceiveWindow};
+use crate::proto::{self, BodyDecoder, BodyLength, HEAD_LIMIT, Head, Reset, Splitter, WireError};
 
 /// Receive the next message of a stream, of which the splitter keeps the beginning; `None` at the stream's
 /// end. May be cancelled.
@@ -67,9 +67,21 @@ impl Receiver {
     /// # Errors
     /// If the stream ends first, or the bytes are not a head.
     pub async fn head<T: Head>(&mut self) -> Result<T, ReceiveError> {
-        next_message::<_, ReceiveError>(&mut self.stream, &mut self.splitter, T::LIMIT)
-            .await?
-            .ok_or(WireError::Truncated.into())
+        let mut large = None;
+        loop {
+            if let Some(head) = self.splitter.next(T::LIMIT)? {
+                return Ok(proto::decode(&head)?);
+            }
+            if let (None, Some(length)) = (&large, self.splitter.announced())
+                && length > HEAD_LIMIT
+            {
+                large = Some(self.window.large_head(length)?);
+            }
+            match self.stream.read_chunk(HEAD_READ, true).await? {
+                Some(chunk) => self.splitter.push(&chunk.bytes),
+                None => return Err(WireError::Truncated.into()),
+            }
+        }
     }
 
     /// Go on with the body that follows the head.
@@ -280,7 +292,13 @@ pub enum ReceiveError {
     /// More came than was allowed.
     #[error("the other end does not keep to its window")]
     Window(#[from] Exceeded),
+    /// Too many large heads are on their way at once.
+    #[error("there is no room for another large head")]
+    Crowded(#[from] Crowded),
 }
+
+/// The most to take from the stream at once while a head comes.
+const HEAD_READ: usize = 32 << 10;
 
 /// The most to take from the stream at once: what quinn has in one piece is smaller anyway.
 const RAW_READ: usize = 64 << 10;

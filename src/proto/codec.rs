@@ -78,6 +78,11 @@ impl Splitter {
         Ok(Some(self.buf.split_to(length).freeze()))
     }
 
+    /// Return how long the message is that has begun to arrive, if that is known.
+    pub fn announced(&self) -> Option<usize> {
+        read_varint(&self.buf).map(|(length, _)| usize::try_from(length).unwrap_or(usize::MAX))
+    }
+
     /// Give back what followed the last message.
     pub fn into_rest(self) -> Bytes {
         self.buf.freeze()

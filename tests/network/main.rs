@@ -7,6 +7,7 @@
 
 mod cases;
 mod congestion;
+mod dead_address;
 mod ground;
 #[path = "../e2e/lab/mod.rs"]
 #[allow(

@@ -17,6 +17,7 @@ use quinn::Connection;
 use tokio::sync::{Notify, watch};
 
 mod budget;
+mod large_head;
 mod receive_window;
 mod send_window;
 mod tail;
@@ -24,9 +25,11 @@ mod tail;
 mod tests;
 
 pub use budget::{Budget, BufferTotal};
+pub use large_head::{Crowded, LargeHead};
 pub use receive_window::{Exceeded, ReceiveWindow};
 pub use send_window::SendWindow;
 
+use large_head::LargeHeads;
 use tail::Tail;
 
 use crate::proto::{LEAST_WINDOW, Window};
@@ -43,6 +46,7 @@ pub struct FlowControl {
     /// Limits that the peer is to be told.
     untold: Mutex<HashMap<u64, u64>>,
     told: Notify,
+    large_heads: LargeHeads,
     tail: Tail,
     /// Hears of every message's end, and how long its body was.
     ended: Box<dyn Fn(u64) + Send + Sync>,
@@ -78,6 +82,7 @@ impl FlowControl {
             sending: Mutex::default(),
             untold: Mutex::default(),
             told: Notify::new(),
+            large_heads: LargeHeads::default(),
             tail: Tail::default(),
         })
     }

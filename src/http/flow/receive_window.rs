@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::{FIRST_WINDOW, FlowControl, LARGEST_WINDOW};
+use super::{Crowded, FIRST_WINDOW, FlowControl, LARGEST_WINDOW, LargeHead};
 use crate::proto::LEAST_WINDOW;
 
 /// How much of a stream's body the other end may still send, and what is set aside for it.
@@ -70,6 +70,14 @@ impl ReceiveWindow {
         self.flow.budget.take(window);
         self.flow.budget.give_back(self.reserved);
         (self.window, self.limit, self.reserved) = (window, window, window);
+    }
+
+    /// Set memory aside for a head of so many bytes, until it is whole.
+    ///
+    /// # Errors
+    /// If the session's other heads have it all.
+    pub fn large_head(&self, length: usize) -> Result<LargeHead, Crowded> {
+        LargeHead::new(&self.flow, length)
     }
 
     /// Set aside no more than so long a body can take.

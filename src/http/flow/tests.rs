@@ -206,3 +206,16 @@ async fn more_than_the_window_is_an_error() {
 
     assert!(incoming.take(FIRST_WINDOW as usize + 1).is_err());
 }
+
+#[test]
+fn heads_that_are_large_have_a_bound_together_and_give_their_room_back() {
+    let [flow, _] = ends();
+    let window = ReceiveWindow::new(flow, 0);
+    let large = || window.large_head(1 << 20);
+
+    let heads: Vec<_> = std::iter::from_fn(|| large().ok()).collect();
+    assert_eq!(heads.len(), 32);
+    drop(heads);
+
+    assert!(large().is_ok());
+}
