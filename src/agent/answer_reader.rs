@@ -18,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::answer_head::{self, AnswerHead, Framing, HeadError, Oddity, Start};
 
 /// What the reader and whoever asks know of each other.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct AnswerLink(Arc<Shared>);
 
 #[derive(Default)]
@@ -39,6 +39,14 @@ pub struct Found {
 }
 
 impl AnswerLink {
+    /// Begin with a connection on which nothing was sent: who speaks first there does not speak HTTP, and is to be
+    /// named.
+    pub fn new() -> Self {
+        let link = Self(Arc::default());
+        link.expect();
+        link
+    }
+
     /// Expect an answer: a request is about to be sent.
     pub fn expect(&self) {
         self.0.expected.store(true, Ordering::Release);
@@ -101,7 +109,9 @@ impl<S> AnswerReader<S> {
 
     fn pass(&mut self, head: AnswerHead) {
         let mut found = self.link.found();
-        found.oddities.extend(head.oddities);
+        if found.oddities.len() < MOST_ODDITIES {
+            found.oddities.extend(head.oddities);
+        }
         if is_final(head.status) {
             found.fields = Some(head.fields);
             self.link.0.expected.store(false, Ordering::Release);
@@ -263,6 +273,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for AnswerReader<S> {
 /// As many fields as hyper reads of one head.
 const HYPERS_FIELDS: usize = 100;
 
+/// Oddities of one answer, and of those before it, that are told.
+const MOST_ODDITIES: usize = 8;
+
 /// Bytes of a 1xx answer's fields: less than what hyper keeps of an upstream.
 const HINT: usize = 16 << 10;
 
@@ -275,8 +288,7 @@ mod tests {
     /// Send an answer in pieces, and return what hyper would read of it.
     async fn through(pieces: &[&str]) -> (String, Found) {
         let (mut upstream, end) = tokio::io::duplex(1 << 20);
-        let link = AnswerLink::default();
-        link.expect();
+        let link = AnswerLink::new();
         let mut reader = AnswerReader::new(end, link.clone());
         let mut read = Vec::new();
         for piece in pieces {

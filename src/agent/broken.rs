@@ -63,6 +63,8 @@ impl Broken {
     pub(super) fn failure(&self) -> Option<Failure> {
         match self {
             Self::Visitor => None,
+            Self::Dial(DialError::Full) => Some(Failure::Busy),
+            Self::Dial(DialError::NotTls(_)) => Some(Failure::UpstreamNotHttp),
             Self::Dial(_) => Some(Failure::UpstreamUnreachable),
             Self::Timeout(_) => Some(Failure::UpstreamTimeout),
             Self::Head(HeadError::NotHttp { .. }) => Some(Failure::UpstreamNotHttp),

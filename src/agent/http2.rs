@@ -445,6 +445,12 @@ pub fn describe(err: &hyper::Error) -> Option<String> {
     }
     let err = h2_error(err)?;
     let reason = err.reason()?;
+    if !err.is_remote() && reason == h2::Reason::FRAME_SIZE_ERROR {
+        // The length of a frame that begins "HTTP".
+        return Some(
+            "it does not answer in HTTP/2: if it speaks HTTP/1.1, write http://HOST:PORT".into(),
+        );
+    }
     let (who, did) = match (err.is_remote(), err.is_go_away()) {
         (true, true) => ("it", "ended the HTTP/2 connection (GOAWAY) with"),
         (true, false) => ("it", "reset the HTTP/2 stream with"),

@@ -223,9 +223,10 @@ impl Pool {
     /// Use an HTTP/2 connection, or make one. An upstream that does not speak HTTP/2 after all gives an HTTP/1.1
     /// connection.
     async fn stream(&self) -> Result<Leased, DialError> {
-        let dialling = match self.http2.turn().await {
-            Turn::Stream(stream) => return Ok(Leased::Http2(stream)),
-            Turn::Dial(dialling) => dialling,
+        let dialling = match timeout(STREAM, self.http2.turn()).await {
+            Ok(Turn::Stream(stream)) => return Ok(Leased::Http2(stream)),
+            Ok(Turn::Dial(dialling)) => dialling,
+            Err(_) => return Err(DialError::Full),
         };
         let leased = self.dial(false).await;
         if !matches!(leased, Ok(Leased::Http2(_))) {
@@ -267,7 +268,7 @@ impl Pool {
                 let stream = tls
                     .connect(name, self.tcp().await?)
                     .await
-                    .map_err(DialError::Tls)?;
+                    .map_err(DialError::tls)?;
                 let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
                 if !upgrade {
                     self.chose_http1.store(!is_http2, Ordering::Relaxed);
@@ -284,7 +285,7 @@ impl Pool {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let answers = AnswerLink::default();
+        let answers = AnswerLink::new();
         let io = AnswerReader::new(Sparing::new(io, self.crowd.clone()), answers.clone());
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(UPSTREAM_BUFFER)
@@ -352,6 +353,9 @@ async fn unix(_path: &Path) -> io::Result<TcpStream> {
 /// How long an upstream may take to accept a connection, TLS included.
 const CONNECT: Duration = Duration::from_secs(5);
 
+/// How long a request waits for a stream while the upstream allows no more of them.
+const STREAM: Duration = Duration::from_secs(30);
+
 /// How long an upstream may take to end an exchange whose response has been read.
 const SETTLE: Duration = Duration::from_secs(1);
 
@@ -385,6 +389,12 @@ pub enum DialError {
     /// No TLS.
     #[error("no TLS (an upstream without a trusted certificate is written https+insecure://…)")]
     Tls(#[source] io::Error),
+    /// Something else than TLS.
+    #[error("it does not answer in TLS: if it speaks plain HTTP, write http://HOST:PORT")]
+    NotTls(#[source] io::Error),
+    /// No stream in time.
+    #[error("no HTTP/2 stream within {} s: it allows no more requests at once", STREAM.as_secs())]
+    Full,
     /// The host cannot stand in a certificate.
     #[error("the host is not a name that TLS knows")]
     Name,
@@ -394,6 +404,14 @@ pub enum DialError {
 }
 
 impl DialError {
+    fn tls(err: io::Error) -> Self {
+        let cause = err.get_ref().and_then(|err| err.downcast_ref());
+        match cause {
+            Some(rustls::Error::InvalidMessage(_)) => Self::NotTls(err),
+            _ => Self::Tls(err),
+        }
+    }
+
     /// No address of the upstream has answered: it is named which, where it is not known anyway.
     fn refused(mut failures: Vec<(SocketAddr, io::Error)>) -> Self {
         if failures.len() < 2 {

@@ -185,6 +185,22 @@ async fn what_is_not_http_is_shown_in_the_log_with_a_hint(carrier: Carrier) {
     }
 }
 
+on_each_carrier!(an_upstream_that_is_given_the_wrong_scheme_has_the_right_one_in_the_log);
+async fn an_upstream_that_is_given_the_wrong_scheme_has_the_right_one_in_the_log(carrier: Carrier) {
+    let lab = Lab::start().await.over(carrier);
+    let upstream = Server::text("hello").await;
+    for scheme in ["https", "https+insecure", "h2c"] {
+        let address = format!("{scheme}://{}", upstream.addr);
+        let mut agent = lab.agent("blog", at(&address)).await;
+
+        let reply = lab.visitor("blog").get("/").await;
+
+        assert_eq!(reply.status, 502);
+        let problem = problem(&mut agent).await;
+        assert!(problem.contains("write http://HOST:PORT"), "{problem}");
+    }
+}
+
 /// The end of a head, and a body.
 const OK: &str = "Content-Length: 2\r\n\r\nok";
 
