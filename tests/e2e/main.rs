@@ -11,6 +11,7 @@ mod carriers;
 mod checks;
 mod clients;
 mod command_line;
+mod directory;
 mod errors;
 mod examples;
 mod first;
