@@ -15,7 +15,10 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(err) => return report(&err, 1),
     };
-    match runtime.block_on(cli::run(command)) {
+    let ran = runtime.block_on(cli::run(command));
+    // A thread that waits for a dead name server or file server is not waited for.
+    runtime.shutdown_background();
+    match ran {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => report(failure.error.as_ref(), failure.code),
     }

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -40,7 +41,7 @@ pub async fn run(args: DemoArgs) -> Result<(), Failure> {
 }
 
 async fn demo(args: DemoArgs, state_dir: &std::path::Path) -> Result<(), Failure> {
-    let shutdown = signal::shutdown()?;
+    let mut shutdown = pin!(signal::shutdown()?);
     let free = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, args.port)).is_ok();
     let http = SocketAddr::from((Ipv4Addr::LOCALHOST, if free { args.port } else { 0 }));
     let edge = Edge::bind(EdgeConfig {
@@ -92,7 +93,10 @@ async fn demo(args: DemoArgs, state_dir: &std::path::Path) -> Result<(), Failure
         let _ = edge_stopped.await;
     }));
     tasks.spawn(sample(upstream));
-    let agent = Agent::connect(config).await.map_err(Failure::running)?;
+    let agent = tokio::select! {
+        agent = Agent::connect(config) => agent.map_err(Failure::running)?,
+        () = &mut shutdown => return Ok(()),
+    };
     println!("open the first URL in a browser, or with curl; Ctrl-C stops the demo");
     let served = agent.serve(shutdown).await.map_err(Failure::running);
     drop(stop_edge);

@@ -4,7 +4,6 @@ use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -20,7 +19,8 @@ use super::Failure;
 pub struct Output {
     lines: SyncSender<Box<Line>>,
     skipped: Arc<AtomicU64>,
-    writer: JoinHandle<()>,
+    /// Is disconnected once all is written.
+    written: Receiver<()>,
     json: bool,
 }
 
@@ -37,11 +37,16 @@ impl Output {
         let skipped = Arc::new(AtomicU64::new(0));
         let missing = skipped.clone();
         let style = Style::new(json, upstream);
-        let writer = std::thread::spawn(move || write(&queue, &missing, style));
+        let (writing, written) = sync_channel::<()>(0);
+        // Nobody joins it: it ends when all senders are gone, or with the process.
+        std::thread::spawn(move || {
+            write(&queue, &missing, style);
+            drop(writing);
+        });
         Self {
             lines,
             skipped,
-            writer,
+            written,
             json,
         }
     }
@@ -72,8 +77,9 @@ impl Output {
             let _ = self.lines.try_send(Box::new(stopped));
         }
         drop(self.lines);
-        // The observer, which has the other sender, is gone with the agent.
-        let _ = self.writer.join();
+        // The observer, which has the other sender, is gone with the agent. A terminal that has stopped reading
+        // is not waited for.
+        let _ = self.written.recv_timeout(LAST_LINES);
     }
 }
 
@@ -319,6 +325,9 @@ const COLUMN: &str = "       ";
 
 /// Lines that may wait for the terminal.
 const QUEUE: usize = 4096;
+
+/// How long the last lines may take to be written.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// How long the lines of a busy tunnel gather to be written at once. A system call for each, and
 /// waking this thread for it, took a fifth of the agent's time.

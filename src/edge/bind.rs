@@ -298,7 +298,10 @@ impl Edge {
         carriers.pumps.wait().await;
         sessions.shutdown().await;
         written.cancel();
-        while keeper.join_next().await.is_some() {}
+        let kept = async { while keeper.join_next().await.is_some() {} };
+        if timeout(LAST_WRITE, kept).await.is_err() {
+            warn!("the state directory does not answer: names may not be kept");
+        }
         drop(self.crew);
         debug!("closed");
     }
@@ -353,6 +356,9 @@ async fn orphaned(udp: Option<Arc<SharedUdp>>) {
 
 /// How long to wait for agents to acknowledge that the edge stops.
 const FAREWELL: Duration = Duration::from_secs(1);
+
+/// How long the last write to the state directory may take. Its disk may never answer.
+const LAST_WRITE: Duration = Duration::from_secs(2);
 
 /// The edge cannot start.
 #[derive(Debug, thiserror::Error)]

@@ -50,7 +50,11 @@ impl Workers {
             let end = end.clone();
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{number}"))
-                .spawn(move || runtime.block_on(end.cancelled()))?;
+                .spawn(move || {
+                    runtime.block_on(end.cancelled());
+                    // Without waiting for what blocks.
+                    runtime.shutdown_background();
+                })?;
             crew.threads.push(thread);
         }
         let workers = runtimes.into_iter().map(|runtime| Worker {

@@ -15,6 +15,7 @@ mod directory;
 mod errors;
 mod examples;
 mod first;
+mod first_contact;
 mod fronts;
 mod git;
 mod grpc;
