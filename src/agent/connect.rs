@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
 
 use super::ahead::Crowd;
@@ -154,9 +154,11 @@ impl Opener {
     }
 
     async fn open(&mut self, config: &AgentConfig) -> Result<Session, AgentError> {
+        let mut told = None;
         loop {
             self.epoch = epoch(self.epoch);
-            let err = match Session::open(config, self.epoch, &self.lost, &self.memory).await {
+            let opening = Session::open(config, self.epoch, &self.lost, &self.memory);
+            let err = match with_progress(opening, config).await {
                 Ok(session) => {
                     let tunnels = session.welcome.tunnels.clone();
                     config.observer.tell(Event::Ready {
@@ -178,14 +180,36 @@ impl Opener {
                     unread: Vec::new(),
                 });
             }
-            let wait = self.backoff.next();
-            config.observer.tell(Event::Reconnecting {
-                reason: reason(&err),
-                wait,
+            if let ConnectError::Unreachable { tried, .. } = &err {
+                debug!(%tried, "the edge is not reached");
+            }
+            let mut wait = self.backoff.next();
+            if err.is_refused() {
+                // It costs a packet, and the edge may be there in a moment.
+                wait = wait.min(REFUSED);
+            }
+            let reason = reason(&err);
+            let is_news = told.as_ref().is_none_or(|(last, at): &(String, Instant)| {
+                *last != reason || at.elapsed() >= AGAIN
             });
+            if is_news {
+                told = Some((reason.clone(), Instant::now()));
+                config.observer.tell(Event::Reconnecting { reason, wait });
+            }
             sleep(wait.max(SHORTEST)).await;
         }
     }
+}
+
+/// Open a session, and tell the observer if that takes long.
+async fn with_progress<T>(opening: impl Future<Output = T>, config: &AgentConfig) -> T {
+    let mut opening = std::pin::pin!(opening);
+    if let Ok(opened) = timeout(LONG, &mut opening).await {
+        return opened;
+    }
+    let notice = format!("no answer from {} yet, still trying", config.server);
+    config.observer.tell(Event::Notice(notice));
+    opening.await
 }
 
 /// Say where a tunnel's requests go. Tunnels with the same upstream share its connections: what one of them
@@ -221,6 +245,15 @@ fn reason(err: &ConnectError) -> String {
         None => err.to_string(),
     }
 }
+
+/// How long opening a session may take before somebody who waits wants to hear of it.
+const LONG: Duration = Duration::from_millis(900);
+
+/// The longest wait for an edge on whose machine nobody listens.
+const REFUSED: Duration = Duration::from_secs(2);
+
+/// How often the same failure is told.
+const AGAIN: Duration = Duration::from_secs(30);
 
 /// An edge that refuses at once must not be asked in a tight loop.
 const SHORTEST: Duration = Duration::from_millis(50);

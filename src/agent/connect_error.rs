@@ -11,14 +11,12 @@ use crate::tls::TrustError;
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// Nothing answered, on any carrier.
-    #[error(
-        "cannot reach the edge {server}: is `qtunnel serve` running there, and does every firewall in between let port {} through?", server.port
-    )]
+    #[error("{}", unreachable(server, tried))]
     Unreachable {
         /// The edge.
         server: ServerAddr,
         /// What each carrier met with.
-        source: carrier::DialError,
+        tried: carrier::DialError,
     },
     /// It is not the edge that we are looking for.
     #[error("the edge {server} is not who it should be: {why}")]
@@ -83,6 +81,11 @@ impl ConnectError {
         }
     }
 
+    /// Report whether the edge's machine is there, and nobody listens: an edge that starts anew, maybe.
+    pub(super) fn is_refused(&self) -> bool {
+        matches!(self, Self::Unreachable { tried, .. } if tried.is_refused())
+    }
+
     pub(super) fn lost(
         server: &ServerAddr,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -92,6 +95,25 @@ impl ConnectError {
             source: source.into(),
         }
     }
+}
+
+/// Say why an edge is not reached, and what to do, in one line: the cause first.
+fn unreachable(server: &ServerAddr, tried: &carrier::DialError) -> String {
+    if let Some((host, err)) = tried.unresolved() {
+        return format!("cannot find {host} ({err}): check the name, and this machine's DNS");
+    }
+    if tried.is_refused() {
+        return format!(
+            "nothing listens at {server} (connection refused): start the edge there with `qtunnel serve`, or name \
+             another one with --server"
+        );
+    }
+    format!(
+        "cannot reach the edge {server}: {}. Is `qtunnel serve` running there, and does every firewall let UDP port \
+         {} through? `qtunnel check` tells more",
+        tried.summary(),
+        server.port
+    )
 }
 
 fn ours() -> &'static str {

@@ -59,7 +59,7 @@ pub(super) async fn dial(
         },
         None => ConnectError::Unreachable {
             server: server.clone(),
-            source: err,
+            tried: err,
         },
     })
 }

@@ -29,6 +29,7 @@ use super::{
     path::{CarrierState, Driver, Watch, Ways},
     proxy::{self, Connected, Proxy},
     race::Race,
+    refusal,
     repeater::Repeater,
     transmitter::Transmitter,
     transport::{LARGEST_PACKET, Reach},
@@ -160,6 +161,10 @@ impl Ways for RealWays {
     fn dial(&self) -> BoxFuture<'static, Result<Upgraded, HopError>> {
         let config = self.0.clone();
         Box::pin(async move { dial_websocket(&config).await })
+    }
+
+    fn refused(&self, to: SocketAddr) -> BoxFuture<'static, io::Error> {
+        Box::pin(refusal::refused(to))
     }
 }
 

@@ -59,6 +59,7 @@ mod race;
 mod rebinding;
 mod recent;
 mod recent_of;
+mod refusal;
 mod repeater;
 mod segments;
 #[cfg(unix)]

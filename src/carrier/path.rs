@@ -42,6 +42,11 @@ pub(super) trait Ways: Send + Sync + 'static {
 
     /// Dial a WebSocket.
     fn dial(&self) -> BoxFuture<'static, Result<Upgraded, HopError>>;
+
+    /// Wait until an address says that nobody listens there, which most networks never do.
+    fn refused(&self, _to: SocketAddr) -> BoxFuture<'static, io::Error> {
+        Box::pin(std::future::pending())
+    }
 }
 
 /// Which carrier is in use, and why.

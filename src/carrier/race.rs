@@ -120,31 +120,42 @@ impl Race {
     async fn over_udp(&self) -> Result<Established, Vec<AttemptError>> {
         let mut attempts = FuturesUnordered::new();
         for (i, to) in self.edge.iter().enumerate() {
-            for round in 0..ROUNDS {
-                attempts.push(async move {
-                    sleep(ROUND * round + STAGGER * i as u32).await;
-                    let left = HANDSHAKE.saturating_sub(ROUND * round);
-                    self.over_udp_to(*to, left).await
-                });
-            }
+            attempts.push(async move {
+                sleep(STAGGER * i as u32).await;
+                tokio::select! {
+                    outcome = self.in_rounds(*to) => outcome,
+                    err = self.ways.refused(*to) => Err(AttemptError::Refused { to: *to, err }),
+                }
+            });
         }
         let mut failed = Vec::new();
         while let Some(outcome) = attempts.next().await {
             match outcome {
                 Ok(established) => return Ok(established),
-                // Every round of an address that does not answer ends alike.
-                Err(AttemptError::NoAnswer { to }) if has_failed(&failed, to) => {}
-                Err(err @ AttemptError::NoAnswer { .. }) => failed.push(err),
-                // Somebody is there and says no: asking again would not help.
-                Err(err) => {
-                    failed.push(err);
-                    if self.edge.len() == 1 {
-                        break;
-                    }
-                }
+                Err(err) => failed.push(err),
             }
         }
         Err(failed)
+    }
+
+    /// Ask one address again and again, until it answers or the time is over.
+    async fn in_rounds(&self, to: SocketAddr) -> Result<Established, AttemptError> {
+        let mut rounds = FuturesUnordered::new();
+        for round in 0..ROUNDS {
+            rounds.push(async move {
+                sleep(ROUND * round).await;
+                let left = HANDSHAKE.saturating_sub(ROUND * round);
+                self.over_udp_to(to, left).await
+            });
+        }
+        while let Some(outcome) = rounds.next().await {
+            match outcome {
+                Err(AttemptError::NoAnswer { .. }) => {}
+                // Or somebody is there and says no: asking again would not help.
+                outcome => return outcome,
+            }
+        }
+        Err(AttemptError::NoAnswer { to })
     }
 
     async fn over_udp_to(
@@ -254,10 +265,4 @@ struct Handshake {
     connecting: Connecting,
     rebinding: Arc<Rebinding>,
     transmitter: Transmitter,
-}
-
-fn has_failed(failed: &[AttemptError], addr: SocketAddr) -> bool {
-    failed
-        .iter()
-        .any(|err| matches!(err, AttemptError::NoAnswer { to } if *to == addr))
 }
