@@ -88,6 +88,7 @@
 //! | `carrier` | how packets travel: sockets, transport settings, congestion control |
 //! | `runtime` | what a process of ours runs on |
 //! | `state` | files that outlive the process |
+//! | `text_file` | text files that people write |
 //! | `tls` | rustls configurations, certificates on disk, pins, the local CA |
 //! | [`proto`] | the wire: messages, heads and frames; no sockets, no tasks |
 //!
@@ -103,6 +104,7 @@ mod inline;
 pub mod proto;
 mod runtime;
 mod state;
+mod text_file;
 mod tls;
 
 pub use agent::{
@@ -119,4 +121,5 @@ pub use edge::{BindError, Edge, EdgeConfig, EdgeIdentity, EdgeLimits, Sockets};
 pub use http::{chain, escape};
 pub use runtime::runtime;
 pub use state::{StateDir, StateError};
+pub use text_file::{decode as decode_text, read_text};
 pub use tls::{CaError, Pin, PinError, Trust, local_ca};

@@ -19,11 +19,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("http", &["proto", "tls"]),
     ("auth", &["proto", "tls"]),
     ("carrier", &["proto", "tls", "inline"]),
-    ("tls", &["state"]),
+    ("tls", &["state", "text_file"]),
     ("runtime", &[]),
     ("allocator", &[]),
     ("inline", &[]),
     ("state", &[]),
+    ("text_file", &[]),
     ("proto", &[]),
     // The program: it sees the library from outside, as `qtunnel::…`.
     ("cli", &[]),

@@ -83,6 +83,9 @@ impl FromStr for Address {
                 path => Ok(Self::Target(Target::Unix(path.into()))),
             };
         }
+        if let Some(path) = text.strip_prefix("file://") {
+            return directory(path);
+        }
         if let Some((scheme, rest)) = text.split_once("://") {
             return Target::from_url(scheme, rest).map(Self::Target);
         }
@@ -93,6 +96,9 @@ impl FromStr for Address {
                 host: "localhost".into(),
                 port,
             }));
+        }
+        if let Some(address) = server_with_path(text)? {
+            return Ok(address);
         }
         let looks_like_path = text.starts_with(['/', '.', '~']) || text.ends_with('/');
         if looks_like_path || std::path::Path::new(text).is_dir() {
@@ -111,7 +117,8 @@ impl Target {
     fn from_url(scheme: &str, rest: &str) -> Result<Self, AddressError> {
         let authority = rest.strip_suffix('/').unwrap_or(rest);
         if authority.contains(['/', '?', '#']) {
-            return Err(AddressError::Path);
+            let server = authority.split(['/', '?', '#']).next().unwrap_or_default();
+            return Err(AddressError::Path(format!("{scheme}://{server}")));
         }
         if authority.contains('@') {
             return Err(AddressError::UserInfo);
@@ -129,8 +136,23 @@ impl Target {
                 port,
                 verify: false,
             }),
+            "tcp" | "udp" | "ssh" | "tls" => Err(AddressError::NotHttp(scheme.to_owned())),
             other => Err(AddressError::Scheme(other.to_owned())),
         }
+    }
+}
+
+/// Read a port, or a host and a port, with a slash behind it, which is no directory.
+fn server_with_path(text: &str) -> Result<Option<Address>, AddressError> {
+    let Some((server, path)) = text.split_once('/') else {
+        return Ok(None);
+    };
+    let port = server.rsplit(':').next().unwrap_or(server);
+    let is_server = !port.is_empty() && port.bytes().all(|c| c.is_ascii_digit());
+    match is_server && !std::path::Path::new(text).exists() {
+        true if path.is_empty() => server.parse().map(Some),
+        true => Err(AddressError::Path(server.into())),
+        false => Ok(None),
     }
 }
 
@@ -227,9 +249,12 @@ pub enum AddressError {
     /// An unknown scheme.
     #[error("the scheme {0:?} is not known: use http, https, https+insecure, h2c, unix or none")]
     Scheme(String),
+    /// Something else than HTTP.
+    #[error("only HTTP passes as yet, {0} does not")]
+    NotHttp(String),
     /// A URL with a path.
-    #[error("an upstream has no path: requests keep theirs")]
-    Path,
+    #[error("an upstream has no path, as requests keep theirs: write {0}")]
+    Path(String),
     /// A URL with a password.
     #[error("an upstream has no user name or password")]
     UserInfo,
@@ -267,6 +292,9 @@ mod tests {
         );
         assert_eq!(parse("unix:/run/app.sock").unwrap(), "unix:/run/app.sock");
         assert_eq!(parse("/").unwrap(), "/");
+        assert_eq!(parse("file:///").unwrap(), "/");
+        assert_eq!(parse("3000/").unwrap(), "http://localhost:3000");
+        assert_eq!(parse("nas.lan:80/").unwrap(), "http://nas.lan");
     }
 
     #[test]
@@ -283,7 +311,14 @@ mod tests {
             Err(AddressError::Brackets("::1:3000".into()))
         );
         assert_eq!(parse("ftp://x"), Err(AddressError::Scheme("ftp".into())));
-        assert_eq!(parse("http://x/path"), Err(AddressError::Path));
+        assert_eq!(
+            parse("http://x/path"),
+            Err(AddressError::Path("http://x".into()))
+        );
+        assert_eq!(
+            parse("localhost:3000/path"),
+            Err(AddressError::Path("localhost:3000".into()))
+        );
         assert_eq!(parse("http://u:p@x"), Err(AddressError::UserInfo));
         assert_eq!(parse("a b:80"), Err(AddressError::Host("a b:80".into())));
         for nowhere in ["./nowhere", r".\nowhere", r"C:\nowhere", "C:/nowhere"] {

@@ -88,9 +88,9 @@ impl EdgeFlags {
             &settings.token,
             &settings.token_file,
         ) {
-            (Some(token), ..) => token.clone(),
+            (Some(token), ..) => settings::tidy(token).to_owned(),
             (None, Some(file), ..) => settings::read_secret(file)?,
-            (None, None, Some(token), _) if configured => token.reveal().to_owned(),
+            (None, None, Some(token), _) if configured => settings::tidy(token.reveal()).to_owned(),
             (None, None, None, Some(file)) if configured => settings::read_secret(file)?,
             _ => String::new(),
         };

@@ -1,5 +1,6 @@
 //! `qtunnel login`
 
+use std::io::{BufRead, IsTerminal, Read};
 use std::path::PathBuf;
 
 use clap::Args;
@@ -34,11 +35,30 @@ pub struct LoginArgs {
     ca: Option<PathBuf>,
 }
 
+/// Ask for the token on the terminal, or take it from a pipe.
+fn ask() -> Result<String, Failure> {
+    if std::io::stdin().is_terminal() {
+        eprint!("token: ");
+    }
+    let mut line = String::new();
+    let read = std::io::stdin()
+        .lock()
+        .take(LONGEST_TOKEN)
+        .read_line(&mut line);
+    match (read, settings::tidy(&line)) {
+        (Err(_), _) | (_, "") => Err(Failure::usage("which token? Pass --token or --token-file")),
+        (Ok(_), token) => Ok(token.to_owned()),
+    }
+}
+
+/// More than any token has, in bytes.
+const LONGEST_TOKEN: u64 = 64 << 10;
+
 pub fn run(args: LoginArgs) -> Result<(), Failure> {
     let token = match (args.token, &args.token_file) {
-        (Some(token), _) => token,
+        (Some(token), _) => settings::tidy(&token).to_owned(),
         (None, Some(file)) => settings::read_secret(file)?,
-        (None, None) => return Err(Failure::usage("which token? Pass --token or --token-file")),
+        (None, None) => ask()?,
     };
     let ca = args
         .ca

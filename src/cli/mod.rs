@@ -4,7 +4,9 @@ mod check;
 mod connect;
 mod demo;
 mod edge_flags;
+mod habits;
 mod login;
+mod next_step;
 mod output;
 mod serve;
 #[cfg(unix)]
@@ -45,7 +47,15 @@ enum Command {
 
 /// Read the command line. Wrong usage ends the program with code 2, `--help` with 0.
 pub fn parse() -> Cli {
-    Cli::parse()
+    let mut typed = std::env::args_os();
+    let program = typed.next().unwrap_or_else(|| "qtunnel".into());
+    match habits::translate(typed.collect()) {
+        Ok(words) => Cli::parse_from(std::iter::once(program).chain(words)),
+        Err(instead) => {
+            eprintln!("qtunnel: {}", qtunnel::escape(&instead));
+            std::process::exit(2);
+        }
+    }
 }
 
 /// Log to stderr, as `RUST_LOG` says: levels, of all or of a module (`warn,qtunnel::carrier=debug`). Filters by

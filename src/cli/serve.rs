@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use qtunnel::proto::Secret;
 use qtunnel::{Edge, EdgeConfig, EdgeIdentity, EdgeLimits, StateDir};
 
+use super::next_step::NextStep;
 #[cfg(unix)]
 use super::service;
 use super::settings::{self, Settings};
@@ -111,7 +112,7 @@ impl std::str::FromStr for Listen {
 
 pub async fn run(args: ServeArgs) -> Result<(), Failure> {
     let settings = Settings::load()?;
-    let domain = match args.domain.or(settings.domain) {
+    let domain = match args.domain.or(settings.domain.clone()) {
         Some(domain) => valid_domain(&domain)?,
         None => "localhost".to_owned(),
     };
@@ -122,7 +123,7 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
             return Err(Failure::usage("the token is empty"));
         }
         (Some(token), _) => Some(Token {
-            secret: Secret::new(token),
+            secret: Secret::new(settings::tidy(&token)),
             origin: Origin::Given,
         }),
         (None, Some(file)) => Some(Token {
@@ -188,7 +189,7 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
         }
         err => Failure::running(err),
     })?;
-    announce(&edge, &domain, token.as_ref(), files);
+    announce(&edge, &domain, token.as_ref(), files, &settings);
     #[cfg(unix)]
     let _upgrades = service::ready()?;
     edge.serve(signal::shutdown()?).await;
@@ -196,7 +197,13 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
 }
 
 /// Say where the edge listens, and what to type on the laptop.
-fn announce(edge: &Edge, domain: &str, token: Option<&Token>, own_certificate: bool) {
+fn announce(
+    edge: &Edge,
+    domain: &str,
+    token: Option<&Token>,
+    own_certificate: bool,
+    settings: &Settings,
+) {
     let list = |addrs: &[SocketAddr]| match addrs {
         [] => "off".to_owned(),
         addrs => addrs
@@ -210,30 +217,24 @@ fn announce(edge: &Edge, domain: &str, token: Option<&Token>, own_certificate: b
     println!("  https  {}", list(edge.https_addrs()));
     println!("  quic   {}", list(edge.quic_addrs()));
     let Some(token) = token else {
-        println!("publish something: qtunnel connect 3000");
+        let step = NextStep::local(edge, settings);
+        println!("publish something: {}", step.connect());
         return;
     };
-    let port = edge
-        .quic_addrs()
-        .first()
-        .or(edge.https_addrs().first())
-        .map_or(443, SocketAddr::port);
-    let server = if port == 443 {
-        domain.to_owned()
-    } else {
-        format!("{domain}:{port}")
-    };
     // A certificate that the laptop's own authorities vouch for needs no pin.
-    let pin = match own_certificate && edge.is_publicly_trusted() {
-        true => String::new(),
-        false => format!(" --pin {}", edge.pin()),
-    };
+    let trusted = own_certificate && edge.is_publicly_trusted();
+    let step = NextStep::remote(edge, domain, trusted);
+    // The command is last on its line, and nothing else stands behind it: it is pasted as it is.
     let (shown, remark) = match &token.origin {
-        Origin::Made => (token.secret.reveal(), String::new()),
-        Origin::File(file) => ("…", format!("   (the token is in {})", file.display())),
-        Origin::Given => ("…", "   (the token is the one that you gave)".to_owned()),
+        Origin::Made => (Some(token.secret.reveal()), String::new()),
+        Origin::File(file) => {
+            let file = std::path::absolute(file).unwrap_or_else(|_| file.clone());
+            let remark = format!("it asks for the token, which is in {}; ", file.display());
+            (None, remark)
+        }
+        Origin::Given => (None, "it asks for the token that you gave; ".to_owned()),
     };
-    println!("on the laptop: qtunnel login {server} --token {shown}{pin}{remark}");
+    println!("{remark}on the laptop: {}", step.login(shown));
 }
 
 struct Token {
@@ -258,7 +259,7 @@ fn kept_token(state_dir: &std::path::Path) -> Result<Token, Failure> {
             format!("{}\n", qtunnel::generate_token().reveal()).into_bytes()
         })
         .map_err(Failure::usage)?;
-    let text = String::from_utf8_lossy(&kept);
+    let text = qtunnel::decode_text(&kept).unwrap_or_default();
     match text.trim() {
         "" => Err(Failure::usage(format!(
             "{} is empty: remove it to have a new token made",

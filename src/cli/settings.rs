@@ -1,7 +1,6 @@
 //! What is configured besides flags: the environment, `qtunnel.toml` and the user's configuration.
 
 use std::error::Error;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -9,7 +8,7 @@ use etcetera::BaseStrategy;
 use qtunnel::proto::Secret;
 use serde::{Deserialize, Serialize};
 
-use qtunnel::StateDir;
+use qtunnel::{StateDir, read_text};
 
 use super::Failure;
 
@@ -79,7 +78,7 @@ impl Settings {
     }
 
     fn read(path: &Path) -> Result<Self, Failure> {
-        let text = match fs::read_to_string(path) {
+        let text = match read_text(path) {
             Ok(text) => text,
             Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(err) => {
@@ -148,13 +147,13 @@ pub fn state_dir(flag: Option<PathBuf>) -> Result<PathBuf, Failure> {
 
 /// Read a secret from a file, without the line's end.
 pub fn read_secret(path: &Path) -> Result<String, Failure> {
-    let text = fs::read_to_string(path).map_err(|err| {
+    let text = read_text(path).map_err(|err| {
         Failure::usage(format!(
             "cannot read the token in {}: {err}",
             path.display()
         ))
     })?;
-    let secret = text.trim();
+    let secret = tidy(&text);
     if secret.is_empty() {
         return Err(Failure::usage(format!(
             "{} is empty: it should hold a token",
@@ -162,6 +161,11 @@ pub fn read_secret(path: &Path) -> Result<String, Failure> {
         )));
     }
     Ok(secret.to_owned())
+}
+
+/// Take off what a file, a variable or the clipboard adds to a secret: blanks, a line's end, a byte order mark.
+pub fn tidy(secret: &str) -> &str {
+    secret.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}')
 }
 
 /// The user's configuration, in qtunnel's directory of the user's configurations.

@@ -3,6 +3,7 @@
 use std::future::pending;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -198,6 +199,16 @@ impl Edge {
     /// Return the pin by which agents may recognise this edge.
     pub fn pin(&self) -> Pin {
         self.identity.pin()
+    }
+
+    /// Return the directory that keeps the edge's keys and certificates.
+    pub fn state_dir(&self) -> &Path {
+        &self.config.state_dir
+    }
+
+    /// Report whether the certificate is one of the authority in the state directory.
+    pub fn has_local_ca(&self) -> bool {
+        matches!(self.config.identity, EdgeIdentity::LocalCa)
     }
 
     /// Report whether agents most likely recognise this edge without a pin: whether this machine's

@@ -12,6 +12,7 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 
 use super::Pin;
 use super::per_name::PerName;
+use crate::text_file::read_pem;
 
 /// A certificate chain and its private key, known to belong together.
 #[derive(Debug, Clone)]
@@ -27,7 +28,7 @@ impl Identity {
     /// # Errors
     /// [`IdentityError`] names the file and what is wrong with it.
     pub fn load(chain: &Path, key: &Path) -> Result<Self, IdentityError> {
-        let pem = |path: &Path, source| match source {
+        let as_error = |path: &Path, source| match source {
             pem::Error::Io(source) => IdentityError::Unreadable {
                 path: path.into(),
                 source,
@@ -37,13 +38,15 @@ impl Identity {
                 source,
             },
         };
-        let certificates = CertificateDer::pem_file_iter(chain)
-            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-            .map_err(|err| pem(chain, err))?;
-        let private = PrivateKeyDer::from_pem_file(key).map_err(|err| match err {
-            pem::Error::NoItemsFound => IdentityError::NoKey { path: key.into() },
-            err => pem(key, err),
-        })?;
+        let read = |path: &Path| read_pem(path).map_err(|err| as_error(path, pem::Error::Io(err)));
+        let certificates = CertificateDer::pem_slice_iter(read(chain)?.as_bytes())
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|err| as_error(chain, err))?;
+        let private =
+            PrivateKeyDer::from_pem_slice(read(key)?.as_bytes()).map_err(|err| match err {
+                pem::Error::NoItemsFound => IdentityError::NoKey { path: key.into() },
+                err => as_error(key, err),
+            })?;
         Self::new(certificates, private).map_err(|err| match err {
             Unusable::Empty => IdentityError::NoCertificate { path: chain.into() },
             Unusable::Mismatch => IdentityError::Mismatch {

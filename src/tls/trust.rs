@@ -11,6 +11,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use super::Pin;
+use crate::text_file::read_pem;
 
 /// What an agent accepts as proof. There is no way to accept anything.
 #[derive(Debug, Clone, Default)]
@@ -119,7 +120,8 @@ fn roots_from(path: &PathBuf) -> Result<RootCertStore, TrustError> {
         },
     };
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(path).map_err(unreadable)? {
+    let text = read_pem(path).map_err(|err| unreadable(pem::Error::Io(err)))?;
+    for certificate in CertificateDer::pem_slice_iter(text.as_bytes()) {
         roots
             .add(certificate.map_err(unreadable)?)
             .map_err(|source| TrustError::Invalid {
