@@ -259,11 +259,8 @@ fn recognise(
             let advice = "try again in a minute";
             (certificate.passes(met), token.fails(err, advice))
         }
-        Err(ConnectError::Untrusted { why, .. }) => (
-            certificate.failed(
-                why.as_str(),
-                "compare --pin or --ca with what `qtunnel serve` prints at its start",
-            ),
+        Err(ConnectError::Untrusted { why, advice, .. }) => (
+            certificate.failed(why.as_str(), advice.as_str()),
             token.skipped("not shown to a stranger"),
         ),
         Err(err @ (ConnectError::NotAnEdge { .. } | ConnectError::Version { .. })) => (

@@ -19,12 +19,14 @@ pub enum ConnectError {
         tried: carrier::DialError,
     },
     /// It is not the edge that we are looking for.
-    #[error("the edge {server} is not who it should be: {why}")]
+    #[error("the edge {server} is not who it should be: {why}; {advice}")]
     Untrusted {
         /// The edge.
         server: ServerAddr,
         /// What was expected and found.
         why: String,
+        /// What to do about it.
+        advice: String,
     },
     /// Something else answers there.
     #[error(

@@ -50,9 +50,10 @@ pub(super) async fn dial(
     let (way, distrust) = dialing(config, memory)?;
     let dialed = carrier::dial(way).await;
     dialed.map_err(|err| match distrust.take() {
-        Some(why) => ConnectError::Untrusted {
+        Some(distrusted) => ConnectError::Untrusted {
             server: server.clone(),
-            why,
+            why: distrusted.why,
+            advice: distrusted.advice,
         },
         None if err.attempts.iter().any(is_foreign) => ConnectError::NotAnEdge {
             server: server.clone(),

@@ -2,6 +2,7 @@
 
 mod ca;
 mod cipher;
+mod distrust;
 mod identity;
 mod per_name;
 mod pin;

@@ -11,6 +11,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use super::Pin;
+use super::distrust::Distrusted;
 use crate::text_file::read_pem;
 
 /// What an agent accepts as proof. There is no way to accept anything.
@@ -143,15 +144,15 @@ fn verifier(roots: RootCertStore) -> Result<Arc<WebPkiServerVerifier>, TrustErro
 
 /// Why the last edge was refused, in words that QUIC's error codes cannot carry.
 #[derive(Debug, Clone, Default)]
-pub struct Distrust(Arc<Mutex<Option<String>>>);
+pub struct Distrust(Arc<Mutex<Option<Distrusted>>>);
 
 impl Distrust {
     /// Take what was noted since the last time.
-    pub fn take(&self) -> Option<String> {
+    pub fn take(&self) -> Option<Distrusted> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    fn note(&self, why: String) {
+    fn note(&self, why: Distrusted) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
     }
 }
@@ -195,38 +196,27 @@ impl ServerCertVerifier for Verifier {
     ) -> Result<ServerCertVerified, rustls::Error> {
         match &self.check {
             Check::Anything => Ok(ServerCertVerified::assertion()),
-            Check::SystemLater(verifier) => {
-                match verifier.get_or_init(|| system_verifier().ok()) {
-                    Some(verifier) => {
-                        verifier.verify_server_cert(leaf, intermediates, name, ocsp, now)
-                    }
-                    None => Err(rustls::Error::General(TrustError::NoSystemRoots.to_string())),
-                }
-            }
+            Check::SystemLater(verifier) => match verifier.get_or_init(|| system_verifier().ok()) {
+                Some(verifier) => verifier.verify_server_cert(leaf, intermediates, name, ocsp, now),
+                None => Err(rustls::Error::General(
+                    TrustError::NoSystemRoots.to_string(),
+                )),
+            },
             Check::WebPki {
                 authorities,
                 verifier,
             } => verifier
                 .verify_server_cert(leaf, intermediates, name, ocsp, now)
                 .inspect_err(|err| {
-                    let pin = Pin::of(leaf).map(|pin| pin.to_string()).unwrap_or_default();
-                    self.distrust.note(format!(
-                        "its certificate is not trusted for {} ({err}): expected one from {authorities}, found \
-                         one with the pin {pin}; if it is your edge, pass its CA with --ca or this pin with --pin",
-                        name.to_str()
-                    ));
+                    self.distrust
+                        .note(Distrusted::new(err, leaf, name, authorities, now));
                 }),
             Check::Pins(pins) => {
                 let found = Pin::of(leaf)?;
                 if pins.contains(&found) {
                     return Ok(ServerCertVerified::assertion());
                 }
-                let expected: Vec<_> = pins.iter().map(Pin::to_string).collect();
-                self.distrust.note(format!(
-                    "wrong pin: expected {}, found {found}; either the edge has a new key (then copy \
-                     the pin that `qtunnel serve` prints) or something stands in between",
-                    expected.join(" or ")
-                ));
+                self.distrust.note(Distrusted::by_pin(pins, found));
                 Err(rustls::CertificateError::ApplicationVerificationFailure.into())
             }
         }
