@@ -18,6 +18,7 @@ use super::config::HostHeader;
 use super::event::{Event, Observer, RequestLog};
 use super::heads::Heads;
 use super::hints::Hints;
+use super::open_ended::{Conversation, Kind};
 use super::outgoing::{Asked, Held, Outgoing, frame, set_host};
 use super::pool::{Leased, Pool};
 use super::response;
@@ -54,12 +55,13 @@ pub async fn serve(
     find: impl Fn(u32) -> Option<Arc<Tunnel>>,
     heads: Heads,
     flow: Arc<FlowControl>,
-    send: SendStream,
-    receive: RecvStream,
+    counted: Conversation,
+    (send, receive): (SendStream, RecvStream),
 ) {
     let Some(mut exchange) = Exchange::begin(find, heads, flow, send, receive).await else {
         return;
     };
+    exchange.counted = Some(counted);
     let gone = exchange.gone();
     let ended = tokio::select! {
         ended = exchange.run() => ended,
@@ -85,6 +87,8 @@ struct Exchange {
     status: Option<u16>,
     /// What was relayed after an upgrade.
     relayed: Relayed,
+    /// Its place among the session's conversations.
+    counted: Option<Conversation>,
 }
 
 impl Exchange {
@@ -133,6 +137,7 @@ impl Exchange {
             started: Instant::now(),
             status: None,
             relayed: Relayed::default(),
+            counted: None,
         })
     }
 
@@ -281,6 +286,7 @@ impl Exchange {
     {
         let (parts, body) = response.into_parts();
         self.status = Some(parts.status.as_u16());
+        self.is(Kind::of(&parts.headers));
         let head = response::head(parts, &body, &self.head.method);
         let sender = self.sender.as_mut().ok_or(Broken::Visitor)?;
         sender.head_with_body(&head).map_err(Broken::Tunnel)?;
@@ -310,8 +316,16 @@ impl Exchange {
             .head(&response::switched(parts))
             .await
             .map_err(Broken::Tunnel)?;
+        self.is(Kind::Upgraded);
         self.relayed = relay(TokioIo::new(upgraded), sender, receiver).await;
         Ok(())
+    }
+
+    /// Note what the conversation turns out to be.
+    fn is(&mut self, kind: Kind) {
+        if let Some(counted) = &mut self.counted {
+            counted.is(kind);
+        }
     }
 
     /// Tell the edge that there is no answer, and why in one word.

@@ -22,6 +22,7 @@ mod forward;
 mod heads;
 mod hints;
 mod http2;
+mod open_ended;
 mod outgoing;
 mod pool;
 mod resolver;

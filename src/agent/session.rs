@@ -7,7 +7,7 @@ use std::time::Duration;
 use quinn::{ApplicationClose, Connection, ConnectionError, Endpoint, RecvStream, SendStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, error};
 
 use super::config::AgentConfig;
@@ -17,6 +17,7 @@ use super::dial::dial;
 use super::event::{Event, Transported};
 use super::forward::{self, Tunnel};
 use super::heads::Heads;
+use super::open_ended::{Conversations, Counts};
 use crate::carrier::{
     CarrierState, Dialed, Driver, PathMemory, Repeater, SESSION_BUFFER, all_delivered, alpn,
 };
@@ -35,6 +36,7 @@ pub struct Session {
     upkeep: Upkeep,
     control: Control,
     conversations: JoinSet<()>,
+    counted: Conversations,
     heads: Heads,
     flow: Arc<FlowControl>,
     repeater: Arc<Repeater>,
@@ -112,6 +114,7 @@ impl Session {
                     upkeep,
                     control,
                     conversations: JoinSet::new(),
+                    counted: Conversations::default(),
                     heads: Heads::default(),
                     moving: false,
                     epoch,
@@ -260,16 +263,12 @@ impl Session {
         }
     }
 
-    fn converse(
-        &mut self,
-        (send, receive): (SendStream, RecvStream),
-        tunnels: &Arc<Vec<Arc<Tunnel>>>,
-    ) {
+    fn converse(&mut self, stream: (SendStream, RecvStream), tunnels: &Arc<Vec<Arc<Tunnel>>>) {
         let tunnels = tunnels.clone();
         let find = move |number: u32| tunnels.get(number as usize).cloned();
-        self.heads.accepted(send.id().index());
+        self.heads.accepted(stream.0.id().index());
         let (heads, flow) = (self.heads.clone(), self.flow.clone());
-        let conversation = forward::serve(find, heads, flow, send, receive);
+        let conversation = forward::serve(find, heads, flow, self.counted.begin(), stream);
         // Boxed: as the task itself it would be copied from place to place, at its end too.
         self.conversations.spawn(Box::pin(conversation));
     }
@@ -287,8 +286,18 @@ impl Session {
             // What was opened before the edge heard of it is still served.
             let settled = sleep(SETTLE);
             tokio::pin!(settled);
+            let mut quiet = Quiet::new();
             loop {
+                if quiet.is_over(&connection, self.counted.now()) {
+                    let cut = format!(
+                        "cut {}, where nothing moved",
+                        self.counted.now().open_ended()
+                    );
+                    config.observer.tell(Event::Notice(cut));
+                    return;
+                }
                 tokio::select! {
+                    () = sleep(LOOK) => {}
                     accepted = connection.accept_bi() => match accepted {
                         Ok(stream) => self.converse(stream, tunnels),
                         Err(_) => break,
@@ -315,6 +324,35 @@ impl Session {
             .close(Close::Done.code(), b"the agent stops");
         let _ = timeout(FAREWELL, self.endpoint.wait_idle()).await;
         drop(self.upkeep);
+    }
+}
+
+/// Watches, while a session drains, for the time in which nothing moves.
+struct Quiet {
+    frames: u64,
+    since: Instant,
+}
+
+impl Quiet {
+    fn new() -> Self {
+        Self {
+            frames: 0,
+            since: Instant::now(),
+        }
+    }
+
+    /// Report whether all that is left has no end of its own, and nothing of it has moved for long enough.
+    fn is_over(&mut self, connection: &Connection, left: Counts) -> bool {
+        let stats = connection.stats();
+        // Pings and acknowledgements have no such frames.
+        let frames = stats.frame_tx.stream + stats.frame_rx.stream;
+        if frames != self.frames || !left.are_open_ended() {
+            *self = Self {
+                frames,
+                since: Instant::now(),
+            };
+        }
+        self.since.elapsed() >= QUIET
     }
 }
 
@@ -386,6 +424,13 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
         error!(%err, "a conversation panicked; the others go on");
     }
 }
+
+/// How long event streams and WebSockets may rest before they do not keep an agent that stops. It is longer than
+/// what most chats and games let pass between two messages.
+const QUIET: Duration = Duration::from_millis(1500);
+
+/// How often one looks whether they rest.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// How long the edge may take to answer the hello.
 const WELCOME: Duration = Duration::from_secs(10);

@@ -61,6 +61,7 @@ impl Visit {
                 Err(panic) => Err(panic),
             };
             let answer = answered.unwrap_or_else(|_| {
+                // It is said here, and needs no number.
                 error!("answering a request panicked");
                 audience.tell(Fault::Internal, None)
             });
@@ -90,6 +91,7 @@ impl Visit {
             return Routed::Answer(redirect(&parts, &authority, port));
         }
         let Some(name) = self.visitors.name(&authority.host).map(str::to_owned) else {
+            self.visitors.failures.note(None, Fault::NoSuchTunnel);
             return Routed::Answer(audience.tell(Fault::NoSuchTunnel, None));
         };
         let forward = Forward {
@@ -118,10 +120,9 @@ impl Visit {
         violation: Violation,
     ) -> Response<VisitorBody> {
         debug!(%violation, "request refused");
-        let mut response = audience.tell(
-            Fault::BadRequest(violation.status()),
-            Some(&format!("{violation}.")),
-        );
+        let fault = Fault::BadRequest(violation.status());
+        self.visitors.failures.note(None, fault);
+        let mut response = audience.tell(fault, Some(&format!("{violation}.")));
         if version != Version::HTTP_2 {
             response
                 .headers_mut()

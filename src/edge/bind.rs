@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tracing::{debug, info, warn};
 
 use super::agents::Agents;
@@ -19,6 +19,7 @@ use super::carriers::Carriers;
 use super::config::{EdgeConfig, EdgeIdentity};
 use super::crowd::Crowd;
 use super::draining::Draining;
+use super::failures::Failures;
 #[cfg(unix)]
 use super::handover::{self, Door, Estate, HandoverError, Inheritance};
 use super::hold::Hold;
@@ -247,11 +248,13 @@ impl Edge {
             draining: draining.clone(),
             grace_period: self.config.grace_period,
         });
+        let failures = Failures::default();
         let visitors = Arc::new(Visitors {
             hold: Hold::new(registry.clone(), self.config.hold, &self.config.limits),
             domain: self.config.domain.to_ascii_lowercase(),
             limits: self.config.limits,
             crowd: Crowd::default(),
+            failures: failures.clone(),
             workers: self.workers,
             trusted_proxies: self.config.trusted_proxies,
             redirect: self.config.redirect_https.then(|| {
@@ -272,6 +275,8 @@ impl Edge {
         let written = CancellationToken::new();
         let mut keeper = JoinSet::new();
         keeper.spawn(registry.keep(written.clone()));
+        // Ends with this function.
+        let _reporting = AbortOnDropHandle::new(tokio::spawn(failures.report()));
         let mut listeners = JoinSet::new();
         for listener in self.listening.listeners {
             listeners.spawn(visitors.clone().accept(listener));

@@ -286,6 +286,8 @@ impl Forward {
     }
 
     fn fail(&self, fault: Fault) -> Response<VisitorBody> {
+        let failures = &self.visit.visitors.failures;
+        failures.note(Some(&self.authority.host), fault);
         self.audience.tell(fault, None)
     }
 

@@ -10,6 +10,7 @@ mod control;
 mod crowd;
 mod draining;
 mod exchange;
+mod failures;
 mod forward;
 mod guard;
 #[cfg(unix)]

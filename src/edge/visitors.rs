@@ -26,6 +26,7 @@ use super::carriers::{Carriers, RawTcp};
 use super::config::EdgeLimits;
 use super::crowd::Crowd;
 use super::draining::Draining;
+use super::failures::Failures;
 use super::guard::Guard;
 use super::hold::Hold;
 use super::page::{Audience, Fault};
@@ -41,6 +42,8 @@ pub struct Visitors {
     pub domain: String,
     pub limits: EdgeLimits,
     pub crowd: Crowd,
+    /// What the operator is told.
+    pub failures: Failures,
     pub workers: Workers,
     /// Whose word about the visitor is believed.
     pub trusted_proxies: Vec<IpNet>,
@@ -101,7 +104,10 @@ impl Visitors {
             .any(|proxies| proxies.contains(&visitor.ip()));
         let _place = match self.crowd.enter(visitor.ip(), brings_others, &self.limits) {
             Ok(place) => place,
-            Err(fault) => return turn_away(tcp, tls.is_some(), fault).await,
+            Err(fault) => {
+                self.failures.note(None, fault);
+                return turn_away(tcp, tls.is_some(), fault).await;
+            }
         };
         if self.workers.is_one() {
             return self.converse(tcp, visitor, tls).await;
