@@ -120,7 +120,8 @@ impl<S> AnswerReader<S> {
 
     fn fail(&self, err: HeadError) -> io::Error {
         let text = err.to_string();
-        self.link.found().error = Some(err);
+        // What was wrong first is what matters.
+        self.link.found().error.get_or_insert(err);
         io::Error::new(io::ErrorKind::InvalidData, text)
     }
 }
