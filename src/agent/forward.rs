@@ -7,6 +7,7 @@ use std::time::Duration;
 use ::http::{Request, Response, StatusCode};
 use bytes::Bytes;
 use http_body::Body;
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use quinn::{RecvStream, SendStream};
@@ -25,8 +26,8 @@ use super::response;
 use super::upstream::{RequestBody, Service, UpstreamBody};
 use crate::http::forwarded::tell_visitor;
 use crate::http::{
-    Activity, FlowControl, ReceiveWindow, Receiver, Relayed, SendWindow, Sender, TunnelBody, chain,
-    relay,
+    Activity, FlowControl, ReceiveWindow, Receiver, Relayed, SendWindow, Sender, TunnelBody,
+    Unread, chain, relay,
 };
 use crate::proto::{
     BodyLength, Failure, LEAST_WINDOW, RequestHead, Reset, ResponseHead, StreamHead,
@@ -192,7 +193,9 @@ impl Exchange {
 
     /// Ask a service in this process.
     async fn call(&mut self, service: &Service) -> Result<(), Broken> {
-        let body = UpstreamBody::new(self.request_body().ok_or(Broken::Visitor)?);
+        let body = self.request_body().ok_or(Broken::Visitor)?;
+        // A service may collect the whole body before it does anything with it.
+        let body = UpstreamBody::new(body.map_frame(|frame| frame.map_data(Unread::into_bytes)));
         let request = service_request(&mut self.head, &self.tunnel).map(|()| body);
         let answered = tokio::select! {
             answered = service.call(request) => answered.map_err(Broken::Service)?,

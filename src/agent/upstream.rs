@@ -17,7 +17,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 
 use super::address::{Address, Target};
 use super::files;
-use crate::http::{ReceiveError, Replay, TunnelBody};
+use crate::http::{ReceiveError, Replay, TunnelBody, Unread};
 
 /// Where a tunnel's requests go.
 #[derive(Debug, Clone)]
@@ -158,13 +158,13 @@ pub enum RequestBody {
 }
 
 impl Body for RequestBody {
-    type Data = Bytes;
+    type Data = Unread;
     type Error = ReceiveError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, ReceiveError>>> {
+    ) -> Poll<Option<Result<Frame<Unread>, ReceiveError>>> {
         match self.get_mut() {
             Self::Tunnel(body) => Pin::new(body).poll_frame(cx),
             Self::Replay(body) => Pin::new(body).poll_frame(cx),

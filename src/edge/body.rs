@@ -9,7 +9,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::http::{ReceiveError, TunnelBody};
+use crate::http::{ReceiveError, TunnelBody, Unread};
 
 /// The body of every response.
 pub enum VisitorBody {
@@ -28,17 +28,18 @@ pub enum VisitorBody {
 }
 
 impl Body for VisitorBody {
-    type Data = Bytes;
+    type Data = Unread;
     type Error = ReceiveError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, ReceiveError>>> {
+    ) -> Poll<Option<Result<Frame<Unread>, ReceiveError>>> {
         match self.get_mut() {
             Self::Tunnel { body, .. } => Pin::new(&mut **body).poll_frame(cx),
             Self::Page(page) => Pin::new(page)
                 .poll_frame(cx)
+                .map_ok(|frame| frame.map_data(Unread::from))
                 .map_err(|err: Infallible| match err {}),
             Self::Empty => Poll::Ready(None),
         }

@@ -333,8 +333,9 @@ const H2_STREAM_WINDOW: u32 = 1 << 20;
 /// What a visitor may send ahead on one connection.
 const H2_CONNECTION_WINDOW: u32 = 4 << 20;
 
-/// What one stream may have waiting for the visitor to read it.
-const H2_SEND_BUFFER: usize = 256 << 10;
+/// What hyper may queue of one stream. The body's window counts it, except after an upgrade (RFC 8441), where hyper
+/// has a copy of its own.
+const H2_SEND_BUFFER: usize = 64 << 10;
 
 /// Connections whose far end has vanished are found by pings.
 const H2_PING: Duration = Duration::from_secs(30);

@@ -14,7 +14,7 @@ mod send;
 
 pub use chain::chain;
 pub use escape::escape;
-pub use flow::{Budget, BufferTotal, FlowControl, ReceiveWindow, SendWindow};
+pub use flow::{Budget, BufferTotal, FlowControl, ReceiveWindow, SendWindow, SharedWindow, Unread};
 pub use receive::{Activity, ReceiveError, Receiver, TunnelBody, next_message};
 pub use relay::{Relayed, relay};
 pub use rewind::{Replay, Rewind};

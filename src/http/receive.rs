@@ -6,13 +6,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use quinn::{ReadError, RecvStream};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-use super::flow::{Crowded, Exceeded, ReceiveWindow};
+use super::flow::{Crowded, Exceeded, ReceiveWindow, SharedWindow, Unread};
 use crate::proto::{self, BodyDecoder, BodyLength, HEAD_LIMIT, Head, Reset, Splitter, WireError};
 
 /// Receive the next message of a stream, of which the splitter keeps the beginning; `None` at the stream's
@@ -43,7 +42,7 @@ where
 /// Receives heads, and then a body or raw bytes.
 pub struct Receiver {
     stream: RecvStream,
-    window: ReceiveWindow,
+    window: SharedWindow,
     splitter: Splitter,
 }
 
@@ -52,7 +51,7 @@ impl Receiver {
     pub fn new(stream: RecvStream, window: ReceiveWindow) -> Self {
         Self {
             stream,
-            window,
+            window: SharedWindow::new(window),
             splitter: Splitter::default(),
         }
     }
@@ -60,6 +59,11 @@ impl Receiver {
     /// Set what the sender may send of the body before it is told more.
     pub fn open(&mut self, window: u64) {
         self.window.open(window);
+    }
+
+    /// Return the window in which unread bytes count.
+    pub fn window(&self) -> SharedWindow {
+        self.window.clone()
     }
 
     /// Receive the next head.
@@ -85,7 +89,7 @@ impl Receiver {
     }
 
     /// Go on with the body that follows the head.
-    pub fn into_body(mut self, length: BodyLength, activity: Arc<Activity>) -> TunnelBody {
+    pub fn into_body(self, length: BodyLength, activity: Arc<Activity>) -> TunnelBody {
         let left = match length {
             BodyLength::Empty => Some(0),
             BodyLength::Known(length) => Some(length),
@@ -109,7 +113,7 @@ impl Receiver {
     ///
     /// # Errors
     /// If the other end is gone, or sends more than it may.
-    pub async fn raw(&mut self) -> Result<Option<Bytes>, ReceiveError> {
+    pub async fn raw(&mut self) -> Result<Option<Unread>, ReceiveError> {
         let rest = std::mem::take(&mut self.splitter).into_rest();
         let bytes = if rest.is_empty() {
             let chunk = self.stream.read_chunk(RAW_READ, true).await?;
@@ -117,10 +121,8 @@ impl Receiver {
         } else {
             Some(rest)
         };
-        if let Some(bytes) = &bytes {
-            self.window.take(bytes.len())?;
-        }
-        Ok(bytes)
+        let unread = bytes.map(|bytes| self.window.receive(bytes));
+        Ok(unread.transpose()?)
     }
 
     /// Say that nothing more is wanted, if anything is still coming.
@@ -133,13 +135,13 @@ impl Receiver {
 /// A body that arrives through the tunnel. Dropped early, it tells the sender to stop.
 pub struct TunnelBody {
     stream: RecvStream,
-    window: ReceiveWindow,
+    window: SharedWindow,
     decoder: BodyDecoder,
     /// What a known length leaves to come.
     left: Option<u64>,
     ended: bool,
     /// What came after the last byte that was announced: an error, or trailers.
-    next: Option<Box<Result<Frame<Bytes>, ReceiveError>>>,
+    next: Option<Box<Result<Frame<Unread>, ReceiveError>>>,
     activity: Arc<Activity>,
 }
 
@@ -147,7 +149,7 @@ impl TunnelBody {
     fn poll_next(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, ReceiveError>>> {
+    ) -> Poll<Option<Result<Frame<Unread>, ReceiveError>>> {
         loop {
             match self.decoder.next_frame()? {
                 Some(proto::Frame::Data(data)) => {
@@ -156,9 +158,9 @@ impl TunnelBody {
                             .checked_sub(data.len() as u64)
                             .ok_or(ReceiveError::Length)?;
                     }
-                    self.window.take(data.len())?;
                     self.activity.record(data.len());
-                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                    let unread = self.window.receive(data)?;
+                    return Poll::Ready(Some(Ok(Frame::data(unread))));
                 }
                 Some(proto::Frame::Trailers(fields)) => {
                     return Poll::Ready(Some(Ok(Frame::trailers(fields))));
@@ -185,13 +187,13 @@ impl TunnelBody {
 }
 
 impl Body for TunnelBody {
-    type Data = Bytes;
+    type Data = Unread;
     type Error = ReceiveError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, ReceiveError>>> {
+    ) -> Poll<Option<Result<Frame<Unread>, ReceiveError>>> {
         if self.ended {
             return Poll::Ready(None);
         }
@@ -228,6 +230,7 @@ impl Body for TunnelBody {
 
 impl Drop for TunnelBody {
     fn drop(&mut self) {
+        self.window.close();
         if !self.ended {
             // Whoever knows the length stops reading when it is reached, before the stream's own end.
             let reset = match self.left {

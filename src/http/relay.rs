@@ -37,10 +37,10 @@ where
         Ok(())
     };
     let inward = async {
-        while let Some(bytes) = receiver.raw().await.map_err(drop)? {
-            write.write_all(&bytes).await.map_err(drop)?;
+        while let Some(unread) = receiver.raw().await.map_err(drop)? {
+            write.write_all(unread.as_ref()).await.map_err(drop)?;
             write.flush().await.map_err(drop)?;
-            *received += bytes.len() as u64;
+            *received += unread.len() as u64;
         }
         write.shutdown().await.map_err(drop)
     };

@@ -4,8 +4,10 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
+
+use super::flow::Unread;
 
 /// A body of which the beginning is kept until it is certain that nobody needs it again.
 pub struct Rewind<B>(Arc<Mutex<State<B>>>);
@@ -60,13 +62,13 @@ impl<B> Rewind<B> {
 }
 
 impl<B> State<B> {
-    fn keep(&mut self, data: &Bytes) {
+    fn keep(&mut self, data: Bytes) {
         self.size += data.len();
         if self.size > MOST_KEPT {
             self.spend();
         }
         if !self.spent {
-            self.kept.push(data.clone());
+            self.kept.push(data);
         }
     }
 
@@ -84,14 +86,18 @@ pub struct Replay<B> {
     next: usize,
 }
 
-impl<B: Body<Data = Bytes> + Unpin> Body for Replay<B> {
-    type Data = Bytes;
+impl<B> Body for Replay<B>
+where
+    B: Body + Unpin,
+    B::Data: Piece,
+{
+    type Data = B::Data;
     type Error = B::Error;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let this = self.get_mut();
         let mut state = this.rewind.lock();
         if state.reading != this.reading {
@@ -101,12 +107,12 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Replay<B> {
         if let Some(data) = state.kept.get(this.next) {
             let data = data.clone();
             this.next += 1;
-            return Poll::Ready(Some(Ok(Frame::data(data))));
+            return Poll::Ready(Some(Ok(Frame::data(data.into()))));
         }
         let frame = ready!(Pin::new(&mut state.body).poll_frame(cx));
         match &frame {
             Some(Ok(frame)) => match frame.data_ref() {
-                Some(data) => state.keep(data),
+                Some(data) => state.keep(data.share()),
                 // Trailers, which end the body: rare enough not to be kept.
                 None => state.spend(),
             },
@@ -132,6 +138,24 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Replay<B> {
             hint.set_upper(upper + again as u64);
         }
         hint
+    }
+}
+
+/// A piece of a body whose bytes can be kept beside it. What is read again counts in no window: it has been read.
+pub trait Piece: Buf + From<Bytes> {
+    /// Return the bytes, without copying them.
+    fn share(&self) -> Bytes;
+}
+
+impl Piece for Bytes {
+    fn share(&self) -> Bytes {
+        self.clone()
+    }
+}
+
+impl Piece for Unread {
+    fn share(&self) -> Bytes {
+        Self::share(self)
     }
 }
 

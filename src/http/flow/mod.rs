@@ -23,11 +23,13 @@ mod send_window;
 mod tail;
 #[cfg(test)]
 mod tests;
+mod unread;
 
 pub use budget::{Budget, BufferTotal};
 pub use large_head::{Crowded, LargeHead};
 pub use receive_window::{Exceeded, ReceiveWindow};
 pub use send_window::SendWindow;
+pub use unread::{SharedWindow, Unread};
 
 use large_head::LargeHeads;
 use tail::Tail;

@@ -11,6 +11,8 @@ use crate::proto::LEAST_WINDOW;
 pub struct ReceiveWindow {
     flow: Arc<FlowControl>,
     stream: u64,
+    /// What has come.
+    received: u64,
     /// What has been read.
     pub(super) taken: u64,
     /// What may be sent, from the body's beginning.
@@ -44,6 +46,7 @@ impl ReceiveWindow {
         Self {
             flow,
             stream,
+            received: 0,
             taken: 0,
             limit: window,
             length: u64::MAX,
@@ -86,22 +89,36 @@ impl ReceiveWindow {
         self.settle();
     }
 
-    /// Count what has been read, and let more come.
+    /// Count what has come.
     ///
     /// # Errors
     /// If more has come than was allowed.
-    pub fn take(&mut self, bytes: usize) -> Result<(), Exceeded> {
-        self.taken += bytes as u64;
-        if self.taken > self.limit {
-            return Err(Exceeded);
+    pub fn receive(&mut self, bytes: u64) -> Result<(), Exceeded> {
+        self.received = self.received.saturating_add(bytes);
+        match self.received > self.limit {
+            true => Err(Exceeded),
+            false => Ok(()),
         }
+    }
+
+    /// Reserve only what has come and was not read: no more is received.
+    pub fn close(&mut self) {
+        self.length = self.received;
+        self.window = 0;
+        self.settle();
+    }
+
+    /// Count what has been read, and let more come.
+    pub fn take(&mut self, bytes: u64) {
+        self.taken += bytes;
         if self.limit < self.length {
             let raised = *self.raised.get_or_insert_with(Instant::now);
             if self.limit - self.taken <= self.window - self.window / STEPS {
                 self.raise(raised);
             }
+        } else if self.window == 0 {
+            self.settle();
         }
-        Ok(())
     }
 
     /// Let a window more come: a larger one if a step of this one was read so quickly that it must have
