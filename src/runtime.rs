@@ -1,8 +1,12 @@
 //! What the program, and each worker of an edge, runs on.
 
 use std::io;
+use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
+use tokio::time::sleep;
+
+use crate::allocator::Allocator;
 
 /// Build a runtime as `qtunnel` runs on: tokio on one thread.
 ///
@@ -13,11 +17,23 @@ use tokio::runtime::{Builder, Runtime};
 /// # Errors
 /// If the system has no more descriptors.
 pub fn runtime() -> io::Result<Runtime> {
-    Builder::new_current_thread()
+    let runtime = Builder::new_current_thread()
         .enable_all()
         .max_io_events_per_tick(EVENTS)
-        .build()
+        .build()?;
+    // It ends with the runtime.
+    runtime.spawn(async {
+        loop {
+            sleep(RETURN_MEMORY).await;
+            Allocator::return_unused();
+        }
+    });
+    Ok(runtime)
 }
+
+/// How often memory that is free is returned to the system: well within a minute after a burst, and seldom enough
+/// that a busy process hardly notices (some 100 µs each time).
+const RETURN_MEMORY: Duration = Duration::from_secs(15);
 
 /// Events of sockets that are handled before packets are sent. The connection's task waits behind all
 /// that the events have woken: with no bound, the other end stands still until the last visitor of a crowd

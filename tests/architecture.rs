@@ -20,7 +20,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("auth", &["proto", "tls"]),
     ("carrier", &["proto", "tls", "inline"]),
     ("tls", &["state", "text_file"]),
-    ("runtime", &[]),
+    ("runtime", &["allocator"]),
     ("allocator", &[]),
     ("inline", &[]),
     ("state", &[]),

@@ -56,7 +56,8 @@ pub fn agent_transport(
     memory: &PathMemory,
 ) -> Arc<TransportConfig> {
     let mut config = common(reach, in_control, memory);
-    config.max_concurrent_bidi_streams(VarInt::from_u32(AGENT_STREAMS));
+    // quinn gives credit for more only once an eighth has ended: without these, the edge would wait for it.
+    config.max_concurrent_bidi_streams(VarInt::from_u32(AGENT_STREAMS + AGENT_STREAMS / 8));
     config.receive_window(session_window(SESSION_BUFFER));
     config.keep_alive_interval(Some(AGENT_KEEP_ALIVE));
     Arc::new(config)

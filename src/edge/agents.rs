@@ -11,6 +11,7 @@ use tracing::{Instrument, debug, error, info, info_span};
 
 use super::config::EdgeLimits;
 use super::control::{Control, SessionError};
+use super::conversations::Conversations;
 use super::draining::Draining;
 use super::registry::{Claim, Owner, Registry, Tunnel};
 use super::urls::Urls;
@@ -112,6 +113,7 @@ impl Agents {
             connection: &connection,
             in_control: &in_control,
             flow: &flow,
+            conversations: &Conversations::new(AGENT_STREAMS as usize),
             repeater: &repeater,
             path: &path,
             worker: seat.worker,
@@ -250,6 +252,7 @@ impl Agents {
                 number: request.tunnel,
                 connection: way.connection.clone(),
                 flow: way.flow.clone(),
+                conversations: way.conversations.publish(request.tunnel),
                 worker: way.worker,
                 lost: lost.clone(),
             };
@@ -288,6 +291,7 @@ struct Way<'a> {
     /// Whether congestion is for us to control on the path to the agent.
     in_control: &'a InControl,
     flow: &'a Arc<FlowControl>,
+    conversations: &'a Arc<Conversations>,
     repeater: &'a Repeater,
     /// What is known of the path to the agent.
     path: &'a PathMemory,

@@ -15,6 +15,8 @@ use tracing::{debug, error};
 
 use super::body::VisitorBody;
 use super::carriers::RawTcp;
+use super::client::Client;
+use super::client::ConnectionId;
 use super::forward::{Forward, Loaded};
 use super::guard::Verdicts;
 use super::page::{Audience, Fault};
@@ -28,6 +30,7 @@ use crate::proto::Scheme;
 pub struct Visit {
     pub visitors: Arc<Visitors>,
     pub visitor: SocketAddr,
+    pub connection: ConnectionId,
     pub scheme: Scheme,
     /// The connection's socket: valid as long as the connection.
     pub tcp: RawTcp,
@@ -94,8 +97,15 @@ impl Visit {
             self.visitors.failures.note(None, Fault::NoSuchTunnel);
             return Routed::Answer(audience.tell(Fault::NoSuchTunnel, None));
         };
+        let client = Client::of(
+            self.visitor.ip(),
+            self.connection,
+            &self.visitors.trusted_proxies,
+            &parts.headers,
+        );
         let forward = Forward {
             visit: self,
+            client,
             audience,
             authority,
             may_upgrade,

@@ -79,11 +79,6 @@ impl Client {
     pub fn holders(self) -> impl Iterator<Item = Holder> + Clone {
         [Some(self.holder), self.network].into_iter().flatten()
     }
-
-    /// Return the one to whom the request is closest.
-    pub fn holder(self) -> Holder {
-        self.holder
-    }
 }
 
 /// Find the last address that is not itself a trusted proxy's in what proxies have added (RFC 7239 §5.2): what
@@ -153,9 +148,12 @@ mod tests {
         let [one, neighbour] = ["2001:db8:1:2::1", "2001:db8:1:3::1"].map(at);
 
         assert_eq!(one, at("2001:db8:1:2:ffff::1"));
-        assert_ne!(one.holder(), neighbour.holder());
+        assert_ne!(one.holder, neighbour.holder);
         assert_eq!(one.network, neighbour.network);
-        assert_eq!(at("::ffff:192.0.2.1").network, at("2001:db8::1").network.and(None));
+        assert_eq!(
+            at("::ffff:192.0.2.1").network,
+            at("2001:db8::1").network.and(None)
+        );
         assert_eq!(client("::ffff:192.0.2.1", &[]), at("192.0.2.1"));
     }
 
@@ -192,7 +190,7 @@ mod tests {
             ("10.0.0.1", &[("forwarded", "for=192.0.2.1, for=_hidden")]),
             ("10.0.0.1", &[("x-forwarded-for", "127.0.0.1")]),
         ] {
-            assert_eq!(client(peer, fields).holder(), connection, "{peer} {fields:?}");
+            assert_eq!(client(peer, fields).holder, connection, "{peer} {fields:?}");
         }
     }
 }

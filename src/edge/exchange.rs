@@ -14,7 +14,9 @@ use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, debug};
 
+use super::body::TunnelAnswer;
 use super::body::VisitorBody;
+use super::conversations::Admission;
 use super::forward::Forward;
 use super::page::Fault;
 use super::registry::Tunnel;
@@ -84,10 +86,14 @@ impl Outbound {
     pub async fn send(
         &mut self,
         tunnel: &Tunnel,
-        send: SendStream,
-        receive: RecvStream,
+        place: Place,
         patience: Duration,
     ) -> Result<Exchange, Broken> {
+        let Place {
+            admission,
+            send,
+            receive,
+        } = place;
         let stream = send.id().index();
         let window = ReceiveWindow::new(tunnel.flow.clone(), stream);
         let StreamHead::Http(head) = &mut self.head;
@@ -108,6 +114,7 @@ impl Outbound {
         let mut exchange = Exchange {
             receiver: Receiver::new(receive, window),
             sender: None,
+            admission,
             upload: None,
             wanted: Arc::new(Notify::new()),
         };
@@ -126,11 +133,19 @@ impl Outbound {
     }
 }
 
+/// A place among a session's conversations, and its stream.
+pub struct Place {
+    pub admission: Admission,
+    pub send: SendStream,
+    pub receive: RecvStream,
+}
+
 /// A request that is being sent and whose response is awaited.
 pub struct Exchange {
     pub receiver: Receiver,
     /// Kept for what follows an upgrade.
     pub sender: Option<Sender>,
+    pub admission: Admission,
     upload: Option<Upload>,
     /// Says that the body may be read: `Expect: 100-continue` is end to end.
     wanted: Arc<Notify>,
@@ -183,7 +198,12 @@ impl Exchange {
         match length {
             BodyLength::Empty => VisitorBody::Empty,
             _ => VisitorBody::Tunnel {
-                body: Box::new(self.receiver.into_body(length, Arc::new(Activity::start()))),
+                answer: {
+                    let window = self.receiver.window();
+                    let activity = Arc::new(Activity::start());
+                    let body = self.receiver.into_body(length, activity);
+                    TunnelAnswer::new(body, window, self.admission)
+                },
                 // From here on it has a task of its own: a visitor may go on sending while it does not
                 // read, which would stop whoever polls the response. It ends with the response.
                 _upload: self

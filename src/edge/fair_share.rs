@@ -94,8 +94,9 @@ impl FairShare {
         if free == 0 {
             return Err(Denied::Full);
         }
-        let has_its_share =
-            |holder: &Holder| self.held(*holder) >= free.saturating_mul(holder.places_per_free_one());
+        let has_its_share = |holder: &Holder| {
+            self.held(*holder) >= free.saturating_mul(holder.places_per_free_one())
+        };
         if let Some(holder) = holders.clone().find(has_its_share) {
             return Err(Denied::Share(holder));
         }

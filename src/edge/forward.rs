@@ -1,5 +1,6 @@
 //! One request on its way through the tunnel, and its response on the way back.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use ::http::header::{
@@ -16,8 +17,11 @@ use tokio::time::timeout;
 use tracing::{Instrument, debug};
 
 use super::answer::Visit;
+use super::body::UpgradedAnswer;
 use super::body::VisitorBody;
-use super::exchange::{Broken, Exchange, Outbound};
+use super::client::Client;
+use super::conversations::Evict;
+use super::exchange::{Broken, Exchange, Outbound, Place};
 use super::page::{Audience, Fault};
 use super::registry::Tunnel;
 use super::validate::Authority;
@@ -29,6 +33,8 @@ use crate::proto::{BodyLength, RequestHead, ResponseHead};
 /// A request that has found its tunnel.
 pub struct Forward {
     pub visit: Visit,
+    /// For whom it counts.
+    pub client: Client,
     pub audience: Audience,
     pub authority: Authority,
     /// Whether the guard waits to be told what follows the head (HTTP/1.1).
@@ -222,13 +228,20 @@ impl Forward {
         tunnel: &Tunnel,
         request: &mut Outbound,
     ) -> Result<(Exchange, ResponseHead), Broken> {
+        let admission = tunnel.conversations.admit(self.client).await;
+        let admission = admission.map_err(Broken::Fault)?;
         let (send, receive) = timeout(OPEN_STREAM, tunnel.connection.open_bi())
             .await
             .map_err(|_| Broken::Fault(Fault::Busy))?
             .map_err(|_| Broken::NotSent)?;
         let stream = send.id().index();
         let patience = self.visit.visitors.limits.expectation;
-        let mut exchange = request.send(tunnel, send, receive, patience).await?;
+        let place = Place {
+            admission,
+            send,
+            receive,
+        };
+        let mut exchange = request.send(tunnel, place, patience).await?;
         match exchange.head(self).await {
             Ok(head) => Ok((exchange, head)),
             Err(None) => Err(Broken::Lost { stream }),
@@ -248,16 +261,22 @@ impl Forward {
         let Exchange {
             receiver,
             sender: Some(sender),
+            admission,
             ..
         } = exchange
         else {
             return self.fail(Fault::Internal);
         };
         let closing = self.visit.visitors.closing.clone();
+        let upgraded_answer = Arc::new(UpgradedAnswer::new(receiver.window()));
+        let watched: Arc<dyn Evict> = upgraded_answer.clone();
+        admission.watch(Arc::downgrade(&watched));
         let relayed = async move {
+            let _admission = admission;
             match on_upgrade.await {
                 Ok(upgraded) => tokio::select! {
                     _ = relay(TokioIo::new(upgraded), sender, receiver) => {}
+                    () = upgraded_answer.evicted() => {}
                     () = closing.cancelled() => {}
                 },
                 Err(err) => debug!(%err, "the visitor's connection was not upgraded"),

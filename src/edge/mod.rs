@@ -5,12 +5,15 @@ mod answer;
 mod bind;
 mod body;
 mod carriers;
+mod client;
 mod config;
 mod control;
+mod conversations;
 mod crowd;
 mod draining;
 mod exchange;
 mod failures;
+mod fair_share;
 mod forward;
 mod guard;
 #[cfg(unix)]

@@ -35,6 +35,8 @@ pub enum Fault {
     Busy,
     /// The visitor has too many connections.
     TooManyConnections,
+    /// The visitor has too many conversations.
+    TooManyConversations,
     /// The edge has no such page.
     NotFound,
     /// A bug of ours.
@@ -59,6 +61,7 @@ impl Fault {
             Self::BadRequest(_) => "bad_request",
             Self::Busy => "busy",
             Self::TooManyConnections => "too_many_connections",
+            Self::TooManyConversations => "too_many_conversations",
             Self::NotFound => "not_found",
             Self::Internal => "internal",
         }
@@ -78,7 +81,7 @@ impl Fault {
             Self::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::BadRequest(status) => status,
             Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
-            Self::TooManyConnections => StatusCode::TOO_MANY_REQUESTS,
+            Self::TooManyConnections | Self::TooManyConversations => StatusCode::TOO_MANY_REQUESTS,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -87,7 +90,7 @@ impl Fault {
     fn retry_after(self) -> Option<&'static str> {
         match self {
             Self::AgentOffline | Self::AgentLost => Some("5"),
-            Self::Busy | Self::TooManyConnections => Some("1"),
+            Self::Busy | Self::TooManyConnections | Self::TooManyConversations => Some("1"),
             _ => None,
         }
     }
@@ -144,6 +147,10 @@ impl Fault {
             Self::TooManyConnections => (
                 "There are too many connections from your address.",
                 "Close some, or try again in a moment.",
+            ),
+            Self::TooManyConversations => (
+                "There are too many requests under way from your address, and others wait.",
+                "Let some end, or try again in a moment.",
             ),
             Self::NotFound => ("The edge has no such page.", "Check the address."),
             Self::Internal => (

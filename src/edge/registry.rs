@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::conversations::Published;
 use super::journal::Journal;
 use super::lease::{Absence, Lease};
 use super::page::Fault;
@@ -45,6 +46,8 @@ pub struct Tunnel {
     pub connection: Connection,
     /// The session's windows.
     pub flow: Arc<FlowControl>,
+    /// The session's conversations, of which this tunnel has a share.
+    pub conversations: Published,
     /// The number of the worker that the session is on.
     pub worker: usize,
     /// What the agent says about its earlier sessions.

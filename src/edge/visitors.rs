@@ -23,6 +23,7 @@ use tracing::{Instrument, debug, debug_span, error, warn};
 
 use super::answer::Visit;
 use super::carriers::{Carriers, RawTcp};
+use super::client::ConnectionId;
 use super::config::EdgeLimits;
 use super::crowd::Crowd;
 use super::draining::Draining;
@@ -165,10 +166,12 @@ impl Visitors {
         let (draining, closing) = (self.draining.clone(), self.closing.clone());
         let departing = draining.clone();
         let idle = self.limits.idle + self.limits.head;
+        let connection = ConnectionId::next();
         let service = service_fn(move |request| {
             let visit = Visit {
                 visitors: self.clone(),
                 visitor,
+                connection,
                 scheme,
                 tcp,
                 verdicts: Some(verdicts.clone()),
@@ -222,10 +225,12 @@ impl Visitors {
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let (draining, closing) = (self.draining.clone(), self.closing.clone());
+        let connection = ConnectionId::next();
         let service = service_fn(move |request| {
             let visit = Visit {
                 visitors: self.clone(),
                 visitor,
+                connection,
                 scheme: Scheme::Https,
                 tcp,
                 verdicts: None,
