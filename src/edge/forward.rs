@@ -193,7 +193,9 @@ impl Forward {
     /// What broke before the agent read it is sent again; what may have been processed is not.
     async fn deliver(&self, request: &mut Outbound) -> Result<(Exchange, ResponseHead), Fault> {
         let hold = &self.visit.visitors.hold;
-        let mut tunnel = hold.serving(&self.name, || request.size()).await?;
+        let mut tunnel = hold
+            .serving(&self.name, self.client, || request.size())
+            .await?;
         let mut deadline = None;
         loop {
             let broken = match self.attempt(&tunnel, request).await {
@@ -209,7 +211,7 @@ impl Forward {
                 return Err(Fault::AgentLost);
             }
             let deadline = *deadline.get_or_insert_with(|| hold.deadline());
-            let waited = hold.successor(&self.name, request.size(), deadline, &tunnel);
+            let waited = hold.successor(&self.name, self.client, request.size(), deadline, &tunnel);
             let next = waited.await.map_err(|_| fault)?;
             if stream.is_some_and(|stream| !next.never_read(&tunnel, stream)) {
                 return Err(Fault::AgentLost);

@@ -1,12 +1,14 @@
 //! Requests that wait for an agent to come back.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
+use super::client::Client;
 use super::config::EdgeLimits;
+use super::fair_share::FairShare;
 use super::page::Fault;
 use super::registry::{Registry, Tunnel};
 
@@ -17,6 +19,14 @@ pub struct Hold {
     requests: Semaphore,
     bytes: Semaphore,
     per_tunnel: usize,
+    /// Places of clients among the requests.
+    share: Mutex<FairShare>,
+}
+
+/// A client's place among the held requests, until it is dropped.
+struct Held<'a> {
+    share: &'a Mutex<FairShare>,
+    client: Client,
 }
 
 impl Hold {
@@ -28,6 +38,7 @@ impl Hold {
             requests: Semaphore::new(limits.held_requests),
             bytes: Semaphore::new(limits.held_bytes.min(Semaphore::MAX_PERMITS)),
             per_tunnel: limits.held_per_tunnel,
+            share: Mutex::new(FairShare::new(limits.held_requests)),
         }
     }
 
@@ -41,15 +52,21 @@ impl Hold {
     ///
     /// # Errors
     /// [`Fault::NoSuchTunnel`] if nobody holds the name, [`Fault::AgentOffline`] if its agent does not
-    /// come in time, [`Fault::Busy`] if too much is held already.
+    /// come in time, [`Fault::Busy`] if too much is held already, [`Fault::TooManyConversations`] if the client has
+    /// more places than it leaves free.
     pub async fn serving(
         &self,
         name: &str,
+        client: Client,
         size: impl Fn() -> usize,
     ) -> Result<Arc<Tunnel>, Fault> {
         match self.registry.serving(name) {
             Some(tunnel) => Ok(tunnel),
-            None => self.wait(name, size(), self.deadline(), |_| true).await,
+            None => {
+                let size = size();
+                self.wait(name, client, size, self.deadline(), |_| true)
+                    .await
+            }
         }
     }
 
@@ -60,12 +77,13 @@ impl Hold {
     pub async fn successor(
         &self,
         name: &str,
+        client: Client,
         size: usize,
         deadline: Instant,
         broken: &Tunnel,
     ) -> Result<Arc<Tunnel>, Fault> {
         let other = |tunnel: &Tunnel| !tunnel.is_of_session(broken);
-        self.wait(name, size, deadline, other).await
+        self.wait(name, client, size, deadline, other).await
     }
 
     /// Return how long a request that arrives now may be held.
@@ -73,17 +91,30 @@ impl Hold {
         Instant::now() + self.time
     }
 
+    /// Take a place for a client, of so many that are free.
+    fn share(&self, client: Client, free: usize) -> Result<Held<'_>, Fault> {
+        let mut share = self.share.lock().unwrap_or_else(PoisonError::into_inner);
+        share.take_of(free, client.holders())?;
+        Ok(Held {
+            share: &self.share,
+            client,
+        })
+    }
+
     async fn wait(
         &self,
         name: &str,
+        client: Client,
         size: usize,
         deadline: Instant,
         wanted: impl Fn(&Tunnel) -> bool,
     ) -> Result<Arc<Tunnel>, Fault> {
-        let mut presence = self
+        let (mut presence, others) = self
             .registry
             .watch(name, self.per_tunnel)
             .ok_or(Fault::NoSuchTunnel)??;
+        // A client leaves the other visitors of this tunnel as many places as it has.
+        let _share = self.share(client, self.per_tunnel.saturating_sub(others))?;
         let size = u32::try_from(size).unwrap_or(u32::MAX);
         let _place = self.requests.try_acquire().map_err(|_| Fault::Busy)?;
         let _room = self.bytes.try_acquire_many(size).map_err(|_| Fault::Busy)?;
@@ -93,5 +124,12 @@ impl Hold {
             // The lease has ended, or the time is over.
             Ok(Err(_)) | Err(_) => Err(Fault::AgentOffline),
         }
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let mut share = self.share.lock().unwrap_or_else(PoisonError::into_inner);
+        share.give_back(self.client.holders());
     }
 }

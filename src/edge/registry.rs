@@ -102,16 +102,17 @@ impl Registry {
     }
 
     /// Follow who serves a name: a session, or none for as long as the agent is away. The sender
-    /// goes when the lease ends. `None` if nobody holds the name.
+    /// goes when the lease ends. Returned with the number of those who follow it already; `None` if nobody holds the
+    /// name.
     ///
     /// # Errors
     /// [`Fault::Busy`] if so many follow it already.
-    pub fn watch(&self, name: &str, most: usize) -> Option<Result<Presence, Fault>> {
+    pub fn watch(&self, name: &str, most: usize) -> Option<Result<(Presence, usize), Fault>> {
         let leases = self.lock();
         let lease = leases.get(name).filter(|lease| !lease.is_over())?;
         Some(match lease.presence.receiver_count() {
             watching if watching >= most => Err(Fault::Busy),
-            _ => Ok(lease.presence.subscribe()),
+            watching => Ok((lease.presence.subscribe(), watching)),
         })
     }
 
