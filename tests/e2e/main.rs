@@ -14,6 +14,7 @@ mod command_line;
 mod directory;
 mod errors;
 mod examples;
+mod fairness;
 mod first;
 mod first_contact;
 mod fronts;

@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use tokio::time::{advance, timeout};
+use bytes::Bytes;
+use tokio::time::{Instant, advance, timeout};
 
 use super::{
     Budget, BufferTotal, FIRST_WINDOW, FlowControl, LARGEST_WINDOW, ReceiveWindow, SendWindow,
+    SharedWindow,
 };
 use crate::proto::LEAST_WINDOW;
 
@@ -38,10 +40,16 @@ fn open_window(window: &ReceiveWindow) -> u64 {
     window.limit() - window.taken
 }
 
+/// Let so much come, and read it.
+fn receive(window: &mut ReceiveWindow, bytes: u64) {
+    window.receive(bytes).unwrap();
+    window.take(bytes);
+}
+
 /// Read as much as the other end may send.
 fn read_all(window: &mut ReceiveWindow) {
     let all = open_window(window);
-    window.take(all as usize).unwrap();
+    receive(window, all);
 }
 
 #[tokio::test(start_paused = true)]
@@ -51,7 +59,7 @@ async fn a_short_body_is_sent_without_a_word() {
     let mut outgoing = SendWindow::new(writer, 0, incoming.limit());
 
     assert_eq!(outgoing.take(60 << 10), 60 << 10);
-    incoming.take(60 << 10).unwrap();
+    receive(&mut incoming, 60 << 10);
 
     assert!(timeout(Duration::ZERO, reader.untold()).await.is_err());
 }
@@ -74,7 +82,7 @@ async fn a_long_body_waits_for_its_reader_and_loses_nothing() {
         assert!(unread > 0, "stuck after {sent} bytes");
         sent += unread as u64;
         advance(Duration::from_secs(1)).await;
-        incoming.take(unread).unwrap();
+        receive(&mut incoming, unread as u64);
         tell(&reader, &writer).await;
     }
 }
@@ -88,7 +96,7 @@ async fn whoever_waits_goes_on_when_a_limit_is_told() {
     assert_eq!(outgoing.take(1), 0);
 
     let read_later = async {
-        incoming.take(FIRST_WINDOW as usize).unwrap();
+        receive(&mut incoming, FIRST_WINDOW);
         tell(&reader, &writer).await;
     };
     tokio::join!(outgoing.raised(), read_later);
@@ -116,7 +124,7 @@ async fn a_slow_readers_window_stays_small() {
 
     for _ in 0..100 {
         advance(Duration::from_secs(1)).await;
-        incoming.take(10_000).unwrap();
+        receive(&mut incoming, 10_000);
     }
 
     assert!(open_window(&incoming) <= FIRST_WINDOW);
@@ -148,7 +156,7 @@ async fn beside_many_who_have_stopped_reading_there_is_room_for_who_reads() {
     // They seem quick until all buffers on the way to them are full.
     for window in &mut stuck {
         while let more @ 1.. = open_window(window).min(SWALLOWED - window.taken) {
-            window.take(more as usize).unwrap();
+            receive(window, more);
         }
     }
     let waiting: u64 = stuck.iter().map(open_window).sum();
@@ -189,9 +197,7 @@ async fn what_a_conversation_had_is_there_for_the_next() {
         let mut window = ReceiveWindow::new(flow.clone(), stream);
         assert_eq!(window.limit(), FIRST_WINDOW);
         window.expect(1_000 * stream);
-        window
-            .take((1_000 * stream).min(FIRST_WINDOW) as usize)
-            .unwrap();
+        receive(&mut window, (1_000 * stream).min(FIRST_WINDOW));
     }
 
     drop(flow);
@@ -204,7 +210,61 @@ async fn more_than_the_window_is_an_error() {
     let [reader, _] = ends();
     let mut incoming = ReceiveWindow::new(reader, 0);
 
-    assert!(incoming.take(FIRST_WINDOW as usize + 1).is_err());
+    assert!(incoming.receive(FIRST_WINDOW + 1).is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_has_come_counts_until_it_is_written() {
+    let total = BufferTotal::new(64 * MIB);
+    let reader = session(64 * MIB, &total);
+    let window = SharedWindow::new(ReceiveWindow::new(reader.clone(), 7));
+    let piece = || Bytes::from(vec![7; FIRST_WINDOW as usize / 2]);
+
+    let queued = [piece(), piece()].map(|piece| window.receive(piece).unwrap());
+
+    assert!(timeout(Duration::ZERO, reader.untold()).await.is_err());
+    assert_eq!(total.used.load(Relaxed), FIRST_WINDOW);
+    assert!(window.receive(Bytes::from_static(b"x")).is_err());
+    drop(queued);
+    assert!(timeout(Duration::ZERO, reader.untold()).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_body_that_has_ended_only_what_is_unread_counts() {
+    let total = BufferTotal::new(64 * MIB);
+    let reader = session(64 * MIB, &total);
+    let window = SharedWindow::new(ReceiveWindow::new(reader.clone(), 7));
+    let queued = [30, 70].map(|length| window.receive(vec![7; length].into()).unwrap());
+
+    window.close();
+    drop(window);
+
+    let [thirty, seventy] = queued;
+    assert_eq!(total.used.load(Relaxed), 100);
+    drop(thirty);
+    assert_eq!(total.used.load(Relaxed), 70);
+    assert_eq!(seventy.into_bytes().len(), 70);
+    assert_eq!(total.used.load(Relaxed), 0);
+    assert!(timeout(Duration::ZERO, reader.untold()).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_stands_still_from_when_it_last_took_something() {
+    let [reader, _] = ends();
+    let window = SharedWindow::new(ReceiveWindow::new(reader, 7));
+    assert_eq!(window.stalled_since(), None);
+    advance(RTT).await;
+
+    let queued = [1, 1].map(|length| window.receive(vec![7; length].into()).unwrap());
+    let came = Instant::now();
+    assert_eq!(window.stalled_since(), Some(came));
+    advance(RTT).await;
+    let [first, second] = queued;
+    drop(first);
+
+    assert_eq!(window.stalled_since(), Some(came + RTT));
+    drop(second);
+    assert_eq!(window.stalled_since(), None);
 }
 
 #[test]

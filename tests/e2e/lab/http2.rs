@@ -17,6 +17,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::visitor::collect;
 use super::{Reply, within};
@@ -33,6 +34,20 @@ pub struct Http2 {
 impl Http2 {
     /// Connect to whatever terminates TLS for this host.
     pub async fn connect(addr: SocketAddr, host: &str, ca: &Path) -> Self {
+        let tcp = within("connecting to the edge", TcpStream::connect(addr)).await;
+        let tls = Self::tls(tcp.expect("the edge listens"), host, ca).await;
+        let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(tls));
+        let (sender, connection) = handshake.await.expect("HTTP/2");
+        // It ends when the last sender and the last response are gone.
+        tokio::spawn(connection);
+        Self {
+            sender,
+            authority: format!("{host}:{}", addr.port()),
+        }
+    }
+
+    /// Begin TLS with whatever terminates it for this host, and agree on HTTP/2, for a test that speaks it by hand.
+    pub async fn tls(tcp: TcpStream, host: &str, ca: &Path) -> TlsStream<TcpStream> {
         let mut roots = rustls::RootCertStore::empty();
         for certificate in CertificateDer::pem_file_iter(ca).expect("the lab's CA") {
             roots
@@ -47,22 +62,13 @@ impl Http2 {
             .with_no_client_auth();
         tls.alpn_protocols = vec![b"h2".to_vec()];
         let name = ServerName::try_from(host.to_owned()).expect("a host name");
-        let tcp = within("connecting to the edge", TcpStream::connect(addr)).await;
-        let tcp = tcp.expect("the edge listens");
         tcp.set_nodelay(true).expect("a live socket");
         let tls = TlsConnector::from(Arc::new(tls)).connect(name, tcp);
         let tls = within("the TLS handshake", tls)
             .await
             .expect("a trusted edge");
         assert_eq!(tls.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
-        let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(tls));
-        let (sender, connection) = handshake.await.expect("HTTP/2");
-        // It ends when the last sender and the last response are gone.
-        tokio::spawn(connection);
-        Self {
-            sender,
-            authority: format!("{host}:{}", addr.port()),
-        }
+        tls
     }
 
     /// Return the address of a path.
