@@ -3,7 +3,6 @@
 
 use std::error::Error;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
@@ -43,20 +42,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .map(|from| Handshakes::new(from.into(), options.to, on_retry))
         .collect::<Result<Vec<_>, _>>()?;
     let (start, length) = (Instant::now(), Duration::from_secs(options.seconds));
-    let mut begun = 0_u64;
-    while start.elapsed() < length {
-        let due = start.elapsed().as_secs_f64() * f64::from(options.rate);
-        while (begun as f64) < due && start.elapsed() < length {
-            let turn = begun as usize % clients.len();
-            clients[turn].begin()?;
-            begun += 1;
-        }
-        clients.iter_mut().for_each(Handshakes::follow);
-        sleep(TICK);
-    }
-    println!("{begun} handshakes begun in {:.1} s", start.elapsed().as_secs_f64());
+    let begun = handshakes::flood(&mut clients, options.rate, || start.elapsed() < length)?;
+    let seconds = start.elapsed().as_secs_f64();
+    println!("{begun} handshakes begun in {seconds:.1} s");
     Ok(())
 }
-
-/// Between looks at the clock.
-const TICK: Duration = Duration::from_millis(1);

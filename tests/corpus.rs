@@ -77,7 +77,9 @@ fn control_seeds() -> Vec<Seed> {
     let hello = AgentMessage::Hello(Hello {
         token: Secret::new("token"),
         agent: AgentId([7; 16]),
+        run: RunId(1),
         epoch: 1,
+        claim: ClaimMode::Own,
         software: "qtunnel/0.1.0".into(),
         tunnels: vec![request(1, "blog"), request(2, "shop")],
         lost: vec![LostSession {
@@ -98,6 +100,7 @@ fn control_seeds() -> Vec<Seed> {
     let taken = Refusal::NameTaken {
         name: "blog".into(),
         holder: "another agent".into(),
+        may_take_over: true,
     };
     let hello = control(&hello);
     let mut later = control(&AgentMessage::Open(request(3, "api")));

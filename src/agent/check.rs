@@ -12,13 +12,13 @@ use super::config::AgentConfig;
 use super::connect_error::ConnectError;
 use super::dial::dialing;
 use super::event::Transported;
-use super::session::Session;
+use super::session::{Session, SessionIdentity};
 use crate::carrier::{
     DialConfig, ETHERNET_PACKET, PathMemory, SMALLEST_FULL_PACKET, Transport, UDP_ANSWER,
     ask_over_udp,
 };
 use crate::http::chain;
-use crate::proto::{AgentId, Refusal};
+use crate::proto::{AgentId, ClaimMode, Refusal};
 
 /// What was found on the way to an edge.
 #[derive(Debug)]
@@ -221,7 +221,13 @@ async fn meet(config: &AgentConfig) -> Result<Transported, ConnectError> {
         tunnels: Vec::new(),
         ..config.clone()
     };
-    let session = Session::open(&nobody, 1, &[], &PathMemory::default()).await?;
+    let session = Session::open(
+        &nobody,
+        SessionIdentity::first(ClaimMode::Own),
+        &[],
+        &PathMemory::default(),
+    )
+    .await?;
     let transported = session.transport_now();
     session.leave().await;
     Ok(transported)

@@ -31,6 +31,9 @@ pub struct AgentConfig {
     pub token: Secret,
     /// Who this agent is, across restarts.
     pub id: AgentId,
+    /// Have the names at the start even if another agent with the same token holds them; otherwise they
+    /// are its own for as long as it is connected or may come back.
+    pub take_over_names: bool,
     /// What to publish.
     pub tunnels: Vec<TunnelConfig>,
     /// How long conversations may go on once the agent is told to stop.
@@ -54,6 +57,7 @@ impl Default for AgentConfig {
             trust: Trust::default(),
             token: Secret::default(),
             id: AgentId::random(),
+            take_over_names: false,
             tunnels: Vec::new(),
             grace_period: Duration::from_secs(30),
             upstream_timeout: Duration::from_secs(60),

@@ -1,7 +1,7 @@
 //! The agent's two phases: connect, then serve, reconnecting for ever.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
@@ -15,10 +15,10 @@ use super::former::Former;
 use super::forward::{Route, Tunnel};
 use super::heads::MOST_LOST;
 use super::pool::Pool;
-use super::session::{Ended, Session};
+use super::session::{Ended, Session, SessionIdentity};
 use super::upstream::Upstream;
 use crate::carrier::PathMemory;
-use crate::proto::{LostSession, TunnelGrant};
+use crate::proto::{ClaimMode, LostSession, Refusal, TunnelGrant};
 use crate::tls::TrustError;
 
 /// An agent that is connected.
@@ -51,7 +51,7 @@ impl Agent {
                 })
                 .collect::<Result<Vec<_>, TrustError>>()?,
         );
-        let mut opener = Opener::new();
+        let mut opener = Opener::new(&config);
         let session = opener.open(&config).await?;
         for pool in pools {
             if let Err(err) = pool.probe().await {
@@ -96,7 +96,13 @@ impl Agent {
             let wait = opener.start_again();
             match ended {
                 Ended::Shutdown => break,
-                Ended::Superseded => return Err(AgentError::Superseded),
+                Ended::TakenOver(by) => return Err(AgentError::TakenOver { by }),
+                Ended::Superseded => {
+                    opener.next.claim = ClaimMode::Superseded;
+                    let reason = "another process with this agent's identity has taken its names";
+                    let reason = reason.into();
+                    config.observer.tell(Event::Reconnecting { reason, wait });
+                }
                 Ended::Moving(session) => {
                     let told = "a newer process of the edge takes over";
                     config.observer.tell(Event::Notice(told.into()));
@@ -108,8 +114,12 @@ impl Agent {
                     config.observer.tell(Event::Reconnecting { reason, wait });
                 }
             }
+            let opened = async {
+                sleep(wait).await;
+                opener.open(&config).await
+            };
             session = tokio::select! {
-                opened = opener.open(&config) => opened?,
+                opened = opened => opened?,
                 () = &mut shutdown => break,
             };
         }
@@ -121,7 +131,12 @@ impl Agent {
 /// Opens one session after the other.
 struct Opener {
     backoff: Backoff,
-    epoch: u64,
+    /// Between sessions that do not last.
+    between: Backoff,
+    /// When the last session began, if there was one.
+    opened: Option<Instant>,
+    /// What the next session is.
+    next: SessionIdentity,
     /// What became of earlier sessions, the latest first.
     lost: Vec<LostSession>,
     /// What they found out about the way to the edge.
@@ -129,22 +144,35 @@ struct Opener {
 }
 
 impl Opener {
-    fn new() -> Self {
+    fn new(config: &AgentConfig) -> Self {
         let mut backoff = Backoff::default();
         // The first attempt is made at once.
         backoff.next();
         Self {
             backoff,
-            epoch: 0,
+            between: Backoff::default(),
+            opened: None,
+            next: SessionIdentity::first(match config.take_over_names {
+                true => ClaimMode::TakeOver,
+                false => ClaimMode::Own,
+            }),
             lost: Vec::new(),
             memory: PathMemory::default(),
         }
     }
 
-    /// Begin to count attempts anew, and return when the first one will be made.
+    /// Begin to count attempts anew, and return when the first one is to be made: at once, unless the
+    /// sessions before did not last either.
     fn start_again(&mut self) -> Duration {
         self.backoff.reset();
-        self.backoff.next()
+        self.backoff.next();
+        if self
+            .opened
+            .is_some_and(|opened| opened.elapsed() >= LASTING)
+        {
+            self.between.reset();
+        }
+        self.between.next()
     }
 
     /// Have the edge told of a session in the next one.
@@ -156,10 +184,14 @@ impl Opener {
     async fn open(&mut self, config: &AgentConfig) -> Result<Session, AgentError> {
         let mut told = None;
         loop {
-            self.epoch = epoch(self.epoch);
-            let opening = Session::open(config, self.epoch, &self.lost, &self.memory);
+            let identity = self.next;
+            self.next.epoch += 1;
+            let opening = Session::open(config, identity, &self.lost, &self.memory);
             let err = match with_progress(opening, config).await {
                 Ok(session) => {
+                    self.opened = Some(Instant::now());
+                    // What was asked for, was asked for once.
+                    self.next.claim = ClaimMode::Own;
                     let tunnels = session.welcome.tunnels.clone();
                     config.observer.tell(Event::Ready {
                         tunnels,
@@ -169,13 +201,19 @@ impl Opener {
                 }
                 Err(err) => err,
             };
-            if err.is_permanent() || config.exit_on_failure {
+            let taken = matches!(err, ConnectError::Refused(Refusal::NameTaken { .. }));
+            if taken && identity.claim == ClaimMode::Superseded {
+                return Err(AgentError::Superseded);
+            }
+            // Whoever has the names after a long absence may not want them for ever.
+            let is_permanent = err.is_permanent() && !(taken && self.opened.is_some());
+            if is_permanent || config.exit_on_failure {
                 return Err(err.into());
             }
             if !matches!(err, ConnectError::Unreachable { .. }) {
                 // The edge may have begun to send requests before the session broke.
                 self.remember(LostSession {
-                    epoch: self.epoch,
+                    epoch: identity.epoch,
                     accepted: 0,
                     unread: Vec::new(),
                 });
@@ -231,14 +269,6 @@ fn route(
     Ok(Route::Pool(pool))
 }
 
-/// The microseconds of the clock: they grow from session to session, also across restarts.
-fn epoch(last: u64) -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_micros() as u64)
-        .max(last + 1)
-}
-
 fn reason(err: &ConnectError) -> String {
     match std::error::Error::source(err) {
         Some(cause) => format!("{err}: {cause}"),
@@ -255,6 +285,9 @@ const REFUSED: Duration = Duration::from_secs(2);
 /// How often the same failure is told.
 const AGAIN: Duration = Duration::from_secs(30);
 
+/// A session that was open for so long has worked: what ended it is news.
+const LASTING: Duration = Duration::from_secs(5);
+
 /// An edge that refuses at once must not be asked in a tight loop.
 const SHORTEST: Duration = Duration::from_millis(50);
 
@@ -270,7 +303,16 @@ pub enum AgentError {
     /// Another process with the same identity has taken the names over.
     #[error(
         "another qtunnel with this identity has opened the same tunnels and taken them over: stop one of \
-         the two, or give this one another name with --subdomain"
+         the two, or give this one another name with --subdomain or another identity with --state-dir"
     )]
     Superseded,
+    /// Another agent has been told to take the names over.
+    #[error(
+        "{by}, as somebody wanted (--take-over-name): stop one of the two, or give this one another name \
+         with --subdomain"
+    )]
+    TakenOver {
+        /// Which one, in the edge's words.
+        by: String,
+    },
 }

@@ -23,9 +23,28 @@ use crate::carrier::{
 };
 use crate::http::{Budget, BufferTotal, FlowControl};
 use crate::proto::{
-    ALPN, AgentMessage, Close, EdgeMessage, Hello, LostSession, TunnelRequest, Welcome, Window,
-    WireError,
+    ALPN, AgentMessage, ClaimMode, Close, EdgeMessage, Hello, LostSession, RunId, TunnelRequest,
+    Welcome, Window, WireError,
 };
+
+/// Which of an agent's sessions one is, and with what right it asks for names.
+#[derive(Clone, Copy)]
+pub struct SessionIdentity {
+    pub run: RunId,
+    pub epoch: u64,
+    pub claim: ClaimMode,
+}
+
+impl SessionIdentity {
+    /// The first session of a run that begins.
+    pub fn first(claim: ClaimMode) -> Self {
+        Self {
+            run: RunId::random(),
+            epoch: 1,
+            claim,
+        }
+    }
+}
 
 /// An authenticated connection to the edge.
 pub struct Session {
@@ -53,7 +72,7 @@ impl Session {
     /// sessions that were `lost`.
     pub async fn open(
         config: &AgentConfig,
-        epoch: u64,
+        identity: SessionIdentity,
         lost: &[LostSession],
         memory: &PathMemory,
     ) -> Result<Self, ConnectError> {
@@ -82,7 +101,9 @@ impl Session {
         let hello = Hello {
             token: config.token.clone(),
             agent: config.id,
-            epoch,
+            run: identity.run,
+            epoch: identity.epoch,
+            claim: identity.claim,
             software: concat!("qtunnel/", env!("CARGO_PKG_VERSION")).to_owned(),
             tunnels: (0..)
                 .zip(&config.tunnels)
@@ -117,7 +138,7 @@ impl Session {
                     counted: Conversations::default(),
                     heads: Heads::default(),
                     moving: false,
-                    epoch,
+                    epoch: identity.epoch,
                     welcome,
                 })
             }
@@ -378,8 +399,10 @@ impl Drop for Upkeep {
 pub enum Ended {
     /// As we were told.
     Shutdown,
-    /// A newer session of the same agent has the names: coming back would only start a quarrel.
+    /// A session that has the same identity, and is not ours, has the names.
     Superseded,
+    /// Another agent has a name of ours, as somebody wants; this says which.
+    TakenOver(String),
     /// It has not ended, but another process of the edge waits for a new one. Is told once.
     Moving(Box<Session>),
     /// Against our will: try again.
@@ -393,9 +416,13 @@ pub enum Ended {
 
 fn ended(err: ConnectionError, report: LostSession) -> Ended {
     let reason = match &err {
-        ConnectionError::ApplicationClosed(ApplicationClose { error_code, .. }) => {
+        ConnectionError::ApplicationClosed(ApplicationClose { error_code, reason }) => {
             match Close::from_code(*error_code) {
                 Some(Close::Superseded) => return Ended::Superseded,
+                Some(Close::TakenOver) => {
+                    let reason = String::from_utf8_lossy(reason);
+                    return Ended::TakenOver(crate::http::escape(&reason).into_owned());
+                }
                 Some(Close::Done) => "the edge stopped".into(),
                 Some(close) => close.to_string(),
                 None => err.to_string(),

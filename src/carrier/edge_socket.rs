@@ -36,6 +36,7 @@ use super::{
     probe,
     recent_of::{RecentOf, Remembering},
     segments::{Segments, send_over_udp},
+    subnet::subnet,
     transmitter::Transmitting,
     websocket::{self, Ended, FarEnd, Line},
 };
@@ -74,10 +75,16 @@ struct Shared {
 
 /// Too many WebSockets are open already.
 #[derive(Debug, thiserror::Error)]
-#[error("{limit} websockets are open already")]
-pub struct TooManyWebSockets {
-    limit: usize,
+pub enum TooManyWebSockets {
+    #[error("{limit} websockets are open already")]
+    InAll { limit: usize },
+    #[error("{UNUSED_WEBSOCKETS} websockets of this address are open already that no session uses")]
+    Unused,
 }
+
+/// WebSockets of one address (an IPv6 /64) that no authenticated session uses: anybody can open them. A
+/// thousand agents that return at once through a proxy have no more on their way to a session.
+const UNUSED_WEBSOCKETS: usize = 256;
 
 /// Make the edge's endpoint over whatever moves UDP packets, and any number of WebSockets up to
 /// `limit`.
@@ -142,6 +149,21 @@ impl EdgeSocket {
         self.0.id(remote.ip()).is_none().then_some(remote.ip())
     }
 
+    /// Note that an authenticated session's packets come from there.
+    pub fn joined(&self, remote: SocketAddr) {
+        if let Some(line) = self.0.id(remote.ip()).and_then(|id| self.0.line(id)) {
+            line.joined();
+        }
+    }
+
+    /// Note that for all of them, as an edge would whose agents are all authenticated.
+    #[cfg(test)]
+    pub(super) fn all_joined(&self) {
+        let websockets = self.0.websockets.read();
+        let websockets = websockets.unwrap_or_else(PoisonError::into_inner);
+        websockets.values().for_each(|line| line.joined());
+    }
+
     /// Count the open WebSockets.
     pub fn websockets(&self) -> usize {
         let websockets = self.0.websockets.read();
@@ -187,7 +209,13 @@ impl EdgeSocket {
             .write()
             .unwrap_or_else(PoisonError::into_inner);
         if websockets.len() >= limit {
-            return Err(TooManyWebSockets { limit });
+            return Err(TooManyWebSockets::InAll { limit });
+        }
+        let from = subnet(far_end.peer.ip());
+        let is_unused =
+            |line: &&Arc<Line>| !line.has_session() && subnet(line.far_end.peer.ip()) == from;
+        if websockets.values().filter(is_unused).count() >= UNUSED_WEBSOCKETS {
+            return Err(TooManyWebSockets::Unused);
         }
         let id = self.0.next.fetch_add(1, Ordering::Relaxed);
         let line = Arc::new(Line::new(Role::Server, self.0.address(id), far_end));

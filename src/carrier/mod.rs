@@ -66,6 +66,7 @@ mod segments;
 mod shared_udp;
 #[cfg(unix)]
 mod sorting;
+mod subnet;
 #[cfg(unix)]
 mod successor;
 mod switch;
@@ -96,6 +97,7 @@ pub use proxy::Proxy;
 pub use repeater::Repeater;
 #[cfg(unix)]
 pub use shared_udp::SharedUdp;
+pub use subnet::subnet;
 #[cfg(unix)]
 pub use successor::Successor;
 pub use tcp::{ask_for_bbr, congestion_control, shorten_send_queue, shorten_visitors_queues};

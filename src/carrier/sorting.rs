@@ -80,6 +80,8 @@ async fn relay(
     mut process: UnixStream,
     line: &Line,
 ) -> Ended {
+    // Whether it is one of a session, the other process knows.
+    line.joined();
     let (mut from_agent, mut to_agent) = tokio::io::split(io);
     let (mut from_process, mut to_process) = process.split();
     let there = async {

@@ -36,6 +36,11 @@ use crate::proto::{DATAGRAMS_HEADER, DATAGRAMS_LIMIT, Datagrams, DatagramsError}
 /// would still succeed.
 pub(super) const SPEAK_QUIC_WITHIN: Duration = Duration::from_secs(10);
 
+/// How much longer it may take until a session is authenticated that uses the WebSocket: longer than an
+/// edge waits for a handshake and a hello. One that an agent has opened beside UDP and does not use is
+/// closed as well, and opened again when it is needed.
+const BEGIN_SESSION_WITHIN: Duration = Duration::from_secs(10);
+
 /// How long a WebSocket may bring nothing, up to twice: at least twice what a connection that uses
 /// it survives without a packet, so only those are closed that no connection uses.
 const IDLE: Duration = Duration::from_secs(30);
@@ -71,6 +76,8 @@ pub(super) struct Line {
     pub(super) far_end: FarEnd,
     pub(super) queue: Arc<Queue>,
     answered: AtomicBool,
+    /// Whether an authenticated session uses it, or has used it.
+    has_session: AtomicBool,
     /// Messages, or pieces of them, that have come from the far end.
     received: AtomicU64,
     /// Bytes that the network has taken.
@@ -85,6 +92,7 @@ impl Line {
             far_end,
             queue: Arc::new(Queue::new(role, far_end.reach)),
             answered: AtomicBool::new(false),
+            has_session: AtomicBool::new(false),
             received: AtomicU64::new(0),
             written: AtomicU64::new(0),
         }
@@ -93,6 +101,16 @@ impl Line {
     /// Note that something has come from the far end.
     pub(super) fn received(&self) {
         self.received.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Note that an authenticated session uses it.
+    pub(super) fn joined(&self) {
+        self.has_session.store(true, Ordering::Relaxed);
+    }
+
+    /// Report whether an authenticated session uses it, or has used it.
+    pub(super) fn has_session(&self) -> bool {
+        self.has_session.load(Ordering::Relaxed)
     }
 
     /// Note that quinn has something to say to the far end, which therefore speaks QUIC.
@@ -110,6 +128,8 @@ pub enum Ended {
     Lost(#[source] io::Error),
     #[error("no QUIC within {} s", SPEAK_QUIC_WITHIN.as_secs())]
     NeverSpokeQuic,
+    #[error("no session within {} s", (SPEAK_QUIC_WITHIN + BEGIN_SESSION_WITHIN).as_secs())]
+    NoSession,
     #[error("nothing received for {} s", IDLE.as_secs())]
     Idle,
     #[error("nothing could be sent for {} s", STUCK.as_secs())]
@@ -147,7 +167,7 @@ impl Ended {
             Self::Idle | Self::NoEndpoint => Some(1001),
             Self::Protocol(_) => Some(1002),
             Self::Text => Some(1003),
-            Self::NeverSpokeQuic | Self::Malformed(_) => Some(1008),
+            Self::NeverSpokeQuic | Self::NoSession | Self::Malformed(_) => Some(1008),
             Self::TooLong => Some(1009),
         }
     }
@@ -262,6 +282,12 @@ pub(super) async fn watch(line: &Line) -> Ended {
     sleep(SPEAK_QUIC_WITHIN).await;
     if !line.answered.load(Ordering::Relaxed) {
         return Ended::NeverSpokeQuic;
+    }
+    if line.role == Role::Server {
+        sleep(BEGIN_SESSION_WITHIN).await;
+        if !line.has_session() {
+            return Ended::NoSession;
+        }
     }
     loop {
         let before = line.received.load(Ordering::Relaxed);

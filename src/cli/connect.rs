@@ -30,6 +30,9 @@ pub struct ConnectArgs {
     /// Take a new name that nobody can guess
     #[arg(long, conflicts_with = "subdomain")]
     random: bool,
+    /// Have the name even if another agent with the same token holds it, which ends that one
+    #[arg(long, env = "QTUNNEL_TAKE_OVER_NAME")]
+    take_over_name: bool,
     /// What the upstream sees as Host: preserve, rewrite, or a host
     #[arg(long, value_name = "preserve|rewrite|HOST")]
     host_header: Option<HostHeader>,
@@ -100,6 +103,7 @@ fn configure(args: ConnectArgs) -> Result<(AgentConfig, Output), Failure> {
 
     let config = AgentConfig {
         id,
+        take_over_names: args.take_over_name,
         tunnels: vec![TunnelConfig {
             name,
             upstream: address.clone().into(),
@@ -137,14 +141,19 @@ pub fn failure(err: AgentError, server: &ServerAddr, has_token: bool) -> Failure
         AgentError::Connect(ConnectError::Refused(Refusal::Unauthorized)) => Some(format!(
             "none was given; run `qtunnel login {server} --token …`, or set QTUNNEL_TOKEN"
         )),
-        AgentError::Connect(ConnectError::Refused(Refusal::NameTaken { .. })) => {
-            Some("ask for another with --subdomain".to_owned())
-        }
+        AgentError::Connect(ConnectError::Refused(Refusal::NameTaken {
+            may_take_over, ..
+        })) => Some(match may_take_over {
+            true => {
+                "ask for another with --subdomain, or take it over with --take-over-name".into()
+            }
+            false => "ask for another with --subdomain".into(),
+        }),
         _ => None,
     };
     let code = match &err {
         AgentError::Connect(err) => code(err),
-        AgentError::Superseded => 4,
+        AgentError::Superseded | AgentError::TakenOver { .. } => 4,
         AgentError::Trust(_) => 2,
     };
     let error = match advice {

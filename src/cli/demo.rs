@@ -75,6 +75,7 @@ async fn demo(args: DemoArgs, state_dir: &std::path::Path) -> Result<(), Failure
         proxy: Proxy::Direct,
         token: Secret::default(),
         id: AgentId::random(),
+        take_over_names: false,
         tunnels: vec![TunnelConfig {
             name: Name::random(),
             upstream: Address::Target(target).into(),

@@ -6,25 +6,27 @@ use std::time::Duration;
 
 use quinn::{Connection, Endpoint, Incoming, ServerConfig};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::{Instrument, debug, error, info, info_span};
 
 use super::config::EdgeLimits;
 use super::control::{Control, SessionError};
 use super::conversations::Conversations;
 use super::draining::Draining;
-use super::registry::{Claim, Owner, Registry, Tunnel};
+use super::registry::{Claim, Owner, Registry, Tunnel, Unclaimed};
+use super::sessions::{CountedSession, Sessions};
+use super::unauthenticated::{Admission, Attempt, Place, Unauthenticated};
 use super::urls::Urls;
 use super::workers::{Seat, Workers};
 use crate::auth::{Name, NameError, Tokens};
 use crate::carrier::{
-    AGENT_STREAMS, EdgeSocket, InControl, PathMemory, Paths, Reach, Repeater, Transmitter, alpn,
-    edge_transport, session_window,
+    AGENT_STREAMS, Carrier, EdgeSocket, InControl, PathMemory, Paths, Reach, Repeater, Transmitter,
+    alpn, edge_transport, session_window,
 };
 use crate::http::{Budget, BufferTotal, FlowControl};
 use crate::proto::{
-    ALPN, AgentMessage, CONTROL_LIMIT, Close, EdgeMessage, Hello, Limits, LostSession, Refusal,
-    TunnelGrant, TunnelRequest, Welcome, WireError,
+    ALPN, AgentMessage, CONTROL_LIMIT, ClaimMode, Close, EdgeMessage, Hello, Limits, LostSession,
+    Refusal, RunId, TunnelGrant, TunnelRequest, Welcome, WireError,
 };
 
 /// What all agents' sessions share.
@@ -40,6 +42,8 @@ pub struct Agents {
     pub paths: Paths,
     pub tokens: Tokens,
     pub limits: EdgeLimits,
+    pub unauthenticated: Unauthenticated,
+    pub sessions: Sessions,
     pub workers: Workers,
     /// What all sessions may have in windows.
     pub buffer: Arc<BufferTotal>,
@@ -61,18 +65,19 @@ impl Agents {
                 }
                 incoming = endpoint.accept() => match incoming {
                     Some(incoming) if self.draining.has_begun() => incoming.refuse(),
-                    Some(incoming) if sessions.len() >= self.limits.sessions => incoming.refuse(),
-                    // Under load, agents first prove that their address is theirs (RFC 9000 §8.1.2).
-                    Some(incoming) if sessions.len() > CALM && !incoming.remote_address_validated() => {
-                        let _ = incoming.retry();
-                    }
-                    Some(incoming) => {
-                        let span = info_span!("agent", addr = %incoming.remote_address());
-                        let seat = self.workers.seat();
-                        let runtime = seat.runtime().clone();
-                        let session = self.clone().serve(incoming, seat);
-                        sessions.spawn_on(session.instrument(span), &runtime);
-                    }
+                    Some(incoming) => match self.admit_connection(&incoming, &endpoint) {
+                        Admission::Place(place) => {
+                            let span = info_span!("agent", addr = %incoming.remote_address());
+                            let seat = self.workers.seat();
+                            let runtime = seat.runtime().clone();
+                            let session = self.clone().serve(incoming, seat, place);
+                            sessions.spawn_on(session.instrument(span), &runtime);
+                        }
+                        Admission::Retry => {
+                            let _ = incoming.retry();
+                        }
+                        Admission::Ignore => incoming.ignore(),
+                    },
                     None => break,
                 },
             }
@@ -80,7 +85,24 @@ impl Agents {
         sessions.shutdown().await;
     }
 
-    async fn serve(self: Arc<Self>, incoming: Incoming, seat: Seat) {
+    fn admit_connection(&self, incoming: &Incoming, endpoint: &Endpoint) -> Admission {
+        let remote = incoming.remote_address();
+        let Some(way) = self.socket.carrier(remote) else {
+            return Admission::Ignore;
+        };
+        let attempt = Attempt {
+            from: way.far_end.peer.ip(),
+            remote,
+            id: incoming.orig_dst_cid(),
+            // TCP has asked for a proof, too.
+            is_validated: incoming.remote_address_validated() || way.carrier == Carrier::WebSocket,
+        };
+        let known = self.sessions.len() + self.unauthenticated.len();
+        let lingering = endpoint.open_connections().saturating_sub(known);
+        self.unauthenticated.admit(&attempt, lingering)
+    }
+
+    async fn serve(self: Arc<Self>, incoming: Incoming, seat: Seat, place: Place) {
         let way = self.socket.carrier(incoming.remote_address());
         let is_near = way.is_some_and(|way| way.far_end.reach == Reach::Loopback);
         let in_control = InControl::default();
@@ -97,10 +119,12 @@ impl Agents {
             Ok(connecting) => connecting,
             Err(err) => return debug!(%err, "no handshake"),
         };
-        let connection = match timeout(self.limits.handshake, connecting).await {
-            Ok(Ok(connection)) => connection,
-            Ok(Err(err)) => return debug!(%err, "no handshake"),
-            Err(_) => return debug!("the handshake took too long"),
+        let handshake = place.keep(timeout(self.limits.handshake, connecting));
+        let connection = match handshake.await {
+            Ok(Ok(Ok(connection))) => connection,
+            Ok(Ok(Err(err))) => return debug!(%err, "no handshake"),
+            Ok(Err(_)) => return debug!("the handshake took too long"),
+            Err(err) => return debug!(%err, "no handshake"),
         };
         let budget = Budget::new(self.limits.session_buffer, self.buffer.clone());
         let repeater = Arc::new(Repeater::of_edge(&connection, &self.socket));
@@ -118,21 +142,32 @@ impl Agents {
             path: &path,
             worker: seat.worker,
         };
-        if let Err(err) = self.session(way).await {
+        if let Err(err) = self.session(way, place).await {
             debug!(%err, "the session ended early");
             connection.close(err.close().code(), err.reason().as_bytes());
         }
     }
 
-    async fn session(&self, way: Way<'_>) -> Result<(), SessionError> {
+    async fn session(&self, way: Way<'_>, place: Place) -> Result<(), SessionError> {
         let connection = way.connection;
         if alpn(connection).as_deref() != Some(ALPN) {
             return Err(SessionError::Version);
         }
         let greeting = timeout(self.limits.hello, Control::greet(connection));
-        let (mut control, hello) = greeting.await.map_err(|_| SessionError::Slow)??;
-        let (owner, claims) = match self.admit(&hello, way).await {
-            Ok(admitted) => admitted,
+        let greeting = place.keep(greeting).await?;
+        let (mut control, hello) = greeting.map_err(|_| SessionError::Slow)??;
+        let (owner, counted) = match self.authenticate(&hello) {
+            Ok(authenticated) => authenticated,
+            Err(refusal) => {
+                let refused = place.keep(self.refuse(control, connection, refusal));
+                return refused.await?;
+            }
+        };
+        // From here on it is no stranger's any more.
+        drop(place);
+        self.socket.joined(connection.remote_address());
+        let claims = match self.admit(&hello, owner, way).await {
+            Ok(claims) => claims,
             Err(refusal) => return self.refuse(control, connection, refusal).await,
         };
         if let Some(agent) = self.socket.udp_address(connection.remote_address()) {
@@ -157,6 +192,7 @@ impl Agents {
                 limits,
             }))
             .await?;
+        self.tell_of_takeovers(&mut control, owner, &claims).await?;
 
         let names: Vec<_> = claims.iter().map(|claim| claim.name().as_str()).collect();
         let arrival = self.socket.carrier(connection.remote_address());
@@ -172,17 +208,19 @@ impl Agents {
         let session = Session {
             agents: self,
             owner,
+            run: hello.run,
             epoch: hello.epoch,
             way,
             claims,
         };
         let ended = session.run(&mut control).await;
         info!(agent = %owner.agent, reason = %describe(connection), "agent left");
+        drop(counted);
         ended
     }
 
-    /// Check the token and claim the names, all or none.
-    async fn admit(&self, hello: &Hello, way: Way<'_>) -> Result<(Owner, Vec<Claim>), Refusal> {
+    /// Check the token, and count the session.
+    fn authenticate(&self, hello: &Hello) -> Result<(Owner, CountedSession), Refusal> {
         let token = self
             .tokens
             .accepts(&hello.token)
@@ -191,39 +229,94 @@ impl Agents {
             token,
             agent: hello.agent,
         };
+        Ok((owner, self.sessions.enter(owner)?))
+    }
+
+    /// Claim the names, all or none.
+    async fn admit(
+        &self,
+        hello: &Hello,
+        owner: Owner,
+        way: Way<'_>,
+    ) -> Result<Vec<Claim>, Refusal> {
         if hello.tunnels.len() > self.limits.tunnels_per_agent as usize {
             return Err(Refusal::TooManyTunnels {
                 limit: self.limits.tunnels_per_agent,
             });
         }
-        let lost = hello.lost.clone().into();
-        let claim = || self.claim(&hello.tunnels, owner, hello.epoch, &lost, way);
-        let claims = match claim() {
-            Err(Refusal::NameTaken { .. }) if self.bury_ghosts(hello, owner).await => claim()?,
-            claims => claims?,
+        let claimant = Claimant {
+            owner,
+            run: hello.run,
+            epoch: hello.epoch,
+            mode: hello.claim,
         };
-        Ok((owner, claims))
-    }
-
-    /// Close sessions that show no sign of life and hold a name that an agent with the same token asks
-    /// for: most likely it is the same one, which has lost its identity in a restart.
-    async fn bury_ghosts(&self, hello: &Hello, owner: Owner) -> bool {
-        let names = hello.tunnels.iter().map(|request| request.name.as_str());
-        let rivals = self.registry.rivals(names, owner);
-        let heard = |rival: &Connection| rival.stats().udp_rx.datagrams;
-        let before: Vec<_> = rivals.iter().map(heard).collect();
-        if rivals.is_empty() {
-            return false;
-        }
-        tokio::time::sleep(SIGN_OF_LIFE).await;
-        let mut buried = false;
-        for (rival, before) in rivals.iter().zip(before) {
-            if heard(rival) == before {
-                rival.close(Close::Superseded.code(), b"silent");
-                buried = true;
+        let lost = hello.lost.clone().into();
+        let claim = || self.claim(&hello.tunnels, claimant, &lost, way);
+        let contested = match claim() {
+            Ok(claims) => return Ok(claims),
+            Err(Unclaimed::Refused(refusal)) => return Err(refusal),
+            Err(Unclaimed::Contested(contested)) => contested,
+        };
+        for (name, rival) in &contested {
+            if shows_life(&rival.connection).await {
+                let refusal = self.contested(name, rival, owner);
+                return Err(refusal);
             }
         }
-        buried
+        for (name, rival) in contested {
+            info!(%name, agent = %rival.owner.agent, "a silent session is closed for another");
+            let code = match rival.owner == owner {
+                true => Close::Superseded.code(),
+                false => Close::TakenOver.code(),
+            };
+            rival
+                .connection
+                .close(code, b"silent, and another wants its name");
+        }
+        claim().map_err(|unclaimed| match unclaimed {
+            Unclaimed::Refused(refusal) => refusal,
+            // Somebody was faster.
+            Unclaimed::Contested(contested) => match contested.first() {
+                Some((name, rival)) => self.contested(name, rival, owner),
+                None => Refusal::Busy {
+                    reason: "others want the same names".into(),
+                },
+            },
+        })
+    }
+
+    /// Refuse a name that two want who are both alive.
+    fn contested(&self, name: &Name, rival: &Tunnel, owner: Owner) -> Refusal {
+        self.registry.contest(name);
+        let agent = rival.owner.agent;
+        let holder = match rival.owner == owner {
+            true => format!("another process with the same identity ({agent}), which is connected"),
+            false => format!("agent {agent}, which is connected and wants to keep it"),
+        };
+        Refusal::NameTaken {
+            name: name.to_string(),
+            holder,
+            may_take_over: false,
+        }
+    }
+
+    /// Say on both sides of a session whose names were taken over from others.
+    async fn tell_of_takeovers(
+        &self,
+        control: &mut Control,
+        owner: Owner,
+        claims: &[Claim],
+    ) -> Result<(), SessionError> {
+        for claim in claims {
+            let Some(from) = claim.taken_from() else {
+                continue;
+            };
+            let name = claim.name();
+            info!(%name, %from, to = %owner.agent, "a name was taken over, as asked");
+            let notice = format!("the name {name} was held by agent {from}, and was taken over");
+            control.send(&EdgeMessage::Notice(notice)).await?;
+        }
+        Ok(())
     }
 
     /// QUIC's settings for one agent on a network.
@@ -236,19 +329,19 @@ impl Agents {
     fn claim(
         &self,
         requests: &[TunnelRequest],
-        owner: Owner,
-        epoch: u64,
+        claimant: Claimant,
         lost: &Arc<[LostSession]>,
         way: Way<'_>,
-    ) -> Result<Vec<Claim>, Refusal> {
+    ) -> Result<Vec<Claim>, Unclaimed> {
         let wanted = requests.iter().map(|request| {
             let name: Name = request.name.parse().map_err(|err: NameError| {
                 let (name, reason) = (request.name.clone(), err.to_string());
-                Refusal::NameInvalid { name, reason }
+                Unclaimed::Refused(Refusal::NameInvalid { name, reason })
             })?;
             let tunnel = Tunnel {
-                owner,
-                epoch,
+                owner: claimant.owner,
+                run: claimant.run,
+                epoch: claimant.epoch,
                 number: request.tunnel,
                 connection: way.connection.clone(),
                 flow: way.flow.clone(),
@@ -258,7 +351,8 @@ impl Agents {
             };
             Ok((name, tunnel))
         });
-        self.registry.claim(wanted.collect::<Result<_, _>>()?)
+        let wanted = wanted.collect::<Result<_, _>>()?;
+        self.registry.claim(wanted, claimant.mode)
     }
 
     fn grant(&self, claim: &Claim) -> TunnelGrant {
@@ -299,10 +393,20 @@ struct Way<'a> {
     worker: usize,
 }
 
+/// Who claims names, and with what right.
+#[derive(Clone, Copy)]
+struct Claimant {
+    owner: Owner,
+    run: RunId,
+    epoch: u64,
+    mode: ClaimMode,
+}
+
 /// A session that was accepted.
 struct Session<'a> {
     agents: &'a Agents,
     owner: Owner,
+    run: RunId,
     epoch: u64,
     way: Way<'a>,
     claims: Vec<Claim>,
@@ -361,10 +465,9 @@ impl Session<'_> {
     /// See who controls congestion on the carrier that the agent uses now. After it has moved to another,
     /// it says something.
     fn look_at_carrier(&self) {
-        let carrier = self
-            .agents
-            .socket
-            .carrier(self.way.connection.remote_address());
+        let (socket, remote) = (&self.agents.socket, self.way.connection.remote_address());
+        socket.joined(remote);
+        let carrier = socket.carrier(remote);
         let congestion = carrier.map(|way| way.far_end.congestion);
         self.way.in_control.set(congestion.unwrap_or_default());
     }
@@ -375,9 +478,22 @@ impl Session<'_> {
             Err(Refusal::TooManyTunnels { limit })
         } else {
             let requests = std::slice::from_ref(request);
-            let earlier = [].into();
-            self.agents
-                .claim(requests, self.owner, self.epoch, &earlier, self.way)
+            let claimant = Claimant {
+                owner: self.owner,
+                run: self.run,
+                epoch: self.epoch,
+                mode: ClaimMode::Own,
+            };
+            let claims = self.agents.claim(requests, claimant, &[].into(), self.way);
+            claims.map_err(|unclaimed| match unclaimed {
+                Unclaimed::Refused(refusal) => refusal,
+                // Only sessions that begin wait for another's silence.
+                Unclaimed::Contested(_) => Refusal::NameTaken {
+                    name: request.name.clone(),
+                    holder: "another process with the same identity".into(),
+                    may_take_over: false,
+                },
+            })
         };
         match claims {
             Ok(claims) => {
@@ -394,6 +510,22 @@ impl Session<'_> {
     }
 }
 
+/// Wait for a sign of life of a session, but not for long.
+async fn shows_life(connection: &Connection) -> bool {
+    let heard = || connection.stats().udp_rx.datagrams;
+    let before = heard();
+    let life = async {
+        while heard() == before {
+            sleep(LOOK).await;
+        }
+    };
+    tokio::select! {
+        () = life => true,
+        _ = connection.closed() => false,
+        () = sleep(SIGN_OF_LIFE) => false,
+    }
+}
+
 fn describe(connection: &Connection) -> String {
     connection
         .close_reason()
@@ -405,12 +537,12 @@ const SOFTWARE: &str = concat!("qtunnel/", env!("CARGO_PKG_VERSION"));
 
 static SESSIONS: AtomicU64 = AtomicU64::new(1);
 
-/// Sessions up to which an edge takes handshakes without asking for proof of address.
-const CALM: usize = 1_000;
-
 /// How long an agent that was refused may take to read why.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// How long a session may be silent before another agent with the same token may have its names: two
-/// keep-alives of an agent, and time for one to be lost and repeated.
+/// How long a session whose name another wants must be silent before it is given up: two keep-alives of
+/// an agent, and time for one to be lost and repeated.
 const SIGN_OF_LIFE: Duration = Duration::from_millis(2_500);
+
+/// Between looks at whether a session shows life: an agent that is alive soon does.
+const LOOK: Duration = Duration::from_millis(100);

@@ -28,7 +28,9 @@ use super::keys;
 use super::listen::ListenError;
 use super::listening::Listening;
 use super::registry::Registry;
+use super::sessions::Sessions;
 use super::sockets::Sockets;
+use super::unauthenticated::Unauthenticated;
 use super::urls::Urls;
 use super::visitors::Visitors;
 use super::workers::{Crew, Workers};
@@ -242,6 +244,8 @@ impl Edge {
             paths: Paths::default(),
             tokens: self.tokens,
             limits: self.config.limits,
+            unauthenticated: Unauthenticated::new(&self.config.limits),
+            sessions: Sessions::new(&self.config.limits),
             workers: self.workers.clone(),
             buffer: BufferTotal::new(self.config.limits.buffer),
             urls: Urls::new(&self.config, &self.listening.addrs),

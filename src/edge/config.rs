@@ -70,6 +70,12 @@ pub struct EdgeLimits {
     pub connections: usize,
     /// Sessions of agents at the same time.
     pub sessions: usize,
+    /// Those of the same agent: of all processes that have its identity.
+    pub sessions_per_agent: usize,
+    /// Connections of agents whose token was not accepted yet, at the same time.
+    pub unauthenticated: usize,
+    /// Those from the same address (an IPv4 address or an IPv6 /64).
+    pub unauthenticated_per_address: usize,
     /// WebSockets of agents at the same time.
     pub websockets: usize,
     /// Tunnels of one agent.
@@ -104,6 +110,9 @@ impl Default for EdgeLimits {
             connections_per_visitor: 64,
             connections: 10_000,
             sessions: 10_000,
+            sessions_per_agent: 64,
+            unauthenticated: 800,
+            unauthenticated_per_address: 400,
             websockets: 10_000,
             tunnels_per_agent: 100,
             held_requests: 4_096,

@@ -5,6 +5,7 @@ use std::time::Duration;
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::time::timeout;
 
+use super::unauthenticated::Evicted;
 use crate::http::{CONTROL_PRIORITY, next_message};
 use crate::proto::{
     self, ALPN, AgentMessage, CONTROL_LIMIT, Close, EdgeMessage, HELLO_LIMIT, Hello, Splitter,
@@ -61,6 +62,8 @@ pub enum SessionError {
     Version,
     #[error("the agent was refused")]
     Refused,
+    #[error(transparent)]
+    Evicted(#[from] Evicted),
     #[error("the agent takes too long")]
     Slow,
     #[error("the agent is not understood")]
@@ -78,6 +81,7 @@ impl SessionError {
         match self {
             Self::Version => Close::Version,
             Self::Refused => Close::Refused,
+            Self::Evicted(_) => Close::Busy,
             Self::Slow => Close::Timeout,
             Self::Wire(_) | Self::Connection(_) | Self::Read(_) | Self::Write(_) => Close::Protocol,
         }

@@ -6,9 +6,11 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tracing::info;
 
 use super::registry::{Owner, Tunnel};
-use crate::proto::Close;
+use crate::auth::Name;
+use crate::proto::{ClaimMode, Close};
 
 /// Who holds a name, and whether its agent is here.
 pub struct Lease {
@@ -17,6 +19,8 @@ pub struct Lease {
     pub presence: watch::Sender<Option<Arc<Tunnel>>>,
     /// Since when no session does, in a manner of speaking; `None` while one does.
     pub absence: Option<(Absence, Instant)>,
+    /// When two agents that are both alive wanted the name last.
+    contested: Option<Instant>,
 }
 
 /// Why no session serves a name.
@@ -36,6 +40,7 @@ impl Lease {
             owner: tunnel.owner,
             presence: watch::Sender::new(Some(tunnel)),
             absence: None,
+            contested: None,
         }
     }
 
@@ -45,21 +50,47 @@ impl Lease {
             owner,
             presence: watch::Sender::new(None),
             absence: Some((Absence::Lost, until)),
+            contested: None,
         }
     }
 
-    /// Let a session have the name, and close the one that had it. Report whether the file of leases
-    /// does not say so yet.
-    pub fn pass_to(&mut self, tunnel: Arc<Tunnel>) -> bool {
+    /// Let a session have the name, and close the one that had it, if another has. Report whether the
+    /// file of leases does not say so yet.
+    pub fn pass_to(&mut self, name: &Name, tunnel: Arc<Tunnel>) -> bool {
         let is_new = self.owner != tunnel.owner || self.has_left() || self.is_over();
-        self.owner = tunnel.owner;
+        let former = std::mem::replace(&mut self.owner, tunnel.owner);
         self.absence = None;
-        let ghost = self.presence.send_replace(Some(tunnel.clone()));
-        if let Some(ghost) = ghost.filter(|ghost| !ghost.is_of_session(&tunnel)) {
+        let held = self.presence.send_replace(Some(tunnel.clone()));
+        let Some(held) = held.filter(|held| !held.is_of_session(&tunnel)) else {
+            return is_new;
+        };
+        let was_alive = held.connection.close_reason().is_none();
+        if former == tunnel.owner {
+            if held.run != tunnel.run && was_alive {
+                info!(%name, agent = %former.agent, "a newer process of the agent has the name");
+            }
             let code = Close::Superseded.code();
-            ghost.connection.close(code, b"superseded");
+            held.connection.close(code, b"superseded");
+        } else {
+            if was_alive {
+                self.contest();
+            }
+            let reason = format!("agent {} has taken {name:?} over", tunnel.owner.agent);
+            held.connection
+                .close(Close::TakenOver.code(), reason.as_bytes());
         }
         is_new
+    }
+
+    /// Note that two want the name who are both alive: from now on, and for a while, it passes on only
+    /// from a session that is silent.
+    pub fn contest(&mut self) {
+        self.contested = Some(Instant::now());
+    }
+
+    fn is_contested(&self) -> bool {
+        self.contested
+            .is_some_and(|since| since.elapsed() < CONTESTED)
     }
 
     /// Note that the session is gone; the lease ends at `until`.
@@ -83,38 +114,83 @@ impl Lease {
         matches!(self.absence, Some((Absence::Left, _)))
     }
 
-    /// Report whether a session may have the name: that of the same agent always, unless it is older
-    /// than the one that has it; others once the agent has left, and those with the same token also
-    /// while it is only away (a container starts with a new identity each time). The error says who
-    /// holds the name and until when.
-    pub fn yields_to(&self, tunnel: &Tunnel, grace: Duration) -> Result<(), String> {
-        let agent = self.owner.agent;
+    /// Decide whether a session may have the name.
+    pub fn decide(&self, tunnel: &Tunnel, mode: ClaimMode, grace: Duration) -> Decision {
+        let held = self.presence.borrow().clone();
+        let alive = held.filter(|held| held.connection.close_reason().is_none());
         if self.owner == tunnel.owner {
-            return match &*self.presence.borrow() {
-                Some(held) if held.epoch > tunnel.epoch => {
-                    Err(format!("a newer session of the same agent ({agent})"))
-                }
-                _ => Ok(()),
-            };
+            return self.decide_for_its_agent(tunnel, mode, alive);
         }
-        let same_token = self.owner.shares_token(tunnel.owner);
-        let presence = self.presence.borrow();
-        let closed = |held: &Tunnel| held.connection.close_reason().is_some();
+        if self.has_left() {
+            return Decision::Granted;
+        }
+        let may_take_over = self.owner.shares_token(tunnel.owner);
+        match (mode, alive) {
+            (ClaimMode::TakeOver, Some(held)) if may_take_over && self.is_contested() => {
+                Decision::IfSilent(held)
+            }
+            (ClaimMode::TakeOver, _) if may_take_over => Decision::Granted,
+            _ => Decision::Refused {
+                holder: self.holder(grace),
+                may_take_over,
+            },
+        }
+    }
+
+    fn decide_for_its_agent(
+        &self,
+        tunnel: &Tunnel,
+        mode: ClaimMode,
+        alive: Option<Arc<Tunnel>>,
+    ) -> Decision {
+        let Some(held) = alive.filter(|held| !held.is_of_session(tunnel)) else {
+            return Decision::Granted;
+        };
+        if mode == ClaimMode::Superseded || (held.run != tunnel.run && self.is_contested()) {
+            return Decision::IfSilent(held);
+        }
+        // Runs have no order but that in which they come; within one, a session may be late.
+        match held.run == tunnel.run && held.epoch > tunnel.epoch {
+            true => Decision::Refused {
+                holder: format!("a newer session of the same agent ({})", self.owner.agent),
+                may_take_over: false,
+            },
+            false => Decision::Granted,
+        }
+    }
+
+    /// Say who holds the name and until when.
+    fn holder(&self, grace: Duration) -> String {
+        let agent = self.owner.agent;
         match self.absence {
-            Some((Absence::Left, _)) => Ok(()),
-            Some((Absence::Lost, _)) if same_token => Ok(()),
-            None if same_token && presence.as_deref().is_some_and(closed) => Ok(()),
-            Some((Absence::Lost, until)) => Err(format!(
+            Some((_, until)) => format!(
                 "agent {agent}, which is away and has until {} to come back",
                 clock(until)
-            )),
-            None => Err(format!(
+            ),
+            None => format!(
                 "agent {agent} for as long as it is connected and {} beyond",
                 humantime::format_duration(grace)
-            )),
+            ),
         }
     }
 }
+
+/// Whether a session may have a name.
+pub enum Decision {
+    Granted,
+    /// If the session that has it shows no sign of life.
+    IfSilent(Arc<Tunnel>),
+    Refused {
+        /// Who holds the name and until when.
+        holder: String,
+        /// Whether it would have been granted to somebody who asks to take it over.
+        may_take_over: bool,
+    },
+}
+
+/// How long two may not take a name from each other, counted from their last attempt: longer than
+/// service managers wait before they start a program again.
+const CONTESTED: Duration = Duration::from_secs(60);
 
 /// Write a moment as people read it: `14:05:31 UTC, in 42 s`.
 fn clock(moment: Instant) -> String {

@@ -220,6 +220,10 @@ fn server_configs(identity: &Identity) -> (ServerConfig, ServerConfig) {
     let tls = identity.agent_config(&[ALPN, ALPN_ANY]);
     let tls = QuicServerConfig::try_from(tls).expect("the configuration speaks TLS 1.3");
     let mut server = ServerConfig::with_crypto(Arc::new(tls));
+    server
+        .max_incoming(MOST_INCOMING)
+        .incoming_buffer_size(INCOMING_BUFFER)
+        .incoming_buffer_size_total(INCOMING_BUFFERS);
     let mut nearby = server.clone();
     let (ours, memory) = (InControl::default(), PathMemory::default());
     let transport = |reach| carrier::edge_transport(reach, &ours, &memory);
@@ -227,6 +231,16 @@ fn server_configs(identity: &Identity) -> (ServerConfig, ServerConfig) {
     nearby.transport_config(transport(Reach::Loopback));
     (server, nearby)
 }
+
+/// First packets that wait to be looked at, which takes less than a millisecond. What comes beyond is
+/// dropped, and repeated by whoever means it.
+const MOST_INCOMING: usize = 1_024;
+
+/// What may wait behind one of them, in bytes: the rest of a first flight with large keys is one packet.
+const INCOMING_BUFFER: u64 = 16 << 10;
+
+/// The same for all of them.
+const INCOMING_BUFFERS: u64 = 4 << 20;
 
 fn bound(
     addr: SocketAddr,

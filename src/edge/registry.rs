@@ -11,11 +11,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::conversations::Published;
 use super::journal::Journal;
-use super::lease::{Absence, Lease};
+use super::lease::{Absence, Decision, Lease};
 use super::page::Fault;
 use crate::auth::{Name, TokenId};
 use crate::http::FlowControl;
-use crate::proto::{AgentId, LostSession, Refusal};
+use crate::proto::{AgentId, ClaimMode, LostSession, Refusal, RunId};
 
 /// Who holds a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -38,7 +38,9 @@ impl Owner {
 pub struct Tunnel {
     /// Who holds the name.
     pub owner: Owner,
-    /// Which of the owner's sessions this is; a higher one supersedes a lower one.
+    /// Which run of the owner this is.
+    pub run: RunId,
+    /// Which of the run's sessions this is; a higher one supersedes a lower one.
     pub epoch: u64,
     /// The number that the agent gave the tunnel.
     pub number: u32,
@@ -58,7 +60,8 @@ impl Tunnel {
     /// Report whether the agent has said that a request never reached it in an earlier session.
     pub fn never_read(&self, earlier: &Tunnel, stream: u64) -> bool {
         let report = self.lost.iter().find(|lost| lost.epoch == earlier.epoch);
-        self.owner == earlier.owner && report.is_some_and(|lost| !lost.had_read(stream))
+        let same_run = self.owner == earlier.owner && self.run == earlier.run;
+        same_run && report.is_some_and(|lost| !lost.had_read(stream))
     }
 
     /// Report whether both belong to the same session.
@@ -120,23 +123,47 @@ impl Registry {
     /// session takes its own names over at once, and the older session is closed.
     ///
     /// # Errors
-    /// [`Refusal::NameTaken`] if somebody else has one, or is to have it back.
-    pub fn claim(&self, wanted: Vec<(Name, Tunnel)>) -> Result<Vec<Claim>, Refusal> {
+    /// [`Unclaimed`] if somebody else has one, or is to have it back.
+    pub fn claim(
+        &self,
+        wanted: Vec<(Name, Tunnel)>,
+        mode: ClaimMode,
+    ) -> Result<Vec<Claim>, Unclaimed> {
         let mut leases = self.lock();
+        let mut rivals = Vec::new();
         for (name, tunnel) in &wanted {
-            let lease = leases.get(name).filter(|lease| !lease.is_over());
-            lease
-                .map_or(Ok(()), |lease| lease.yields_to(tunnel, self.0.grace))
-                .map_err(|holder| Refusal::NameTaken {
-                    name: name.to_string(),
+            let Some(lease) = leases.get(name).filter(|lease| !lease.is_over()) else {
+                continue;
+            };
+            match lease.decide(tunnel, mode, self.0.grace) {
+                Decision::Granted => {}
+                Decision::IfSilent(rival) => rivals.push((name.clone(), rival)),
+                Decision::Refused {
                     holder,
-                })?;
+                    may_take_over,
+                } => {
+                    return Err(Unclaimed::Refused(Refusal::NameTaken {
+                        name: name.to_string(),
+                        holder,
+                        may_take_over,
+                    }));
+                }
+            }
+        }
+        if !rivals.is_empty() {
+            return Err(Unclaimed::Contested(rivals));
         }
         let mut changed = false;
         let mut claim = |(name, tunnel): (Name, Tunnel)| {
-            let tunnel = Arc::new(tunnel);
+            let (tunnel, mut taken_from) = (Arc::new(tunnel), None);
             changed |= match leases.get_mut(&name) {
-                Some(lease) => lease.pass_to(tunnel.clone()),
+                Some(lease) => {
+                    let is_anothers = lease.owner != tunnel.owner;
+                    if is_anothers && !lease.is_over() && !lease.has_left() {
+                        taken_from = Some(lease.owner.agent);
+                    }
+                    lease.pass_to(&name, tunnel.clone())
+                }
                 None => {
                     leases.insert(name.clone(), Lease::live(tunnel.clone()));
                     true
@@ -146,6 +173,7 @@ impl Registry {
                 registry: self.clone(),
                 name,
                 tunnel,
+                taken_from,
                 absence: Some(Absence::Lost),
             }
         };
@@ -156,18 +184,11 @@ impl Registry {
         Ok(claims)
     }
 
-    /// Return the sessions of other agents with the same token that serve any of these names.
-    pub fn rivals<'a>(
-        &self,
-        names: impl Iterator<Item = &'a str>,
-        owner: Owner,
-    ) -> Vec<Connection> {
-        let leases = self.lock();
-        let serving = names.filter_map(|name| leases.get(name)?.presence.borrow().clone());
-        serving
-            .filter(|tunnel| tunnel.owner != owner && tunnel.owner.shares_token(owner))
-            .map(|tunnel| tunnel.connection.clone())
-            .collect()
+    /// Note that somebody wants a name whose session is alive.
+    pub fn contest(&self, name: &Name) {
+        if let Some(lease) = self.lock().get_mut(name) {
+            lease.contest();
+        }
     }
 
     /// Wait until the names that were claimed before will be found again after a crash.
@@ -260,12 +281,21 @@ impl Registry {
     }
 }
 
+/// Why names were not claimed.
+pub enum Unclaimed {
+    Refused(Refusal),
+    /// The sessions that have these names must be silent.
+    Contested(Vec<(Name, Arc<Tunnel>)>),
+}
+
 /// A name that a session serves. Dropped, it stays reserved for the agent to come back, unless a
 /// newer session has taken it over.
 pub struct Claim {
     registry: Registry,
     name: Name,
     tunnel: Arc<Tunnel>,
+    /// Which other agent held the name until it was claimed.
+    taken_from: Option<AgentId>,
     /// What to think of the agent's being away; `None` if the name is free then.
     absence: Option<Absence>,
 }
@@ -279,6 +309,11 @@ impl Claim {
     /// Return the number that the agent gave the tunnel.
     pub fn number(&self) -> u32 {
         self.tunnel.number
+    }
+
+    /// Return the other agent that held the name until it was claimed.
+    pub fn taken_from(&self) -> Option<AgentId> {
+        self.taken_from
     }
 
     /// Let go of the name because the agent stops.

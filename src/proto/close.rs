@@ -11,10 +11,13 @@ pub enum Close {
     Protocol = 1,
     /// A limit in time was exceeded, such as that for the first message.
     Timeout = 2,
-    /// A newer session of the same agent has taken the names of this one.
+    /// A newer session of the same agent has taken the names of this one. An agent that did not open it
+    /// asks for them once more, with [`ClaimMode::Superseded`](super::ClaimMode::Superseded).
     Superseded = 3,
     /// The edge is full.
     Busy = 4,
+    /// Another agent has taken a name of this session over, as somebody wanted; the reason says which.
+    TakenOver = 5,
     /// The token was refused; an [`EdgeMessage::Refused`](super::EdgeMessage::Refused) says why.
     Refused = 401,
     /// The ends speak different versions; the reason is the edge's ALPN.
@@ -35,6 +38,7 @@ impl Close {
             Self::Timeout,
             Self::Superseded,
             Self::Busy,
+            Self::TakenOver,
             Self::Refused,
             Self::Version,
         ]
@@ -51,6 +55,7 @@ impl fmt::Display for Close {
             Self::Timeout => "the other end waited too long for us",
             Self::Superseded => "a newer session of the same agent took over",
             Self::Busy => "the edge is full",
+            Self::TakenOver => "another agent took over",
             Self::Refused => "refused by the edge",
             Self::Version => "the edge speaks another version of the protocol",
         })

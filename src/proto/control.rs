@@ -79,8 +79,14 @@ pub struct Hello {
     pub token: Secret,
     /// Who the agent is, across restarts and networks.
     pub agent: AgentId,
-    /// Grows with every session of the agent, so that a newer one supersedes its own ghost.
+    /// Which run of the agent this is: its sessions are ordered by `epoch`, those of different runs by
+    /// when they come.
+    pub run: RunId,
+    /// Counts the sessions of a run, so that a newer one supersedes its own ghost, and one that is
+    /// late does not supersede a newer one. No clock has a part in it.
     pub epoch: u64,
+    /// What to do where a name is held.
+    pub claim: ClaimMode,
     /// Name and version of the program, for the edge's log.
     pub software: String,
     /// What to publish from the start.
@@ -90,11 +96,25 @@ pub struct Hello {
     pub lost: Vec<LostSession>,
 }
 
+/// What an agent that says hello expects of names that are held.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ClaimMode {
+    /// It gets those that its own agent id holds, and none of others.
+    #[default]
+    Own,
+    /// The same, but its last session was closed with [`Close::Superseded`](super::Close::Superseded)
+    /// although it is alive: there are two with this agent id. It gets the names only if the other is
+    /// silent.
+    Superseded,
+    /// Somebody wants it to have the names even if another agent with the same token holds them.
+    TakeOver,
+}
+
 /// What an agent knows about a session of its own that broke: with it the edge can tell a request
 /// that never arrived, and may be sent again, from one that may have been processed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LostSession {
-    /// The session's [`Hello::epoch`].
+    /// The session's [`Hello::epoch`]. It was of the same [`Hello::run`].
     pub epoch: u64,
     /// How many streams of the edge the agent had accepted. QUIC opens them in order (RFC 9000
     /// §2.1): those with this index and above never arrived.
@@ -158,13 +178,16 @@ pub enum Refusal {
     /// The token is missing or wrong. Permanent.
     #[error("the edge refused the token")]
     Unauthorized,
-    /// Somebody else holds the name. Permanent for this name.
+    /// Somebody else holds the name. An agent that has just started gives up; one that had the name
+    /// before tries again now and then.
     #[error("the name {name:?} is held by {holder}")]
     NameTaken {
         /// The name.
         name: String,
         /// Who holds it and until when, without any secret.
         holder: String,
+        /// Whether [`ClaimMode::TakeOver`] would have helped.
+        may_take_over: bool,
     },
     /// The name cannot be one, or is reserved. Permanent.
     #[error("the name {name:?} cannot be used: {reason}")]
@@ -237,6 +260,19 @@ impl AgentId {
                 .ok()
                 .map(|id| Self(id.to_be_bytes()))
         })?
+    }
+}
+
+/// One run of an agent, from its start to its end: a random number that it makes as it starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct RunId(pub u64);
+
+impl RunId {
+    /// Make one for a run that begins.
+    pub fn random() -> Self {
+        let mut id = [0; 8];
+        aws_lc_rs::rand::fill(&mut id).expect("the operating system has random numbers");
+        Self(u64::from_be_bytes(id))
     }
 }
 

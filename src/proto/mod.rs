@@ -18,6 +18,17 @@
 //! [`EdgeMessage::Moving`]: it opens a second connection, with a higher epoch, which reaches another
 //! process of the same edge, and goes on serving streams on the first until the edge closes that.
 //!
+//! # Whose a name is
+//! A name belongs to the agent (token and [`Hello::agent`]) that got it first, for as long as it is
+//! connected and a grace period beyond; one that said [`AgentMessage::Draining`] has left it to whoever
+//! asks. Sessions of one agent follow each other: those of one [`Hello::run`] by their epoch, and a
+//! run that begins follows an earlier one. The older session is closed with [`Close::Superseded`]. If its
+//! run is alive nevertheless, two agents have the same identity: it comes back once with
+//! [`ClaimMode::Superseded`] and gets the names if the other is silent, or is refused for good.
+//! Another agent with the same token gets a name that is held only with [`ClaimMode::TakeOver`]; the
+//! session that had it is closed with [`Close::TakenOver`]. A name that was taken over from a session
+//! that lived, or for which two have been fighting, passes on only from one that is silent for a while.
+//!
 //! # Messages and heads
 //! Each is a length (a QUIC variable-length integer, RFC 9000 §16) and that many bytes of
 //! [postcard](https://postcard.jamesmunns.com/wire-format), with nothing left over. The length is
@@ -94,8 +105,8 @@ mod properties;
 pub use close::{Close, Reset};
 pub use codec::{Splitter, WireError, decode, encode, put_varint};
 pub use control::{
-    AgentId, AgentMessage, EdgeMessage, Hello, Limits, LostSession, Refusal, Secret, TunnelGrant,
-    TunnelRequest, Welcome, Window,
+    AgentId, AgentMessage, ClaimMode, EdgeMessage, Hello, Limits, LostSession, Refusal, RunId,
+    Secret, TunnelGrant, TunnelRequest, Welcome, Window,
 };
 pub use datagrams::{
     DATAGRAMS_COUNT, DATAGRAMS_HEADER, DATAGRAMS_LIMIT, Datagrams, DatagramsError,

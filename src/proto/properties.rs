@@ -180,21 +180,26 @@ fn agent_message() -> impl Strategy<Value = AgentMessage> {
     let hello = (
         ".{0,20}",
         any::<[u8; 16]>(),
-        any::<u64>(),
+        any::<(u64, u64)>(),
+        claim_mode(),
         ".{0,20}",
         vec(tunnel_request(), 0..4),
         vec(lost_session(), 0..3),
     )
-        .prop_map(|(token, agent, epoch, software, tunnels, lost)| {
-            AgentMessage::Hello(Hello {
-                token: Secret::new(token),
-                agent: AgentId(agent),
-                epoch,
-                software,
-                tunnels,
-                lost,
-            })
-        });
+        .prop_map(
+            |(token, agent, (run, epoch), claim, software, tunnels, lost)| {
+                AgentMessage::Hello(Hello {
+                    token: Secret::new(token),
+                    agent: AgentId(agent),
+                    run: RunId(run),
+                    epoch,
+                    claim,
+                    software,
+                    tunnels,
+                    lost,
+                })
+            },
+        );
     prop_oneof![
         hello,
         tunnel_request().prop_map(AgentMessage::Open),
@@ -202,6 +207,14 @@ fn agent_message() -> impl Strategy<Value = AgentMessage> {
         any::<u64>().prop_map(|deadline_ms| AgentMessage::Draining { deadline_ms }),
         window().prop_map(AgentMessage::Window),
         Just(AgentMessage::Nothing),
+    ]
+}
+
+fn claim_mode() -> impl Strategy<Value = ClaimMode> {
+    prop_oneof![
+        Just(ClaimMode::Own),
+        Just(ClaimMode::Superseded),
+        Just(ClaimMode::TakeOver),
     ]
 }
 
@@ -254,7 +267,11 @@ fn refusal() -> impl Strategy<Value = Refusal> {
     let texts = (".{0,20}", ".{0,20}");
     prop_oneof![
         Just(Refusal::Unauthorized),
-        texts.prop_map(|(name, holder)| Refusal::NameTaken { name, holder }),
+        (texts, any::<bool>()).prop_map(|((name, holder), may_take_over)| Refusal::NameTaken {
+            name,
+            holder,
+            may_take_over,
+        }),
         texts.prop_map(|(name, reason)| Refusal::NameInvalid { name, reason }),
         any::<u32>().prop_map(|limit| Refusal::TooManyTunnels { limit }),
         ".{0,20}".prop_map(|reason| Refusal::Busy { reason }),

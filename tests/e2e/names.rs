@@ -69,7 +69,9 @@ async fn a_name_of_another_agent_is_refused_until_it_leaves() {
     let refused = qtunnel::Agent::connect(lab.agent_config("blog", &yours));
     let err = within("the refusal", refused).await.err().unwrap();
 
-    let AgentError::Connect(ConnectError::Refused(Refusal::NameTaken { name, holder: who })) = err
+    let AgentError::Connect(ConnectError::Refused(Refusal::NameTaken {
+        name, holder: who, ..
+    })) = err
     else {
         panic!("{err:?}");
     };

@@ -83,6 +83,7 @@ impl Ways for MemoryWays {
                 congestion: CongestionControl::Ours,
             };
             if let Ok(carrying) = edge.accept(far, far_end) {
+                edge.all_joined();
                 tasks.spawn(async move {
                     carrying.await;
                 });

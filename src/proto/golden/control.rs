@@ -16,7 +16,9 @@ fn hello() {
         AgentMessage::Hello(Hello {
             token: Secret::new("s3cret"),
             agent: AgentId([7; 16]),
+            run: RunId(130),
             epoch: 300,
+            claim: ClaimMode::TakeOver,
             software: "q/1".into(),
             tunnels: vec![tunnel_request()],
             lost: vec![LostSession {
@@ -29,7 +31,9 @@ fn hello() {
             &[0],          // Hello
             b"\x06s3cret", // token
             &[7; 16],      // agent
+            &[0x82, 1],    // run: 2 + (1 << 7)
             &[0xac, 2],    // epoch: 0x2c + (2 << 7)
+            &[2],          // claim: TakeOver
             b"\x03q/1",    // software
             &[1],          // tunnels: one
             &[1],          // its number
@@ -121,11 +125,13 @@ fn refusals() {
         Refusal::NameTaken {
             name: "blog".into(),
             holder: "another".into(),
+            may_take_over: true,
         },
         &[
             &[1],           // NameTaken
             b"\x04blog",    // name
             b"\x07another", // holder
+            &[1],           // may_take_over
         ],
     );
     refused(

@@ -21,6 +21,7 @@ fn codes() {
         (Close::Timeout, 2),
         (Close::Superseded, 3),
         (Close::Busy, 4),
+        (Close::TakenOver, 5),
         (Close::Refused, 401),
         (Close::Version, 426),
     ];
@@ -28,7 +29,7 @@ fn codes() {
         assert_eq!(close.code().into_inner(), code);
         assert_eq!(Close::from_code(close.code()), Some(close));
     }
-    assert_eq!(Close::from_code(5u32.into()), None);
+    assert_eq!(Close::from_code(6u32.into()), None);
     let resets = [(Reset::Gone, 1), (Reset::Protocol, 2), (Reset::Enough, 3)];
     for (reset, code) in resets {
         assert_eq!(reset.code().into_inner(), code);

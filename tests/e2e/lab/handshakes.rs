@@ -1,10 +1,11 @@
 //! QUIC handshakes that never finish: a client's first packets with nothing behind them. It stands by itself, as
 //! the benchmark's program includes it too.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use quinn_proto::crypto::rustls::QuicClientConfig;
@@ -29,8 +30,10 @@ pub struct Handshakes {
     endpoint: Endpoint,
     config: ClientConfig,
     on_retry: OnRetry,
-    /// Those that may be asked to prove their address, with the moment they began.
+    /// Those that may be asked to prove their address.
     begun: HashMap<ConnectionHandle, (Connection, Instant)>,
+    /// When they began, the oldest first.
+    order: VecDeque<(ConnectionHandle, Instant)>,
 }
 
 impl Handshakes {
@@ -53,19 +56,23 @@ impl Handshakes {
             config: ClientConfig::new(Arc::new(tls)),
             on_retry,
             begun: HashMap::new(),
+            order: VecDeque::new(),
         })
     }
 
     /// Send the first packets of one more handshake.
     pub fn begin(&mut self) -> io::Result<()> {
         let now = Instant::now();
-        let begun = self.endpoint.connect(now, self.config.clone(), self.edge, "localhost");
+        let begun = self
+            .endpoint
+            .connect(now, self.config.clone(), self.edge, "localhost");
         let (handle, mut connection) = begun.map_err(io::Error::other)?;
         self.send(&mut connection, now);
         match self.on_retry {
             OnRetry::Ignore => self.forget(handle),
             OnRetry::Follow => {
                 self.begun.insert(handle, (connection, now));
+                self.order.push_back((handle, now));
                 self.follow();
             }
         }
@@ -82,7 +89,9 @@ impl Handshakes {
                 continue;
             }
             let data = datagram[..length].into();
-            let event = self.endpoint.handle(now, self.edge, None, None, data, &mut reply);
+            let event = self
+                .endpoint
+                .handle(now, self.edge, None, None, data, &mut reply);
             if let Some(DatagramEvent::ConnectionEvent(handle, event)) = event
                 && let Some((mut connection, _)) = self.begun.remove(&handle)
             {
@@ -91,15 +100,15 @@ impl Handshakes {
                 self.forget(handle);
             }
         }
-        let late: Vec<_> = self
-            .begun
-            .iter()
-            .filter(|(_, (_, begun))| begun.elapsed() > ASKED_WITHIN)
-            .map(|(handle, _)| *handle)
-            .collect();
-        for handle in late {
-            self.begun.remove(&handle);
-            self.forget(handle);
+        while let Some((handle, begun)) = self.order.front().copied()
+            && begun.elapsed() > ASKED_WITHIN
+        {
+            self.order.pop_front();
+            // The number may be another one's by now.
+            if self.begun.get(&handle).is_some_and(|(_, at)| *at == begun) {
+                self.begun.remove(&handle);
+                self.forget(handle);
+            }
         }
     }
 
@@ -116,6 +125,30 @@ impl Handshakes {
         self.endpoint.handle_event(handle, EndpointEvent::drained());
     }
 }
+
+/// Begin so many handshakes a second, from all of them in turns, for as long as it goes on. Return how many
+/// there were.
+pub fn flood(
+    clients: &mut [Handshakes],
+    rate: u32,
+    mut goes_on: impl FnMut() -> bool,
+) -> io::Result<u64> {
+    let (start, mut begun) = (Instant::now(), 0_u64);
+    while goes_on() {
+        let due = start.elapsed().as_secs_f64() * f64::from(rate);
+        while (begun as f64) < due && goes_on() {
+            let turn = begun as usize % clients.len();
+            clients[turn].begin()?;
+            begun += 1;
+        }
+        clients.iter_mut().for_each(Handshakes::follow);
+        sleep(TICK);
+    }
+    Ok(begun)
+}
+
+/// Between looks at the clock.
+const TICK: Duration = Duration::from_millis(1);
 
 /// How long the edge may take to ask for a proof.
 const ASKED_WITHIN: Duration = Duration::from_secs(1);

@@ -5,6 +5,7 @@ pub mod back;
 pub mod cable;
 pub mod edge_process;
 pub mod front;
+pub mod handshakes;
 pub mod head;
 pub mod http2;
 pub mod load;
@@ -210,6 +211,7 @@ impl Lab {
             proxy: Proxy::Direct,
             token: Secret::default(),
             id: AgentId::random(),
+            take_over_names: false,
             tunnels: vec![Self::tunnel(name, upstream)],
             grace_period: Duration::from_secs(5),
             upstream_timeout: Duration::from_secs(60),

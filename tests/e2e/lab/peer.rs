@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use qtunnel::Pin;
-use qtunnel::proto::{self, AgentId, AgentMessage, EdgeMessage, Hello, Refusal, TunnelRequest};
+use qtunnel::proto::{
+    self, AgentId, AgentMessage, ClaimMode, EdgeMessage, Hello, Refusal, RunId, TunnelRequest,
+};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use rustls::crypto::CryptoProvider;
@@ -62,7 +64,9 @@ pub fn greeting(names: &[&str]) -> AgentMessage {
     AgentMessage::Hello(Hello {
         token: Default::default(),
         agent: AgentId::random(),
+        run: RunId(1),
         epoch: 1,
+        claim: ClaimMode::Own,
         software: "a test".into(),
         tunnels: (0..)
             .zip(names)
