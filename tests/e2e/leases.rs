@@ -1,11 +1,15 @@
 //! Whose a name is while its agent is away.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use qtunnel::proto::{AgentId, Refusal, Secret};
-use qtunnel::{Agent, AgentConfig, AgentError, ConnectError};
+use nix::sys::signal::Signal;
+use qtunnel::proto::{AgentId, AgentMessage, ClaimMode, EdgeMessage, Hello, Refusal, Secret};
+use qtunnel::{Agent, AgentConfig, AgentError, ConnectError, Event};
+use quinn::Connection;
 
-use crate::lab::{EdgeProcess, Lab, Relay, Running, Server, eventually, within};
+use crate::lab::peer::{ALPN, greeting, hear, say};
+use crate::lab::process::{Process, qtunnel};
+use crate::lab::{EdgeProcess, Lab, Relay, Running, Server, eventually, tools, within};
 
 /// Ask for a name that is held, and return who holds it.
 async fn refused(config: AgentConfig) -> String {
@@ -53,40 +57,279 @@ async fn a_name_is_kept_for_an_agent_that_was_cut_off_and_others_hear_until_when
 }
 
 #[tokio::test]
-async fn another_agent_with_the_same_token_may_follow_one_that_was_cut_off() {
+async fn a_name_is_kept_from_agents_with_the_same_token_too_unless_they_ask_to_take_it_over() {
     let lab = lab_with_tokens().await;
     let (old, new) = (Server::text("old").await, Server::text("new").await);
-    let agent = Running::start(with_token(lab.agent_config("blog", &old), "mine")).await;
+    let config = with_token(lab.agent_config("blog", &old), "mine");
+    let id = config.id.to_string();
+    let agent = Running::start(config).await;
+    let mut other = with_token(lab.agent_config("blog", &new), "mine");
 
     agent.kill();
-    let mut config = with_token(lab.agent_config("blog", &new), "mine");
-    config.id = AgentId::random();
-    eventually("the edge's noticing", || async {
-        let connected = within("an answer", Agent::connect(config.clone())).await;
-        let Ok(agent) = connected else { return false };
-        tokio::spawn(agent.serve(std::future::pending()));
-        true
+    eventually("the agent's absence", || async {
+        let holder = refused(other.clone()).await;
+        assert!(holder.contains(&id), "{holder}");
+        holder.contains("UTC, in ")
     })
     .await;
 
+    other.take_over_names = true;
+    let mut newer = Running::start(other).await;
     assert_eq!(lab.visitor("blog").get("/").await.text(), "new");
+    let notice = newer.event(notice).await;
+    assert!(notice.contains("blog") && notice.contains(&id), "{notice}");
 }
 
 #[tokio::test]
-async fn another_agent_with_the_same_token_may_follow_one_that_has_fallen_silent() {
+async fn an_agent_that_is_silent_keeps_its_name_and_serves_on_when_it_is_heard_again() {
     let lab = lab_with_tokens().await;
     let (old, new) = (Server::text("old").await, Server::text("new").await);
     let relay = Relay::to(lab.quic).await;
     let mut config = with_token(lab.agent_config("blog", &old), "mine");
     config.server.port = relay.addr.port();
-    let _ghost = Running::start(config).await;
+    let silent = Running::start(config).await;
+    let other = with_token(lab.agent_config("blog", &new), "mine");
 
-    let alive = refused(with_token(lab.agent_config("blog", &new), "mine")).await;
     relay.towards_edge(false);
-    let _newer = Running::start(with_token(lab.agent_config("blog", &new), "mine")).await;
+    let since = Instant::now();
+    while since.elapsed() < Duration::from_secs(4) {
+        let holder = refused(other.clone()).await;
+        assert!(holder.contains("as long as it is connected"), "{holder}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    relay.towards_edge(true);
 
-    assert!(alive.contains("as long as it is connected"), "{alive}");
+    assert_eq!(lab.visitor("blog").get("/").await.text(), "old");
+    silent.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_takeover_that_is_asked_for_is_said_on_both_sides() {
+    let lab = lab_with_tokens().await;
+    let (old, new) = (Server::text("old").await, Server::text("new").await);
+    let first = Running::start(with_token(lab.agent_config("blog", &old), "mine")).await;
+    let mut config = with_token(lab.agent_config("blog", &new), "mine");
+    config.take_over_names = true;
+    let id = config.id.to_string();
+
+    let mut second = Running::start(config).await;
+
+    let err = first.ended().await.unwrap_err();
+    assert!(matches!(err, AgentError::TakenOver { .. }), "{err:?}");
+    assert!(err.to_string().contains(&id), "{err}");
+    let notice = second.event(notice).await;
+    assert!(notice.contains("taken over"), "{notice}");
     assert_eq!(lab.visitor("blog").get("/").await.text(), "new");
+}
+
+#[tokio::test]
+async fn nobody_takes_a_name_over_with_another_token_or_without_one() {
+    let lab = lab_with_tokens().await;
+    let upstream = Server::text("mine").await;
+    let _agent = Running::start(with_token(lab.agent_config("blog", &upstream), "mine")).await;
+    let open = Lab::start().await;
+    let _other = open.agent("blog", &upstream).await;
+
+    let mut config = with_token(lab.agent_config("blog", &upstream), "yours");
+    config.take_over_names = true;
+    refused(config).await;
+    let mut config = open.agent_config("blog", &upstream);
+    config.take_over_names = true;
+    refused(config).await;
+
+    assert_eq!(lab.visitor("blog").get("/").await.text(), "mine");
+    assert_eq!(open.visitor("blog").get("/").await.text(), "mine");
+}
+
+#[tokio::test]
+async fn two_agents_that_both_ask_to_take_over_do_not_fight() {
+    let lab = lab_with_tokens().await;
+    let (old, new) = (Server::text("old").await, Server::text("new").await);
+    let mut first = with_token(lab.agent_config("blog", &old), "mine");
+    first.take_over_names = true;
+    let mut second = with_token(lab.agent_config("blog", &new), "mine");
+    second.take_over_names = true;
+    let loser = Running::start(first.clone()).await;
+    let _winner = Running::start(second).await;
+    loser.ended().await.unwrap_err();
+
+    // A service manager starts it again and again.
+    for _ in 0..3 {
+        let holder = refused(first.clone()).await;
+        assert!(holder.contains("wants to keep it"), "{holder}");
+    }
+
+    assert_eq!(lab.visitor("blog").get("/").await.text(), "new");
+}
+
+#[tokio::test]
+async fn two_agents_with_one_identity_do_not_fight() {
+    let lab = Lab::start().await;
+    let (old, new) = (Server::text("old").await, Server::text("new").await);
+    let first = lab.agent_config("blog", &old);
+    let mut copy = lab.agent_config("blog", &new);
+    copy.id = first.id;
+    let loser = Running::start(first.clone()).await;
+
+    let _winner = Running::start(copy).await;
+
+    let err = loser.ended().await.unwrap_err();
+    assert!(matches!(err, AgentError::Superseded), "{err:?}");
+    for _ in 0..3 {
+        let holder = refused(first.clone()).await;
+        assert!(
+            holder.contains("another process with the same identity"),
+            "{holder}"
+        );
+    }
+    assert_eq!(lab.visitor("blog").get("/").await.text(), "new");
+}
+
+#[tokio::test]
+async fn an_agent_that_was_superseded_by_one_that_is_gone_gets_its_name_back() {
+    let lab = Lab::start().await;
+    let ghost = Server::text("ghost").await;
+    let relay = Relay::to(lab.quic).await;
+    let mut gone = lab.agent_config("blog", &ghost);
+    gone.server.port = relay.addr.port();
+    let mut hello = hello(gone.id);
+    hello.claim = ClaimMode::Superseded;
+    let _gone = Running::start(gone).await;
+
+    let alive = answer(&lab, &hello).await;
+    relay.towards_edge(false);
+    let silent = answer(&lab, &hello).await;
+
+    assert!(matches!(alive.1, EdgeMessage::Refused(_)), "{:?}", alive.1);
+    assert!(
+        matches!(silent.1, EdgeMessage::Welcome(_)),
+        "{:?}",
+        silent.1
+    );
+}
+
+#[tokio::test]
+async fn a_session_that_comes_late_does_not_supersede_a_newer_one_of_the_same_run() {
+    let lab = Lab::start().await;
+    let id = AgentId::random();
+    let late = hello(id);
+    let mut newer = hello(id);
+    newer.epoch = 2;
+
+    let (_connection, first) = answer(&lab, &newer).await;
+    let (_other, second) = answer(&lab, &late).await;
+    newer.epoch = 3;
+    let (_third, third) = answer(&lab, &newer).await;
+
+    assert!(matches!(first, EdgeMessage::Welcome(_)), "{first:?}");
+    let EdgeMessage::Refused(Refusal::NameTaken { holder, .. }) = second else {
+        panic!("{second:?}");
+    };
+    assert!(holder.contains("newer session"), "{holder}");
+    assert!(matches!(third, EdgeMessage::Welcome(_)), "{third:?}");
+}
+
+#[tokio::test]
+async fn an_agent_that_returns_too_late_waits_until_its_name_is_free_again() {
+    let lab = lab_with_tokens().await;
+    let (old, new) = (Server::text("old").await, Server::text("new").await);
+    let relay = Relay::to(lab.quic).await;
+    let mut config = with_token(lab.agent_config("blog", &old), "mine");
+    config.server.port = relay.addr.port();
+    let mut rightful = Running::start(config).await;
+
+    relay.towards_edge(false);
+    relay.towards_agents(false);
+    let mut other = with_token(lab.agent_config("blog", &new), "mine");
+    other.take_over_names = true;
+    let other = Running::start(other).await;
+    // Longer than the edge remembers the session, so that it cannot say who has taken the name.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    relay.towards_edge(true);
+    relay.towards_agents(true);
+    let reason = rightful
+        .event(|event| match event {
+            Event::Reconnecting { reason, .. } if reason.contains("held by") => {
+                Some(reason.clone())
+            }
+            _ => None,
+        })
+        .await;
+    assert!(reason.contains("as long as it is connected"), "{reason}");
+    assert_eq!(lab.visitor("blog").get("/").await.text(), "new");
+    other.stop().await.unwrap();
+
+    eventually("the rightful agent's return", || async {
+        lab.visitor("blog").get("/").await.text() == "old"
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_agent_whose_clock_went_back_supersedes_its_own_ghost() {
+    let Some(faketime) = tools::program("faketime") else {
+        return;
+    };
+    let home = tempfile::tempdir().unwrap();
+    let edge = EdgeProcess::start(home.path(), &[]).await;
+    let (server, ca) = (edge.server(), edge.ca());
+    let connect = || {
+        let args = [
+            "connect",
+            "3000",
+            "--transport",
+            "quic",
+            "--server",
+            &server,
+        ];
+        let mut command = qtunnel(home.path(), args);
+        command.arg("--ca").arg(&ca);
+        command
+    };
+    let mut ahead = faketime.command();
+    let ours = connect();
+    ahead.args(["-f", "+1d"]).arg(ours.as_std().get_program());
+    ahead
+        .args(ours.as_std().get_args())
+        .current_dir(home.path());
+    ahead
+        .env("HOME", home.path())
+        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    for name in ["XDG_CONFIG_HOME", "XDG_STATE_HOME", "STATE_DIRECTORY"] {
+        ahead.env_remove(name);
+    }
+    let mut ghost = Process::spawn(ahead);
+    ghost.line("connected over").await;
+
+    ghost.signal(Signal::SIGKILL);
+    ghost.ended().await;
+    let mut agent = Process::spawn(connect());
+
+    agent.line("connected over").await;
+}
+
+fn notice(event: &Event) -> Option<String> {
+    match event {
+        Event::Notice(text) => Some(text.clone()),
+        _ => None,
+    }
+}
+
+/// The first hello of a run, for the name "blog".
+fn hello(agent: AgentId) -> Hello {
+    match greeting(&["blog"]) {
+        AgentMessage::Hello(hello) => Hello { agent, ..hello },
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Say hello, and return what the edge says.
+async fn answer(lab: &Lab, hello: &Hello) -> (Connection, EdgeMessage) {
+    let connection = lab.dial(&ALPN).await;
+    let (mut send, mut receive) = connection.open_bi().await.expect("a stream");
+    say(&mut send, &AgentMessage::Hello(hello.clone())).await;
+    let answer = hear(&mut receive).await;
+    (connection, answer)
 }
 
 #[tokio::test]

@@ -32,6 +32,7 @@ mod semantics;
 mod streaming;
 mod strict;
 mod trailers;
+mod unauthenticated;
 mod upgrade;
 mod upstream_connections;
 mod upstream_heads;
