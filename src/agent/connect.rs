@@ -93,7 +93,7 @@ impl Agent {
         let mut shutdown = std::pin::pin!(former.stopped_with(shutdown));
         loop {
             let ended = session.serve(&config, &tunnels, &mut shutdown).await;
-            let wait = opener.start_again();
+            let mut wait = opener.start_again();
             match ended {
                 Ended::Shutdown => break,
                 Ended::TakenOver(by) => return Err(AgentError::TakenOver { by }),
@@ -107,6 +107,7 @@ impl Agent {
                     let told = "a newer process of the edge takes over";
                     config.observer.tell(Event::Notice(told.into()));
                     former.serve_on(*session);
+                    wait = Duration::ZERO;
                 }
                 Ended::Lost { reason, report } => {
                     opener.remember(report);

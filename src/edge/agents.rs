@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use quinn::{Connection, Endpoint, Incoming, ServerConfig};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{Instrument, debug, error, info, info_span};
 
 use super::config::EdgeLimits;
@@ -257,11 +257,8 @@ impl Agents {
             Err(Unclaimed::Refused(refusal)) => return Err(refusal),
             Err(Unclaimed::Contested(contested)) => contested,
         };
-        for (name, rival) in &contested {
-            if shows_life(&rival.connection).await {
-                let refusal = self.contested(name, rival, owner);
-                return Err(refusal);
-            }
+        if let Some((name, rival)) = first_sign_of_life(&contested).await {
+            return Err(self.contested(name, rival, owner));
         }
         for (name, rival) in contested {
             info!(%name, agent = %rival.owner.agent, "a silent session is closed for another");
@@ -510,20 +507,22 @@ impl Session<'_> {
     }
 }
 
-/// Wait for a sign of life of a session, but not for long.
-async fn shows_life(connection: &Connection) -> bool {
-    let heard = || connection.stats().udp_rx.datagrams;
-    let before = heard();
-    let life = async {
-        while heard() == before {
-            sleep(LOOK).await;
+/// Wait for a sign of life of one of these sessions, but not for long.
+async fn first_sign_of_life(sessions: &[(Name, Arc<Tunnel>)]) -> Option<&(Name, Arc<Tunnel>)> {
+    let heard = |session: &Tunnel| session.connection.stats().udp_rx.datagrams;
+    let is_open = |session: &Tunnel| session.connection.close_reason().is_none();
+    let before: Vec<_> = sessions.iter().map(|(_, session)| heard(session)).collect();
+    let end = Instant::now() + SIGN_OF_LIFE;
+    while Instant::now() < end {
+        sleep(LOOK).await;
+        let mut with_before = sessions.iter().zip(&before);
+        let alive = with_before
+            .find(|((_, session), before)| is_open(session) && heard(session) != **before);
+        if let Some((session, _)) = alive {
+            return Some(session);
         }
-    };
-    tokio::select! {
-        () = life => true,
-        _ = connection.closed() => false,
-        () = sleep(SIGN_OF_LIFE) => false,
     }
+    None
 }
 
 fn describe(connection: &Connection) -> String {

@@ -75,7 +75,8 @@ impl Lease {
             if was_alive {
                 self.contest();
             }
-            let reason = format!("agent {} has taken {name:?} over", tunnel.owner.agent);
+            let agent = tunnel.owner.agent;
+            let reason = format!("agent {agent} has taken the name {name} over");
             held.connection
                 .close(Close::TakenOver.code(), reason.as_bytes());
         }
