@@ -9,10 +9,10 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{Instrument, debug, error, info, info_span};
 
-use super::config::EdgeLimits;
 use super::control::{Control, SessionError};
 use super::conversations::Conversations;
 use super::draining::Draining;
+use super::limits::EdgeLimits;
 use super::registry::{Claim, Owner, Registry, Tunnel, Unclaimed};
 use super::sessions::{CountedSession, Sessions};
 use super::unauthenticated::{Admission, Attempt, Place, Unauthenticated};

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::config::EdgeLimits;
+use super::limits::EdgeLimits;
 use super::page::Fault;
 
 /// How many connections there are, and whose.

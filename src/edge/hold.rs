@@ -7,8 +7,8 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
 use super::client::Client;
-use super::config::EdgeLimits;
 use super::fair_share::FairShare;
+use super::limits::EdgeLimits;
 use super::page::Fault;
 use super::registry::{Registry, Tunnel};
 

@@ -23,6 +23,7 @@ mod host;
 mod journal;
 mod keys;
 mod lease;
+mod limits;
 mod listen;
 mod listening;
 mod page;
@@ -38,7 +39,8 @@ mod visitors;
 mod workers;
 
 pub use bind::{BindError, Edge};
-pub use config::{EdgeConfig, EdgeIdentity, EdgeLimits};
+pub use config::{EdgeConfig, EdgeIdentity};
 #[cfg(unix)]
 pub use handover::HandoverError;
+pub use limits::EdgeLimits;
 pub use sockets::Sockets;

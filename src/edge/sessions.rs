@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::config::EdgeLimits;
+use super::limits::EdgeLimits;
 use super::registry::Owner;
 use crate::proto::Refusal;
 

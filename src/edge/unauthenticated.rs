@@ -14,7 +14,7 @@ use quinn::ConnectionId;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::config::EdgeLimits;
+use super::limits::EdgeLimits;
 use crate::carrier::subnet;
 
 /// The connections that are not authenticated.
