@@ -100,7 +100,9 @@ pub use shared_udp::SharedUdp;
 pub use subnet::subnet;
 #[cfg(unix)]
 pub use successor::Successor;
-pub use tcp::{ask_for_bbr, congestion_control, shorten_send_queue, shorten_visitors_queues};
+pub use tcp::{
+    ask_for_bbr, congestion_control, shorten_send_queue, shorten_visitors_queues, unacknowledged,
+};
 pub use transmitter::Transmitter;
 pub use transport::{
     AGENT_STREAMS, ETHERNET_PACKET, Reach, SESSION_BUFFER, alpn, edge_transport, session_window,

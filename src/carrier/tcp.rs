@@ -46,6 +46,26 @@ pub fn congestion_control<'s>(tcp: impl Into<SockRef<'s>>, peer: SocketAddr) -> 
     }
 }
 
+/// Return how many bytes of a connection the kernel keeps that the peer has not acknowledged, where the
+/// system tells.
+#[cfg(target_os = "linux")]
+pub fn unacknowledged<'s>(tcp: impl Into<SockRef<'s>>) -> Option<u32> {
+    use std::os::fd::AsRawFd;
+
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the descriptor is borrowed, and the kernel writes one integer.
+    let result =
+        unsafe { libc::ioctl(tcp.into().as_raw_fd(), libc::TIOCOUTQ as _, &raw mut bytes) };
+    (result == 0).then(|| u32::try_from(bytes).unwrap_or(0))
+}
+
+/// Return how many bytes of a connection the kernel keeps that the peer has not acknowledged, where the
+/// system tells.
+#[cfg(not(target_os = "linux"))]
+pub fn unacknowledged<'s>(_: impl Into<SockRef<'s>>) -> Option<u32> {
+    None
+}
+
 #[cfg(any(target_os = "linux", target_os = "freebsd"))]
 pub(super) fn is_on_bbr(tcp: &SockRef) -> bool {
     tcp.tcp_congestion()

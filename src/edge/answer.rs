@@ -19,9 +19,12 @@ use super::client::Client;
 use super::client::ConnectionId;
 use super::forward::{Forward, Loaded};
 use super::guard::Verdicts;
+use super::http2::Stream;
 use super::page::{Audience, Fault};
+use super::request_body::RequestBody;
 use super::validate::{self, Authority};
 use super::violation::Violation;
+use super::visitor_socket::Received;
 use super::visitors::Visitors;
 use crate::carrier::WEBSOCKET_PATH;
 use crate::proto::Scheme;
@@ -36,6 +39,10 @@ pub struct Visit {
     pub tcp: RawTcp,
     /// What the guard found in the head; HTTP/2 has none.
     pub verdicts: Option<Verdicts>,
+    /// What has been received on the connection.
+    pub received: Received,
+    /// The stream of HTTP/2.
+    pub stream: Option<Arc<Stream>>,
 }
 
 impl Visit {
@@ -77,6 +84,9 @@ impl Visit {
 
     fn route(self, request: Request<Incoming>, audience: Audience) -> Routed {
         let (parts, body) = request.into_parts();
+        let (limits, received) = (&self.visitors.limits, self.received.clone());
+        let stream = self.stream.clone();
+        let body = RequestBody::new(body, &parts.headers, limits, received, stream);
         let (authority, may_upgrade) = match self.check(&parts) {
             Ok(checked) => checked,
             Err(violation) => {

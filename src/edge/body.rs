@@ -37,6 +37,42 @@ pub enum VisitorBody {
     Empty,
 }
 
+/// A body that something ends with: whatever must last as long as it.
+pub struct WithGuard<G> {
+    body: VisitorBody,
+    _guard: G,
+}
+
+impl VisitorBody {
+    /// Let something end with the body.
+    pub fn with<G>(self, guard: G) -> WithGuard<G> {
+        WithGuard {
+            body: self,
+            _guard: guard,
+        }
+    }
+}
+
+impl<G: Unpin> Body for WithGuard<G> {
+    type Data = Unread;
+    type Error = ReceiveError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Unread>, ReceiveError>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 impl Body for VisitorBody {
     type Data = Unread;
     type Error = ReceiveError;

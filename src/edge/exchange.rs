@@ -7,7 +7,6 @@ use std::time::Duration;
 use ::http::StatusCode;
 use bytes::Bytes;
 use http_body::Body;
-use hyper::body::Incoming;
 use quinn::{ReadError, RecvStream, SendStream, WriteError};
 use tokio::sync::Notify;
 use tokio::time::timeout;
@@ -18,8 +17,10 @@ use super::body::TunnelAnswer;
 use super::body::VisitorBody;
 use super::conversations::Admission;
 use super::forward::Forward;
+use super::paced_body::BodyError;
 use super::page::Fault;
 use super::registry::Tunnel;
+use super::request_body::RequestBody;
 use crate::http::{
     Activity, ReceiveError, ReceiveWindow, Receiver, Rewind, SendError, SendWindow, Sender, chain,
 };
@@ -29,7 +30,7 @@ use crate::proto::{BodyLength, RequestHead, ResponseHead, StreamHead};
 pub struct Outbound {
     head: StreamHead,
     upgrade: bool,
-    body: Option<Rewind<Incoming>>,
+    body: Option<Rewind<RequestBody>>,
     /// Whether the visitor waits to be told that the body is wanted.
     expects: bool,
 }
@@ -49,7 +50,7 @@ pub enum Broken {
 
 impl Outbound {
     /// Prepare a request.
-    pub fn new(head: RequestHead, body: Incoming, expects: bool) -> Self {
+    pub fn new(head: RequestHead, body: RequestBody, expects: bool) -> Self {
         let (length, upgrade) = (head.body, head.upgrade.is_some());
         Self {
             head: StreamHead::Http(head),
@@ -75,10 +76,12 @@ impl Outbound {
         self.body.as_ref().is_none_or(|body| body.kept().is_some())
     }
 
-    /// Keep no more of the body than has to be sent: the answer is here.
+    /// Keep no more of the body than has to be sent, and wait for it as long as it takes: the answer is
+    /// here.
     pub fn settle(self) {
         if let Some(body) = self.body {
             body.settle();
+            body.change(RequestBody::unlimit);
         }
     }
 
@@ -158,8 +161,9 @@ impl Exchange {
         loop {
             let head = tokio::select! {
                 head = self.receiver.head() => head,
-                () = async { self.upload.as_mut().expect("checked by the guard").await }, if self.upload.is_some() => {
+                sent = async { self.upload.as_mut().expect("checked by the guard").await }, if self.upload.is_some() => {
                     self.upload = None;
+                    sent.map_err(Some)?;
                     continue;
                 }
             };
@@ -206,27 +210,45 @@ impl Exchange {
                 },
                 // From here on it has a task of its own: a visitor may go on sending while it does not
                 // read, which would stop whoever polls the response. It ends with the response.
-                _upload: self
-                    .upload
-                    .map(|upload| AbortOnDropHandle::new(tokio::spawn(upload.in_current_span()))),
+                _upload: self.upload.map(|upload| {
+                    let upload = async move {
+                        let _ = upload.await;
+                    };
+                    AbortOnDropHandle::new(tokio::spawn(upload.in_current_span()))
+                }),
             },
         }
     }
 }
 
-/// A request's body on its way to the agent.
-type Upload = Pin<Box<dyn Future<Output = ()> + Send>>;
+/// A request's body on its way to the agent. It fails only if the visitor is to hear of it.
+type Upload = Pin<Box<dyn Future<Output = Result<(), Fault>> + Send>>;
 
 /// Send a request's body once it is wanted.
-async fn upload<B>(mut sender: Sender, body: B, wanted: Arc<Notify>, patience: Duration)
+async fn upload<B>(
+    mut sender: Sender,
+    body: B,
+    wanted: Arc<Notify>,
+    patience: Duration,
+) -> Result<(), Fault>
 where
-    B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
+    B: Body<Data = Bytes, Error = BodyError<hyper::Error>> + Unpin,
 {
     // An upstream that does not know `Expect` says nothing, and gets the body all the same.
     let _ = timeout(patience, wanted.notified()).await;
-    if let Err(err) = sender.body(body, &Activity::start()).await {
-        debug!(err = %chain(&err), "the request's body was not sent to its end");
+    let Err(err) = sender.body(body, &Activity::start()).await else {
+        return Ok(());
+    };
+    debug!(err = %chain(&err), "the request's body was not sent to its end");
+    match err {
+        SendError::Body(err) if is_too_slow(&*err) => Err(Fault::BodyTooSlow),
+        _ => Ok(()),
     }
+}
+
+fn is_too_slow(err: &(dyn std::error::Error + 'static)) -> bool {
+    let err = err.downcast_ref::<BodyError<hyper::Error>>();
+    err.is_some_and(|err| matches!(err, BodyError::TooSlow))
 }
 
 /// What a field takes besides its name and value.

@@ -9,7 +9,6 @@ use ::http::header::{
 use ::http::request::Parts;
 use ::http::{Method, Response, StatusCode, Version};
 use http_body::Body;
-use hyper::body::Incoming;
 use hyper::ext::{Protocol, ReasonPhrase};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -22,8 +21,10 @@ use super::body::VisitorBody;
 use super::client::Client;
 use super::conversations::Evict;
 use super::exchange::{Broken, Exchange, Outbound, Place};
+use super::http2::UpgradedStream;
 use super::page::{Audience, Fault};
 use super::registry::Tunnel;
+use super::request_body::RequestBody;
 use super::validate::Authority;
 use crate::http::forwarded::{self, Arrival, append_forwarded};
 use crate::http::hygiene::{join_cookies, strip_hop_by_hop};
@@ -106,7 +107,7 @@ impl Loaded {
 
 impl Forward {
     /// Take the request up.
-    pub fn load(self, mut parts: Parts, body: Incoming) -> Box<Loaded> {
+    pub fn load(self, mut parts: Parts, body: RequestBody) -> Box<Loaded> {
         let on_upgrade = parts.extensions.remove::<OnUpgrade>();
         let version = parts.version;
         let expects = parts
@@ -124,7 +125,7 @@ impl Forward {
     }
 
     /// Make the head that the agent gets.
-    fn head(&self, parts: Parts, body: &Incoming) -> RequestHead {
+    fn head(&self, parts: Parts, body: &RequestBody) -> RequestHead {
         let Parts {
             mut method,
             uri,
@@ -273,14 +274,22 @@ impl Forward {
         let upgraded_answer = Arc::new(UpgradedAnswer::new(receiver.window()));
         let watched: Arc<dyn Evict> = upgraded_answer.clone();
         admission.watch(Arc::downgrade(&watched));
+        let stall_limit = match version {
+            Version::HTTP_2 => self.visit.visitors.limits.write_stall,
+            // The socket has one of its own.
+            _ => Duration::MAX,
+        };
         let relayed = async move {
             let _admission = admission;
             match on_upgrade.await {
-                Ok(upgraded) => tokio::select! {
-                    _ = relay(TokioIo::new(upgraded), sender, receiver) => {}
-                    () = upgraded_answer.evicted() => {}
-                    () = closing.cancelled() => {}
-                },
+                Ok(upgraded) => {
+                    let io = UpgradedStream::new(TokioIo::new(upgraded), stall_limit);
+                    tokio::select! {
+                        _ = relay(io, sender, receiver) => {}
+                        () = upgraded_answer.evicted() => {}
+                        () = closing.cancelled() => {}
+                    }
+                }
                 Err(err) => debug!(%err, "the visitor's connection was not upgraded"),
             }
         };

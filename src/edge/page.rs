@@ -31,6 +31,8 @@ pub enum Fault {
     UpstreamHeadInvalid,
     /// The visitor's request is not HTTP as it should be.
     BadRequest(StatusCode),
+    /// The visitor keeps us waiting for its request's body.
+    BodyTooSlow,
     /// Too many conversations at once.
     Busy,
     /// The visitor has too many connections.
@@ -59,6 +61,7 @@ impl Fault {
             Self::BadRequest(StatusCode::URI_TOO_LONG) => "target_too_long",
             Self::BadRequest(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE) => "head_too_large",
             Self::BadRequest(_) => "bad_request",
+            Self::BodyTooSlow => "body_too_slow",
             Self::Busy => "busy",
             Self::TooManyConnections => "too_many_connections",
             Self::TooManyConversations => "too_many_conversations",
@@ -80,6 +83,7 @@ impl Fault {
             | Self::UpstreamHeadInvalid => StatusCode::BAD_GATEWAY,
             Self::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::BadRequest(status) => status,
+            Self::BodyTooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
             Self::TooManyConnections | Self::TooManyConversations => StatusCode::TOO_MANY_REQUESTS,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -139,6 +143,10 @@ impl Fault {
             Self::BadRequest(_) => (
                 "The edge refused this request because it is not valid HTTP or too large.",
                 "Check the program that sent it.",
+            ),
+            Self::BodyTooSlow => (
+                "The edge gave this request up because its body did not come, or came too slowly.",
+                "Try again; if it happens again, check the connection of the program that sent it.",
             ),
             Self::Busy => (
                 "The tunnel, or the edge, has as many conversations as it may.",

@@ -10,7 +10,7 @@ use ::http::{HeaderValue, StatusCode};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use ipnet::IpNet;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -29,8 +29,10 @@ use super::draining::Draining;
 use super::failures::Failures;
 use super::guard::Guard;
 use super::hold::Hold;
+use super::http2::{Connection, Expired, ObservedIo, Stream, StreamExecutor};
 use super::limits::EdgeLimits;
 use super::page::{Audience, Fault};
+use super::visitor_socket::{Received, VisitorSocket};
 use super::workers::Workers;
 use crate::http::chain;
 use crate::proto::Scheme;
@@ -97,7 +99,6 @@ impl Visitors {
     }
 
     async fn serve(self: Arc<Self>, tcp: TcpStream, visitor: SocketAddr, tls: Option<TlsAcceptor>) {
-        let _ = tcp.set_nodelay(true);
         let visitor = SocketAddr::new(visitor.ip().to_canonical(), visitor.port());
         let brings_others = self
             .trusted_proxies
@@ -107,14 +108,18 @@ impl Visitors {
             Ok(place) => place,
             Err(fault) => {
                 self.failures.note(None, fault);
-                return turn_away(tcp, tls.is_some(), fault).await;
+                return turn_away(tcp, tls.is_some(), fault, &self.limits).await;
             }
         };
         if self.workers.is_one() {
             return self.converse(tcp, visitor, tls).await;
         }
+        let first = match tls {
+            Some(_) => self.limits.handshake,
+            None => self.limits.head,
+        };
         let worker = tokio::select! {
-            worker = timeout(self.limits.idle, self.worker_for(&tcp, tls.is_some())) => worker,
+            worker = timeout(first, self.worker_for(&tcp, tls.is_some())) => worker,
             () = self.draining.begun() => return,
         };
         let Ok(worker) = worker else {
@@ -143,8 +148,14 @@ impl Visitors {
         tls: Option<TlsAcceptor>,
     ) {
         let fd = RawTcp::of(&tcp);
+        let tcp = VisitorSocket::new(tcp, self.limits.write_stall);
+        let way = WayIn {
+            tcp: fd,
+            received: tcp.received(),
+            visitor,
+        };
         let Some(tls) = tls else {
-            return self.http1(tcp, fd, visitor, Scheme::Http).await;
+            return self.http1(tcp, way, Scheme::Http).await;
         };
         let stream = match timeout(self.limits.handshake, tls.accept(tcp)).await {
             Ok(Ok(stream)) => stream,
@@ -152,17 +163,17 @@ impl Visitors {
             Err(_) => return debug!("the TLS handshake took too long"),
         };
         if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-            self.http2(stream, fd, visitor).await;
+            self.http2(stream, way).await;
         } else {
-            self.http1(stream, fd, visitor, Scheme::Https).await;
+            self.http1(stream, way, Scheme::Https).await;
         }
     }
 
-    async fn http1<S>(self: Arc<Self>, io: S, tcp: RawTcp, visitor: SocketAddr, scheme: Scheme)
+    async fn http1<S>(self: Arc<Self>, io: S, way: WayIn, scheme: Scheme)
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let (io, verdicts) = Guard::new(io, self.limits.head);
+        let (io, verdicts) = Guard::new(io, &self.limits);
         let (draining, closing) = (self.draining.clone(), self.closing.clone());
         let departing = draining.clone();
         let idle = self.limits.idle + self.limits.head;
@@ -170,13 +181,16 @@ impl Visitors {
         let service = service_fn(move |request| {
             let visit = Visit {
                 visitors: self.clone(),
-                visitor,
+                visitor: way.visitor,
                 connection,
                 scheme,
-                tcp,
+                tcp: way.tcp,
                 verdicts: Some(verdicts.clone()),
+                received: way.received.clone(),
+                stream: None,
             };
             let departing = departing.clone();
+            let answering = verdicts.answering();
             let answer = visit.answer(request);
             async move {
                 let mut response = answer.await;
@@ -184,13 +198,13 @@ impl Visitors {
                     let close = HeaderValue::from_static("close");
                     response.headers_mut().insert(CONNECTION, close);
                 }
-                Ok::<_, Infallible>(response)
+                Ok::<_, Infallible>(response.map(|body| body.with(answering)))
             }
         });
         let mut connection = std::pin::pin!(
             http1::Builder::new()
                 .timer(TokioTimer::new())
-                // hyper sees heads when they are whole: for it this is the time between requests.
+                // The guard limits both, and hyper sees heads only when they are whole: a second line.
                 .header_read_timeout(idle)
                 .max_buf_size(VISITOR_BUFFER)
                 .serve_connection(TokioIo::new(io), service)
@@ -220,45 +234,68 @@ impl Visitors {
         }
     }
 
-    async fn http2<S>(self: Arc<Self>, io: S, tcp: RawTcp, visitor: SocketAddr)
+    async fn http2<S>(self: Arc<Self>, io: S, way: WayIn)
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let (draining, closing) = (self.draining.clone(), self.closing.clone());
         let connection = ConnectionId::next();
+        let limits = self.limits;
+        let observed = Connection::new();
+        let io = ObservedIo::new(io, observed.clone());
+        let executor = StreamExecutor::new(observed.clone(), &limits);
         let service = service_fn(move |request| {
+            let stream = Arc::<Stream>::default();
             let visit = Visit {
                 visitors: self.clone(),
-                visitor,
+                visitor: way.visitor,
                 connection,
                 scheme: Scheme::Https,
-                tcp,
+                tcp: way.tcp,
                 verdicts: None,
+                received: way.received.clone(),
+                stream: Some(stream.clone()),
             };
-            let answer = visit.answer(request);
-            async move { Ok::<_, Infallible>(answer.await) }
+            stream.answer(visit.answer(request))
         });
         let mut connection = std::pin::pin!(
-            http2::Builder::new(TokioExecutor::new())
-                .timer(TokioTimer::new())
+            http2::Builder::new(executor)
                 .max_concurrent_streams(H2_STREAMS)
                 .max_header_list_size(H2_HEAD)
                 .max_local_error_reset_streams(H2_RESETS)
                 .initial_stream_window_size(H2_STREAM_WINDOW)
                 .initial_connection_window_size(H2_CONNECTION_WINDOW)
                 .max_send_buf_size(H2_SEND_BUFFER)
-                .keep_alive_interval(H2_PING)
-                .keep_alive_timeout(H2_PING_TIMEOUT)
                 .enable_connect_protocol()
                 .serve_connection(TokioIo::new(io), service)
         );
+        // In a set, like that of HTTP/1.1.
+        let mut expired = FuturesUnordered::from_iter([observed.expired(&limits)]);
         let ended = tokio::select! {
             ended = &mut connection => ended,
+            Some(expired) = expired.next() => {
+                debug!(%expired, "a time limit of the visitor's connection");
+                if expired == Expired::Preface {
+                    return;
+                }
+                connection.as_mut().graceful_shutdown();
+                loop {
+                    tokio::select! {
+                        ended = &mut connection => break ended,
+                        // A request may just have been on its way.
+                        () = sleep(limits.farewell) => if !observed.has_streams() { return },
+                        () = closing.cancelled() => return,
+                    }
+                }
+            }
             () = closing.cancelled() => return,
             () = draining.begun() => {
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {
                     ended = &mut connection => ended,
+                    Some(expired) = expired.next() => {
+                        return debug!(%expired, "a time limit of the visitor's connection");
+                    }
                     () = closing.cancelled() => return,
                 }
             }
@@ -267,6 +304,13 @@ impl Visitors {
             debug!(err = %chain(&err), "the visitor's connection broke");
         }
     }
+}
+
+/// The connection on which a visitor comes.
+struct WayIn {
+    tcp: RawTcp,
+    received: Received,
+    visitor: SocketAddr,
 }
 
 /// How a visitor's connection is to end.
@@ -278,7 +322,7 @@ enum End {
 }
 
 /// Refuse a connection that is one too many, in words where that costs no handshake.
-async fn turn_away(tcp: TcpStream, tls: bool, fault: Fault) {
+async fn turn_away(tcp: TcpStream, tls: bool, fault: Fault, limits: &EdgeLimits) {
     debug!(code = fault.code(), "too many connections");
     if tls {
         return;
@@ -293,10 +337,12 @@ async fn turn_away(tcp: TcpStream, tls: bool, fault: Fault) {
             Ok::<_, Infallible>(response)
         },
     );
+    // What it still sends must not destroy the answer.
+    let (io, _verdicts) = Guard::new(tcp, limits);
     let connection = http1::Builder::new()
         .keep_alive(false)
-        .serve_connection(TokioIo::new(tcp), service);
-    let _ = timeout(TURN_AWAY, connection).await;
+        .serve_connection(TokioIo::new(io), service);
+    let _ = timeout(limits.farewell, connection).await;
 }
 
 fn report(ended: Result<(), tokio::task::JoinError>) {
@@ -316,9 +362,6 @@ async fn pause_after(err: std::io::Error) {
 /// Bytes that hyper keeps for a visitor, besides what the kernel does. By default it takes 400 KiB of an
 /// answer off our hands, and out of the windows that count what waits for a slow reader.
 const VISITOR_BUFFER: usize = 64 << 10;
-
-/// How long a visitor that is turned away may take to hear it.
-const TURN_AWAY: Duration = Duration::from_secs(2);
 
 /// How long to wait before accepting again after an error.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -341,9 +384,3 @@ const H2_CONNECTION_WINDOW: u32 = 4 << 20;
 /// What hyper may queue of one stream. The body's window counts it, except after an upgrade (RFC 8441), where hyper
 /// has a copy of its own.
 const H2_SEND_BUFFER: usize = 64 << 10;
-
-/// Connections whose far end has vanished are found by pings.
-const H2_PING: Duration = Duration::from_secs(30);
-
-/// How long a ping may go unanswered.
-const H2_PING_TIMEOUT: Duration = Duration::from_secs(20);

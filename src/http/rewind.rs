@@ -56,6 +56,11 @@ impl<B> Rewind<B> {
         self.lock().spend();
     }
 
+    /// Change the body itself, whoever reads it.
+    pub fn change(&self, change: impl FnOnce(&mut B)) {
+        change(&mut self.lock().body);
+    }
+
     fn lock(&self) -> MutexGuard<'_, State<B>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -4,7 +4,11 @@
 //! to a body. hyper sees a head only when it is whole and obeys the rules; in place of one that does
 //! not it sees a small request that asks to close the connection, and the service learns from
 //! [`Verdicts`] why. Bytes that pass are never changed, and are copied only when a head arrives in
-//! pieces. Rules that HTTP/2 shares are in `validate`, the time between requests is hyper's to limit.
+//! pieces. Rules that HTTP/2 shares are in `validate`.
+//!
+//! A visitor that shuts down its sending side after a whole request waits for the answer (`nc -N`):
+//! hyper hears of that end only when the request has been answered, or when nothing has been written for
+//! so long that the visitor may as well be gone.
 
 mod chunked;
 mod head;
@@ -31,6 +35,8 @@ use self::chunked::BodyError;
 use self::scanner::{Scanner, Stop};
 use self::search::stand_in;
 pub(crate) use self::verdicts::Verdicts;
+use crate::edge::lazy_deadline::LazyDeadline;
+use crate::edge::limits::EdgeLimits;
 use crate::edge::validate::MAX_HEAD;
 use crate::edge::violation::Violation;
 
@@ -49,10 +55,18 @@ pub(crate) struct Guard<S> {
     informing: BytesMut,
     /// Whether hyper has written something since it last had nothing left to write.
     is_writing: bool,
-    head_timeout: Duration,
+    limits: EdgeLimits,
+    /// That of a head.
     deadline: Option<Deadline>,
+    /// That of the next request.
+    idle: LazyDeadline,
+    /// Set once the visitor has shut down its sending side and hyper has not heard of it: that of the
+    /// answer.
+    half_closed: LazyDeadline,
     /// Set while the answer to a request that was not read to its end is on its way.
     linger: Option<Deadline>,
+    /// Whether anything has come since.
+    has_discarded: bool,
 }
 
 /// What is done with the bytes that come next.
@@ -70,11 +84,11 @@ enum Flow {
 }
 
 impl<S> Guard<S> {
-    /// Guard a fresh connection, whose heads have this long to arrive.
+    /// Guard a fresh connection.
     ///
-    /// The time runs from the first byte of a head, and for the first head from now. A visitor who has
+    /// The time of a head runs from its first byte, and for the first head from now. A visitor who has
     /// sent a part of it is answered with 408, one who has said nothing is seen to leave.
-    pub(crate) fn new(io: S, head_timeout: Duration) -> (Self, Verdicts) {
+    pub(crate) fn new(io: S, limits: &EdgeLimits) -> (Self, Verdicts) {
         let verdicts = Verdicts::default();
         let guard = Self {
             io,
@@ -85,9 +99,12 @@ impl<S> Guard<S> {
             passed: 0,
             informing: BytesMut::new(),
             is_writing: false,
-            head_timeout,
-            deadline: Some(Deadline::after(head_timeout)),
+            limits: *limits,
+            deadline: Some(Deadline::after(limits.head)),
+            idle: LazyDeadline::default(),
+            half_closed: LazyDeadline::default(),
             linger: None,
+            has_discarded: false,
         };
         (guard, verdicts)
     }
@@ -97,7 +114,7 @@ impl<S> Guard<S> {
         if rest == 0 {
             self.deadline = None;
         } else if passed > 0 || self.deadline.is_none() {
-            self.deadline = Some(Deadline::after(self.head_timeout));
+            self.deadline = Some(Deadline::after(self.limits.head));
         }
     }
 
@@ -165,7 +182,7 @@ impl<S> Guard<S> {
     /// Wait for the head's deadline; true if the visitor is now refused, false if it has gone silent.
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         let Some(deadline) = &mut self.deadline else {
-            return Poll::Pending;
+            return self.poll_idle(cx).map(|()| false);
         };
         ready!(deadline.poll(cx));
         if self.held.is_empty() {
@@ -176,6 +193,50 @@ impl<S> Guard<S> {
         self.held.clear();
         self.refuse(&stand_in);
         Poll::Ready(true)
+    }
+
+    /// Wait until there has been no request for too long.
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.is_busy() || self.scanner.is_in_body() {
+            self.idle.clear();
+            return Poll::Pending;
+        }
+        if !self.idle.is_set() {
+            self.idle.set(Instant::now() + self.limits.idle);
+        }
+        self.idle.poll(cx)
+    }
+
+    /// Report whether an answer is still being made or written.
+    fn is_busy(&self) -> bool {
+        self.is_writing || self.verdicts.is_answering()
+    }
+
+    /// Take the end of what the visitor sends for the end of the connection, unless it may be waiting for
+    /// the answer to a whole request.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.is_busy() || self.scanner.is_in_body() {
+            return Poll::Ready(());
+        }
+        self.half_close();
+        self.poll_half_closed(cx)
+    }
+
+    /// Give the visitor time for the next bytes of its answer.
+    fn half_close(&mut self) {
+        let limit = self.limits.half_closed;
+        self.half_closed.set(Instant::now() + limit);
+    }
+
+    /// Wait until nothing more is to be written to a visitor that has shut down its sending side, or for
+    /// too long nothing has been: it may have gone.
+    fn poll_half_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        // What is being written has a limit of its own; `poll_flush` comes back here.
+        match (self.is_writing, self.is_busy()) {
+            (true, _) => Poll::Pending,
+            (false, true) => self.half_closed.poll(cx),
+            (false, false) => Poll::Ready(()),
+        }
     }
 }
 
@@ -194,12 +255,15 @@ impl<S: AsyncRead + Unpin> Guard<S> {
             if let Poll::Ready(upgraded) = self.verdicts.poll_upgraded(cx) {
                 return Poll::Ready(Ok(Some(upgraded)));
             }
+            if self.half_closed.is_set() {
+                return self.poll_half_closed(cx).map(|()| Ok(None));
+            }
             if self.held.len() >= EARLY_BYTES {
                 return Poll::Pending;
             }
             // Reading is the only way to notice that the visitor leaves.
             if ready!(self.poll_hold(cx, EARLY_BYTES))? == 0 {
-                return Poll::Ready(Ok(None));
+                return self.poll_end(cx).map(|()| Ok(None));
             }
         }
     }
@@ -221,13 +285,24 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
                 return Poll::Ready(Ok(()));
             }
             let read = match &this.flow {
+                Flow::Examine if this.half_closed.is_set() => {
+                    return this.poll_half_closed(cx).map(Ok);
+                }
                 Flow::Examine if this.held.is_empty() => {
                     let before = buf.filled().len();
-                    match Pin::new(&mut this.io).poll_read(cx, buf)? {
-                        Poll::Ready(()) if buf.filled().len() == before => {
-                            return Poll::Ready(Ok(()));
+                    match Pin::new(&mut this.io).poll_read(cx, buf) {
+                        Poll::Ready(Ok(())) if buf.filled().len() == before => {
+                            return this.poll_end(cx).map(Ok);
                         }
-                        Poll::Ready(()) => {
+                        Poll::Ready(Err(err)) => {
+                            // Of TLS without a word (RFC 8446 §6.1). A whole request is not cut short.
+                            if err.kind() == io::ErrorKind::UnexpectedEof {
+                                ready!(this.poll_end(cx));
+                            }
+                            return Poll::Ready(Err(err));
+                        }
+                        Poll::Ready(Ok(())) => {
+                            this.idle.clear();
                             let passed = this.examine_fresh(&buf.filled()[before..]);
                             buf.set_filled(before + passed);
                             if passed > 0 {
@@ -250,6 +325,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
                         }
                     }
                     continue;
+                }
+                Flow::Raw if this.held.is_empty() && this.half_closed.is_set() => {
+                    return Poll::Ready(Ok(()));
                 }
                 Flow::Raw if this.held.is_empty() => {
                     return Pin::new(&mut this.io).poll_read(cx, buf);

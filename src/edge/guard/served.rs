@@ -14,6 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
 use super::verdicts::HeadFacts;
 use super::{Guard, Verdicts};
+use crate::edge::limits::EdgeLimits;
 use crate::edge::violation::Violation;
 
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -24,7 +25,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// its trailers. It agrees to every upgrade to `echo` and then sends back what it reads.
 fn serve(pipe: usize) -> DuplexStream {
     let (visitor, edge) = duplex(pipe);
-    let (guard, verdicts) = Guard::new(edge, HEAD_TIMEOUT);
+    let (guard, verdicts) = Guard::new(edge, &EdgeLimits::default());
     let service = service_fn(move |request| answer(request, verdicts.clone()));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -241,7 +242,7 @@ async fn after_a_refused_upgrade_the_next_request_is_read() {
 #[tokio::test]
 async fn a_visitor_that_leaves_while_an_upgrade_is_decided_is_noticed() {
     let (mut visitor, edge) = duplex(1 << 10);
-    let (mut guard, verdicts) = Guard::new(edge, HEAD_TIMEOUT);
+    let (mut guard, verdicts) = Guard::new(edge, &EdgeLimits::default());
     let head = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
     visitor.write_all(head).await.expect("a head");
     let mut seen = vec![0; head.len()];
@@ -263,7 +264,7 @@ async fn a_visitor_that_leaves_while_an_upgrade_is_decided_is_noticed() {
 #[tokio::test]
 async fn a_decision_for_another_request_does_not_count() {
     let (mut visitor, edge) = duplex(1 << 10);
-    let (mut guard, verdicts) = Guard::new(edge, HEAD_TIMEOUT);
+    let (mut guard, verdicts) = Guard::new(edge, &EdgeLimits::default());
     let heads = concat!(
         "GET / HTTP/1.1\r\nhost: a\r\n\r\n",
         "GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
@@ -329,7 +330,7 @@ async fn a_visitor_that_says_nothing_is_left_without_a_word() {
 #[tokio::test(start_paused = true)]
 async fn a_request_in_progress_has_no_deadline() {
     let (mut visitor, edge) = duplex(1 << 10);
-    let (mut guard, _verdicts) = Guard::new(edge, HEAD_TIMEOUT);
+    let (mut guard, _verdicts) = Guard::new(edge, &EdgeLimits::default());
     visitor
         .write_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\n\r\n")
         .await

@@ -54,7 +54,7 @@ fn read_pieces(pieces: Vec<Vec<u8>>, capacity: usize) -> Seen {
         .into_iter()
         .filter(|piece| !piece.is_empty())
         .collect();
-    let (mut guard, verdicts) = Guard::new(Pieces(pieces), HEAD_TIMEOUT);
+    let (mut guard, verdicts) = Guard::new(Pieces(pieces), &EdgeLimits::default());
     let mut seen = Seen {
         bytes: Vec::new(),
         verdicts: Vec::new(),
@@ -145,8 +145,6 @@ fn with(lines: &str) -> String {
 fn to(method: &str, target: &str) -> String {
     format!("{method} {target} HTTP/1.1\r\nhost: a\r\n\r\n")
 }
-
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const PLAIN: HeadFacts = HeadFacts {
     expects_upgrade: false,
     takes_informational: true,

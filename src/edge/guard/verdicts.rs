@@ -36,6 +36,8 @@ struct Shared {
     upgrade: Upgrade,
     /// The guard, while it waits for a decision about an upgrade.
     guard: Option<Waker>,
+    /// Requests whose answers are not complete.
+    answering: usize,
 }
 
 /// The informational responses to the request that was taken last.
@@ -124,6 +126,18 @@ impl Verdicts {
         }
     }
 
+    /// Note that a request is being answered, until the returned value is dropped. The end of what the
+    /// visitor sends is no end of the connection meanwhile.
+    pub(crate) fn answering(&self) -> Answering {
+        self.lock().answering += 1;
+        Answering(self.clone())
+    }
+
+    /// Report whether a request is being answered.
+    pub(super) fn is_answering(&self) -> bool {
+        self.lock().answering > 0
+    }
+
     pub(super) fn push(&self, verdict: Result<HeadFacts, Violation>) {
         let mut shared = self.lock();
         if verdict.is_ok_and(|facts| facts.expects_upgrade) {
@@ -146,6 +160,16 @@ impl Verdicts {
     fn lock(&self) -> MutexGuard<'_, Shared> {
         // Nothing in here panics half-way through a change.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A request that is being answered.
+#[derive(Debug)]
+pub(crate) struct Answering(Verdicts);
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.lock().answering -= 1;
     }
 }
 

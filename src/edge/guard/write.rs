@@ -5,10 +5,10 @@ use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Buf;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
 
 use crate::edge::guard::{Deadline, Flow, Guard};
 
@@ -41,8 +41,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<S> {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.is_writing {
+            ready!(Pin::new(&mut this.io).poll_flush(cx))?;
             this.is_writing = false;
             this.verdicts.block_informational(false);
+            this.wrote(cx);
         }
         ready!(this.poll_inform(cx))?;
         Pin::new(&mut this.io).poll_flush(cx)
@@ -53,9 +55,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<S> {
         let this = self.get_mut();
         if this.linger.is_none() {
             ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
-            if this.leaves_unread() {
-                this.linger = Some(Deadline::after(LINGER));
-            }
+            this.linger = Some(Deadline::after(this.limits.linger));
         }
         this.poll_linger(cx).map(Ok)
     }
@@ -91,38 +91,52 @@ impl<S: AsyncWrite + Unpin> Guard<S> {
     }
 }
 
+impl<S> Guard<S> {
+    /// Let time begin that runs when nothing is being written.
+    fn wrote(&mut self, cx: &mut Context<'_>) {
+        if self.half_closed.is_set() {
+            self.half_close();
+            // hyper reads again, and hears of the end if this was all.
+            cx.waker().wake_by_ref();
+        } else if !self.verdicts.is_answering() && matches!(self.flow, Flow::Examine) {
+            self.idle.set(Instant::now() + self.limits.idle);
+            // It is hyper's next read that hears of it.
+            let _ = self.idle.poll(cx);
+        }
+    }
+}
+
 impl<S: AsyncRead + Unpin> Guard<S> {
     /// Read and forget what the visitor still sends, until it has seen the answer or time is up.
     ///
     /// Closing a socket with unread bytes resets the connection, and that can destroy the answer
     /// before the visitor has read it (RFC 9112 §9.6).
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(deadline) = &mut self.linger else {
-            return Poll::Ready(());
-        };
         let mut scratch = [MaybeUninit::uninit(); 4096];
         loop {
-            if deadline.poll(cx).is_ready() {
+            let deadline = self.linger.as_mut();
+            if deadline.is_none_or(|deadline| deadline.poll(cx).is_ready()) {
                 return Poll::Ready(());
             }
             let mut scratch = ReadBuf::uninit(&mut scratch);
-            match ready!(Pin::new(&mut self.io).poll_read(cx, &mut scratch)) {
-                Ok(()) if !scratch.filled().is_empty() => {}
-                _ => return Poll::Ready(()),
+            match Pin::new(&mut self.io).poll_read(cx, &mut scratch) {
+                // Another request, perhaps, behind the last one that is answered.
+                Poll::Ready(Ok(())) if !scratch.filled().is_empty() => self.has_discarded = true,
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending if self.has_discarded || self.may_be_sending() => {
+                    return Poll::Pending;
+                }
+                Poll::Pending => return Poll::Ready(()),
             }
         }
     }
 
     /// Report whether the visitor may still be sending what nobody will read.
-    fn leaves_unread(&self) -> bool {
+    fn may_be_sending(&self) -> bool {
         match self.flow {
             Flow::Refused | Flow::Broken(_) => true,
-            Flow::Examine => self.scanner.is_in_body(),
+            Flow::Examine => self.scanner.is_in_body() || !self.held.is_empty(),
             Flow::AwaitUpgrade | Flow::Raw => false,
         }
     }
 }
-
-/// How long a visitor may take to read an answer that came before the end of its request: several
-/// round trips on a bad network, and too short to be worth holding connections with.
-const LINGER: Duration = Duration::from_secs(5);

@@ -121,6 +121,18 @@ impl Unread {
         self.bytes.clone()
     }
 
+    /// Split off the bytes behind the first `at`, each part with its share of what is counted.
+    pub fn split_off(&mut self, at: usize) -> Self {
+        let bytes = self.bytes.split_off(at);
+        let counted = self.counted.min(bytes.len() as u64);
+        self.counted -= counted;
+        Self {
+            bytes,
+            counted,
+            window: self.window.clone(),
+        }
+    }
+
     /// Return how many bytes are left to be written.
     pub fn len(&self) -> usize {
         self.bytes.len()

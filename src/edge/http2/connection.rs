@@ -1,0 +1,354 @@
+//! What an HTTP/2 connection does, as far as its time limits have to know.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+
+use super::frames::{Found, FrameScanner, kind};
+use crate::edge::limits::EdgeLimits;
+
+/// The state of one connection.
+#[derive(Debug)]
+pub struct Connection {
+    state: Mutex<State>,
+    /// A time limit may be nearer than it was.
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    started: Instant,
+    received: FrameScanner,
+    sent: FrameScanner,
+    /// Since when something is unfinished that must not take long.
+    unfinished: Option<Instant>,
+    /// Streams that are being served.
+    streams: usize,
+    /// When a stream was last begun, ended, or written to.
+    active: Instant,
+    /// What the visitor's window for the whole connection still takes.
+    window: i64,
+    /// Bytes of DATA that have been sent.
+    data_sent: u64,
+    /// Whether the visitor's socket takes nothing at the moment.
+    is_write_blocked: bool,
+}
+
+impl Connection {
+    /// Begin with a fresh connection.
+    pub fn new() -> Arc<Self> {
+        let now = Instant::now();
+        Arc::new(Self {
+            state: Mutex::new(State {
+                started: now,
+                received: FrameScanner::of_client(),
+                sent: FrameScanner::of_server(),
+                unfinished: None,
+                streams: 0,
+                active: now,
+                window: INITIAL_WINDOW,
+                data_sent: 0,
+                is_write_blocked: false,
+            }),
+            changed: Notify::new(),
+        })
+    }
+
+    /// Note what has been received.
+    pub fn received(&self, bytes: &[u8]) {
+        let mut state = self.lock();
+        let State {
+            received, window, ..
+        } = &mut *state;
+        received.scan(bytes, |found| {
+            if let Found::Window(more) = found {
+                *window = window.saturating_add(more.into());
+            }
+        });
+        if !state.received.is_unfinished() {
+            state.unfinished = None;
+        } else if state.unfinished.is_none() {
+            state.unfinished = Some(Instant::now());
+            drop(state);
+            self.changed.notify_one();
+        }
+    }
+
+    /// Note what has been sent.
+    pub fn sent(&self, bytes: &[u8]) {
+        let mut state = self.lock();
+        let State {
+            sent,
+            window,
+            data_sent,
+            ..
+        } = &mut *state;
+        let mut is_active = false;
+        sent.scan(bytes, |found| match found {
+            Found::Frame {
+                kind: kind::DATA,
+                length,
+            } => {
+                is_active = true;
+                *window -= i64::from(length);
+                *data_sent += u64::from(length);
+            }
+            Found::Frame {
+                kind: kind::HEADERS,
+                ..
+            } => is_active = true,
+            _ => {}
+        });
+        if is_active {
+            state.active = Instant::now();
+        }
+    }
+
+    /// Note whether the visitor's socket takes what is written.
+    pub fn write_blocked(&self, is_blocked: bool) {
+        self.lock().is_write_blocked = is_blocked;
+    }
+
+    /// Report whether the visitor's socket takes nothing at the moment.
+    pub fn is_write_blocked(&self) -> bool {
+        self.lock().is_write_blocked
+    }
+
+    /// Return how many bytes of DATA have been sent on all streams, and whether the window for the
+    /// whole connection takes none at the moment.
+    pub fn progress(&self) -> (u64, bool) {
+        let state = self.lock();
+        (state.data_sent, state.window <= 0)
+    }
+
+    /// Report whether a stream is being served.
+    pub fn has_streams(&self) -> bool {
+        self.lock().streams > 0
+    }
+
+    /// Begin to serve a stream, until the returned value is dropped.
+    pub fn begin_stream(self: &Arc<Self>) -> ActiveStream {
+        let mut state = self.lock();
+        state.streams += 1;
+        state.active = Instant::now();
+        ActiveStream {
+            connection: self.clone(),
+            has_stalled: false,
+        }
+    }
+
+    /// Wait until a time limit is over.
+    pub async fn expired(&self, limits: &EdgeLimits) -> Expired {
+        loop {
+            let changed = self.changed.notified();
+            let next = self.lock().next_deadline(limits, Instant::now());
+            match next {
+                Err(expired) => return expired,
+                Ok(deadline) => tokio::select! {
+                    () = sleep_until(deadline) => {}
+                    () = changed => {}
+                },
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing that holds it panics half-way through a change.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Find the limit that is over, or when to ask again.
+    fn next_deadline(&self, limits: &EdgeLimits, now: Instant) -> Result<Instant, Expired> {
+        let preface = Some(self.started + limits.preface).filter(|_| !self.received.has_begun());
+        let unfinished = self.unfinished.map(|since| since + limits.head);
+        // As long as there are streams, it is only asked again.
+        let idle = match self.streams {
+            0 => self.active + limits.idle,
+            _ => now + limits.idle.max(SHORTEST_IDLE),
+        };
+        let mut next = idle;
+        for (deadline, expired) in [
+            (preface, Expired::Preface),
+            (unfinished, Expired::Head),
+            (Some(idle), Expired::Idle),
+        ] {
+            match deadline {
+                Some(deadline) if deadline <= now => return Err(expired),
+                Some(deadline) => next = next.min(deadline),
+                None => {}
+            }
+        }
+        Ok(next)
+    }
+}
+
+/// A stream that is being served. Until its end the connection is not idle.
+#[derive(Debug)]
+pub struct ActiveStream {
+    connection: Arc<Connection>,
+    has_stalled: bool,
+}
+
+impl ActiveStream {
+    /// Note that it ends because nothing of it was read: that is no activity of the visitor's.
+    pub fn stalled(&mut self) {
+        self.has_stalled = true;
+    }
+}
+
+impl Drop for ActiveStream {
+    fn drop(&mut self) {
+        let mut state = self.connection.lock();
+        state.streams -= 1;
+        if !self.has_stalled {
+            state.active = Instant::now();
+        } else if state.streams == 0 {
+            drop(state);
+            self.connection.changed.notify_one();
+        }
+    }
+}
+
+/// Which time limit of a connection is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Expired {
+    #[error("the connection preface did not come in time")]
+    Preface,
+    #[error("a head did not come to its end in time")]
+    Head,
+    #[error("the connection is idle")]
+    Idle,
+}
+
+/// That of a connection before it is raised (RFC 9113 §6.9.2).
+const INITIAL_WINDOW: i64 = 65_535;
+
+/// A limit of nothing would have it asked without a pause.
+const SHORTEST_IDLE: Duration = Duration::from_millis(10);
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::{sleep, timeout};
+
+    use super::*;
+
+    const SETTINGS: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    const PING: &[u8] = &[0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
+    const HEADERS: &[u8] = &[0, 0, 1, 1, 4, 0, 0, 0, 1, 0x88];
+    const HALF: &[u8] = &[0, 0, 1, 1, 0, 0, 0, 0, 1, 0x88];
+    const MOMENT: Duration = Duration::from_millis(10);
+
+    /// Wait for the end, and return when and why it came.
+    async fn end(connection: &Connection) -> (Duration, Expired) {
+        let started = Instant::now();
+        let expired = connection.expired(&EdgeLimits::default()).await;
+        (started.elapsed(), expired)
+    }
+
+    fn about(limit: Duration, (took, expired): (Duration, Expired), wanted: Expired) {
+        assert_eq!(expired, wanted);
+        assert!(took >= limit && took < limit + MOMENT, "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_preface_a_connection_ends_and_with_one_it_is_idle() {
+        let limits = EdgeLimits::default();
+        let silent = Connection::new();
+        silent.received(&SETTINGS[..30]);
+        about(limits.preface, end(&silent).await, Expired::Preface);
+
+        let idle = Connection::new();
+        idle.received(SETTINGS);
+        about(limits.idle, end(&idle).await, Expired::Idle);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn half_a_head_ends_a_connection_and_the_rest_in_time_does_not() {
+        let limits = EdgeLimits::default();
+        let connection = Connection::new();
+        connection.received(SETTINGS);
+        connection.received(HALF);
+        about(limits.head, end(&connection).await, Expired::Head);
+
+        let connection = Connection::new();
+        connection.received(SETTINGS);
+        connection.received(HALF);
+        let finish = async {
+            sleep(limits.head - MOMENT).await;
+            connection.received(&[0, 0, 0, 9, 4, 0, 0, 0, 1]);
+        };
+        let (ended, ()) = tokio::join!(end(&connection), finish);
+        about(limits.idle, ended, Expired::Idle);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pings_do_not_keep_a_connection_and_streams_and_answers_do() {
+        let limits = EdgeLimits::default();
+        let connection = Connection::new();
+        connection.received(SETTINGS);
+        let pinging = async {
+            loop {
+                sleep(Duration::from_secs(1)).await;
+                connection.received(PING);
+                connection.sent(PING);
+            }
+        };
+        let ended = tokio::select! {
+            ended = end(&connection) => ended,
+            () = pinging => unreachable!("it pings on"),
+        };
+        about(limits.idle, ended, Expired::Idle);
+
+        let connection = Connection::new();
+        connection.received(SETTINGS);
+        let stream = connection.begin_stream();
+        assert!(timeout(limits.idle * 20, end(&connection)).await.is_err());
+        drop(stream);
+        about(limits.idle, end(&connection).await, Expired::Idle);
+
+        let connection = Connection::new();
+        connection.received(SETTINGS);
+        sleep(limits.idle / 2).await;
+        connection.sent(HEADERS);
+        about(limits.idle, end(&connection).await, Expired::Idle);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_stalled_does_not_make_its_connection_young_again() {
+        let limits = EdgeLimits::default();
+        let connection = Connection::new();
+        connection.received(SETTINGS);
+        let mut stream = connection.begin_stream();
+        let stall = async {
+            sleep(limits.idle * 2).await;
+            stream.stalled();
+            drop(stream);
+        };
+
+        let (ended, ()) = tokio::join!(end(&connection), stall);
+
+        about(limits.idle * 2, ended, Expired::Idle);
+    }
+
+    #[test]
+    fn the_window_of_the_connection_is_counted() {
+        let connection = Connection::new();
+        let data = |length: u32| {
+            let [_, a, b, c] = length.to_be_bytes();
+            let mut frame = vec![a, b, c, 0, 0, 0, 0, 0, 1];
+            frame.resize(9 + length as usize, 0);
+            frame
+        };
+        connection.sent(&data(65_000));
+        assert_eq!(connection.progress(), (65_000, false));
+        connection.sent(&data(535));
+        assert_eq!(connection.progress(), (65_535, true));
+        connection.received(SETTINGS);
+        connection.received(&[0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+        assert_eq!(connection.progress(), (65_535, false));
+    }
+}

@@ -1,0 +1,106 @@
+//! What follows an upgrade over HTTP/2, where a stream's window may keep a write waiting although the
+//! connection is sound.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
+
+/// Raw bytes on a stream, whose writes end when nothing of them is taken for too long.
+pub struct UpgradedStream<S> {
+    io: S,
+    limit: Duration,
+    /// While a write waits.
+    stall: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> UpgradedStream<S> {
+    /// Limit the writes.
+    pub fn new(io: S, limit: Duration) -> Self {
+        let stall = None;
+        Self { io, limit, stall }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for UpgradedStream<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for UpgradedStream<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        // hyper takes a piece as a whole: a small one shows sooner that the visitor is alive.
+        let piece = &buf[..buf.len().min(PIECE)];
+        let written = Pin::new(&mut this.io).poll_write(cx, piece);
+        if written.is_ready() {
+            this.stall = None;
+            return written;
+        }
+        let limit = this.limit;
+        let stall = this.stall.get_or_insert_with(|| Box::pin(sleep(limit)));
+        ready!(stall.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+/// The most to give away at once: a frame of HTTP/2.
+const PIECE: usize = 16 << 10;
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio::time::Instant;
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(90);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_of_which_nothing_is_taken_ends_after_the_limit() {
+        let (_visitor, edge) = duplex(16);
+        let mut stream = UpgradedStream::new(edge, LIMIT);
+        let started = Instant::now();
+
+        let err = stream.write_all(&[0; 100]).await.unwrap_err();
+
+        assert_eq!(err.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(started.elapsed().as_secs(), LIMIT.as_secs());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_of_which_a_byte_is_taken_within_the_limit_goes_on() {
+        let (mut visitor, edge) = duplex(16);
+        let mut stream = UpgradedStream::new(edge, LIMIT);
+        let reading = async {
+            for _ in 0..84 {
+                sleep(LIMIT - Duration::from_secs(1)).await;
+                visitor.read_u8().await.unwrap();
+            }
+        };
+
+        let (written, ()) = tokio::join!(stream.write_all(&[0; 100]), reading);
+
+        written.unwrap();
+    }
+}
