@@ -1,6 +1,7 @@
 //! Conversations that break: whoever is left learns of it, and nobody takes a part for the whole.
 
 use std::error::Error;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::channel::Channel;
@@ -14,7 +15,7 @@ use crate::lab::{Http2, Lab, Server, within};
 
 on_each_carrier!(a_visitor_that_leaves_before_the_answer_aborts_the_upstream_request);
 async fn a_visitor_that_leaves_before_the_answer_aborts_the_upstream_request(carrier: Carrier) {
-    let lab = Lab::public().await.over(carrier);
+    let lab = lab().await.over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let _agent = lab.agent("blog", &upstream).await;
 
@@ -42,7 +43,7 @@ on_each_carrier!(a_visitor_that_leaves_in_the_middle_of_the_answer_aborts_the_up
 async fn a_visitor_that_leaves_in_the_middle_of_the_answer_aborts_the_upstream_request(
     carrier: Carrier,
 ) {
-    let lab = Lab::public().await.over(carrier);
+    let lab = lab().await.over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let _agent = lab.agent("blog", &upstream).await;
     for framing in [CHUNKED, SIZED] {
@@ -77,7 +78,7 @@ on_each_carrier!(a_visitor_that_leaves_in_the_middle_of_an_upload_aborts_the_ups
 async fn a_visitor_that_leaves_in_the_middle_of_an_upload_aborts_the_upstream_request(
     carrier: Carrier,
 ) {
-    let lab = Lab::public().await.over(carrier);
+    let lab = lab().await.over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let _agent = lab.agent("blog", &upstream).await;
     for (framing, sent) in [
@@ -111,7 +112,7 @@ async fn a_visitor_that_leaves_in_the_middle_of_an_upload_aborts_the_upstream_re
 
 on_each_carrier!(an_upstream_that_dies_in_the_middle_leaves_a_visibly_broken_answer);
 async fn an_upstream_that_dies_in_the_middle_leaves_a_visibly_broken_answer(carrier: Carrier) {
-    let lab = Lab::public().await.over(carrier);
+    let lab = lab().await.over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let mut agent = lab.agent("blog", &upstream).await;
     for framing in [CHUNKED, SIZED] {
@@ -146,7 +147,7 @@ async fn an_upstream_that_dies_in_the_middle_leaves_a_visibly_broken_answer(carr
 on_each_carrier!(an_agent_that_dies_in_the_middle_leaves_a_visibly_broken_answer);
 async fn an_agent_that_dies_in_the_middle_leaves_a_visibly_broken_answer(carrier: Carrier) {
     for framing in [CHUNKED, SIZED] {
-        let lab = Lab::public().await.over(carrier);
+        let lab = lab().await.over(carrier);
         let (upstream, mut wires) = Server::by_hand().await;
         let agent = lab.agent("blog", &upstream).await;
         let mut visitor = lab.visitor("blog").wire().await;
@@ -197,7 +198,7 @@ async fn an_upstream_that_dies_before_its_answer_is_reported(carrier: Carrier) {
 
 on_each_carrier!(an_answer_in_the_middle_of_an_upload_reaches_the_visitor);
 async fn an_answer_in_the_middle_of_an_upload_reaches_the_visitor(carrier: Carrier) {
-    let lab = Lab::public().await.over(carrier);
+    let lab = lab().await.over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
     let _agent = lab.agent("blog", &upstream).await;
     for upstream_stays in [true, false] {
@@ -238,6 +239,16 @@ async fn an_answer_in_the_middle_of_an_upload_reaches_the_visitor(carrier: Carri
         assert_eq!(body.to_bytes(), "much");
         drop(upload);
     }
+}
+
+/// Start an edge that does not wait for long for a visitor that has only shut down its sending side: one
+/// that leaves looks the same.
+async fn lab() -> Lab {
+    Lab::with(|config| {
+        config.domain = "tunnel.test".into();
+        config.limits.half_closed = Duration::from_millis(500);
+    })
+    .await
 }
 
 fn get(visitor: &Http2) -> hyper::http::request::Builder {

@@ -26,10 +26,10 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_rustls::client::TlsStream;
 
-use crate::lab::Http2;
 use crate::lab::Lab;
 use crate::lab::Server;
 use crate::lab::eventually;
+use crate::lab::http2::start_tls;
 use crate::lab::within;
 
 /// An HTTP/2 connection whose answers nobody reads.
@@ -46,7 +46,7 @@ impl Unread {
         socket.set_recv_buffer_size(4096).expect("a buffer");
         let tcp = within("connecting", socket.connect(lab.https)).await;
         let host = format!("{name}.{}", lab.domain);
-        let tls = Http2::tls(tcp.expect("the edge listens"), &host, &lab.ca()).await;
+        let tls = start_tls(tcp.expect("the edge listens"), &host, &lab.ca(), b"h2").await;
         let (send, connection) = h2::client::Builder::new()
             .initial_window_size(window)
             .handshake(tls)

@@ -34,8 +34,7 @@ pub struct Http2 {
 impl Http2 {
     /// Connect to whatever terminates TLS for this host.
     pub async fn connect(addr: SocketAddr, host: &str, ca: &Path) -> Self {
-        let tcp = within("connecting to the edge", TcpStream::connect(addr)).await;
-        let tls = Self::tls(tcp.expect("the edge listens"), host, ca).await;
+        let tls = connect_tls(addr, host, ca, b"h2").await;
         let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(tls));
         let (sender, connection) = handshake.await.expect("HTTP/2");
         // It ends when the last sender and the last response are gone.
@@ -44,31 +43,6 @@ impl Http2 {
             sender,
             authority: format!("{host}:{}", addr.port()),
         }
-    }
-
-    /// Begin TLS with whatever terminates it for this host, and agree on HTTP/2, for a test that speaks it by hand.
-    pub async fn tls(tcp: TcpStream, host: &str, ca: &Path) -> TlsStream<TcpStream> {
-        let mut roots = rustls::RootCertStore::empty();
-        for certificate in CertificateDer::pem_file_iter(ca).expect("the lab's CA") {
-            roots
-                .add(certificate.expect("a certificate"))
-                .expect("a CA");
-        }
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut tls = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("the provider has them")
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        tls.alpn_protocols = vec![b"h2".to_vec()];
-        let name = ServerName::try_from(host.to_owned()).expect("a host name");
-        tcp.set_nodelay(true).expect("a live socket");
-        let tls = TlsConnector::from(Arc::new(tls)).connect(name, tcp);
-        let tls = within("the TLS handshake", tls)
-            .await
-            .expect("a trusted edge");
-        assert_eq!(tls.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
-        tls
     }
 
     /// Return the address of a path.
@@ -145,6 +119,48 @@ impl Http2 {
     pub async fn get(&self, path: &str) -> Reply {
         self.send(hyper::Request::get(self.uri(path))).await
     }
+}
+
+/// Connect to whatever terminates TLS for this host, and agree on a protocol.
+pub async fn connect_tls(
+    addr: SocketAddr,
+    host: &str,
+    ca: &Path,
+    protocol: &[u8],
+) -> TlsStream<TcpStream> {
+    let tcp = within("connecting to the edge", TcpStream::connect(addr)).await;
+    let tcp = tcp.expect("the edge listens");
+    start_tls(tcp, host, ca, protocol).await
+}
+
+/// Agree on a protocol over a connection that is there.
+pub async fn start_tls(
+    tcp: TcpStream,
+    host: &str,
+    ca: &Path,
+    protocol: &[u8],
+) -> TlsStream<TcpStream> {
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(ca).expect("the lab's CA") {
+        roots
+            .add(certificate.expect("a certificate"))
+            .expect("a CA");
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("the provider has them")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    tls.alpn_protocols = vec![protocol.to_vec()];
+    let name = ServerName::try_from(host.to_owned()).expect("a host name");
+    tcp.set_nodelay(true).expect("a live socket");
+    let tls = TlsConnector::from(Arc::new(tls)).connect(name, tcp);
+    let tls = within("the TLS handshake", tls)
+        .await
+        .expect("a trusted edge");
+    assert_eq!(tls.get_ref().1.alpn_protocol(), Some(protocol));
+    tls
 }
 
 /// Whether a request came behind the last one that the other end would take (RFC 9113 §6.8), as it may when it is

@@ -4,6 +4,7 @@
 pub mod back;
 pub mod cable;
 pub mod edge_process;
+pub mod frames;
 pub mod front;
 pub mod handshakes;
 pub mod head;
@@ -40,6 +41,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 pub use cable::Cable;
 pub use edge_process::EdgeProcess;
+pub use frames::Frames;
 pub use http2::Http2;
 pub use load::Load;
 pub use relay::Relay;
