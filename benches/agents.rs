@@ -10,6 +10,7 @@ use clap::Parser;
 use qtunnel::proto::Secret;
 use qtunnel::{
     Address, Agent, AgentConfig, HostHeader, Pin, ServerAddr, Transport, Trust, TunnelConfig,
+    Upgrades,
 };
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -78,6 +79,7 @@ impl Options {
                 name: format!("t{tunnel}").parse()?,
                 upstream: self.upstream.clone().into(),
                 host_header: HostHeader::Preserve,
+                upgrades: Upgrades::default(),
             })
         });
         Ok(AgentConfig {

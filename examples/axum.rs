@@ -13,7 +13,8 @@ use axum::Router;
 use axum::extract::Path;
 use axum::routing::get;
 use qtunnel::{
-    Agent, AgentConfig, Edge, EdgeConfig, HostHeader, Service, Trust, TunnelConfig, Upstream,
+    Agent, AgentConfig, Edge, EdgeConfig, HostHeader, Service, Trust, TunnelConfig, Upgrades,
+    Upstream,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -39,6 +40,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             name: "greeter".parse()?,
             upstream: Upstream::Service(Service::tower(app)),
             host_header: HostHeader::Preserve,
+            upgrades: Upgrades::default(),
         }],
         ..AgentConfig::default()
     };

@@ -8,7 +8,9 @@ use std::error::Error;
 
 use axum::Router;
 use axum::routing::get;
-use qtunnel::{Address, Agent, AgentConfig, Edge, EdgeConfig, HostHeader, Trust, TunnelConfig};
+use qtunnel::{
+    Address, Agent, AgentConfig, Edge, EdgeConfig, HostHeader, Trust, TunnelConfig, Upgrades,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -47,6 +49,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             name: "hello".parse()?,
             upstream: upstream.into(),
             host_header: HostHeader::Preserve,
+            upgrades: Upgrades::default(),
         }],
         ..AgentConfig::default()
     })

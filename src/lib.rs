@@ -53,6 +53,7 @@
 //!         name: "blog".parse()?,
 //!         upstream: Upstream::Service(hello),
 //!         host_header: HostHeader::Preserve,
+//!         upgrades: Upgrades::default(),
 //!     }],
 //!     ..AgentConfig::default()
 //! })
@@ -118,7 +119,7 @@ pub use carrier::{Carrier, Proxy, Transport};
 #[cfg(unix)]
 pub use edge::HandoverError;
 pub use edge::{BindError, Edge, EdgeConfig, EdgeIdentity, EdgeLimits, Sockets};
-pub use http::{chain, escape};
+pub use http::{UpgradeError, UpgradeName, Upgrades, chain, escape};
 pub use runtime::runtime;
 pub use state::{StateDir, StateError};
 pub use text_file::{decode as decode_text, read_text};

@@ -68,6 +68,7 @@ fn control_seeds() -> Vec<Seed> {
     let request = |tunnel, name: &str| TunnelRequest {
         tunnel,
         name: name.into(),
+        upgrades: vec!["echo".into()],
     };
     let grant = TunnelGrant {
         tunnel: 1,

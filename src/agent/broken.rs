@@ -28,10 +28,14 @@ pub(super) enum Broken {
         #[source]
         err: hyper::Error,
     },
+    #[error("the request has come through this tunnel before: it leads to itself")]
+    Loop,
     #[error("the service in this process failed")]
     Service(#[source] Box<dyn StdError + Send + Sync>),
     #[error("it switched protocols without being asked")]
     NotAsked,
+    #[error("it switched to another protocol than it was asked for")]
+    OtherProtocol,
     #[error("upgrades over HTTP/2 are not possible")]
     NoUpgrade,
     #[error("the request's target or host cannot be sent on")]
@@ -52,9 +56,10 @@ impl Broken {
     /// Report whether the upstream's address helps to understand it.
     pub(super) fn is_upstreams(&self) -> bool {
         match self {
-            Self::Dial(_) | Self::Timeout(_) | Self::Upstream(_) => true,
+            Self::Dial(_) | Self::Timeout(_) | Self::Upstream(_) | Self::Loop => true,
             Self::Head(_) | Self::Http2 { .. } | Self::Tunnel(SendError::Wire(_)) => true,
-            Self::NotAsked | Self::NoUpgrade | Self::Tunnel(SendError::Body(_)) => true,
+            Self::NotAsked | Self::OtherProtocol | Self::NoUpgrade => true,
+            Self::Tunnel(SendError::Body(_)) => true,
             Self::Visitor | Self::Service(_) | Self::Target | Self::Tunnel(_) => false,
         }
     }
@@ -66,6 +71,7 @@ impl Broken {
             Self::Dial(DialError::Full) => Some(Failure::Busy),
             Self::Dial(DialError::NotTls(_)) => Some(Failure::UpstreamNotHttp),
             Self::Dial(_) => Some(Failure::UpstreamUnreachable),
+            Self::Loop => Some(Failure::LoopDetected),
             Self::Timeout(_) => Some(Failure::UpstreamTimeout),
             Self::Head(HeadError::NotHttp { .. }) => Some(Failure::UpstreamNotHttp),
             Self::Head(HeadError::TooLong | HeadError::TooManyFields) => {
@@ -76,6 +82,7 @@ impl Broken {
             | Self::Http2 { .. }
             | Self::Service(_)
             | Self::NotAsked
+            | Self::OtherProtocol
             | Self::NoUpgrade
             | Self::Target => Some(Failure::UpstreamInvalid),
             Self::Tunnel(SendError::Wire(_)) => Some(Failure::UpstreamHeadTooLarge),

@@ -10,6 +10,7 @@ use super::event::Observer;
 use super::upstream::Upstream;
 use crate::auth::Name;
 use crate::carrier::{Proxy, Transport};
+use crate::http::Upgrades;
 use crate::proto::{AgentId, Secret};
 use crate::tls::Trust;
 
@@ -79,6 +80,8 @@ pub struct TunnelConfig {
     pub upstream: Upstream,
     /// What the upstream sees as `Host`.
     pub host_header: HostHeader,
+    /// What visitors may switch to.
+    pub upgrades: Upgrades,
 }
 
 /// What the upstream sees as `Host`.

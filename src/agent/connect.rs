@@ -14,7 +14,9 @@ use super::event::Event;
 use super::former::Former;
 use super::forward::{Route, Tunnel};
 use super::heads::MOST_LOST;
+use super::loops::Mark;
 use super::pool::Pool;
+use super::seldom::Seldom;
 use super::session::{Ended, Session, SessionIdentity};
 use super::upstream::Upstream;
 use crate::carrier::PathMemory;
@@ -45,6 +47,9 @@ impl Agent {
                     Ok(Arc::new(Tunnel {
                         route: route(&tunnel.upstream, &mut pools, &crowd)?,
                         host_header: tunnel.host_header.clone(),
+                        upgrades: tunnel.upgrades.clone(),
+                        mark: Mark::random(),
+                        wide_cookies: Seldom::default(),
                         timeout: config.upstream_timeout,
                         observer: config.observer.clone(),
                     }))

@@ -36,6 +36,14 @@ pub enum Event {
         /// What was tried and failed.
         problem: String,
     },
+    /// The upstream set cookies for a domain above the tunnel's, whose other tunnels would get them. They
+    /// were left out. It is told at most once in a minute.
+    CookiesLeftOut {
+        /// The tunnel's host.
+        host: String,
+        /// How many since this was told last.
+        count: u64,
+    },
     /// A conversation has ended.
     Request(RequestLog),
     /// The edge has something to say.

@@ -4,7 +4,8 @@ use std::error::Error as StdError;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::http::{Request, Response, StatusCode};
+use ::http::header::{HOST, HeaderMap, SET_COOKIE, UPGRADE};
+use ::http::{HeaderValue, Request, Response, StatusCode};
 use bytes::Bytes;
 use http_body::Body;
 use http_body_util::BodyExt;
@@ -19,15 +20,19 @@ use super::config::HostHeader;
 use super::event::{Event, Observer, RequestLog};
 use super::heads::Heads;
 use super::hints::Hints;
+use super::loops::Mark;
 use super::open_ended::{Conversation, Kind};
+use super::origins::Origins;
 use super::outgoing::{Asked, Held, Outgoing, frame, set_host};
 use super::pool::{Leased, Pool};
 use super::response;
+use super::seldom::Seldom;
 use super::upstream::{RequestBody, Service, UpstreamBody};
+use crate::http::cookies;
 use crate::http::forwarded::tell_visitor;
 use crate::http::{
     Activity, FlowControl, ReceiveWindow, Receiver, Relayed, SendWindow, Sender, TunnelBody,
-    Unread, chain, relay,
+    Unread, Upgrades, chain, is_answer_to, relay,
 };
 use crate::proto::{
     BodyLength, Failure, LEAST_WINDOW, RequestHead, Reset, ResponseHead, StreamHead,
@@ -39,6 +44,12 @@ pub struct Tunnel {
     pub route: Route,
     /// What the upstream sees as `Host`.
     pub host_header: HostHeader,
+    /// What visitors may switch to.
+    pub upgrades: Upgrades,
+    /// What requests that have passed here bear.
+    pub(super) mark: Mark,
+    /// Cookies of the upstream that were left out.
+    pub(super) wide_cookies: Seldom,
     /// How long the upstream may take to begin its answer.
     pub timeout: Duration,
     /// Who is told of each conversation.
@@ -78,6 +89,8 @@ pub async fn serve(
 struct Exchange {
     tunnel: Arc<Tunnel>,
     head: RequestHead,
+    /// Both names of the service, if the upstream does not see the public one.
+    origins: Option<Arc<Origins>>,
     /// Until the answer is being sent.
     sender: Option<Sender>,
     /// Until the request's body is being read.
@@ -125,12 +138,21 @@ impl Exchange {
             sender.finish();
             return None;
         };
+        // The edge has chosen already. Its word is not taken for it.
+        let upgrade = head.upgrade.take();
+        head.upgrade = upgrade.and_then(|asked| tunnel.upgrades.select(&asked));
         tell_visitor(&mut head.fields.0, head.visitor.ip(), head.scheme);
+        let target = match &tunnel.route {
+            Route::Pool(pool) => Some(pool.target()),
+            Route::Service(_) => None,
+        };
+        let origins = Origins::of(&head, &tunnel.host_header, target).map(Arc::new);
         receiver.open(head.window.into());
         sender.open(head.window.into());
         Some(Self {
             tunnel,
             head,
+            origins,
             sender: Some(sender),
             receiver: Some(receiver),
             upload: Arc::new(Activity::start()),
@@ -180,6 +202,7 @@ impl Exchange {
     async fn run(&mut self) -> Result<(), Broken> {
         let tunnel = self.tunnel.clone();
         let ended = match &tunnel.route {
+            _ if tunnel.mark.is_on(&self.head.fields.0) => Err(Broken::Loop),
             // Boxed, like whatever is rare and large below: every conversation's task would have room
             // for it.
             Route::Service(service) => Box::pin(self.call(service)).await,
@@ -196,7 +219,8 @@ impl Exchange {
         let body = self.request_body().ok_or(Broken::Visitor)?;
         // A service may collect the whole body before it does anything with it.
         let body = UpstreamBody::new(body.map_frame(|frame| frame.map_data(Unread::into_bytes)));
-        let request = service_request(&mut self.head, &self.tunnel).map(|()| body);
+        let request =
+            service_request(&mut self.head, &self.tunnel, self.origins.as_deref()).map(|()| body);
         let answered = tokio::select! {
             answered = service.call(request) => answered.map_err(Broken::Service)?,
             () = self.patience() => return Err(Broken::Timeout(self.tunnel.timeout)),
@@ -242,6 +266,8 @@ impl Exchange {
             head: &self.head,
             pool,
             host_header: &self.tunnel.host_header,
+            origins: self.origins.as_ref(),
+            mark: &self.tunnel.mark,
             hints: hints.clone(),
         };
         let mut asked = std::pin::pin!(request.send(leased, body));
@@ -287,9 +313,10 @@ impl Exchange {
         B: Body<Data = Bytes>,
         B::Error: Into<Box<dyn StdError + Send + Sync>>,
     {
-        let (parts, body) = response.into_parts();
+        let (mut parts, body) = response.into_parts();
         self.status = Some(parts.status.as_u16());
         self.is(Kind::of(&parts.headers));
+        self.translate(&mut parts.headers);
         let head = response::head(parts, &body, &self.head.method);
         let sender = self.sender.as_mut().ok_or(Broken::Visitor)?;
         sender.head_with_body(&head).map_err(Broken::Tunnel)?;
@@ -303,13 +330,37 @@ impl Exchange {
         Ok((!empty).then_some(body))
     }
 
+    /// Let the fields of an answer speak of the public side, and leave out the cookies that other tunnels of
+    /// the edge would get. The edge does that too, but cannot say so where it is read.
+    fn translate(&self, fields: &mut HeaderMap) {
+        if let Some(origins) = &self.origins {
+            origins.response(fields);
+        }
+        if !fields.contains_key(SET_COOKIE) {
+            return;
+        }
+        let Some(host) = self.head.fields.0.get(HOST).and_then(public_name) else {
+            return;
+        };
+        let wide = cookies::keep_own(fields, &host) as u64;
+        if let Some(count) = self.tunnel.wide_cookies.happened(wide) {
+            let event = Event::CookiesLeftOut { host, count };
+            self.tunnel.observer.tell(event);
+        }
+    }
+
     /// Relay raw bytes after the upstream has agreed to another protocol.
     async fn switch(&mut self, response: Response<Incoming>) -> Result<(), Broken> {
-        if self.head.upgrade.is_none() {
+        let Some(asked) = &self.head.upgrade else {
             return Err(Broken::NotAsked);
+        };
+        let answered = response.headers().get(UPGRADE);
+        if !is_answer_to(asked, answered.map(HeaderValue::as_bytes)) {
+            return Err(Broken::OtherProtocol);
         }
         self.status = Some(StatusCode::SWITCHING_PROTOCOLS.as_u16());
-        let (parts, body) = response.into_parts();
+        let (mut parts, body) = response.into_parts();
+        self.translate(&mut parts.headers);
         let upgraded = hyper::upgrade::on(Response::from_parts(parts.clone(), body));
         let upgraded = upgraded.await.map_err(Broken::Upstream)?;
         let (Some(mut sender), Some(receiver)) = (self.sender.take(), self.receiver.take()) else {
@@ -359,11 +410,31 @@ impl Exchange {
     }
 }
 
-fn service_request(head: &mut RequestHead, tunnel: &Tunnel) -> Request<()> {
+/// A host without its port, as cookies know it.
+fn public_name(host: &HeaderValue) -> Option<String> {
+    let host = host.to_str().ok()?;
+    let end = match host.rfind(']') {
+        Some(bracket) => bracket + 1,
+        None => host.find(':').unwrap_or(host.len()),
+    };
+    Some(host[..end].trim_end_matches('.').to_ascii_lowercase())
+}
+
+fn service_request(
+    head: &mut RequestHead,
+    tunnel: &Tunnel,
+    origins: Option<&Origins>,
+) -> Request<()> {
     let mut request = Request::new(());
     *request.method_mut() = head.method.clone();
     *request.uri_mut() = head.target.parse().unwrap_or_default();
+    let host = head.fields.0.get(HOST).cloned();
     *request.headers_mut() = std::mem::take(&mut head.fields.0);
+    // The answer's cookies are measured by it.
+    head.fields.0.extend(host.map(|host| (HOST, host)));
+    if let Some(origins) = origins {
+        origins.request(request.headers_mut());
+    }
     frame(request.headers_mut(), head.body);
     set_host(request.headers_mut(), &tunnel.host_header, || {
         "localhost".to_owned()

@@ -22,11 +22,14 @@ mod forward;
 mod heads;
 mod hints;
 mod http2;
+mod loops;
 mod open_ended;
+mod origins;
 mod outgoing;
 mod pool;
 mod resolver;
 mod response;
+mod seldom;
 mod session;
 mod upstream;
 

@@ -1,6 +1,8 @@
 //! A request as the upstream gets it: one framing field, the right host, and a connection that is
 //! sound.
 
+use std::sync::Arc;
+
 use ::http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING, UPGRADE};
 use ::http::uri::{Authority, PathAndQuery, Scheme as UriScheme};
 use ::http::{HeaderMap, HeaderValue, Request, Response, Uri};
@@ -13,6 +15,8 @@ use super::broken::Broken;
 use super::config::HostHeader;
 use super::hints::Hints;
 use super::http2::{self, Stream};
+use super::loops::Mark;
+use super::origins::Origins;
 use super::pool::{AskError, Http1, Leased, Pool};
 use super::response;
 use super::upstream::RequestBody;
@@ -24,6 +28,8 @@ pub(super) struct Outgoing<'a> {
     pub(super) head: &'a RequestHead,
     pub(super) pool: &'a Pool,
     pub(super) host_header: &'a HostHeader,
+    pub(super) origins: Option<&'a Arc<Origins>>,
+    pub(super) mark: &'a Mark,
     /// Where 1xx answers go.
     pub(super) hints: Hints,
 }
@@ -157,9 +163,13 @@ impl Outgoing<'_> {
                 headers.insert("sec-websocket-key", websocket_key());
             }
         }
-        let hints = self.hints.clone();
+        let (hints, origins) = (self.hints.clone(), self.origins.cloned());
         hyper::ext::on_informational(&mut request, move |hint| {
-            hints.push(response::informational(hint.status(), hint.headers()));
+            let mut fields = hint.headers().clone();
+            if let Some(origins) = &origins {
+                origins.response(&mut fields);
+            }
+            hints.push(response::informational(hint.status(), fields));
         });
         Ok(request)
     }
@@ -170,6 +180,10 @@ impl Outgoing<'_> {
         *request.headers_mut() = self.head.fields.0.clone();
         let headers = request.headers_mut();
         frame(headers, self.head.body);
+        if let Some(origins) = self.origins {
+            origins.request(headers);
+        }
+        self.mark.put_on(headers);
         set_host(headers, self.host_header, || self.pool.target().authority());
         request
     }

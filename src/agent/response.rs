@@ -42,8 +42,7 @@ where
 }
 
 /// Make the head of a 1xx answer.
-pub fn informational(status: StatusCode, headers: &HeaderMap) -> ResponseHead {
-    let mut fields = headers.clone();
+pub fn informational(status: StatusCode, mut fields: HeaderMap) -> ResponseHead {
     strip_hop_by_hop(&mut fields);
     ResponseHead::Informational {
         status,

@@ -110,6 +110,7 @@ impl Session {
                 .map(|(tunnel, wanted)| TunnelRequest {
                     tunnel,
                     name: wanted.name.to_string(),
+                    upgrades: wanted.upgrades.others().to_vec(),
                 })
                 .collect(),
             lost: lost.to_vec(),

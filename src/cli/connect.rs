@@ -7,7 +7,7 @@ use clap::Args;
 use qtunnel::proto::{AgentId, Refusal};
 use qtunnel::{
     Address, Agent, AgentConfig, AgentError, ConnectError, HostHeader, Name, ServerAddr, StateDir,
-    TunnelConfig,
+    TunnelConfig, UpgradeName, Upgrades,
 };
 
 use tracing::info;
@@ -36,6 +36,9 @@ pub struct ConnectArgs {
     /// What the upstream sees as Host: preserve, rewrite, or a host
     #[arg(long, value_name = "preserve|rewrite|HOST")]
     host_header: Option<HostHeader>,
+    /// Let visitors switch to this protocol too, besides websocket (never h2c); may be repeated
+    #[arg(long, value_name = "NAME")]
+    allow_upgrade: Vec<UpgradeName>,
     /// Print one JSON object per line and event
     #[arg(long)]
     json: bool,
@@ -101,6 +104,18 @@ fn configure(args: ConnectArgs) -> Result<(AgentConfig, Output), Failure> {
         (None, None) => HostHeader::default(),
     };
 
+    let mut upgrades = Upgrades::default();
+    for name in &args.allow_upgrade {
+        upgrades.allow(name.as_str()).map_err(Failure::usage)?;
+    }
+    // A flag goes before the file.
+    let configured = settings.allow_upgrade.iter().flatten();
+    for name in configured.filter(|_| args.allow_upgrade.is_empty()) {
+        upgrades
+            .allow(name)
+            .map_err(|err| misconfigured("allow-upgrade", format!("{name:?}: {err}")))?;
+    }
+
     let config = AgentConfig {
         id,
         take_over_names: args.take_over_name,
@@ -108,6 +123,7 @@ fn configure(args: ConnectArgs) -> Result<(AgentConfig, Output), Failure> {
             name,
             upstream: address.clone().into(),
             host_header,
+            upgrades,
         }],
         grace_period: args.grace_period,
         upstream_timeout: args.upstream_timeout,

@@ -16,7 +16,7 @@ use hyper_util::rt::TokioIo;
 use qtunnel::proto::{AgentId, Secret};
 use qtunnel::{
     Address, Agent, AgentConfig, Edge, EdgeConfig, HostHeader, Name, Proxy, ServerAddr, Target,
-    Transport, Trust, TunnelConfig, escape,
+    Transport, Trust, TunnelConfig, Upgrades, escape,
 };
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -80,6 +80,7 @@ async fn demo(args: DemoArgs, state_dir: &std::path::Path) -> Result<(), Failure
             name: Name::random(),
             upstream: Address::Target(target).into(),
             host_header: HostHeader::Preserve,
+            upgrades: Upgrades::default(),
         }],
         grace_period: Duration::from_secs(2),
         upstream_timeout: Duration::from_secs(60),

@@ -209,6 +209,11 @@ impl Style {
                 escape(upstream),
                 escape(problem)
             ),
+            Event::CookiesLeftOut { host, count } => format!(
+                "{clock}  left out {count} cookie(s) for a domain above {}: other tunnels would get \
+                 them; set them without Domain",
+                escape(host)
+            ),
             Event::Notice(notice) => format!("{clock}  {}", escape(notice)),
         };
         text.push_str(&line);
@@ -232,6 +237,9 @@ fn machine(at: Timestamp, event: &Event) -> String {
         }),
         Event::UpstreamDown { upstream, problem } => json!({
             "event": "upstream_down", "upstream": upstream, "problem": problem,
+        }),
+        Event::CookiesLeftOut { host, count } => json!({
+            "event": "cookies_left_out", "host": escape(host), "count": count,
         }),
         Event::Notice(text) => json!({ "event": "notice", "text": text }),
         Event::Request(log) => json!({

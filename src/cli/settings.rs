@@ -40,6 +40,9 @@ pub struct Settings {
     /// What the upstream sees as Host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_header: Option<String>,
+    /// Protocols besides websocket that visitors may switch to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_upgrade: Option<Vec<String>>,
     /// The domain that an edge serves.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
@@ -73,6 +76,7 @@ impl Settings {
             upstream: self.upstream.or(other.upstream),
             subdomain: self.subdomain.or(other.subdomain),
             host_header: self.host_header.or(other.host_header),
+            allow_upgrade: self.allow_upgrade.or(other.allow_upgrade),
             domain: self.domain.or(other.domain),
         }
     }

@@ -23,7 +23,7 @@ use crate::carrier::{
     AGENT_STREAMS, Carrier, EdgeSocket, InControl, PathMemory, Paths, Reach, Repeater, Transmitter,
     alpn, edge_transport, session_window,
 };
-use crate::http::{Budget, BufferTotal, FlowControl};
+use crate::http::{Budget, BufferTotal, FlowControl, Upgrades};
 use crate::proto::{
     ALPN, AgentMessage, CONTROL_LIMIT, ClaimMode, Close, EdgeMessage, Hello, Limits, LostSession,
     Refusal, RunId, TunnelGrant, TunnelRequest, Welcome, WireError,
@@ -344,6 +344,7 @@ impl Agents {
                 flow: way.flow.clone(),
                 conversations: way.conversations.publish(request.tunnel),
                 worker: way.worker,
+                upgrades: Upgrades::granted(&request.upgrades),
                 lost: lost.clone(),
             };
             Ok((name, tunnel))

@@ -24,12 +24,13 @@ use super::request_body::RequestBody;
 use crate::http::{
     Activity, ReceiveError, ReceiveWindow, Receiver, Rewind, SendError, SendWindow, Sender, chain,
 };
-use crate::proto::{BodyLength, RequestHead, ResponseHead, StreamHead};
+use crate::proto::{BodyLength, HttpVersion, RequestHead, ResponseHead, StreamHead};
 
 /// A request that can be sent, and sent again as long as little of its body is gone.
 pub struct Outbound {
     head: StreamHead,
-    upgrade: bool,
+    /// The protocols that the visitor asked for. Which of them may be had, the tunnel says.
+    wanted: Option<String>,
     body: Option<Rewind<RequestBody>>,
     /// Whether the visitor waits to be told that the body is wanted.
     expects: bool,
@@ -51,11 +52,11 @@ pub enum Broken {
 impl Outbound {
     /// Prepare a request.
     pub fn new(head: RequestHead, body: RequestBody, expects: bool) -> Self {
-        let (length, upgrade) = (head.body, head.upgrade.is_some());
+        let (length, wanted) = (head.body, head.upgrade.clone());
         Self {
+            body: (wanted.is_none() && length != BodyLength::Empty).then(|| Rewind::new(body)),
             head: StreamHead::Http(head),
-            upgrade,
-            body: (!upgrade && length != BodyLength::Empty).then(|| Rewind::new(body)),
+            wanted,
             expects,
         }
     }
@@ -77,12 +78,14 @@ impl Outbound {
     }
 
     /// Keep no more of the body than has to be sent, and wait for it as long as it takes: the answer is
-    /// here.
-    pub fn settle(self) {
+    /// here. Returns the protocols that the agent was asked for.
+    pub fn settle(self) -> Option<String> {
         if let Some(body) = self.body {
             body.settle();
             body.change(RequestBody::unlimit);
         }
+        let StreamHead::Http(head) = self.head;
+        head.upgrade
     }
 
     /// Begin to send on a new stream.
@@ -101,6 +104,14 @@ impl Outbound {
         let window = ReceiveWindow::new(tunnel.flow.clone(), stream);
         let StreamHead::Http(head) = &mut self.head;
         head.tunnel = tunnel.number;
+        let wanted = self.wanted.as_deref();
+        head.upgrade = wanted.and_then(|wanted| tunnel.upgrades.select(wanted));
+        let upgrade = head.upgrade.is_some();
+        if wanted.is_some() && !upgrade && head.version == HttpVersion::Http2 {
+            // Over HTTP/1.1 the request goes on as if it had not asked (RFC 9110 §7.8); this one is nothing
+            // without it.
+            return Err(Broken::Fault(Fault::UpgradeNotAllowed));
+        }
         head.window = u32::try_from(window.limit()).unwrap_or(u32::MAX);
         let to_send = SendWindow::new(tunnel.flow.clone(), stream, window.limit());
         let mut sender = Sender::new(send, to_send);
@@ -122,7 +133,7 @@ impl Outbound {
             wanted: Arc::new(Notify::new()),
         };
         match &self.body {
-            None if self.upgrade => exchange.sender = Some(sender),
+            None if upgrade => exchange.sender = Some(sender),
             None => sender.finish(),
             Some(body) => {
                 if !self.expects {

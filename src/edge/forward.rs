@@ -26,9 +26,10 @@ use super::page::{Audience, Fault};
 use super::registry::Tunnel;
 use super::request_body::RequestBody;
 use super::validate::Authority;
+use crate::http::cookies;
 use crate::http::forwarded::{self, Arrival, append_forwarded};
 use crate::http::hygiene::{join_cookies, strip_hop_by_hop};
-use crate::http::relay;
+use crate::http::{is_answer_to, relay};
 use crate::proto::{BodyLength, RequestHead, ResponseHead};
 
 /// A request that has found its tunnel.
@@ -52,7 +53,6 @@ pub struct Loaded {
     request: Option<Outbound>,
     on_upgrade: Option<OnUpgrade>,
     version: Version,
-    wants_upgrade: bool,
 }
 
 impl Loaded {
@@ -68,9 +68,7 @@ impl Loaded {
     }
 
     fn respond(&mut self, exchange: Exchange, head: ResponseHead) -> Response<VisitorBody> {
-        if let Some(request) = self.request.take() {
-            request.settle();
-        }
+        let asked = self.request.take().and_then(Outbound::settle);
         let forward = &self.forward;
         let (status, reason, length, fields) = match head {
             ResponseHead::Final {
@@ -84,20 +82,20 @@ impl Loaded {
         };
         if status == StatusCode::SWITCHING_PROTOCOLS {
             return match self.on_upgrade.take() {
-                Some(on_upgrade) if self.wants_upgrade => {
+                Some(on_upgrade) if asked.is_some_and(|asked| agrees(&asked, &fields)) => {
                     forward.switch(exchange, on_upgrade, self.version, fields)
                 }
-                // Nobody asked for it: what follows would not be HTTP.
+                // Nobody asked for it, or for something else: what follows would not be HTTP.
                 _ => forward.fail(Fault::UpstreamInvalid),
             };
         }
-        if self.wants_upgrade && self.version == Version::HTTP_2 && status.is_success() {
+        if asked.is_some() && self.version == Version::HTTP_2 && status.is_success() {
             // There it would say that the protocol has been switched (RFC 8441 §5).
             return forward.fail(Fault::UpstreamInvalid);
         }
         let mut response = Response::new(exchange.into_body(length));
         *response.status_mut() = status;
-        *response.headers_mut() = response_fields(fields, status, length, &forward.audience);
+        *response.headers_mut() = forward.response_fields(fields, status, length);
         if let Some(reason) = reason.and_then(|reason| ReasonPhrase::try_from(reason).ok()) {
             response.extensions_mut().insert(reason);
         }
@@ -118,7 +116,6 @@ impl Forward {
         Box::new(Loaded {
             on_upgrade,
             version,
-            wants_upgrade: head.upgrade.is_some(),
             request: Some(Outbound::new(head, body, expects)),
             forward: self,
         })
@@ -261,6 +258,7 @@ impl Forward {
         mut fields: HeaderMap,
     ) -> Response<VisitorBody> {
         let protocol = strip_hop_by_hop(&mut fields).upgrade;
+        cookies::keep_own(&mut fields, &self.authority.host);
         let Exchange {
             receiver,
             sender: Some(sender),
@@ -315,6 +313,30 @@ impl Forward {
         response
     }
 
+    /// Make the fields that frame the message agree with the body that follows, and leave out the cookies
+    /// that are not the tunnel's to set: the agent's word is not taken for it.
+    fn response_fields(
+        &self,
+        mut fields: HeaderMap,
+        status: StatusCode,
+        length: BodyLength,
+    ) -> HeaderMap {
+        strip_hop_by_hop(&mut fields);
+        cookies::keep_own(&mut fields, &self.authority.host);
+        let bodiless = self.audience.is_head() || status == StatusCode::NOT_MODIFIED;
+        match length {
+            // There it says what a GET would get (RFC 9110 §8.6).
+            BodyLength::Empty if bodiless => {}
+            BodyLength::Empty | BodyLength::Unknown => {
+                fields.remove(CONTENT_LENGTH);
+            }
+            BodyLength::Known(length) => {
+                fields.insert(CONTENT_LENGTH, length.into());
+            }
+        }
+        fields
+    }
+
     fn fail(&self, fault: Fault) -> Response<VisitorBody> {
         let failures = &self.visit.visitors.failures;
         failures.note(Some(&self.authority.host), fault);
@@ -324,33 +346,17 @@ impl Forward {
     /// Pass a 1xx answer on, where the libraries allow it: hyper's HTTP/2 server has no way.
     pub fn hint(&self, status: StatusCode, mut fields: HeaderMap) {
         strip_hop_by_hop(&mut fields);
+        cookies::keep_own(&mut fields, &self.authority.host);
         if let Some(verdicts) = &self.visit.verdicts {
             verdicts.inform(status, &fields);
         }
     }
 }
 
-/// Make the fields that frame the message agree with the body that follows: the agent's word is
-/// not taken for it.
-fn response_fields(
-    mut fields: HeaderMap,
-    status: StatusCode,
-    length: BodyLength,
-    audience: &Audience,
-) -> HeaderMap {
-    strip_hop_by_hop(&mut fields);
-    let bodiless = audience.is_head() || status == StatusCode::NOT_MODIFIED;
-    match length {
-        // There it says what a GET would get (RFC 9110 §8.6).
-        BodyLength::Empty if bodiless => {}
-        BodyLength::Empty | BodyLength::Unknown => {
-            fields.remove(CONTENT_LENGTH);
-        }
-        BodyLength::Known(length) => {
-            fields.insert(CONTENT_LENGTH, length.into());
-        }
-    }
-    fields
+/// Report whether a 101 switches to what was asked for: the agent's word is not taken for it.
+fn agrees(asked: &str, fields: &HeaderMap) -> bool {
+    let answered = fields.get(UPGRADE);
+    is_answer_to(asked, answered.map(HeaderValue::as_bytes))
 }
 
 /// How long to wait for a stream while the agent serves as many conversations as it may.

@@ -29,6 +29,10 @@ pub enum Fault {
     UpstreamHeadTooLarge,
     /// The head of the upstream's answer is malformed.
     UpstreamHeadInvalid,
+    /// The tunnel does not switch to the protocol that the visitor asks for.
+    UpgradeNotAllowed,
+    /// The tunnel leads to itself.
+    LoopDetected,
     /// The visitor's request is not HTTP as it should be.
     BadRequest(StatusCode),
     /// The visitor keeps us waiting for its request's body.
@@ -58,6 +62,8 @@ impl Fault {
             | Self::UpstreamNotHttp
             | Self::UpstreamHeadTooLarge
             | Self::UpstreamHeadInvalid => "upstream_invalid",
+            Self::UpgradeNotAllowed => "upgrade_not_allowed",
+            Self::LoopDetected => "loop_detected",
             Self::BadRequest(StatusCode::URI_TOO_LONG) => "target_too_long",
             Self::BadRequest(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE) => "head_too_large",
             Self::BadRequest(_) => "bad_request",
@@ -81,6 +87,8 @@ impl Fault {
             | Self::UpstreamNotHttp
             | Self::UpstreamHeadTooLarge
             | Self::UpstreamHeadInvalid => StatusCode::BAD_GATEWAY,
+            Self::UpgradeNotAllowed => StatusCode::NOT_IMPLEMENTED,
+            Self::LoopDetected => StatusCode::LOOP_DETECTED,
             Self::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::BadRequest(status) => status,
             Self::BodyTooSlow => StatusCode::REQUEST_TIMEOUT,
@@ -140,6 +148,14 @@ impl Fault {
                 "The tunnel works, but the header of the service's answer is malformed.",
                 "If it is yours, see the agent's log for the field that is wrong.",
             ),
+            Self::UpgradeNotAllowed => (
+                "The tunnel does not switch to the protocol that was asked for.",
+                "If it is yours, `--allow-upgrade` allows more than `websocket`.",
+            ),
+            Self::LoopDetected => (
+                "The tunnel leads to itself: this request has come through it before.",
+                "If it is yours, give `qtunnel connect` the address of a service, and not one of the edge.",
+            ),
             Self::BadRequest(_) => (
                 "The edge refused this request because it is not valid HTTP or too large.",
                 "Check the program that sent it.",
@@ -180,6 +196,7 @@ impl From<Failure> for Fault {
             Failure::UpstreamNotHttp => Self::UpstreamNotHttp,
             Failure::UpstreamHeadTooLarge => Self::UpstreamHeadTooLarge,
             Failure::UpstreamHeadInvalid => Self::UpstreamHeadInvalid,
+            Failure::LoopDetected => Self::LoopDetected,
         }
     }
 }

@@ -15,6 +15,7 @@ use super::lease::{Absence, Decision, Lease};
 use super::page::Fault;
 use crate::auth::{Name, TokenId};
 use crate::http::FlowControl;
+use crate::http::Upgrades;
 use crate::proto::{AgentId, ClaimMode, LostSession, Refusal, RunId};
 
 /// Who holds a name.
@@ -52,6 +53,8 @@ pub struct Tunnel {
     pub conversations: Published,
     /// The number of the worker that the session is on.
     pub worker: usize,
+    /// What visitors may switch to.
+    pub upgrades: Upgrades,
     /// What the agent says about its earlier sessions.
     pub lost: Arc<[LostSession]>,
 }

@@ -3,7 +3,7 @@
 //!
 //! What hyper's HTTP/1.1 parser hides (line ends, repeated framing) is left to `guard`.
 
-use ::http::header::{CONTENT_LENGTH, HOST, HeaderName, HeaderValue, TE};
+use ::http::header::{CONTENT_LENGTH, COOKIE, HOST, HeaderName, HeaderValue, TE};
 use ::http::request::Parts;
 use ::http::uri::{PathAndQuery, Scheme};
 use ::http::{HeaderMap, Method, Version};
@@ -81,18 +81,28 @@ fn check_target(parts: &Parts) -> Result<(), Violation> {
 
 fn check_fields(parts: &Parts) -> Result<(), Violation> {
     let headers = &parts.headers;
-    if headers.len() > MAX_FIELDS {
+    // HTTP/2 may split what is one field into as many as there are cookies (RFC 9113 §8.2.3). The same
+    // cookies get the same verdict over both: crumbs count as the field that they become.
+    let crumbs = headers.get_all(COOKIE).iter().count();
+    if headers.len() - crumbs.saturating_sub(1) > MAX_FIELDS {
         return Err(Violation::TooManyFields);
     }
     let fields: usize = headers
         .iter()
         .map(|(name, value)| name.as_str().len() + value.len() + FIELD_OVERHEAD)
         .sum();
+    let joined =
+        crumbs.saturating_sub(1) * (COOKIE.as_str().len() + FIELD_OVERHEAD - CRUMB_OVERHEAD);
     let target = parts
         .uri
         .path_and_query()
         .map_or(0, |path| path.as_str().len());
-    if fields + target > MAX_HEAD {
+    let rest = match parts.version {
+        Version::HTTP_2 => unseen(parts),
+        // The guard has counted every byte of it.
+        _ => 0,
+    };
+    if fields - joined + target + rest > MAX_HEAD {
         return Err(Violation::HeadTooLarge);
     }
     if headers.keys().any(|name| imitates_framing(name.as_str())) {
@@ -109,6 +119,19 @@ fn check_fields(parts: &Parts) -> Result<(), Violation> {
         content_length(length.as_bytes()).ok_or(Violation::MalformedContentLength)?;
     }
     Ok(())
+}
+
+/// Count what else a request of HTTP/2 would have in HTTP/1.1: the words around its target, its `Host`, and
+/// the empty line.
+fn unseen(parts: &Parts) -> usize {
+    let line = parts.method.as_str().len() + "  HTTP/1.1\r\n".len();
+    let host = match parts.uri.authority() {
+        Some(authority) if !parts.headers.contains_key(HOST) => {
+            HOST.as_str().len() + authority.as_str().len() + FIELD_OVERHEAD
+        }
+        _ => 0,
+    };
+    line + host + "\r\n".len()
 }
 
 /// Read a `Content-Length`: digits and nothing else (RFC 9110 §8.6).
@@ -189,7 +212,7 @@ pub(crate) const MAX_TARGET: usize = 8 << 10;
 /// Largest request head in bytes. Cookies fill 8 KiB at times; twice that leaves room for the rest.
 pub(crate) const MAX_HEAD: usize = 16 << 10;
 
-/// Most header fields in a request: Apache's limit. It bounds what HPACK can blow up, too.
+/// Most header fields in a request: Apache's limit. All cookies are one.
 pub(crate) const MAX_FIELDS: usize = 100;
 
 /// Most trailer fields in a request. gRPC sends three.
@@ -197,6 +220,17 @@ pub(crate) const MAX_TRAILERS: usize = 32;
 
 /// What a field costs in HTTP/1.1 besides its name and value: `: ` and CR LF.
 const FIELD_OVERHEAD: usize = 4;
+
+/// What stands between two cookies of one field: `; `.
+const CRUMB_OVERHEAD: usize = 2;
+
+/// Largest list of fields that HTTP/2 decodes (RFC 9113 §6.5.2 counts 32 bytes for each besides its name and
+/// value): a head of [`MAX_HEAD`] with nothing in it but cookies such as `a=1`, each in a field of its own.
+/// What is in there is checked, and crumbs are joined, in the same breath, so that no more waits.
+pub(crate) const MAX_FIELD_LIST: u32 = {
+    let crumbs = MAX_HEAD / ("a=1".len() + CRUMB_OVERHEAD);
+    (MAX_HEAD + crumbs * ("cookie".len() + 32) + MAX_FIELDS * 32) as u32
+};
 
 const CONNECTION_FIELDS: [HeaderName; 5] = [
     ::http::header::CONNECTION,
@@ -355,6 +389,34 @@ mod tests {
         assert!(http1("GET", "/", &[("host", "a"), ("x", &value(MAX_HEAD))]).is_ok());
         let larger = http1("GET", "/", &[("host", "a"), ("x", &value(MAX_HEAD + 1))]);
         assert_eq!(larger, Err(Violation::HeadTooLarge));
+    }
+
+    #[test]
+    fn crumbs_count_as_the_field_that_they_become() {
+        let crumbs = |length: usize, count: usize| -> Vec<(&str, String)> {
+            let mut crumbs = vec![("cookie", "a=1".to_owned()); count - 1];
+            let others = crumbs.len() * ("a=1".len() + CRUMB_OVERHEAD);
+            crumbs.push(("cookie", "y".repeat(length - others)));
+            crumbs
+        };
+        let with = |fields: &[(&str, String)]| {
+            let fields: Vec<_> = fields
+                .iter()
+                .map(|(name, value)| (*name, &**value))
+                .collect();
+            http2("GET", "https://a/", &fields)
+        };
+        let head = "GET / HTTP/1.1\r\nhost: a\r\ncookie: \r\n\r\n".len();
+        for count in [1, 2, 110, 300, 3_000] {
+            assert!(with(&crumbs(MAX_HEAD - head, count)).is_ok(), "{count}");
+            let larger = with(&crumbs(MAX_HEAD - head + 1, count));
+            assert_eq!(larger, Err(Violation::HeadTooLarge), "{count}");
+        }
+        let mut most = crumbs(2_000, 300);
+        most.extend(vec![("x", "y".to_owned()); MAX_FIELDS - 1]);
+        assert!(with(&most).is_ok());
+        most.push(("x", "y".to_owned()));
+        assert_eq!(with(&most), Err(Violation::TooManyFields));
     }
 
     #[test]

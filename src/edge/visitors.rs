@@ -32,6 +32,7 @@ use super::hold::Hold;
 use super::http2::{Connection, Expired, ObservedIo, Stream, StreamExecutor};
 use super::limits::EdgeLimits;
 use super::page::{Audience, Fault};
+use super::validate::MAX_FIELD_LIST;
 use super::visitor_socket::{Received, VisitorSocket};
 use super::workers::Workers;
 use crate::http::chain;
@@ -261,7 +262,7 @@ impl Visitors {
         let mut connection = std::pin::pin!(
             http2::Builder::new(executor)
                 .max_concurrent_streams(H2_STREAMS)
-                .max_header_list_size(H2_HEAD)
+                .max_header_list_size(MAX_FIELD_LIST)
                 .max_local_error_reset_streams(H2_RESETS)
                 .initial_stream_window_size(H2_STREAM_WINDOW)
                 .initial_connection_window_size(H2_CONNECTION_WINDOW)
@@ -368,9 +369,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Streams of one HTTP/2 connection.
 const H2_STREAMS: u32 = 100;
-
-/// The decoded list of fields (RFC 9113 §6.5.2 counts 32 bytes for each).
-const H2_HEAD: u32 = 16 << 10;
 
 /// Streams that a visitor may make us reset (CVE-2023-44487, CVE-2025-8671).
 const H2_RESETS: usize = 256;

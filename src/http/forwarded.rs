@@ -5,9 +5,11 @@
 //! seen: the head says it once, in a few bytes. Only where a trusted proxy has said more do the fields travel.
 
 use std::net::IpAddr;
+use std::net::Ipv6Addr;
 
 use ::http::header::{FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue};
 
+use super::said::Said;
 use crate::proto::Scheme;
 
 /// How a request came to the edge.
@@ -50,22 +52,24 @@ pub(crate) fn tell_visitor(headers: &mut HeaderMap, visitor: IpAddr, scheme: Sch
 
 /// Add this hop to what a trusted proxy in front of the edge says about the visitor.
 ///
-/// The addresses form a list, so the proxy's own goes to its end. Scheme and host are the visitor's:
-/// the proxy's word stands, and only what it left out is filled in. Look-alikes with underscores are
-/// removed even here, because an honest proxy sends none.
+/// The addresses form a list, so the proxy's own goes to its end. Scheme and host are the visitor's: the
+/// proxy's word stands, and only what it left out is filled in. Upstreams read either `X-Forwarded-*` or
+/// `Forwarded`, so both are made to say the same: what the `X-` fields say, or `Forwarded` where there are
+/// none. (Most proxies set the former, and pass a visitor's own `Forwarded` on.) Look-alikes with
+/// underscores, and what no proxy says, are removed even here.
 pub(crate) fn append_forwarded(headers: &mut HeaderMap, arrival: &Arrival<'_>) {
     remove_where(headers, |name| {
-        name.as_str().contains('_') && is_about_visitor(name)
+        is_about_visitor(name) && (name.as_str().contains('_') || is_no_proxys(name.as_str()))
     });
+    let mut said = Said::of(headers);
     let peer = address(arrival.peer);
-    append(headers, FORWARDED, &element(arrival, &peer));
-    append(headers, X_FORWARDED_FOR, &value(peer));
-    headers
-        .entry(X_FORWARDED_PROTO)
-        .or_insert_with(|| arrival.proto());
-    headers
-        .entry(X_FORWARDED_HOST)
-        .or_insert_with(|| arrival.host.clone());
+    said.addresses.push(peer);
+    let proto = said.proto.unwrap_or_else(|| arrival.proto());
+    let host = said.host.unwrap_or_else(|| arrival.host.clone());
+    headers.insert(FORWARDED, elements(&said.addresses, &proto, &host));
+    headers.insert(X_FORWARDED_FOR, value(said.addresses.join(", ")));
+    headers.insert(X_FORWARDED_PROTO, proto);
+    headers.insert(X_FORWARDED_HOST, host);
 }
 
 /// Remove every field that says who or where the visitor is.
@@ -77,15 +81,39 @@ pub(crate) fn remove(headers: &mut HeaderMap) {
 /// read underscores as hyphens.
 pub(crate) fn is_about_visitor(name: &HeaderName) -> bool {
     let name = name.as_str();
-    // All of them begin so: most fields are let through by their first letter.
-    if !matches!(name.as_bytes()[0], b'c' | b'f' | b't' | b'x') {
+    // Most fields are let through by their first two letters.
+    let begins = name.as_bytes().first_chunk::<2>();
+    if !matches!(
+        begins,
+        Some(
+            b"cf"
+                | b"cl"
+                | b"fa"
+                | b"fl"
+                | b"fo"
+                | b"fr"
+                | b"ht"
+                | b"pr"
+                | b"re"
+                | b"ss"
+                | b"tr"
+                | b"x-"
+                | b"x_"
+        )
+    ) {
         return false;
     }
-    let same = |known: &str| variable(name).eq(known.bytes());
-    variable(name)
-        .take(X_FORWARDED.len())
-        .eq(X_FORWARDED.bytes())
+    let begins_as = |family: &&str| variable(name).take(family.len()).eq(family.bytes());
+    let same = |known: &&str| variable(name).eq(known.bytes());
+    FAMILIES.iter().any(|family| begins_as(family))
         || ABOUT_VISITOR.iter().any(|known| same(known))
+        || is_no_proxys(name)
+}
+
+/// Report whether no honest proxy sends this field, but a visitor may, to be taken for something else.
+fn is_no_proxys(name: &str) -> bool {
+    let same = |known: &&str| variable(name).eq(known.bytes());
+    NO_PROXYS.iter().any(|known| same(known))
 }
 
 /// The bytes of a lower-case name as a variable's name is made of it (CGI, WSGI), in reverse: with
@@ -103,19 +131,6 @@ fn remove_where(headers: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> bool)
     for name in names {
         headers.remove(name);
     }
-}
-
-/// Append to a list field, whose lines are joined: some upstreams read only the first line.
-fn append(headers: &mut HeaderMap, name: HeaderName, last: &HeaderValue) {
-    let mut list = Vec::new();
-    for value in headers.get_all(&name).iter().chain([last]) {
-        if !list.is_empty() {
-            list.extend_from_slice(b", ");
-        }
-        list.extend_from_slice(value.as_bytes());
-    }
-    let list = HeaderValue::from_maybe_shared(bytes::Bytes::from(list)).expect("made of values");
-    headers.insert(name, list);
 }
 
 /// An address for `X-Forwarded-For`; an IPv4 visitor of a dual-stack listener stays IPv4. Those are written
@@ -136,35 +151,52 @@ fn address(ip: IpAddr) -> String {
     text
 }
 
-fn value(made: String) -> HeaderValue {
+pub(super) fn value(made: String) -> HeaderValue {
     HeaderValue::from_maybe_shared(bytes::Bytes::from(made)).expect("made of values and addresses")
 }
 
-/// This hop's element of `Forwarded` (RFC 7239 §4). Every request has one, so it is put together without the
-/// detour through `fmt`.
+/// What is told where nobody else has said anything.
 fn element(arrival: &Arrival<'_>, peer: &str) -> HeaderValue {
-    let mut element = String::with_capacity(96);
-    element.push_str("for=");
-    push_node(&mut element, peer);
-    element.push_str(";proto=");
-    element.push_str(arrival.scheme.as_str());
-    // `validate` lets no host pass that would need escaping. Should one come by another way, then
-    // nothing is said rather than something that ends the quotes early.
-    let host = arrival.host.to_str().ok();
-    if let Some(host) = host.filter(|host| !host.contains(['"', '\\'])) {
-        let quote = if host.bytes().all(is_token) { "" } else { "\"" };
-        for part in [";host=", quote, host, quote] {
-            element.push_str(part);
+    elements(&[peer], &arrival.proto(), arrival.host)
+}
+
+/// `Forwarded` (RFC 7239 §4): an element for each address. Scheme and host are in the first, and in no other:
+/// some upstreams believe the first that they find and some the last. Every request has one, so it is put
+/// together without the detour through `fmt`.
+fn elements<S: AsRef<str>>(
+    addresses: &[S],
+    proto: &HeaderValue,
+    host: &HeaderValue,
+) -> HeaderValue {
+    let mut elements = String::with_capacity(96);
+    for (nth, address) in addresses.iter().enumerate() {
+        elements.push_str(if nth == 0 { "for=" } else { ", for=" });
+        push_node(&mut elements, address.as_ref());
+        if nth > 0 {
+            continue;
+        }
+        for (name, said) in [(";proto=", proto), (";host=", host)] {
+            // `validate` lets no host pass that would need escaping. Should one come by another way, then
+            // nothing is said rather than something that ends the quotes early.
+            let said = said.to_str().ok();
+            if let Some(said) = said.filter(|said| !said.contains(['"', '\\'])) {
+                let quote = if said.bytes().all(is_token) { "" } else { "\"" };
+                for part in [name, quote, said, quote] {
+                    elements.push_str(part);
+                }
+            }
         }
     }
-    value(element)
+    value(elements)
 }
 
 /// Write an address as RFC 7239 §6 spells it: IPv6 in brackets and, because these are no token, in quotes.
 fn push_node(element: &mut String, address: &str) {
-    let (open, close) = match address.contains(':') {
-        true => ("\"[", "]\""),
-        false => ("", ""),
+    let (open, close) = match address {
+        _ if address.parse::<Ipv6Addr>().is_ok() => ("\"[", "]\""),
+        _ if address.bytes().all(is_token) => ("", ""),
+        // With a port, or whatever else the proxy's own language has.
+        _ => ("\"", "\""),
     };
     for part in [open, address, close] {
         element.push_str(part);
@@ -177,23 +209,76 @@ fn is_token(b: u8) -> bool {
 }
 
 pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+pub(crate) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub(crate) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
-/// How the names of a whole family begin: `-For`, `-Proto`, `-Host`, `-Port`, `-Ssl`, `-Prefix`, ….
-const X_FORWARDED: &str = "x-forwarded";
+/// How the names of whole families begin.
+const FAMILIES: [&str; 9] = [
+    // `-For`, `-Proto`, `-Host`, `-Port`, `-Ssl`, `-Scheme`, `-Prefix`, `-Server`, `-User`, `-Client-Cert`, …:
+    // all proxies; Rack, Rails, Spring, ASP.NET, Werkzeug's ProxyFix.
+    "x-forwarded",
+    // `-URL` (Symfony and Zend on IIS), `-URI`, `-Method` (ingress-nginx), `-Host`, `-For`, `-Proto` (ASP.NET).
+    "x-original-",
+    // `-IP` (nginx; Rails, Gin, Echo), `-Port`, `-Host`.
+    "x-real-",
+    // `-External-Address`, `-Internal`, …: Envoy.
+    "x-envoy-",
+    // `-SSL`, `-ClientCert`: IIS Application Request Routing.
+    "x-arr-",
+    // `-User-IP`, `-Country`, `-HTTPS`, …: Google App Engine.
+    "x-appengine-",
+    // `-ClientIP`, `-SocketIP`, `-FDID`: Azure Front Door.
+    "x-azure-",
+    // `-Viewer-Address`, `-Forwarded-Proto`, …: Amazon CloudFront.
+    "cloudfront-",
+    // Client certificates as nginx's and HAProxy's manuals pass them on.
+    "x-ssl-",
+];
 
-/// The other fields in which frameworks look for the visitor.
-const ABOUT_VISITOR: [&str; 9] = [
-    "forwarded",
-    "forwarded-for",
-    "x-real-ip",
-    "x-client-ip",
-    "x-cluster-client-ip",
-    "x-original-host",
-    "client-ip",
-    "true-client-ip",
-    "cf-connecting-ip",
+/// The other fields in which frameworks look for the visitor, and who sends or reads them.
+const ABOUT_VISITOR: [&str; 34] = [
+    "forwarded",             // RFC 7239
+    "forwarded-for",         // request-ip
+    "x-forward-for",         // a common misspelling
+    "x-client-ip",           // Apache's mod_remoteip, request-ip
+    "x-client-cert",         // as nginx is often set up for client certificates
+    "x-cluster-client-ip",   // Rackspace, Zeus
+    "x-proxyuser-ip",        // Google services
+    "x-originating-ip",      // mail gateways; rack-attack's recipes
+    "x-remote-ip",           // the same
+    "x-remote-addr",         // the same
+    "x-remote-user",         // Kubernetes' authenticating proxy, Gunicorn's recipes
+    "x-host",                // Symfony's and Drupal's old gateways
+    "x-http-host-override",  // Typo3 and other PHP frameworks
+    "x-rewrite-url",         // IIS ISAPI_Rewrite; Symfony, Zend
+    "x-scheme",              // Rack, ingress-nginx
+    "x-url-scheme",          // Rack, Plack
+    "x-webauth-user",        // Grafana, Gitea
+    "client-ip",             // Rails, PHP applications
+    "client-cert",           // RFC 9440
+    "client-cert-chain",     // RFC 9440
+    "ssl-client-cert",       // ingress-nginx, Keycloak
+    "ssl-client-verify",     // ingress-nginx
+    "ssl-client-subject-dn", // ingress-nginx
+    "ssl-client-issuer-dn",  // ingress-nginx
+    "remote-user",           // Django's RemoteUserMiddleware reads HTTP_REMOTE_USER
+    "true-client-ip",        // Akamai, Cloudflare; chi
+    "cf-connecting-ip",      // Cloudflare
+    "cf-connecting-ipv6",    // Cloudflare
+    "cf-pseudo-ipv4",        // Cloudflare
+    "cf-ipcountry",          // Cloudflare
+    "cf-visitor",            // Cloudflare: the scheme
+    "fastly-client-ip",      // Fastly
+    "fly-client-ip",         // Fly.io
+    "front-end-https",       // Microsoft's ISA server; Rack, PHP applications
+];
+
+/// Fields that only look as if a server had set them.
+const NO_PROXYS: [&str; 4] = [
+    "proxy", // CGI reads it as HTTP_PROXY: the way to a proxy (CVE-2016-5385, httpoxy)
+    "https", // CGI reads it as HTTP_HTTPS: WooCommerce took it for TLS
+    "x-middleware-subrequest", // Next.js: past every rule of an application (CVE-2025-29927)
+    "x-middleware-subrequest-id",
 ];
 
 #[cfg(test)]
@@ -299,8 +384,10 @@ mod tests {
             ("x-forwarded-for", "192.0.2.8"),
             ("x-forwarded-proto", "http"),
             ("x_forwarded_for", "198.51.100.1"),
-            ("forwarded", "for=192.0.2.7"),
+            ("forwarded", "for=192.0.2.7;proto=https"),
             ("x-real-ip", "192.0.2.7"),
+            ("proxy", "evil:80"),
+            ("x-middleware-subrequest", "middleware"),
         ]);
 
         append_forwarded(&mut sent, &arrival("10.0.0.1", &HOST_FIELD));
@@ -311,11 +398,76 @@ mod tests {
             ("x-forwarded-host", "blog.example.com"),
             (
                 "forwarded",
-                "for=192.0.2.7, for=10.0.0.1;proto=https;host=blog.example.com",
+                "for=192.0.2.7;proto=http;host=blog.example.com, for=192.0.2.8, for=10.0.0.1",
             ),
             ("x-real-ip", "192.0.2.7"),
         ]);
         assert_eq!(sent, expected);
+    }
+
+    #[test]
+    fn both_languages_say_what_a_trusted_proxy_said_in_one() {
+        let one = &[(
+            "forwarded",
+            "for=\"[2001:db8::1]:4711\";proto=https;host=\"a.example:1\", for=192.0.2.8;proto=http",
+        )];
+        let other = &[
+            ("x-forwarded-for", "2001:db8::1, 192.0.2.8"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-host", "a.example:1"),
+        ];
+        for said in [&one[..], other] {
+            let mut sent = headers(said);
+
+            append_forwarded(&mut sent, &arrival("10.0.0.1", &HOST_FIELD));
+
+            let forwarded = "for=\"[2001:db8::1]\";proto=https;host=\"a.example:1\", for=192.0.2.8, for=10.0.0.1";
+            assert_eq!(sent["forwarded"], forwarded);
+            assert_eq!(sent["x-forwarded-for"], "2001:db8::1, 192.0.2.8, 10.0.0.1");
+            assert_eq!(sent["x-forwarded-proto"], "https");
+            assert_eq!(sent["x-forwarded-host"], "a.example:1");
+        }
+    }
+
+    #[test]
+    fn every_field_about_the_visitor_is_known_in_both_spellings() {
+        let families = FAMILIES
+            .iter()
+            .map(|family| format!("{}x", family.trim_end_matches('-').to_owned() + "-"));
+        for name in ABOUT_VISITOR
+            .iter()
+            .chain(&NO_PROXYS)
+            .map(|name| (*name).to_owned())
+            .chain(families)
+        {
+            for name in [name.replace('-', "_"), name] {
+                let name = HeaderName::try_from(name).expect("a name");
+                assert!(is_about_visitor(&name), "{name}");
+            }
+        }
+        for name in [
+            "accept",
+            "cookie",
+            "referer",
+            "range",
+            "trailer",
+            "cache-control",
+            "from",
+            "pragma",
+            "proxy-authorization",
+            "x-requested-with",
+            "x-http-method-override",
+            "x-csrf-token",
+            "x-middleware-prefetch",
+            "cdn-loop",
+            "http2-settings",
+            "cf-access-client-id",
+            "x",
+            "f",
+        ] {
+            let name = HeaderName::from_static(name);
+            assert!(!is_about_visitor(&name), "{name}");
+        }
     }
 
     #[test]

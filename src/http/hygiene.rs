@@ -61,7 +61,7 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) -> Hop {
         headers.remove(name);
     }
     if upgrades {
-        hop.upgrade = headers.get(UPGRADE).cloned();
+        hop.upgrade = list(headers, &UPGRADE);
     }
     for name in &HOP_BY_HOP {
         headers.remove(name);
@@ -102,6 +102,24 @@ pub(crate) fn join_cookies(headers: &mut HeaderMap) {
     headers.insert(COOKIE, cookie);
 }
 
+/// Return a list field, its lines joined.
+fn list(headers: &HeaderMap, name: &HeaderName) -> Option<HeaderValue> {
+    let mut lines = headers.get_all(name).iter();
+    let first = lines.next()?;
+    let mut joined = None;
+    for line in lines {
+        let joined = joined.get_or_insert_with(|| first.as_bytes().to_vec());
+        joined.extend_from_slice(b", ");
+        joined.extend_from_slice(line.as_bytes());
+    }
+    Some(match joined {
+        None => first.clone(),
+        Some(joined) => {
+            HeaderValue::from_maybe_shared(bytes::Bytes::from(joined)).expect("made of values")
+        }
+    })
+}
+
 fn takes_trailers(headers: &HeaderMap) -> bool {
     let codings = headers
         .get_all(TE)
@@ -139,9 +157,11 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     HeaderName::from_static("http2-settings"),
 ];
 
-const END_TO_END: [HeaderName; 15] = [
+const END_TO_END: [HeaderName; 16] = [
     header::AUTHORIZATION,
     header::CACHE_CONTROL,
+    // RFC 8586 §2: without it nobody notices a loop.
+    HeaderName::from_static("cdn-loop"),
     header::CONTENT_ENCODING,
     header::CONTENT_LENGTH,
     header::CONTENT_RANGE,

@@ -3,6 +3,7 @@
 //! the edge and the agent.
 
 mod chain;
+pub(crate) mod cookies;
 mod escape;
 mod flow;
 pub(crate) mod forwarded;
@@ -10,7 +11,9 @@ pub(crate) mod hygiene;
 mod receive;
 mod relay;
 mod rewind;
+mod said;
 mod send;
+mod upgrades;
 
 pub use chain::chain;
 pub use escape::escape;
@@ -19,3 +22,5 @@ pub use receive::{Activity, ReceiveError, Receiver, TunnelBody, next_message};
 pub use relay::{Relayed, relay};
 pub use rewind::{Replay, Rewind};
 pub use send::{CONTROL_PRIORITY, SendError, Sender};
+pub(crate) use upgrades::is_answer_to;
+pub use upgrades::{UpgradeError, UpgradeName, Upgrades};

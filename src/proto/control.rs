@@ -137,6 +137,9 @@ pub struct TunnelRequest {
     pub tunnel: u32,
     /// The label in front of the edge's domain.
     pub name: String,
+    /// Protocols besides `websocket` that visitors may switch to, by name. The edge passes over what is
+    /// HTTP in another form, such as `h2c`, and over more than eight.
+    pub upgrades: Vec<String>,
 }
 
 /// The edge's answer to a hello.

@@ -26,16 +26,14 @@ impl<'de> Deserialize<'de> for Fields {
     }
 }
 
-/// Read the list of a request, to which the agent adds [`ABOUT_VISITOR`] fields: a map that grows for them takes 600
+/// Read the list of a request, to which the agent adds [`ADDED`] fields: a map that grows for them takes 600
 /// instructions more of every request.
 pub(super) fn with_room<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Fields, D::Error> {
-    deserializer.deserialize_seq(FieldsVisitor {
-        room: ABOUT_VISITOR,
-    })
+    deserializer.deserialize_seq(FieldsVisitor { room: ADDED })
 }
 
-/// `Forwarded`, `X-Forwarded-For`, `-Proto` and `-Host`.
-const ABOUT_VISITOR: usize = 4;
+/// `Forwarded`, `X-Forwarded-For`, `-Proto` and `-Host`, and `CDN-Loop`.
+const ADDED: usize = 5;
 
 struct FieldsVisitor {
     room: usize,

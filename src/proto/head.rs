@@ -109,6 +109,8 @@ pub enum Failure {
     UpstreamHeadTooLarge,
     /// The head of the upstream's answer can be understood in two ways, or in none.
     UpstreamHeadInvalid,
+    /// The request has come through this tunnel before.
+    LoopDetected,
 }
 
 impl Failure {
@@ -123,6 +125,7 @@ impl Failure {
             | Self::UpstreamHeadInvalid => StatusCode::BAD_GATEWAY,
             Self::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
+            Self::LoopDetected => StatusCode::LOOP_DETECTED,
         }
     }
 }

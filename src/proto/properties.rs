@@ -279,7 +279,13 @@ fn refusal() -> impl Strategy<Value = Refusal> {
 }
 
 fn tunnel_request() -> impl Strategy<Value = TunnelRequest> {
-    (any::<u32>(), ".{0,20}").prop_map(|(tunnel, name)| TunnelRequest { tunnel, name })
+    (any::<u32>(), ".{0,20}", vec(".{0,20}", 0..3)).prop_map(|(tunnel, name, upgrades)| {
+        TunnelRequest {
+            tunnel,
+            name,
+            upgrades,
+        }
+    })
 }
 
 fn tunnel_grant() -> impl Strategy<Value = TunnelGrant> {
@@ -336,6 +342,7 @@ fn response_head() -> impl Strategy<Value = ResponseHead> {
         Just(Failure::UpstreamNotHttp),
         Just(Failure::UpstreamHeadTooLarge),
         Just(Failure::UpstreamHeadInvalid),
+        Just(Failure::LoopDetected),
     ];
     let reason = option::of(vec(any::<u8>(), 0..20));
     prop_oneof![

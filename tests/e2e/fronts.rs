@@ -95,7 +95,12 @@ async fn upstreams_learn_who_the_visitor_is_and_no_lies(front: Front) {
     assert_eq!(value("x-forwarded-host"), [&host[..]]);
     assert_eq!(value("host"), [&host[..]]);
     let forwarded = String::from_utf8(value("forwarded").concat()).unwrap();
-    assert!(!forwarded.contains("6.6.6.6"), "{forwarded}");
+    let host = String::from_utf8(host).unwrap();
+    let truth = format!("for=127.0.0.1;proto=https;host=\"{host}\", for=127.0.0.1");
+    assert_eq!(forwarded, truth);
+    // Rack prefers this field, and of each word in it the last.
+    let seen = ["proto", "host"].map(|word| last_of(&forwarded, word));
+    assert_eq!(seen, ["https", &*host].map(|said| Some(said.to_owned())));
 }
 
 behind_each_front!(each_event_of_a_stream_arrives_before_the_next_is_sent);
@@ -220,6 +225,15 @@ async fn a_websocket_client_and_server_understand_each_other(front: Front) {
     assert_eq!(succeed(client).await, "all well\n");
     server.line("closed 4002 the client has enough").await;
     server.line("closed 4001 the server has enough").await;
+}
+
+/// Read a word of `Forwarded` as Rack 3 does: from all elements together, the last.
+fn last_of(forwarded: &str, word: &str) -> Option<String> {
+    let pairs = forwarded.split([';', ',']).map(str::trim);
+    let values = pairs.filter_map(|pair| pair.strip_prefix(word)?.strip_prefix('='));
+    values
+        .last()
+        .map(|value| value.trim_matches('"').to_owned())
 }
 
 /// Start an edge as the recipes want it.

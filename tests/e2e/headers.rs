@@ -106,7 +106,7 @@ async fn a_trusted_proxy_is_believed_and_added(carrier: Carrier) {
         ("x-forwarded-host", "evil"),
         (
             "forwarded",
-            "for=6.6.6.6, for=127.0.0.1;proto=http;host=blog.localhost",
+            "for=6.6.6.6;proto=https;host=evil, for=127.0.0.1",
         ),
         ("x-real-ip", "6.6.6.6"),
     ] {

@@ -6,7 +6,7 @@ use http_body_util::Empty;
 use hyper::Request;
 use hyper::ext::Protocol;
 use hyper_util::rt::TokioIo;
-use qtunnel::Carrier;
+use qtunnel::{AgentConfig, Carrier};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::join;
 
@@ -43,7 +43,11 @@ async fn bytes_pass_untouched_in_both_directions_once_the_upstream_agrees(carrie
     for protocol in ["websocket", "x-own/2.0"] {
         let lab = Lab::start().await.over(carrier);
         let (upstream, mut wires) = Server::by_hand().await;
-        let _agent = lab.agent("blog", &upstream).await;
+        let allow = |config: &mut AgentConfig| {
+            let upgrades = &mut config.tunnels[0].upgrades;
+            upgrades.allow("X-Own").expect("a protocol's name");
+        };
+        let _agent = lab.agent_with("blog", &upstream, allow).await;
         let mut visitor = lab.visitor("blog").wire().await;
 
         visitor

@@ -28,22 +28,23 @@ fn hello() {
             }],
         }),
         &[
-            &[0],          // Hello
-            b"\x06s3cret", // token
-            &[7; 16],      // agent
-            &[0x82, 1],    // run: 2 + (1 << 7)
-            &[0xac, 2],    // epoch: 0x2c + (2 << 7)
-            &[2],          // claim: TakeOver
-            b"\x03q/1",    // software
-            &[1],          // tunnels: one
-            &[1],          // its number
-            b"\x04blog",   // its name
-            &[1],          // lost: one
-            &[0xab, 2],    // its epoch
-            &[0x82, 1],    // accepted
-            &[2],          // unread: two
-            &[5],          // the first
-            &[0x80, 1],    // the second
+            &[0],            // Hello
+            b"\x06s3cret",   // token
+            &[7; 16],        // agent
+            &[0x82, 1],      // run: 2 + (1 << 7)
+            &[0xac, 2],      // epoch: 0x2c + (2 << 7)
+            &[2],            // claim: TakeOver
+            b"\x03q/1",      // software
+            &[1],            // tunnels: one
+            &[1],            // its number
+            b"\x04blog",     // its name
+            b"\x01\x04echo", // its upgrades: one
+            &[1],            // lost: one
+            &[0xab, 2],      // its epoch
+            &[0x82, 1],      // accepted
+            &[2],            // unread: two
+            &[5],            // the first
+            &[0x80, 1],      // the second
         ],
     );
 }
@@ -53,9 +54,10 @@ fn later_messages_of_an_agent() {
     golden(
         AgentMessage::Open(tunnel_request()),
         &[
-            &[1],        // Open
-            &[1],        // tunnel
-            b"\x04blog", // name
+            &[1],            // Open
+            &[1],            // tunnel
+            b"\x04blog",     // name
+            b"\x01\x04echo", // upgrades: one
         ],
     );
     golden(
@@ -225,6 +227,7 @@ fn tunnel_request() -> TunnelRequest {
     TunnelRequest {
         tunnel: 1,
         name: "blog".into(),
+        upgrades: vec!["echo".into()],
     }
 }
 

@@ -109,6 +109,7 @@ fn response_heads() {
         Failure::UpstreamNotHttp,
         Failure::UpstreamHeadTooLarge,
         Failure::UpstreamHeadInvalid,
+        Failure::LoopDetected,
     ];
     for (code, failure) in (0..).zip(failures) {
         golden(ResponseHead::Failed(failure), &[&[2], &[code]]);

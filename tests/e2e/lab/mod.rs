@@ -29,7 +29,7 @@ use hyper::Uri;
 use qtunnel::proto::{AgentId, Secret};
 use qtunnel::{
     Agent, AgentConfig, Carrier, Edge, EdgeConfig, Event, HostHeader, Observer, Pin, Proxy,
-    ServerAddr, Transport, Trust, TunnelConfig, Upstream,
+    ServerAddr, Transport, Trust, TunnelConfig, Upgrades, Upstream,
 };
 use tempfile::TempDir;
 use tokio::sync::{oneshot, watch};
@@ -228,6 +228,7 @@ impl Lab {
             name: name.parse().expect("a valid name"),
             upstream: upstream.into(),
             host_header: HostHeader::Preserve,
+            upgrades: Upgrades::default(),
         }
     }
 

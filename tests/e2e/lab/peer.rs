@@ -73,6 +73,7 @@ pub fn greeting(names: &[&str]) -> AgentMessage {
             .map(|(tunnel, name)| TunnelRequest {
                 tunnel,
                 name: (*name).into(),
+                upgrades: Vec::new(),
             })
             .collect(),
         lost: Vec::new(),

@@ -67,6 +67,18 @@ pub fn python() -> Option<Tool> {
     })
 }
 
+/// Find Python with web frameworks and other servers, which are many.
+pub fn frameworks() -> Option<Tool> {
+    let home = cache().join("frameworks");
+    if !home.join("installed").is_file() {
+        return missing("Python's web frameworks");
+    }
+    Some(Tool {
+        path: home.join("bin/python"),
+        environment: vec![("PYTHONUNBUFFERED", "1".into())],
+    })
+}
+
 /// Find mitmproxy without its window, which has libraries of its own.
 pub fn mitmdump() -> Option<Tool> {
     let home = cache().join("mitmproxy");
@@ -81,9 +93,18 @@ pub fn mitmdump() -> Option<Tool> {
 
 /// Find Node.js with the libraries that the tests use: scripts find them below `NODE_LIBRARIES`.
 pub fn node() -> Option<Tool> {
-    let home = cache().join("node");
+    node_with("node", "Node.js's libraries")
+}
+
+/// Find Node.js with development servers, which are large.
+pub fn dev_servers() -> Option<Tool> {
+    node_with("dev-servers", "Node.js's development servers")
+}
+
+fn node_with(directory: &str, what: &str) -> Option<Tool> {
+    let home = cache().join(directory);
     if !home.join("installed").is_file() {
-        return missing("Node.js's libraries");
+        return missing(what);
     }
     let mut node = program("node")?;
     node.environment

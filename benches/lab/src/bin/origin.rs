@@ -97,7 +97,7 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Noise>, hyper::Er
     Ok(Response::new(Noise::of(length)))
 }
 
-/// Agree to the protocol `echo`.
+/// Agree to a WebSocket, and echo its bytes: what they mean is the same to everybody in between.
 fn echo(request: Request<Incoming>) -> Response<Noise> {
     // Nobody waits for it either.
     tokio::spawn(async move {
@@ -115,7 +115,7 @@ fn echo(request: Request<Incoming>) -> Response<Noise> {
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    headers.insert(UPGRADE, HeaderValue::from_static("echo"));
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
     response
 }
 

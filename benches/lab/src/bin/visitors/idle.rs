@@ -47,7 +47,7 @@ pub async fn run(options: Arc<Options>) -> Result<()> {
 
 impl Options {
     async fn open(&self, visitor: usize) -> Result<TcpStream> {
-        const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: echo\r\n";
+        const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
         let mut tcp = self.place.connect(None).await?;
         let status = self.place.ask(visitor, &mut tcp, "/echo", UPGRADE).await?;
         ensure!(status == 101, "no upgrade, but status {status}");

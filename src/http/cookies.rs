@@ -1,0 +1,168 @@
+//! Cookies that one tunnel may not set, because its siblings would get them.
+//!
+//! `blog.example.com` may set a cookie for `example.com` (RFC 6265 §5.3), and browsers then send it to
+//! `shop.example.com` as well. Below an edge's domain these are different people's.
+
+use std::ops::Range;
+
+use ::http::header::{HeaderMap, HeaderName, SET_COOKIE};
+
+/// Remove the cookies that would reach beyond `host`, which is in lower case and without a port. Returns
+/// how many they were.
+pub(crate) fn keep_own(fields: &mut HeaderMap, host: &str) -> usize {
+    let mut removed = 0;
+    for name in [SET_COOKIE, SET_COOKIE2] {
+        let lines = fields.get_all(&name).iter();
+        let wide = lines.filter(|line| reaches_beyond(line.as_bytes(), host));
+        let wide = wide.count();
+        if wide == 0 {
+            continue;
+        }
+        let lines = fields.get_all(&name).iter();
+        let kept = lines.filter(|line| !reaches_beyond(line.as_bytes(), host));
+        let kept: Vec<_> = kept.cloned().collect();
+        fields.remove(&name);
+        for line in kept {
+            fields.append(name.clone(), line);
+        }
+        removed += wide;
+    }
+    removed
+}
+
+/// Return where the values of `Domain` attributes stand in a cookie, without the blanks around them.
+pub(crate) fn domains(cookie: &[u8]) -> impl Iterator<Item = Range<usize>> {
+    let mut at = 0;
+    // Name and value of the cookie itself come first.
+    let attributes = cookie.split(|b| *b == b';').map(move |part| {
+        let start = at;
+        at += part.len() + 1;
+        (start, part)
+    });
+    attributes.skip(1).filter_map(|(start, part)| {
+        let equals = part.iter().position(|b| *b == b'=')?;
+        let (name, value) = (&part[..equals], &part[equals + 1..]);
+        let blank = value.len() - value.trim_ascii_start().len();
+        let from = start + equals + 1 + blank;
+        name.trim_ascii()
+            .eq_ignore_ascii_case(b"domain")
+            .then(|| from..from + value.trim_ascii().len())
+    })
+}
+
+/// Report whether a cookie is for a domain above the host. Of several `Domain` attributes browsers take the
+/// last and other programs the first, so one is enough.
+fn reaches_beyond(cookie: &[u8], host: &str) -> bool {
+    domains(cookie).any(|domain| is_above(&cookie[domain], host))
+}
+
+/// Report whether a `Domain` names something above the host, however it is written. What is no plain name
+/// may become one in a browser (`%2e`, letters of other scripts), so that counts as well.
+fn is_above(domain: &[u8], host: &str) -> bool {
+    let domain = domain
+        .strip_prefix(b"\"")
+        .map_or(domain, |rest| rest.strip_suffix(b"\"").unwrap_or(rest));
+    let Some(domain) = std::str::from_utf8(domain.trim_ascii()).ok() else {
+        return true;
+    };
+    let domain = domain.trim_matches('.').to_ascii_lowercase();
+    // A name for the whole domain's root is none at all.
+    if domain.is_empty() {
+        return false;
+    }
+    if !domain.bytes().all(is_plain) {
+        return true;
+    }
+    host.strip_suffix(&*domain)
+        .is_some_and(|rest| rest.ends_with('.'))
+}
+
+/// A character of a host's name or address.
+fn is_plain(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || b"-._:[]".contains(&b)
+}
+
+/// Obsolete (RFC 6965), but some programs still read it.
+const SET_COOKIE2: HeaderName = HeaderName::from_static("set-cookie2");
+
+#[cfg(test)]
+mod tests {
+    use ::http::HeaderValue;
+
+    use super::*;
+
+    fn passes(cookie: &[u8]) -> bool {
+        !reaches_beyond(cookie, "blog.tunnel.example.com")
+    }
+
+    #[test]
+    fn a_cookie_for_a_domain_above_the_host_is_seen_however_it_is_written() {
+        for domain in [
+            "tunnel.example.com",
+            ".tunnel.example.com",
+            "..tunnel.example.com",
+            "TUNNEL.Example.com",
+            "tunnel.example.com.",
+            " tunnel.example.com ",
+            "\"tunnel.example.com\"",
+            "\" .tunnel.example.com\"",
+            "example.com",
+            "com",
+            "tunnel%2eexample.com",
+            "ｔunnel.example.com",
+            "tunnel.example.com\t",
+            "tunnel.example.com/",
+        ] {
+            for cookie in [
+                format!("a=1; Domain={domain}"),
+                format!("__Secure-a=1;Secure;DOMAIN = {domain};Path=/"),
+                format!("a=1; domain=blog.tunnel.example.com; domain={domain}"),
+                format!("a=1; domain={domain}; domain="),
+            ] {
+                assert!(!passes(cookie.as_bytes()), "{cookie}");
+            }
+        }
+        assert!(!passes(b"a=1; domain=\xff.com"));
+    }
+
+    #[test]
+    fn a_cookie_of_the_host_itself_or_of_somebody_else_passes() {
+        for cookie in [
+            "a=1",
+            "a=1; Path=/; HttpOnly; SameSite=Lax",
+            "a=1; Domain=blog.tunnel.example.com",
+            "a=1; Domain=.Blog.tunnel.example.com",
+            "a=1; Domain=",
+            "a=1; Domain",
+            "a=1; Domain=.",
+            "a=1; Domain=shop.tunnel.example.com",
+            "a=1; Domain=unnel.example.com",
+            "a=1; Domain=elsewhere.example",
+            "Domain=example.com",
+            "a=domain=example.com; Path=x",
+            "a=1; X-Domain=example.com",
+            "",
+        ] {
+            assert!(passes(cookie.as_bytes()), "{cookie}");
+        }
+    }
+
+    #[test]
+    fn only_what_reaches_beyond_is_removed() {
+        let mut fields = HeaderMap::new();
+        for cookie in ["a=1", "b=2; domain=localhost", "c=3"] {
+            fields.append(SET_COOKIE, HeaderValue::from_static(cookie));
+        }
+        fields.append(
+            SET_COOKIE2,
+            HeaderValue::from_static("d; Domain=.localhost"),
+        );
+
+        let removed = keep_own(&mut fields, "blog.localhost");
+
+        let left: Vec<_> = fields.get_all(SET_COOKIE).iter().collect();
+        assert_eq!(left, ["a=1", "c=3"]);
+        assert!(!fields.contains_key(SET_COOKIE2));
+        assert_eq!(removed, 2);
+    }
+}

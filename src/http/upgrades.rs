@@ -1,0 +1,219 @@
+//! The protocols that a tunnel's visitors may switch to (RFC 9110 §7.8): `websocket`, and others by name.
+//!
+//! Behind a switch the edge sees bytes and no requests any more. A protocol that is HTTP again (`h2c`)
+//! would lead past every rule of the edge, so it is never among them, whatever a tunnel asks for. Both
+//! ends keep to this, because neither believes the other.
+
+use std::str::FromStr;
+
+/// The protocols that visitors of one tunnel may switch to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Upgrades {
+    /// Besides `websocket`, in lower case.
+    others: Vec<String>,
+}
+
+impl Upgrades {
+    /// Allow one more protocol.
+    ///
+    /// # Errors
+    /// [`UpgradeError`] if it is not the name of one, is HTTP again, or is one too many.
+    pub fn allow(&mut self, name: &str) -> Result<(), UpgradeError> {
+        let UpgradeName(name) = name.parse()?;
+        if name == WEBSOCKET || self.others.contains(&name) {
+            return Ok(());
+        }
+        if self.others.len() >= MOST {
+            return Err(UpgradeError::TooMany);
+        }
+        self.others.push(name);
+        Ok(())
+    }
+
+    /// Take what an agent asks for, as far as it may be had.
+    pub(crate) fn granted(names: &[String]) -> Self {
+        let mut upgrades = Self::default();
+        for name in names {
+            if let Err(err) = upgrades.allow(name) {
+                tracing::debug!(%err, ?name, "an agent asks for a protocol that is not allowed");
+            }
+        }
+        upgrades
+    }
+
+    /// Return the names besides `websocket`.
+    pub(crate) fn others(&self) -> &[String] {
+        &self.others
+    }
+
+    /// Keep those of the protocols in an `Upgrade` field that are allowed, in their order.
+    pub(crate) fn select(&self, asked: &str) -> Option<String> {
+        let mut kept = String::new();
+        for protocol in protocols(asked).filter(|protocol| self.has(name(protocol))) {
+            if !kept.is_empty() {
+                kept.push_str(", ");
+            }
+            kept.push_str(protocol);
+        }
+        (!kept.is_empty()).then_some(kept)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        let is = |known: &str| name.eq_ignore_ascii_case(known);
+        is(WEBSOCKET) || self.others.iter().any(|other| is(other))
+    }
+}
+
+/// Report whether an answer switches to nothing but what was asked for. A 101 names its protocol
+/// (RFC 9110 §15.2.2).
+pub(crate) fn is_answer_to(asked: &str, answered: Option<&[u8]>) -> bool {
+    let Some(answered) = answered.and_then(|answered| std::str::from_utf8(answered).ok()) else {
+        return false;
+    };
+    let was_asked = |answer: &str| {
+        protocols(asked).any(|protocol| name(protocol).eq_ignore_ascii_case(name(answer)))
+    };
+    protocols(answered).next().is_some() && protocols(answered).all(was_asked)
+}
+
+/// The name of a protocol that may be switched to, in lower case.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpgradeName(String);
+
+impl UpgradeName {
+    /// Return the name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for UpgradeName {
+    type Err = UpgradeError;
+
+    fn from_str(text: &str) -> Result<Self, UpgradeError> {
+        let is_token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+        if text.is_empty() || text.len() > LONGEST || !text.bytes().all(is_token) {
+            return Err(UpgradeError::Malformed);
+        }
+        let name = text.to_ascii_lowercase();
+        if is_http(&name) {
+            return Err(UpgradeError::Http);
+        }
+        Ok(Self(name))
+    }
+}
+
+/// Why a protocol cannot be allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum UpgradeError {
+    /// Not a token.
+    #[error("a protocol is a name without a version, such as spdy (at most {LONGEST} characters)")]
+    Malformed,
+    /// Requests that the edge would not see.
+    #[error("behind this protocol come requests that the edge could not check")]
+    Http,
+    /// One more than there may be.
+    #[error("at most {MOST} protocols besides websocket are allowed for one tunnel")]
+    TooMany,
+}
+
+/// Report whether a protocol is HTTP in another form: over cleartext HTTP/2 with its drafts (RFC 7540
+/// §3.2), as another version (RFC 9110 §7.8), or within TLS (RFC 2817).
+fn is_http(name: &str) -> bool {
+    ["http", "h2", "h3"]
+        .iter()
+        .any(|prefix| name.starts_with(prefix))
+        || name == "tls"
+}
+
+fn protocols(list: &str) -> impl Iterator<Item = &str> {
+    list.split(',')
+        .map(|protocol| protocol.trim_matches([' ', '\t']))
+        .filter(|protocol| !protocol.is_empty())
+}
+
+/// A protocol without its version.
+fn name(protocol: &str) -> &str {
+    protocol.split('/').next().unwrap_or(protocol)
+}
+
+/// What is allowed everywhere.
+const WEBSOCKET: &str = "websocket";
+
+/// Protocols of one tunnel besides `websocket`: nobody has more than one or two in mind.
+const MOST: usize = 8;
+
+/// Characters of a name. The longest registered one (`IRC`, `RTA/x11`, `websocket`) is far shorter.
+const LONGEST: usize = 32;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(names: &[&str]) -> Upgrades {
+        let mut upgrades = Upgrades::default();
+        for name in names {
+            upgrades.allow(name).expect("an allowed name");
+        }
+        upgrades
+    }
+
+    #[test]
+    fn only_websocket_is_allowed_unless_others_are_named() {
+        let (usual, more) = (Upgrades::default(), with(&["SPDY"]));
+
+        assert_eq!(usual.select("WebSocket").as_deref(), Some("WebSocket"));
+        assert_eq!(usual.select("spdy/3.1"), None);
+        assert_eq!(more.select("SPDY/3.1").as_deref(), Some("SPDY/3.1"));
+        assert_eq!(
+            more.select("h2c, websocket ,, x, spdy/3").as_deref(),
+            Some("websocket, spdy/3")
+        );
+        assert_eq!(usual.select(""), None);
+    }
+
+    #[test]
+    fn http_in_another_form_is_never_allowed() {
+        for name in [
+            "h2c", "H2C", "h2", "h2c-14", "h3", "HTTP", "http2", "tls", "TLS",
+        ] {
+            assert_eq!(
+                Upgrades::default().allow(name),
+                Err(UpgradeError::Http),
+                "{name}"
+            );
+        }
+        let granted = Upgrades::granted(&["h2c".into(), "x y".into(), "echo".into()]);
+        assert_eq!(granted, with(&["echo"]));
+        assert_eq!(granted.select("h2c, HTTP/2.0, TLS/1.0"), None);
+    }
+
+    #[test]
+    fn a_name_is_a_short_token_and_there_are_few() {
+        let mut upgrades = Upgrades::default();
+        for name in ["", "a b", "a/1", "a,b", "é", &"a".repeat(33)] {
+            assert_eq!(
+                upgrades.allow(name),
+                Err(UpgradeError::Malformed),
+                "{name:?}"
+            );
+        }
+        upgrades.allow(&"a".repeat(32)).expect("at the limit");
+        for at in 1..8 {
+            upgrades.allow(&format!("x{at}")).expect("at the limit");
+        }
+        assert_eq!(upgrades.allow("x8"), Err(UpgradeError::TooMany));
+        assert_eq!(upgrades.allow("X7"), Ok(()));
+        assert_eq!(upgrades.allow("websocket"), Ok(()));
+    }
+
+    #[test]
+    fn an_answer_names_what_was_asked_for_and_nothing_else() {
+        let answers = |answered: &str| is_answer_to("websocket, x/2", Some(answered.as_bytes()));
+
+        assert!(answers("WebSocket") && answers("x/2") && answers("x/2, websocket"));
+        assert!(!answers("h2c") && !answers("websocket, h2c") && !answers("") && !answers(","));
+        assert!(!is_answer_to("websocket", None));
+        assert!(!is_answer_to("websocket", Some(b"\xff")));
+    }
+}
