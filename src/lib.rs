@@ -119,7 +119,8 @@ pub use carrier::{Carrier, Proxy, Transport};
 #[cfg(unix)]
 pub use edge::HandoverError;
 pub use edge::{BindError, Edge, EdgeConfig, EdgeIdentity, EdgeLimits, Sockets};
-pub use http::{UpgradeError, UpgradeName, Upgrades, chain, escape};
+pub use http::{UpgradeError, UpgradeName, Upgrades, chain};
+pub use proto::escape;
 pub use runtime::runtime;
 pub use state::{StateDir, StateError};
 pub use text_file::{decode as decode_text, read_text};

@@ -25,6 +25,9 @@ fn main() -> ExitCode {
 }
 
 fn report(err: &(dyn Error + 'static), code: u8) -> ExitCode {
-    eprintln!("qtunnel: {}", qtunnel::chain(err));
+    // Whatever a peer has added to it stays on its line.
+    let text = qtunnel::chain(err);
+    let lines: Vec<_> = text.lines().map(qtunnel::escape).collect();
+    eprintln!("qtunnel: {}", lines.join("\n"));
     ExitCode::from(code)
 }

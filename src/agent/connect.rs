@@ -13,14 +13,13 @@ use super::connect_error::ConnectError;
 use super::event::Event;
 use super::former::Former;
 use super::forward::{Route, Tunnel};
-use super::heads::MOST_LOST;
 use super::loops::Mark;
 use super::pool::Pool;
 use super::seldom::Seldom;
 use super::session::{Ended, Session, SessionIdentity};
 use super::upstream::Upstream;
 use crate::carrier::PathMemory;
-use crate::proto::{ClaimMode, LostSession, Refusal, TunnelGrant};
+use crate::proto::{ClaimMode, LOST_LIMIT, LostSession, Refusal, TunnelGrant, escape};
 use crate::tls::TrustError;
 
 /// An agent that is connected.
@@ -184,7 +183,7 @@ impl Opener {
     /// Have the edge told of a session in the next one.
     fn remember(&mut self, report: LostSession) {
         self.lost.insert(0, report);
-        self.lost.truncate(MOST_LOST);
+        self.lost.truncate(LOST_LIMIT);
     }
 
     async fn open(&mut self, config: &AgentConfig) -> Result<Session, AgentError> {
@@ -276,10 +275,12 @@ fn route(
 }
 
 fn reason(err: &ConnectError) -> String {
-    match std::error::Error::source(err) {
+    let reason = match std::error::Error::source(err) {
         Some(cause) => format!("{err}: {cause}"),
         None => err.to_string(),
-    }
+    };
+    // It may hold what an edge, a proxy or a certificate says.
+    escape(&reason).into_owned()
 }
 
 /// How long opening a session may take before somebody who waits wants to hear of it.

@@ -123,6 +123,11 @@ impl Exchange {
             Ok(Ok(StreamHead::Http(head))) => head,
             Ok(Err(err)) => {
                 debug!(err = &err as &dyn StdError, "no head on a stream");
+                if err.is_violation() {
+                    receiver.violated(&chain(&err));
+                    receiver.refuse(Reset::Protocol);
+                    sender.reset(Reset::Protocol);
+                }
                 return None;
             }
             Err(_) => {

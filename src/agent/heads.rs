@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::proto::LostSession;
+use crate::proto::{LostSession, UNREAD_LIMIT};
 
 /// The streams of one session that may hold a request.
 #[derive(Clone, Default)]
@@ -32,7 +32,7 @@ impl Heads {
     pub fn report(&self, epoch: u64) -> LostSession {
         let state = self.lock();
         // Left out, they count as read: those that came last are the most likely to wait still.
-        let unread = state.unread.iter().rev().take(MOST_UNREAD).copied();
+        let unread = state.unread.iter().rev().take(UNREAD_LIMIT).copied();
         LostSession {
             epoch,
             accepted: state.accepted,
@@ -44,9 +44,3 @@ impl Heads {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
-
-/// How many sessions a hello reports: those whose requests may still wait.
-pub const MOST_LOST: usize = 4;
-
-/// Streams of one session, so that a hello with [`MOST_LOST`] sessions stays well below its limit.
-const MOST_UNREAD: usize = 128;

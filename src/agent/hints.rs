@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Notify;
 
-use crate::proto::ResponseHead;
+use crate::proto::{INFORMATIONAL_LIMIT, ResponseHead};
 
 /// A short queue. It is made for every request and hardly ever used, so it is nothing until then: a
 /// channel would allocate kilobytes.
@@ -14,15 +14,18 @@ pub struct Hints(Arc<Queue>);
 
 #[derive(Default)]
 struct Queue {
-    hints: Mutex<VecDeque<ResponseHead>>,
+    hints: Mutex<(VecDeque<ResponseHead>, usize)>,
     arrived: Notify,
 }
 
 impl Hints {
     /// Add one. More than anybody waits for are dropped: they are hints.
     pub fn push(&self, hint: ResponseHead) {
-        let mut hints = self.0.hints.lock().unwrap_or_else(PoisonError::into_inner);
-        if hints.len() < MOST {
+        let mut queue = self.0.hints.lock().unwrap_or_else(PoisonError::into_inner);
+        let (hints, all) = &mut *queue;
+        // The edge takes no more of one answer.
+        if hints.len() < MOST && *all < INFORMATIONAL_LIMIT {
+            *all += 1;
             hints.push_back(hint);
             self.0.arrived.notify_one();
         }
@@ -40,8 +43,8 @@ impl Hints {
     }
 
     fn take(&self) -> Option<ResponseHead> {
-        let mut hints = self.0.hints.lock().unwrap_or_else(PoisonError::into_inner);
-        hints.pop_front()
+        let mut queue = self.0.hints.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.0.pop_front()
     }
 }
 

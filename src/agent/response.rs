@@ -2,15 +2,15 @@
 
 use std::error::Error as StdError;
 
-use ::http::header::{CONTENT_LENGTH, HeaderMap};
+use ::http::header::HeaderMap;
 use ::http::response::Parts;
 use ::http::{Method, StatusCode};
 use bytes::Bytes;
 use http_body::Body;
 use hyper::ext::ReasonPhrase;
 
-use crate::http::hygiene::strip_hop_by_hop;
-use crate::proto::{BodyLength, Fields, ResponseHead};
+use crate::http::hygiene::{keep_one_length, strip_hop_by_hop};
+use crate::proto::{BodyLength, Fields, ResponseHead, is_bodiless, is_reason};
 
 /// Make the head of a response, as the edge gets it.
 pub fn head<B>(mut parts: Parts, body: &B, method: &Method) -> ResponseHead
@@ -19,7 +19,7 @@ where
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
     strip_hop_by_hop(&mut parts.headers);
-    let length = if body.is_end_stream() || is_bodiless(parts.status, method) {
+    let length = if body.is_end_stream() || method == Method::HEAD || is_bodiless(parts.status) {
         BodyLength::Empty
     } else {
         match body.size_hint().exact() {
@@ -27,15 +27,14 @@ where
             None => BodyLength::Unknown,
         }
     };
-    if length == BodyLength::Unknown {
-        parts.headers.remove(CONTENT_LENGTH);
-    }
+    keep_one_length(&mut parts.headers, length);
     ResponseHead::Final {
         status: parts.status,
         reason: parts
             .extensions
             .get::<ReasonPhrase>()
-            .map(|reason| reason.as_bytes().to_vec()),
+            .map(|reason| reason.as_bytes().to_vec())
+            .filter(|reason| is_reason(reason)),
         body: length,
         fields: Fields(parts.headers),
     }
@@ -65,9 +64,4 @@ pub fn switched(mut parts: Parts) -> ResponseHead {
         body: BodyLength::Empty,
         fields: Fields(parts.headers),
     }
-}
-
-/// These have no body whatever their fields say (RFC 9110 §6.4.1).
-fn is_bodiless(status: StatusCode, method: &Method) -> bool {
-    method == Method::HEAD || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }

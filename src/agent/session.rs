@@ -8,7 +8,7 @@ use quinn::{ApplicationClose, Connection, ConnectionError, Endpoint, RecvStream,
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
-use tracing::{debug, error};
+use tracing::{error, warn};
 
 use super::config::AgentConfig;
 use super::connect_error::ConnectError;
@@ -21,10 +21,10 @@ use super::open_ended::{Conversations, Counts};
 use crate::carrier::{
     CarrierState, Dialed, Driver, PathMemory, Repeater, SESSION_BUFFER, all_delivered, alpn,
 };
-use crate::http::{Budget, BufferTotal, FlowControl};
+use crate::http::{Budget, BufferTotal, FlowControl, Quota};
 use crate::proto::{
-    ALPN, AgentMessage, ClaimMode, Close, EdgeMessage, Hello, LostSession, RunId, TunnelRequest,
-    Welcome, Window, WireError,
+    ALPN, AgentMessage, ClaimMode, Close, EdgeMessage, Hello, LostSession, RunId, Text,
+    TunnelRequest, Welcome, Window, WireError, close_text,
 };
 
 /// Which of an agent's sessions one is, and with what right it asks for names.
@@ -63,6 +63,8 @@ pub struct Session {
     moving: bool,
     /// Which of the agent's sessions this is.
     epoch: u64,
+    /// How often the edge may say what costs a line or a connection.
+    rare: Quota,
     /// What the edge granted.
     pub welcome: Welcome,
 }
@@ -104,12 +106,12 @@ impl Session {
             run: identity.run,
             epoch: identity.epoch,
             claim: identity.claim,
-            software: concat!("qtunnel/", env!("CARGO_PKG_VERSION")).to_owned(),
+            software: concat!("qtunnel/", env!("CARGO_PKG_VERSION")).into(),
             tunnels: (0..)
                 .zip(&config.tunnels)
                 .map(|(tunnel, wanted)| TunnelRequest {
                     tunnel,
-                    name: wanted.name.to_string(),
+                    name: wanted.name.as_str().into(),
                     upgrades: wanted.upgrades.others().to_vec(),
                 })
                 .collect(),
@@ -121,6 +123,11 @@ impl Session {
         };
         match timeout(WELCOME, answer).await {
             Ok(Ok(EdgeMessage::Welcome(welcome))) => {
+                if let Err(err) = agrees(config, &welcome) {
+                    let reason = err.to_string();
+                    connection.close(Close::Protocol.code(), reason.as_bytes());
+                    return Err(ConnectError::lost(server, ControlError::Wire(err)));
+                }
                 let budget = Budget::new(SESSION_BUFFER, BufferTotal::new(SESSION_BUFFER));
                 let ending = repeater.clone();
                 let flow = FlowControl::on(&connection, budget, move |bytes| {
@@ -140,6 +147,7 @@ impl Session {
                     heads: Heads::default(),
                     moving: false,
                     epoch: identity.epoch,
+                    rare: Quota::new(RARE_AT_ONCE, RARE_EVERY),
                     welcome,
                 })
             }
@@ -148,13 +156,19 @@ impl Session {
                 let _ = timeout(FAREWELL, endpoint.wait_idle()).await;
                 Err(ConnectError::Refused(refusal))
             }
-            Ok(Ok(_)) => Err(ConnectError::lost(
-                server,
-                ControlError::Wire(WireError::Malformed),
-            )),
+            Ok(Ok(_)) => {
+                let err = WireError::Invalid("the hello was answered with another message");
+                connection.close(Close::Protocol.code(), err.to_string().as_bytes());
+                Err(ConnectError::lost(server, ControlError::Wire(err)))
+            }
             Ok(Err(err)) => Err(match connection.close_reason() {
-                Some(reason) => ConnectError::lost(server, reason),
-                None => ConnectError::lost(server, err),
+                Some(reason) => ConnectError::lost(server, close_text(&reason).as_str()),
+                None => {
+                    if let ControlError::Wire(wire) = &err {
+                        connection.close(Close::Protocol.code(), wire.to_string().as_bytes());
+                    }
+                    ConnectError::lost(server, err)
+                }
             }),
             Err(_) => Err(ConnectError::Silent {
                 server: server.clone(),
@@ -240,20 +254,33 @@ impl Session {
 
     /// Take in what the edge says. Breaks when it asks us to move to its successor.
     fn hear(
-        &self,
+        &mut self,
         message: Result<EdgeMessage, ControlError>,
         config: &AgentConfig,
     ) -> ControlFlow<()> {
+        let message = message.and_then(|message| match message {
+            EdgeMessage::Window(window) => Ok(self.flow.raise(window).map(|()| message)?),
+            EdgeMessage::Nothing => Ok(message),
+            _ if self.rare.take() => Ok(message),
+            _ => Err(WireError::Invalid("the edge says too much").into()),
+        });
         match message {
-            Ok(EdgeMessage::Window(window)) => self.flow.raise(window),
+            Ok(EdgeMessage::Window(_) | EdgeMessage::Nothing) => {}
             Ok(EdgeMessage::Draining { .. }) => {
                 let notice = Event::Notice("the edge is about to restart".into());
                 config.observer.tell(notice);
             }
-            Ok(EdgeMessage::Notice(text)) => config.observer.tell(Event::Notice(text)),
-            Ok(EdgeMessage::Nothing) => {}
+            Ok(EdgeMessage::Notice(text)) => {
+                config.observer.tell(Event::Notice(text.to_string()));
+            }
             Ok(EdgeMessage::Moving { .. }) => return ControlFlow::Break(()),
-            Ok(message) => debug!(?message, "message from the edge"),
+            Ok(EdgeMessage::Welcome(_) | EdgeMessage::Refused(_)) => {
+                self.give_up(&WireError::Invalid("the hello is answered a second time").into());
+            }
+            Ok(EdgeMessage::Opened(_) | EdgeMessage::NotOpened { .. }) => {
+                let err = WireError::Invalid("a tunnel is answered for that was not asked for");
+                self.give_up(&err.into());
+            }
             Err(err) => self.give_up(&err),
         }
         ControlFlow::Continue(())
@@ -262,8 +289,15 @@ impl Session {
     /// Close a connection whose control stream is of no use any more. Whoever accepts streams ends the session
     /// then, and knows better why.
     fn give_up(&self, err: &ControlError) {
+        let reason = match err {
+            ControlError::Wire(wire) => {
+                warn!(%wire, "the edge breaks the protocol, the session is closed");
+                wire.to_string()
+            }
+            _ => err.to_string(),
+        };
         self.connection
-            .close(Close::Protocol.code(), err.to_string().as_bytes());
+            .close(Close::Protocol.code(), reason.as_bytes());
     }
 
     /// Send a message again that ended, and something behind it.
@@ -422,24 +456,41 @@ fn ended(err: ConnectionError, report: LostSession) -> Ended {
                 Some(Close::Superseded) => return Ended::Superseded,
                 Some(Close::TakenOver) => {
                     let reason = String::from_utf8_lossy(reason);
-                    return Ended::TakenOver(crate::http::escape(&reason).into_owned());
+                    return Ended::TakenOver(crate::proto::escape(&reason).into_owned());
                 }
                 Some(Close::Done) => "the edge stopped".into(),
                 Some(close) => close.to_string(),
-                None => err.to_string(),
+                None => close_text(&err).to_string(),
             }
         }
+        ConnectionError::LocallyClosed => "the edge broke the protocol".into(),
         ConnectionError::Reset => "the edge was restarted".into(),
         ConnectionError::TimedOut => "the edge is silent".into(),
-        _ => err.to_string(),
+        _ => close_text(&err).to_string(),
     };
     Ended::Lost { reason, report }
+}
+
+/// Check that the edge has granted what was asked for, and nothing else.
+fn agrees(config: &AgentConfig, welcome: &Welcome) -> Result<(), WireError> {
+    let asked = (0..).zip(&config.tunnels);
+    let granted = welcome.tunnels.iter();
+    let agrees = config.tunnels.len() == welcome.tunnels.len()
+        && asked.zip(granted).all(|((number, asked), granted)| {
+            granted.tunnel == number && granted.name == *asked.name.as_str()
+        });
+    match agrees {
+        true => Ok(()),
+        false => Err(WireError::Invalid(
+            "other tunnels are open than those that were asked for",
+        )),
+    }
 }
 
 fn version(reason: Option<ConnectionError>) -> String {
     match reason {
         Some(ConnectionError::ApplicationClosed(ApplicationClose { reason, .. })) => {
-            crate::http::escape(&String::from_utf8_lossy(&reason)).into_owned()
+            Text::from_bytes(&reason).to_string()
         }
         _ => "another version".to_owned(),
     }
@@ -468,3 +519,8 @@ const FAREWELL: Duration = Duration::from_secs(1);
 
 /// A round trip in which conversations may still arrive after we said that we drain.
 const SETTLE: Duration = Duration::from_millis(300);
+
+/// Notices and other rare messages that the edge may send at once, and how often later. An edge says that it drains,
+/// that another one takes over, and a few things that people should read.
+const RARE_AT_ONCE: u32 = 32;
+const RARE_EVERY: Duration = Duration::from_secs(5);

@@ -96,8 +96,8 @@ fn machine(report: &Report, config: &AgentConfig) -> String {
                 "event": "check",
                 "check": finding.part,
                 "verdict": finding.verdict.to_string().to_lowercase(),
-                "detail": finding.detail,
-                "advice": finding.advice,
+                "detail": escape(&finding.detail),
+                "advice": finding.advice.as_deref().map(escape),
             })
         })
         .collect();

@@ -7,7 +7,7 @@ use clap::Args;
 use qtunnel::proto::{AgentId, Refusal};
 use qtunnel::{
     Address, Agent, AgentConfig, AgentError, ConnectError, HostHeader, Name, ServerAddr, StateDir,
-    TunnelConfig, UpgradeName, Upgrades,
+    TunnelConfig, UpgradeName, Upgrades, chain, escape,
 };
 
 use tracing::info;
@@ -172,9 +172,12 @@ pub fn failure(err: AgentError, server: &ServerAddr, has_token: bool) -> Failure
         AgentError::Superseded | AgentError::TakenOver { .. } => 4,
         AgentError::Trust(_) => 2,
     };
+    // On one line and without a trap, whatever an edge, a proxy or a certificate has added to it.
+    let text = chain(&err);
+    let text = escape(&text);
     let error = match advice {
-        Some(advice) => format!("{err}: {advice}").into(),
-        None => err.into(),
+        Some(advice) => format!("{text}: {advice}").into(),
+        None => text.into(),
     };
     Failure { code, error }
 }

@@ -5,6 +5,7 @@ mod connect;
 mod demo;
 mod edge_flags;
 mod habits;
+mod log;
 mod login;
 mod next_step;
 mod output;
@@ -76,6 +77,7 @@ pub fn start_tracing() {
             .with_target("qtunnel", LevelFilter::INFO)
     };
     let lines = tracing_subscriber::fmt::layer()
+        .fmt_fields(log::SafeFields)
         .with_writer(std::io::stderr)
         .with_ansi(shows_colors(&std::io::stderr()))
         .with_target(false);

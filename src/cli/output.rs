@@ -71,7 +71,7 @@ impl Output {
             let stopped = json!({
                 "event": "stopped",
                 "code": failure.map_or(0, |failure| failure.code),
-                "error": failure.map(|failure| failure.error.to_string()),
+                "error": failure.map(|failure| escape(&failure.error.to_string()).into_owned()),
             });
             let stopped = Line::Made(stopped.to_string());
             let _ = self.lines.try_send(Box::new(stopped));
@@ -233,15 +233,15 @@ fn machine(at: Timestamp, event: &Event) -> String {
         }
         Event::Transport(transport) => transported("transport", transport),
         Event::Reconnecting { reason, wait } => json!({
-            "event": "reconnecting", "reason": reason, "wait_ms": millis(*wait),
+            "event": "reconnecting", "reason": escape(reason), "wait_ms": millis(*wait),
         }),
         Event::UpstreamDown { upstream, problem } => json!({
-            "event": "upstream_down", "upstream": upstream, "problem": problem,
+            "event": "upstream_down", "upstream": escape(upstream), "problem": escape(problem),
         }),
         Event::CookiesLeftOut { host, count } => json!({
             "event": "cookies_left_out", "host": escape(host), "count": count,
         }),
-        Event::Notice(text) => json!({ "event": "notice", "text": text }),
+        Event::Notice(text) => json!({ "event": "notice", "text": escape(text) }),
         Event::Request(log) => json!({
             "event": "request",
             "time": at.to_string(),
@@ -262,7 +262,7 @@ fn transported(event: &str, transport: &Transported) -> Value {
     json!({
         "event": event,
         "transport": word(transport.carrier),
-        "reason": transport.reason,
+        "reason": escape(&transport.reason),
         "rtt_ms": transport.rtt.as_secs_f64() * 1e3,
         "sent_packets": transport.sent_packets,
         "lost_packets": transport.lost_packets,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use quinn::{Connection, Endpoint, Incoming, ServerConfig};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
-use tracing::{Instrument, debug, error, info, info_span};
+use tracing::{Instrument, debug, error, info, info_span, warn};
 
 use super::control::{Control, SessionError};
 use super::conversations::Conversations;
@@ -23,10 +23,10 @@ use crate::carrier::{
     AGENT_STREAMS, Carrier, EdgeSocket, InControl, PathMemory, Paths, Reach, Repeater, Transmitter,
     alpn, edge_transport, session_window,
 };
-use crate::http::{Budget, BufferTotal, FlowControl, Upgrades};
+use crate::http::{Budget, BufferTotal, FlowControl, Quota, Upgrades};
 use crate::proto::{
     ALPN, AgentMessage, CONTROL_LIMIT, ClaimMode, Close, EdgeMessage, Hello, Limits, LostSession,
-    Refusal, RunId, TunnelGrant, TunnelRequest, Welcome, WireError,
+    Refusal, RunId, TunnelGrant, TunnelRequest, Welcome, WireError, close_text,
 };
 
 /// What all agents' sessions share.
@@ -143,7 +143,12 @@ impl Agents {
             worker: seat.worker,
         };
         if let Err(err) = self.session(way, place).await {
-            debug!(%err, "the session ended early");
+            match &err {
+                SessionError::Wire(err) => {
+                    warn!(%err, "the agent breaks the protocol, the session is closed");
+                }
+                err => debug!(%err, "the session ended early"),
+            }
             connection.close(err.close().code(), err.reason().as_bytes());
         }
     }
@@ -183,7 +188,7 @@ impl Agents {
             streams: AGENT_STREAMS,
         };
         let tunnels = claims.iter().map(|claim| self.grant(claim)).collect();
-        let software = SOFTWARE.to_owned();
+        let software = SOFTWARE.into();
         control
             .send(&EdgeMessage::Welcome(Welcome {
                 session,
@@ -200,7 +205,7 @@ impl Agents {
             agent = %owner.agent,
             session,
             tunnels = names.join(","),
-            software = ?hello.software,
+            software = %hello.software,
             carrier = arrival.map(|way| way.carrier.to_string()),
             peer = arrival.map(|way| way.far_end.peer.to_string()),
             "agent came"
@@ -291,8 +296,8 @@ impl Agents {
             false => format!("agent {agent}, which is connected and wants to keep it"),
         };
         Refusal::NameTaken {
-            name: name.to_string(),
-            holder,
+            name: name.as_str().into(),
+            holder: holder.into(),
             may_take_over: false,
         }
     }
@@ -311,7 +316,7 @@ impl Agents {
             let name = claim.name();
             info!(%name, %from, to = %owner.agent, "a name was taken over, as asked");
             let notice = format!("the name {name} was held by agent {from}, and was taken over");
-            control.send(&EdgeMessage::Notice(notice)).await?;
+            control.send(&EdgeMessage::Notice(notice.into())).await?;
         }
         Ok(())
     }
@@ -332,7 +337,7 @@ impl Agents {
     ) -> Result<Vec<Claim>, Unclaimed> {
         let wanted = requests.iter().map(|request| {
             let name: Name = request.name.parse().map_err(|err: NameError| {
-                let (name, reason) = (request.name.clone(), err.to_string());
+                let (name, reason) = (request.name.clone(), err.to_string().into());
                 Unclaimed::Refused(Refusal::NameInvalid { name, reason })
             })?;
             let tunnel = Tunnel {
@@ -357,8 +362,8 @@ impl Agents {
         let name = claim.name().to_string();
         TunnelGrant {
             tunnel: claim.number(),
-            urls: self.urls.of(&name),
-            name,
+            urls: self.urls.of(&name).into_iter().map(Into::into).collect(),
+            name: name.into(),
         }
     }
 
@@ -413,6 +418,7 @@ struct Session<'a> {
 impl Session<'_> {
     async fn run(mut self, control: &mut Control) -> Result<(), SessionError> {
         let mut told = false;
+        let mut rare = Quota::new(RARE_AT_ONCE, RARE_EVERY);
         loop {
             self.look_at_carrier();
             let message = tokio::select! {
@@ -439,6 +445,13 @@ impl Session<'_> {
                 }
                 message = control.receive(CONTROL_LIMIT) => message?,
             };
+            let is_rare = !matches!(
+                message,
+                None | Some(AgentMessage::Window(_) | AgentMessage::Nothing)
+            );
+            if is_rare && !rare.take() {
+                return Err(WireError::Invalid("the agent says too much").into());
+            }
             match message {
                 Some(AgentMessage::Open(request)) => {
                     let answer = self.open(&request);
@@ -452,9 +465,11 @@ impl Session<'_> {
                     debug!(deadline_ms, "agent drains");
                     self.claims.drain(..).for_each(Claim::leave);
                 }
-                Some(AgentMessage::Window(window)) => self.way.flow.raise(window),
+                Some(AgentMessage::Window(window)) => self.way.flow.raise(window)?,
                 Some(AgentMessage::Nothing) => {}
-                Some(AgentMessage::Hello(_)) => return Err(WireError::Malformed.into()),
+                Some(AgentMessage::Hello(_)) => {
+                    return Err(WireError::Invalid("a second hello").into());
+                }
                 None => return Ok(()),
             }
         }
@@ -527,15 +542,20 @@ async fn first_sign_of_life(sessions: &[(Name, Arc<Tunnel>)]) -> Option<&(Name, 
 }
 
 fn describe(connection: &Connection) -> String {
-    connection
-        .close_reason()
-        .map_or_else(|| "it said goodbye".to_owned(), |reason| reason.to_string())
+    connection.close_reason().map_or_else(
+        || "it said goodbye".to_owned(),
+        |reason| close_text(&reason).to_string(),
+    )
 }
 
 /// Name and version of this program.
 const SOFTWARE: &str = concat!("qtunnel/", env!("CARGO_PKG_VERSION"));
 
 static SESSIONS: AtomicU64 = AtomicU64::new(1);
+
+/// Tunnels that an agent may open, shut and so on at once, and how often later: each is written to the file of leases.
+const RARE_AT_ONCE: u32 = 256;
+const RARE_EVERY: Duration = Duration::from_millis(250);
 
 /// How long an agent that was refused may take to read why.
 const FAREWELL: Duration = Duration::from_secs(2);

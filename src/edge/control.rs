@@ -31,7 +31,8 @@ impl Control {
         };
         match control.receive(HELLO_LIMIT).await? {
             Some(AgentMessage::Hello(hello)) => Ok((control, hello)),
-            _ => Err(WireError::Malformed.into()),
+            None => Err(WireError::Truncated.into()),
+            Some(_) => Err(WireError::Invalid("the first message is no hello").into()),
         }
     }
 
@@ -90,6 +91,7 @@ impl SessionError {
     pub fn reason(&self) -> String {
         match self {
             Self::Version => String::from_utf8_lossy(ALPN).into_owned(),
+            Self::Wire(err) => err.to_string(),
             _ => self.to_string(),
         }
     }

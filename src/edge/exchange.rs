@@ -24,7 +24,9 @@ use super::request_body::RequestBody;
 use crate::http::{
     Activity, ReceiveError, ReceiveWindow, Receiver, Rewind, SendError, SendWindow, Sender, chain,
 };
-use crate::proto::{BodyLength, HttpVersion, RequestHead, ResponseHead, StreamHead};
+use crate::proto::{
+    BodyLength, HttpVersion, INFORMATIONAL_LIMIT, RequestHead, ResponseHead, StreamHead, WireError,
+};
 
 /// A request that can be sent, and sent again as long as little of its body is gone.
 pub struct Outbound {
@@ -169,6 +171,7 @@ impl Exchange {
     /// Wait for the final head, passing informational ones on, while the body is being sent.
     /// It fails without a fault if the session is lost.
     pub async fn head(&mut self, forward: &Forward) -> Result<ResponseHead, Option<Fault>> {
+        let mut informational = 0;
         loop {
             let head = tokio::select! {
                 head = self.receiver.head() => head,
@@ -178,7 +181,14 @@ impl Exchange {
                     continue;
                 }
             };
+            let is_informational = matches!(head, Ok(ResponseHead::Informational { .. }));
+            informational += usize::from(is_informational);
             match head {
+                Ok(_) if is_informational && informational > INFORMATIONAL_LIMIT => {
+                    let err = WireError::Invalid("there are too many informational answers");
+                    self.receiver.violated(&err);
+                    return Err(Some(Fault::AgentLost));
+                }
                 Ok(ResponseHead::Informational {
                     status: StatusCode::CONTINUE,
                     ..
@@ -189,6 +199,9 @@ impl Exchange {
                 Ok(head) => return Ok(head),
                 Err(ReceiveError::Wire(err)) => {
                     debug!(%err, "the agent's answer is not understood");
+                    if err != WireError::Truncated {
+                        self.receiver.violated(&err);
+                    }
                     return Err(Some(Fault::AgentLost));
                 }
                 Err(ReceiveError::Stream(ReadError::Reset(code))) => {

@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use tracing::info;
 
 use super::page::Fault;
-use crate::http::escape;
+use crate::proto::escape;
 
 /// Counts failures by host and code.
 #[derive(Debug, Clone, Default)]

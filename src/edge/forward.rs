@@ -28,7 +28,7 @@ use super::request_body::RequestBody;
 use super::validate::Authority;
 use crate::http::cookies;
 use crate::http::forwarded::{self, Arrival, append_forwarded};
-use crate::http::hygiene::{join_cookies, strip_hop_by_hop};
+use crate::http::hygiene::{join_cookies, keep_one_length, strip_hop_by_hop};
 use crate::http::{is_answer_to, relay};
 use crate::proto::{BodyLength, RequestHead, ResponseHead};
 
@@ -86,8 +86,17 @@ impl Loaded {
                     forward.switch(exchange, on_upgrade, self.version, fields)
                 }
                 // Nobody asked for it, or for something else: what follows would not be HTTP.
-                _ => forward.fail(Fault::UpstreamInvalid),
+                _ => {
+                    exchange
+                        .receiver
+                        .violated(&"a protocol is switched that nobody asked to switch");
+                    forward.fail(Fault::UpstreamInvalid)
+                }
             };
+        }
+        if forward.audience.is_head() && length != BodyLength::Empty {
+            exchange.receiver.violated(&"an answer to HEAD has a body");
+            return forward.fail(Fault::UpstreamInvalid);
         }
         if asked.is_some() && self.version == Version::HTTP_2 && status.is_success() {
             // There it would say that the protocol has been switched (RFC 8441 §5).
@@ -324,16 +333,10 @@ impl Forward {
         strip_hop_by_hop(&mut fields);
         cookies::keep_own(&mut fields, &self.authority.host);
         let bodiless = self.audience.is_head() || status == StatusCode::NOT_MODIFIED;
-        match length {
-            // There it says what a GET would get (RFC 9110 §8.6).
-            BodyLength::Empty if bodiless => {}
-            BodyLength::Empty | BodyLength::Unknown => {
-                fields.remove(CONTENT_LENGTH);
-            }
-            BodyLength::Known(length) => {
-                fields.insert(CONTENT_LENGTH, length.into());
-            }
+        if length == BodyLength::Empty && !bodiless {
+            fields.remove(CONTENT_LENGTH);
         }
+        keep_one_length(&mut fields, length);
         fields
     }
 

@@ -146,8 +146,8 @@ impl Registry {
                     may_take_over,
                 } => {
                     return Err(Unclaimed::Refused(Refusal::NameTaken {
-                        name: name.to_string(),
-                        holder,
+                        name: name.as_str().into(),
+                        holder: holder.into(),
                         may_take_over,
                     }));
                 }

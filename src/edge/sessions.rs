@@ -44,11 +44,15 @@ impl Sessions {
             let reason = format!(
                 "this agent has {own} sessions (each process with its state directory has one)"
             );
-            return Err(Refusal::Busy { reason });
+            return Err(Refusal::Busy {
+                reason: reason.into(),
+            });
         }
         if count.all >= self.0.most {
             let reason = format!("{} agents are connected", count.all);
-            return Err(Refusal::Busy { reason });
+            return Err(Refusal::Busy {
+                reason: reason.into(),
+            });
         }
         count.all += 1;
         *count.agents.entry(owner).or_default() += 1;

@@ -9,6 +9,7 @@ use ::http::header::{
 };
 
 use crate::http::forwarded;
+use crate::proto::{BodyLength, decimal};
 
 /// What a message said to its hop alone, for the next hop to say again if it means it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -83,6 +84,28 @@ pub(crate) fn sanitize_trailers(trailers: &mut HeaderMap) {
         .collect();
     for name in forbidden {
         trailers.remove(name);
+    }
+}
+
+/// Leave one `Content-Length` that is true, or none. Where there is no body, it says what another answer would have
+/// (RFC 9110 §8.6), and two different ones say nothing.
+pub(crate) fn keep_one_length(headers: &mut HeaderMap, body: BodyLength) {
+    let length = match body {
+        BodyLength::Known(length) => Some(length),
+        BodyLength::Unknown => None,
+        BodyLength::Empty => {
+            let mut values = headers
+                .get_all(header::CONTENT_LENGTH)
+                .iter()
+                .flat_map(|value| value.as_bytes().split(|b| *b == b','))
+                .map(|value| decimal(value.trim_ascii()));
+            let first = values.next().flatten();
+            first.filter(|_| values.all(|value| value == first))
+        }
+    };
+    match length {
+        Some(length) => _ = headers.insert(header::CONTENT_LENGTH, length.into()),
+        None => _ = headers.remove(header::CONTENT_LENGTH),
     }
 }
 
@@ -283,6 +306,36 @@ mod tests {
             }
         );
         assert_eq!(strip_hop_by_hop(&mut unconfirmed), Hop::default());
+    }
+
+    #[test]
+    fn one_true_length_is_left_or_none() {
+        let with = |values: &[&'static str], body| {
+            let mut headers: HeaderMap = values
+                .iter()
+                .map(|value| (header::CONTENT_LENGTH, HeaderValue::from_static(value)))
+                .collect();
+            keep_one_length(&mut headers, body);
+            let left = headers.get_all(header::CONTENT_LENGTH).iter();
+            left.map(|value| value.to_str().unwrap().to_owned())
+                .collect::<Vec<_>>()
+        };
+
+        assert_eq!(with(&["5", "6"], BodyLength::Known(7)), ["7"]);
+        assert!(with(&["5"], BodyLength::Unknown).is_empty());
+        for (values, left) in [
+            (&["5"][..], Some("5")),
+            (&["5", "5"], Some("5")),
+            (&["5, 5"], Some("5")),
+            (&["5", "6"], None),
+            (&["5, 6"], None),
+            (&["-1"], None),
+            (&[""], None),
+            (&[], None),
+        ] {
+            let found = with(values, BodyLength::Empty);
+            assert_eq!(found, left.into_iter().collect::<Vec<_>>(), "{values:?}");
+        }
     }
 
     #[test]

@@ -4,10 +4,10 @@
 
 mod chain;
 pub(crate) mod cookies;
-mod escape;
 mod flow;
 pub(crate) mod forwarded;
 pub(crate) mod hygiene;
+mod quota;
 mod receive;
 mod relay;
 mod rewind;
@@ -16,8 +16,8 @@ mod send;
 mod upgrades;
 
 pub use chain::chain;
-pub use escape::escape;
 pub use flow::{Budget, BufferTotal, FlowControl, ReceiveWindow, SendWindow, SharedWindow, Unread};
+pub use quota::Quota;
 pub use receive::{Activity, ReceiveError, Receiver, TunnelBody, next_message};
 pub use relay::{Relayed, relay};
 pub use rewind::{Replay, Rewind};

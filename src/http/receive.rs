@@ -12,25 +12,30 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use super::flow::{Crowded, Exceeded, ReceiveWindow, SharedWindow, Unread};
-use crate::proto::{self, BodyDecoder, BodyLength, HEAD_LIMIT, Head, Reset, Splitter, WireError};
+use super::hygiene::sanitize_trailers;
+use crate::proto::{
+    self, BodyDecoder, BodyLength, Check, HEAD_LIMIT, Head, Reset, Splitter, WireError,
+};
 
 /// Receive the next message of a stream, of which the splitter keeps the beginning; `None` at the stream's
 /// end. May be cancelled.
 ///
 /// # Errors
-/// If the stream breaks, or the bytes are not a message of at most that length.
+/// If the stream breaks, or the bytes are not a [checked](Check) message of at most that length.
 pub async fn next_message<T, E>(
     stream: &mut RecvStream,
     splitter: &mut Splitter,
     limit: usize,
 ) -> Result<Option<T>, E>
 where
-    T: DeserializeOwned,
+    T: DeserializeOwned + Check,
     E: From<WireError> + From<ReadError>,
 {
     loop {
         if let Some(message) = splitter.next(limit)? {
-            return Ok(Some(proto::decode(&message)?));
+            let message: T = proto::decode(&message)?;
+            message.check()?;
+            return Ok(Some(message));
         }
         match stream.read_chunk(limit, true).await? {
             Some(chunk) => splitter.push(&chunk.bytes),
@@ -70,11 +75,13 @@ impl Receiver {
     ///
     /// # Errors
     /// If the stream ends first, or the bytes are not a head.
-    pub async fn head<T: Head>(&mut self) -> Result<T, ReceiveError> {
+    pub async fn head<T: Head + Check>(&mut self) -> Result<T, ReceiveError> {
         let mut large = None;
         loop {
             if let Some(head) = self.splitter.next(T::LIMIT)? {
-                return Ok(proto::decode(&head)?);
+                let head: T = proto::decode(&head)?;
+                head.check()?;
+                return Ok(head);
             }
             if let (None, Some(length)) = (&large, self.splitter.announced())
                 && length > HEAD_LIMIT
@@ -105,6 +112,7 @@ impl Receiver {
             left,
             ended: length == BodyLength::Empty,
             next: None,
+            violated: false,
             activity,
         }
     }
@@ -114,6 +122,17 @@ impl Receiver {
     /// # Errors
     /// If the other end is gone, or sends more than it may.
     pub async fn raw(&mut self) -> Result<Option<Unread>, ReceiveError> {
+        let received = self.next_raw().await;
+        if let Err(err) = &received
+            && err.is_violation()
+        {
+            self.violated(err);
+            let _ = self.stream.stop(Reset::Protocol.code());
+        }
+        received
+    }
+
+    async fn next_raw(&mut self) -> Result<Option<Unread>, ReceiveError> {
         let rest = std::mem::take(&mut self.splitter).into_rest();
         let bytes = if rest.is_empty() {
             let chunk = self.stream.read_chunk(RAW_READ, true).await?;
@@ -123,6 +142,11 @@ impl Receiver {
         };
         let unread = bytes.map(|bytes| self.window.receive(bytes));
         Ok(unread.transpose()?)
+    }
+
+    /// Note that the other end has broken the protocol on this stream.
+    pub fn violated(&self, what: &dyn std::fmt::Display) {
+        self.window.violated(what);
     }
 
     /// Say that nothing more is wanted, if anything is still coming.
@@ -142,6 +166,8 @@ pub struct TunnelBody {
     ended: bool,
     /// What came after the last byte that was announced: an error, or trailers.
     next: Option<Box<Result<Frame<Unread>, ReceiveError>>>,
+    /// Whether the sender has broken the protocol.
+    violated: bool,
     activity: Arc<Activity>,
 }
 
@@ -162,7 +188,8 @@ impl TunnelBody {
                     let unread = self.window.receive(data)?;
                     return Poll::Ready(Some(Ok(Frame::data(unread))));
                 }
-                Some(proto::Frame::Trailers(fields)) => {
+                Some(proto::Frame::Trailers(mut fields)) => {
+                    sanitize_trailers(&mut fields);
                     return Poll::Ready(Some(Ok(Frame::trailers(fields))));
                 }
                 None => {}
@@ -213,6 +240,12 @@ impl Body for TunnelBody {
         if self.ended {
             self.activity.record(0);
         }
+        if let Some(Err(err)) = &frame
+            && err.is_violation()
+        {
+            self.violated = true;
+            self.window.violated(err);
+        }
         Poll::Ready(frame)
     }
 
@@ -231,7 +264,9 @@ impl Body for TunnelBody {
 impl Drop for TunnelBody {
     fn drop(&mut self) {
         self.window.close();
-        if !self.ended {
+        if self.violated {
+            let _ = self.stream.stop(Reset::Protocol.code());
+        } else if !self.ended {
             // Whoever knows the length stops reading when it is reached, before the stream's own end.
             let reset = match self.left {
                 Some(0) => Reset::Enough,
@@ -302,6 +337,15 @@ pub enum ReceiveError {
 
 /// The most to take from the stream at once while a head comes.
 const HEAD_READ: usize = 32 << 10;
+impl ReceiveError {
+    /// Report whether no honest end would send this. A stream that ends too early is how one gives up.
+    pub fn is_violation(&self) -> bool {
+        match self {
+            Self::Wire(WireError::Truncated) | Self::Stream(_) | Self::Crowded(_) => false,
+            Self::Wire(_) | Self::Length | Self::Window(_) => true,
+        }
+    }
+}
 
 /// The most to take from the stream at once: what quinn has in one piece is smaller anyway.
 const RAW_READ: usize = 64 << 10;

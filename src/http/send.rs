@@ -233,6 +233,13 @@ impl Sender {
         Ok(())
     }
 
+    /// End the stream as one on which the other end has broken the protocol.
+    pub fn reset(mut self, reset: Reset) {
+        self.finished = true;
+        // It fails only if the stream is closed already.
+        let _ = self.stream.reset(reset.code());
+    }
+
     /// End the stream: all that was sent is complete. After an upgrade this is a half-close.
     pub fn finish(mut self) {
         self.mark_end();

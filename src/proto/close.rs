@@ -2,6 +2,10 @@
 
 use std::fmt;
 
+use quinn::ConnectionError;
+
+use super::Text;
+
 /// The application error code of a QUIC CONNECTION_CLOSE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Close {
@@ -59,6 +63,24 @@ impl fmt::Display for Close {
             Self::Refused => "refused by the edge",
             Self::Version => "the edge speaks another version of the protocol",
         })
+    }
+}
+
+/// Describe why a connection ended. The reason may be the peer's own words.
+pub fn close_text(err: &ConnectionError) -> Text {
+    match err {
+        ConnectionError::ApplicationClosed(close) => {
+            let meaning = match Close::from_code(close.error_code) {
+                Some(close) => close.to_string(),
+                None => format!("closed with code {}", close.error_code),
+            };
+            match close.reason.is_empty() {
+                true => meaning.into(),
+                false => format!("{meaning}: {}", Text::from_bytes(&close.reason)).into(),
+            }
+        }
+        // Among them what the peer's QUIC says.
+        _ => err.to_string().into(),
     }
 }
 

@@ -143,6 +143,9 @@ pub enum WireError {
     /// The sender finished inside a message or a frame.
     #[error("the stream ended inside a message")]
     Truncated,
+    /// A value is none that may stand there. The text says which and why.
+    #[error("{0}")]
+    Invalid(&'static str),
     /// Something followed the trailers.
     #[error("data after the trailers")]
     AfterTrailers,

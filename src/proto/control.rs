@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::Text;
+
 /// What an agent tells the edge.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum AgentMessage {
@@ -48,7 +50,7 @@ pub enum EdgeMessage {
         deadline_ms: u64,
     },
     /// Something that the person at the agent should read.
-    Notice(String),
+    Notice(Text),
     /// Another process of this edge has taken over: the agent opens a new session at once, which
     /// reaches that one. This session goes on beside it, also with new conversations, for visitors
     /// who are still connected to the old process, until the edge closes it.
@@ -88,7 +90,7 @@ pub struct Hello {
     /// What to do where a name is held.
     pub claim: ClaimMode,
     /// Name and version of the program, for the edge's log.
-    pub software: String,
+    pub software: Text,
     /// What to publish from the start.
     pub tunnels: Vec<TunnelRequest>,
     /// What became of earlier sessions, the latest first. A process that has just started knows
@@ -136,7 +138,7 @@ pub struct TunnelRequest {
     /// A number of the agent's choice, which every [`StreamHead`](super::StreamHead) repeats.
     pub tunnel: u32,
     /// The label in front of the edge's domain.
-    pub name: String,
+    pub name: Text,
     /// Protocols besides `websocket` that visitors may switch to, by name. The edge passes over what is
     /// HTTP in another form, such as `h2c`, and over more than eight.
     pub upgrades: Vec<String>,
@@ -148,7 +150,7 @@ pub struct Welcome {
     /// A number for logs at both ends.
     pub session: u64,
     /// Name and version of the program, for the agent's log.
-    pub software: String,
+    pub software: Text,
     /// One for every tunnel asked for, in the same order.
     pub tunnels: Vec<TunnelGrant>,
     /// What the edge will not go beyond.
@@ -161,9 +163,9 @@ pub struct TunnelGrant {
     /// The number that the agent gave it.
     pub tunnel: u32,
     /// The label in front of the edge's domain.
-    pub name: String,
+    pub name: Text,
     /// Where visitors reach it, best first.
-    pub urls: Vec<String>,
+    pub urls: Vec<Text>,
 }
 
 /// The edge's limits, as far as an agent can use them.
@@ -183,22 +185,22 @@ pub enum Refusal {
     Unauthorized,
     /// Somebody else holds the name. An agent that has just started gives up; one that had the name
     /// before tries again now and then.
-    #[error("the name {name:?} is held by {holder}")]
+    #[error("the name \"{name}\" is held by {holder}")]
     NameTaken {
         /// The name.
-        name: String,
+        name: Text,
         /// Who holds it and until when, without any secret.
-        holder: String,
+        holder: Text,
         /// Whether [`ClaimMode::TakeOver`] would have helped.
         may_take_over: bool,
     },
     /// The name cannot be one, or is reserved. Permanent.
-    #[error("the name {name:?} cannot be used: {reason}")]
+    #[error("the name \"{name}\" cannot be used: {reason}")]
     NameInvalid {
         /// The name.
-        name: String,
+        name: Text,
         /// What is wrong with it.
-        reason: String,
+        reason: Text,
     },
     /// The agent asks for more tunnels than the edge allows. Permanent.
     #[error("at most {limit} tunnels are allowed for one agent")]
@@ -210,7 +212,7 @@ pub enum Refusal {
     #[error("the edge is busy: {reason}")]
     Busy {
         /// What it is busy with.
-        reason: String,
+        reason: Text,
     },
 }
 

@@ -77,6 +77,14 @@
 //! packets. Either end closes a WebSocket that brings anything else: 1003 for text, 1009 for a
 //! message that is too long, 1008 for a malformed one or if nothing it brings is QUIC.
 //!
+//! # Checks
+//! Each end treats the other as hostile. A message or head that is well-formed and still wrong ([`Check`]) is
+//! [`WireError::Invalid`]: on the control stream it closes the connection with [`Close::Protocol`], on a
+//! conversation's stream it resets that with [`Reset::Protocol`], and whoever does it too often loses the
+//! connection. Either is logged with what was wrong. Text is made safe to show as it is decoded ([`Text`]).
+//!
+#![doc = include_str!("fields.md")]
+//!
 //! # Close codes
 //! See [`Close`] for connections and [`Reset`] for streams.
 //!
@@ -89,11 +97,17 @@
 //! | head of an answer | [`RESPONSE_HEAD_LIMIT`] |
 //! | trailers | [`TRAILERS_LIMIT`] |
 //! | packets in a WebSocket message | [`DATAGRAMS_LIMIT`] |
+//! | a text in a message | [`TEXT_LIMIT`] |
+//! | a request's target | [`TARGET_LIMIT`] |
+//! | a reason phrase | [`REASON_LIMIT`] |
+//! | what a window begins with | [`FIRST_WINDOW_LIMIT`] |
 
+mod check;
 mod close;
 mod codec;
 mod control;
 mod datagrams;
+mod escape;
 mod fields;
 mod frame;
 #[cfg(test)]
@@ -101,8 +115,10 @@ mod golden;
 mod head;
 #[cfg(test)]
 mod properties;
+mod text;
 
-pub use close::{Close, Reset};
+pub use check::{Check, decimal, is_bodiless, is_reason};
+pub use close::{Close, Reset, close_text};
 pub use codec::{Splitter, WireError, decode, encode, put_varint};
 pub use control::{
     AgentId, AgentMessage, ClaimMode, EdgeMessage, Hello, Limits, LostSession, Refusal, RunId,
@@ -111,11 +127,13 @@ pub use control::{
 pub use datagrams::{
     DATAGRAMS_COUNT, DATAGRAMS_HEADER, DATAGRAMS_LIMIT, Datagrams, DatagramsError,
 };
+pub use escape::escape;
 pub use fields::Fields;
 pub use frame::{BodyDecoder, Frame, data_header, trailers};
 pub use head::{
     BodyLength, Failure, Head, HttpVersion, RequestHead, ResponseHead, Scheme, StreamHead,
 };
+pub use text::{TEXT_LIMIT, Text};
 
 /// What both ends speak; a different wire gets a different name.
 pub const ALPN: &[u8] = b"qtunnel/1";
@@ -142,3 +160,37 @@ pub const LEAST_WINDOW: u64 = 16 << 10;
 
 /// 32 fields of decent size.
 pub const TRAILERS_LIMIT: usize = 8 << 10;
+
+/// The largest window that a body may begin with. A larger one would let an end that does not read be sent that much.
+pub const FIRST_WINDOW_LIMIT: u64 = 512 << 10;
+
+/// A reader tells a limit no more often than once in so many bytes: a quarter of the smallest window.
+pub const WINDOW_STEP: u64 = LEAST_WINDOW / 4;
+
+/// What nginx and Apache take, and the edge from visitors.
+pub const TARGET_LIMIT: usize = 8 << 10;
+
+/// A hundred of the visitor's, and what the edge adds.
+pub const REQUEST_FIELDS_LIMIT: usize = 128;
+
+/// Nobody reads more, and HTTP/2 has none.
+pub const REASON_LIMIT: usize = 256;
+
+/// A few protocols with their versions.
+pub const UPGRADE_LIMIT: usize = 128;
+
+/// Informational answers to one request. A server that says every ten seconds that it is still at work has
+/// three quarters of an hour.
+pub const INFORMATIONAL_LIMIT: usize = 256;
+
+/// A tunnel has one for each of the edge's listeners for visitors.
+pub const URLS_LIMIT: usize = 16;
+
+/// How many sessions a hello reports: those whose requests may still wait.
+pub const LOST_LIMIT: usize = 4;
+
+/// Streams of one such session, so that a hello with all of them stays well below its limit.
+pub const UNREAD_LIMIT: usize = 128;
+
+/// The statuses of informational answers, and of the one that switches protocols.
+const INFORMATIONAL: std::ops::Range<u16> = 100..200;

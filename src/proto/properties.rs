@@ -194,7 +194,7 @@ fn agent_message() -> impl Strategy<Value = AgentMessage> {
                     run: RunId(run),
                     epoch,
                     claim,
-                    software,
+                    software: software.into(),
                     tunnels,
                     lost,
                 })
@@ -241,7 +241,7 @@ fn edge_message() -> impl Strategy<Value = EdgeMessage> {
         .prop_map(|(session, software, tunnels, limits)| {
             EdgeMessage::Welcome(Welcome {
                 session,
-                software,
+                software: software.into(),
                 tunnels,
                 limits: Limits {
                     tunnels: limits.0,
@@ -258,28 +258,32 @@ fn edge_message() -> impl Strategy<Value = EdgeMessage> {
         (any::<u32>(), refusal())
             .prop_map(|(tunnel, refusal)| EdgeMessage::NotOpened { tunnel, refusal }),
         any::<u64>().prop_map(|deadline_ms| EdgeMessage::Draining { deadline_ms }),
-        ".{0,40}".prop_map(EdgeMessage::Notice),
+        text().prop_map(EdgeMessage::Notice),
         any::<u64>().prop_map(|deadline_ms| EdgeMessage::Moving { deadline_ms }),
     ]
 }
 
+fn text() -> impl Strategy<Value = Text> {
+    ".{0,40}".prop_map(Text::from)
+}
+
 fn refusal() -> impl Strategy<Value = Refusal> {
-    let texts = (".{0,20}", ".{0,20}");
+    let texts = || (text(), text());
     prop_oneof![
         Just(Refusal::Unauthorized),
-        (texts, any::<bool>()).prop_map(|((name, holder), may_take_over)| Refusal::NameTaken {
+        (texts(), any::<bool>()).prop_map(|((name, holder), may_take_over)| Refusal::NameTaken {
             name,
             holder,
             may_take_over,
         }),
-        texts.prop_map(|(name, reason)| Refusal::NameInvalid { name, reason }),
+        texts().prop_map(|(name, reason)| Refusal::NameInvalid { name, reason }),
         any::<u32>().prop_map(|limit| Refusal::TooManyTunnels { limit }),
-        ".{0,20}".prop_map(|reason| Refusal::Busy { reason }),
+        text().prop_map(|reason| Refusal::Busy { reason }),
     ]
 }
 
 fn tunnel_request() -> impl Strategy<Value = TunnelRequest> {
-    (any::<u32>(), ".{0,20}", vec(".{0,20}", 0..3)).prop_map(|(tunnel, name, upgrades)| {
+    (any::<u32>(), text(), vec(".{0,20}", 0..3)).prop_map(|(tunnel, name, upgrades)| {
         TunnelRequest {
             tunnel,
             name,
@@ -289,7 +293,7 @@ fn tunnel_request() -> impl Strategy<Value = TunnelRequest> {
 }
 
 fn tunnel_grant() -> impl Strategy<Value = TunnelGrant> {
-    (any::<u32>(), ".{0,20}", vec(".{0,20}", 0..3)).prop_map(|(tunnel, name, urls)| TunnelGrant {
+    (any::<u32>(), text(), vec(text(), 0..3)).prop_map(|(tunnel, name, urls)| TunnelGrant {
         tunnel,
         name,
         urls,

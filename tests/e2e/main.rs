@@ -27,6 +27,8 @@ mod half_closed;
 mod handover;
 mod headers;
 mod hold;
+mod hostile_agent;
+mod hostile_edge;
 mod interim;
 mod leases;
 mod lifecycle;

@@ -10,11 +10,13 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use quinn::Connection;
 use tokio::sync::{Notify, watch};
+use tracing::warn;
 
 mod budget;
 mod large_head;
@@ -34,7 +36,7 @@ pub use unread::{SharedWindow, Unread};
 use large_head::LargeHeads;
 use tail::Tail;
 
-use crate::proto::{LEAST_WINDOW, Window};
+use crate::proto::{Close, FIRST_WINDOW_LIMIT, WINDOW_STEP, Window, WireError};
 
 /// The windows of one session's conversations, in both directions.
 pub struct FlowControl {
@@ -45,6 +47,12 @@ pub struct FlowControl {
     budget: Budget,
     /// Limits of what we send on streams, for those that may come to theirs.
     sending: Mutex<HashMap<u64, watch::Sender<u64>>>,
+    /// How many limits the peer may still tell: one for each step of what was sent.
+    notices: AtomicI64,
+    /// How often the peer has broken the protocol on a stream.
+    violations: AtomicU32,
+    /// Ends the session.
+    close: Box<dyn Fn(Close, &str) + Send + Sync>,
     /// Limits that the peer is to be told.
     untold: Mutex<HashMap<u64, u64>>,
     told: Notify,
@@ -62,17 +70,19 @@ impl FlowControl {
         budget: Budget,
         ended: impl Fn(u64) + Send + Sync + 'static,
     ) -> Arc<Self> {
-        let (path, stats) = (connection.clone(), connection.clone());
+        let (path, stats, whole) = (connection.clone(), connection.clone(), connection.clone());
+        let close = move |close: Close, reason: &str| whole.close(close.code(), reason.as_bytes());
         let is_lossy = move || {
             let path = stats.stats().path;
             path.lost_packets * LOSSY > path.sent_packets
         };
-        Self::new(move || path.rtt(), is_lossy, budget, ended)
+        Self::new(move || path.rtt(), is_lossy, close, budget, ended)
     }
 
     fn new(
         round_trip: impl Fn() -> Duration + Send + Sync + 'static,
         is_lossy: impl Fn() -> bool + Send + Sync + 'static,
+        close: impl Fn(Close, &str) + Send + Sync + 'static,
         budget: Budget,
         ended: impl Fn(u64) + Send + Sync + 'static,
     ) -> Arc<Self> {
@@ -82,6 +92,9 @@ impl FlowControl {
             is_lossy: Box::new(is_lossy),
             budget,
             sending: Mutex::default(),
+            notices: AtomicI64::new(SPARE_NOTICES),
+            violations: AtomicU32::new(0),
+            close: Box::new(close),
             untold: Mutex::default(),
             told: Notify::new(),
             large_heads: LargeHeads::default(),
@@ -104,13 +117,42 @@ impl FlowControl {
     }
 
     /// Take in a limit that the peer has told. One for a stream that has ended means nothing.
-    pub fn raise(&self, Window { stream, limit }: Window) {
+    ///
+    /// # Errors
+    /// If the peer has told more of them than it can have read steps of what was sent.
+    pub fn raise(&self, Window { stream, limit }: Window) -> Result<(), WireError> {
+        if self.notices.fetch_sub(1, Ordering::Relaxed) <= 0 {
+            return Err(WireError::Invalid(
+                "more windows are told than what was sent can ask for",
+            ));
+        }
         if let Some(known) = lock(&self.sending).get(&stream) {
             known.send_if_modified(|known| {
                 let raised = limit > *known;
                 *known = limit.max(*known);
                 raised
             });
+        }
+        Ok(())
+    }
+
+    /// Note that the peer has broken the protocol on a stream, which is reset. Whoever does it again and again
+    /// loses the session: the log does not fill, and no visitor's time is wasted.
+    pub fn violated(&self, stream: u64, what: &dyn fmt::Display) {
+        let before = self.violations.fetch_add(1, Ordering::Relaxed);
+        if before < MOST_VIOLATIONS {
+            warn!(stream, %what, "the other end breaks the protocol, the stream is reset");
+        }
+        if before + 1 == MOST_VIOLATIONS {
+            (self.close)(Close::Protocol, "too many streams break the protocol");
+        }
+    }
+
+    /// Note that so much has been sent on a stream, before and now.
+    fn sent(&self, before: u64, now: u64) {
+        let steps = now / WINDOW_STEP - before / WINDOW_STEP;
+        if steps > 0 {
+            self.notices.fetch_add(steps as i64, Ordering::Relaxed);
         }
     }
 
@@ -148,14 +190,21 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// The window of a new conversation while there is room: what is in flight at 50 Mbit/s and 40 ms, two
 /// times over, because on a path that loses packets the next limit may take some round trips to come.
-const FIRST_WINDOW: u64 = 512 << 10;
+const FIRST_WINDOW: u64 = FIRST_WINDOW_LIMIT;
 
 /// The largest window: a round trip of 300 ms at 100 Mbit/s. QUIC's own is as large.
 const LARGEST_WINDOW: u64 = 4 << 20;
 
 /// Nobody is told a limit before a quarter of the smallest window has been read, so that whoever has not
 /// sent this much need not listen.
-const UNHEARD: u64 = LEAST_WINDOW / 4;
+const UNHEARD: u64 = WINDOW_STEP;
+
+/// Limits that may be told beyond what was sent: none is needed, and it costs nothing.
+const SPARE_NOTICES: i64 = 64;
+
+/// Streams of a session that may break the protocol. One does by a fault of the other end, which is logged; so many
+/// do on purpose.
+const MOST_VIOLATIONS: u32 = 16;
 
 /// A path is worth another packet per message if it loses one in so many.
 const LOSSY: u64 = 500;

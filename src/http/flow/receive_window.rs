@@ -1,10 +1,11 @@
 //! What the other end may send of a body.
 
+use std::fmt;
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::{Crowded, FIRST_WINDOW, FlowControl, LARGEST_WINDOW, LargeHead};
+use super::{Crowded, FlowControl, LARGEST_WINDOW, LargeHead};
 use crate::proto::LEAST_WINDOW;
 
 /// How much of a stream's body the other end may still send, and what is set aside for it.
@@ -67,9 +68,13 @@ impl ReceiveWindow {
         self.window <= SLOW && self.flow.budget.is_scarce()
     }
 
-    /// Begin with the window that the other end has named, before anything has come.
+    /// Note that the other end has broken the protocol on this stream.
+    pub fn violated(&self, what: &dyn fmt::Display) {
+        self.flow.violated(self.stream, what);
+    }
+
+    /// Begin with the window that the other end has named, before anything has come. It was checked.
     pub fn open(&mut self, window: u64) {
-        let window = window.clamp(LEAST_WINDOW, FIRST_WINDOW);
         self.flow.budget.take(window);
         self.flow.budget.give_back(self.reserved);
         (self.window, self.limit, self.reserved) = (window, window, window);

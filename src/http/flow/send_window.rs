@@ -50,7 +50,9 @@ impl SendWindow {
             self.limit = self.limit.max(*raised.borrow());
         }
         let taken = wanted.min(self.limit.saturating_sub(self.sent));
+        let before = self.sent;
         self.sent += taken;
+        self.flow.sent(before, self.sent);
         taken as usize
     }
 
@@ -61,6 +63,10 @@ impl SendWindow {
 
     /// Wait until more may be sent, or the session has ended.
     pub async fn raised(&mut self) {
+        if self.raised.is_none() {
+            // Less may be sent than nobody listens for: to wait is right, and not to ask again at once.
+            self.listen();
+        }
         let limit = self.limit;
         if let Some(raised) = &mut self.raised {
             // Nobody is left to raise it only when the session is over, which the stream tells then.

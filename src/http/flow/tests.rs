@@ -8,10 +8,10 @@ use bytes::Bytes;
 use tokio::time::{Instant, advance, timeout};
 
 use super::{
-    Budget, BufferTotal, FIRST_WINDOW, FlowControl, LARGEST_WINDOW, ReceiveWindow, SendWindow,
-    SharedWindow,
+    Budget, BufferTotal, FIRST_WINDOW, FlowControl, LARGEST_WINDOW, MOST_VIOLATIONS, ReceiveWindow,
+    SPARE_NOTICES, SendWindow, SharedWindow,
 };
-use crate::proto::LEAST_WINDOW;
+use crate::proto::{Close, LEAST_WINDOW, WINDOW_STEP, Window};
 
 const MIB: u64 = 1 << 20;
 const RTT: Duration = Duration::from_millis(40);
@@ -20,7 +20,8 @@ const RTT: Duration = Duration::from_millis(40);
 const SWALLOWED: u64 = 400 << 10;
 
 fn session(limit: u64, total: &Arc<BufferTotal>) -> Arc<FlowControl> {
-    FlowControl::new(|| RTT, || false, Budget::new(limit, total.clone()), |_| ())
+    let budget = Budget::new(limit, total.clone());
+    FlowControl::new(|| RTT, || false, |_, _| (), budget, |_| ())
 }
 
 /// Both ends of a session, with all the room there is.
@@ -31,7 +32,8 @@ fn ends() -> [Arc<FlowControl>; 2] {
 /// Tell one end what the other has to say, if it has.
 async fn tell(reader: &FlowControl, writer: &FlowControl) {
     if let Ok(windows) = timeout(Duration::ZERO, reader.untold()).await {
-        windows.into_iter().for_each(|window| writer.raise(window));
+        let mut windows = windows.into_iter();
+        windows.try_for_each(|window| writer.raise(window)).unwrap();
     }
 }
 
@@ -278,4 +280,48 @@ fn heads_that_are_large_have_a_bound_together_and_give_their_room_back() {
     drop(heads);
 
     assert!(large().is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_notices_than_steps_that_were_sent_are_an_error() {
+    let [flow, _] = ends();
+    let mut outgoing = SendWindow::new(flow.clone(), 0, FIRST_WINDOW);
+    outgoing.take(FIRST_WINDOW as usize);
+    let honest = FIRST_WINDOW / WINDOW_STEP + SPARE_NOTICES as u64;
+    let notice = |limit| Window { stream: 0, limit };
+
+    for limit in 0..honest {
+        flow.raise(notice(limit)).unwrap();
+    }
+
+    assert!(flow.raise(notice(u64::MAX)).is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_breaks_the_protocol_again_and_again_loses_the_session() {
+    let (close, mut closed) = tokio::sync::mpsc::unbounded_channel();
+    let budget = Budget::new(MIB, BufferTotal::new(MIB));
+    let close = move |code, _: &str| close.send(code).unwrap();
+    let flow = FlowControl::new(|| RTT, || false, close, budget, |_| ());
+
+    for stream in 0..u64::from(MOST_VIOLATIONS) - 1 {
+        flow.violated(stream, &"a lie");
+    }
+    assert!(closed.try_recv().is_err());
+    flow.violated(99, &"another");
+    flow.violated(100, &"another");
+
+    assert_eq!(closed.try_recv(), Ok(Close::Protocol));
+    assert!(closed.try_recv().is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_window_of_nothing_makes_its_sender_wait() {
+    let [flow, _] = ends();
+    let mut outgoing = SendWindow::new(flow, 0, 0);
+    assert_eq!(outgoing.take(1), 0);
+
+    let waited = timeout(RTT, outgoing.raised()).await;
+
+    assert!(waited.is_err());
 }

@@ -3,6 +3,7 @@
 //! They count in the window, and so in the budget, until the last copy of them is dropped: while hyper or h2
 //! have them queued for a connection, whatever the protocol, nothing more comes in their place.
 
+use std::fmt;
 use std::io::IoSlice;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -61,6 +62,11 @@ impl SharedWindow {
     /// If there is none.
     pub fn large_head(&self, length: usize) -> Result<LargeHead, Crowded> {
         self.lock().window.large_head(length)
+    }
+
+    /// Note that the other end has broken the protocol on this stream.
+    pub fn violated(&self, what: &dyn fmt::Display) {
+        self.lock().window.violated(what);
     }
 
     /// Begin with the window that the other end has named, before anything has come.

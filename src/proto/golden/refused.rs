@@ -8,22 +8,32 @@ use crate::proto::*;
 #[test]
 fn every_limit_holds_at_the_last_byte() {
     for limit in [HELLO_LIMIT, CONTROL_LIMIT, HEAD_LIMIT, TRAILERS_LIMIT] {
-        // What surrounds the text: the kind of message, and the text's length in two or three bytes.
-        let around = if limit < 1 << 14 { 3 } else { 4 };
-        let notice = |length: usize| EdgeMessage::Notice("n".repeat(length - around));
+        // What surrounds the token: the kind of message, the token's length in two or three bytes, the agent's
+        // identity, and four bytes of what is zero or empty.
+        let around = 1 + if limit < 1 << 14 { 2 } else { 3 } + 16 + 4;
+        let hello = |length: usize| {
+            AgentMessage::Hello(Hello {
+                token: Secret::new("n".repeat(length - around)),
+                agent: AgentId([7; 16]),
+                epoch: 0,
+                software: "".into(),
+                tunnels: Vec::new(),
+                lost: Vec::new(),
+            })
+        };
         let too_long = WireError::TooLong {
             length: limit + 1,
             limit,
         };
 
-        let longest = encode(&notice(limit), limit).unwrap();
+        let longest = encode(&hello(limit), limit).unwrap();
         assert_eq!(longest.len(), 4 + limit);
-        assert_eq!(encode(&notice(limit + 1), limit), Err(too_long));
+        assert_eq!(encode(&hello(limit + 1), limit), Err(too_long));
 
         let mut splitter = Splitter::default();
         splitter.push(&longest);
         let payload = splitter.next(limit).unwrap().unwrap();
-        assert_eq!(decode::<EdgeMessage>(&payload), Ok(notice(limit)));
+        assert_eq!(decode::<AgentMessage>(&payload), Ok(hello(limit)));
 
         // Refused as soon as the length is here, whatever form it has.
         for prefix in [

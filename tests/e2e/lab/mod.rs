@@ -4,6 +4,7 @@
 pub mod back;
 pub mod cable;
 pub mod edge_process;
+pub mod fake_edge;
 pub mod frames;
 pub mod front;
 pub mod handshakes;
@@ -71,6 +72,18 @@ where
         }
     })
     .await;
+}
+
+/// Put other bytes in place of a text, of the same length.
+pub fn forge(bytes: bytes::Bytes, text: &str, with: &[u8]) -> bytes::Bytes {
+    assert_eq!(text.len(), with.len(), "the message must stay as long");
+    let at = bytes
+        .windows(text.len())
+        .position(|at| at == text.as_bytes())
+        .expect("the message has the text");
+    let mut bytes = bytes.to_vec();
+    bytes[at..at + with.len()].copy_from_slice(with);
+    bytes.into()
 }
 
 /// Show what edges and agents log, if `RUST_LOG` asks for it.
@@ -279,7 +292,8 @@ impl Running {
         let urls = agent
             .tunnels()
             .iter()
-            .flat_map(|tunnel| tunnel.urls.clone())
+            .flat_map(|tunnel| &tunnel.urls)
+            .map(ToString::to_string)
             .collect();
         let (stop, stopped) = oneshot::channel::<()>();
         let served = tokio::spawn(agent.serve(async move {

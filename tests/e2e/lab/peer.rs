@@ -1,6 +1,7 @@
 //! Bare QUIC peers, for what no edge and no agent of ours would do.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use qtunnel::Pin;
@@ -21,25 +22,7 @@ pub const ALPN: [&[u8]; 2] = [b"qtunnel/1", b"qtunnel"];
 impl Lab {
     /// Connect to the edge, without saying anything yet.
     pub async fn dial(&self, alpn: &[&[u8]]) -> Connection {
-        let mut roots = rustls::RootCertStore::empty();
-        let ca = CertificateDer::from_pem_file(self.ca()).expect("the edge made it");
-        roots.add(ca).expect("a CA");
-        let mut tls = rustls::ClientConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .expect("TLS 1.3")
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        tls.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
-        let tls = QuicClientConfig::try_from(tls).expect("TLS 1.3");
-        let endpoint = Endpoint::client(([0, 0, 0, 0], 0).into()).expect("a socket");
-        let connecting = endpoint
-            .connect_with(
-                quinn::ClientConfig::new(Arc::new(tls)),
-                way::from_agents(self.quic),
-                "localhost",
-            )
-            .expect("a valid address");
-        within("the handshake", connecting).await.expect("an edge")
+        dial(self.quic, &self.ca(), alpn).await
     }
 
     /// Ask for a name as an agent would, and stay connected for as long as the connection is kept.
@@ -53,6 +36,29 @@ impl Lab {
             other => panic!("{other:?}"),
         }
     }
+}
+
+/// Connect to an edge with the certificate of a CA, without saying anything yet.
+pub async fn dial(edge: SocketAddr, ca: &Path, alpn: &[&[u8]]) -> Connection {
+    let mut roots = rustls::RootCertStore::empty();
+    let ca = CertificateDer::from_pem_file(ca).expect("the edge made it");
+    roots.add(ca).expect("a CA");
+    let mut tls = rustls::ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("TLS 1.3")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    tls.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    let tls = QuicClientConfig::try_from(tls).expect("TLS 1.3");
+    let endpoint = Endpoint::client(([0, 0, 0, 0], 0).into()).expect("a socket");
+    let connecting = endpoint
+        .connect_with(
+            quinn::ClientConfig::new(Arc::new(tls)),
+            way::from_agents(edge),
+            "localhost",
+        )
+        .expect("a valid address");
+    within("the handshake", connecting).await.expect("an edge")
 }
 
 fn provider() -> Arc<CryptoProvider> {

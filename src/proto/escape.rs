@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt::Write;
 
 /// Escape control characters, ANSI sequences, and what changes the direction of text or is not
-/// visible, so that a visitor's path cannot forge a line of the log.
+/// visible, so that a visitor's path or a peer's reason cannot forge a line of the log.
 pub fn escape(text: &str) -> Cow<'_, str> {
     if text.bytes().all(|b| matches!(b, b' '..=b'~')) {
         return text.into();
