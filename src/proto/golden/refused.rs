@@ -9,13 +9,15 @@ use crate::proto::*;
 fn every_limit_holds_at_the_last_byte() {
     for limit in [HELLO_LIMIT, CONTROL_LIMIT, HEAD_LIMIT, TRAILERS_LIMIT] {
         // What surrounds the token: the kind of message, the token's length in two or three bytes, the agent's
-        // identity, and four bytes of what is zero or empty.
-        let around = 1 + if limit < 1 << 14 { 2 } else { 3 } + 16 + 4;
+        // identity, and six bytes of what is zero or empty.
+        let around = 1 + if limit < 1 << 14 { 2 } else { 3 } + 16 + 6;
         let hello = |length: usize| {
             AgentMessage::Hello(Hello {
                 token: Secret::new("n".repeat(length - around)),
                 agent: AgentId([7; 16]),
+                run: RunId(0),
                 epoch: 0,
+                claim: ClaimMode::Own,
                 software: "".into(),
                 tunnels: Vec::new(),
                 lost: Vec::new(),
