@@ -181,7 +181,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_body_that_begins_in_the_last_moment_is_received() {
-        let (mut sender, mut body, limits) = body();
+        let (mut sender, body, limits) = body();
         let sending = async {
             sleep(limits.body_grace - MOMENT).await;
             sender.send_data("late".into()).await.unwrap();

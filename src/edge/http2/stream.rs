@@ -92,14 +92,24 @@ impl Stream {
         }
     }
 
+    /// Take the request's body, unless somebody has it.
+    fn take_unread(&self) -> Option<Unread> {
+        let mut unread = self.unread();
+        match *unread {
+            Unread::Lent => None,
+            _ => Some(std::mem::take(&mut *unread)),
+        }
+    }
+
     /// Wait until nobody has the request's body any more, and return it.
     async fn unread_body(&self) -> Option<Incoming> {
         loop {
             let returned = self.returned.notified();
-            match std::mem::take(&mut *self.unread()) {
-                Unread::Nowhere => return None,
-                Unread::Returned(body) => return Some(body),
-                Unread::Lent => self.lend(),
+            if let Some(unread) = self.take_unread() {
+                return match unread {
+                    Unread::Returned(body) => Some(body),
+                    Unread::Nowhere | Unread::Lent => None,
+                };
             }
             returned.await;
         }
