@@ -24,7 +24,10 @@ pub struct PacedBody<B> {
 }
 
 struct Pace {
-    limits: EdgeLimits,
+    /// Bytes that buy a second.
+    rate: u64,
+    /// The most time to have.
+    longest: Duration,
     received: Received,
     /// Bytes of the connection that had been received with the last piece of the body.
     seen: u64,
@@ -42,7 +45,8 @@ impl<B> PacedBody<B> {
             seen: received.bytes(),
             received,
             credit: limits.body_grace,
-            limits: *limits,
+            rate: limits.body_rate.max(1),
+            longest: limits.body_pause.max(limits.body_grace),
             waiting: None,
             deadline: LazyDeadline::default(),
         };
@@ -75,9 +79,8 @@ impl Pace {
 
     /// The time that is left once these bytes have been paid for.
     fn with(&self, bytes: u64) -> Duration {
-        let bought = bytes.saturating_mul(1_000) / self.limits.body_rate.max(1);
-        let most = self.limits.body_pause.max(self.limits.body_grace);
-        (self.credit + Duration::from_millis(bought)).min(most)
+        let bought = Duration::from_millis(bytes.saturating_mul(1_000) / self.rate);
+        self.credit.saturating_add(bought).min(self.longest)
     }
 
     /// Wait until the visitor has been waited for too long.

@@ -170,7 +170,9 @@ impl Body for Answer {
 #[derive(Clone)]
 pub struct StreamExecutor {
     connection: Arc<Connection>,
-    limits: EdgeLimits,
+    write_stall: Duration,
+    discard: Duration,
+    discard_bytes: u64,
 }
 
 impl StreamExecutor {
@@ -178,7 +180,9 @@ impl StreamExecutor {
     pub fn new(connection: Arc<Connection>, limits: &EdgeLimits) -> Self {
         Self {
             connection,
-            limits: *limits,
+            write_stall: limits.write_stall,
+            discard: limits.discard,
+            discard_bytes: limits.discard_bytes,
         }
     }
 }
@@ -263,7 +267,7 @@ impl StreamExecutor {
             blocked.deadline.clear();
             return Poll::Pending;
         }
-        let limit = self.limits.write_stall;
+        let limit = self.write_stall;
         let piece = stream.asked.load(Ordering::Relaxed);
         if !blocked.deadline.is_set() || blocked.piece != piece {
             blocked.piece = piece;
@@ -287,11 +291,11 @@ impl StreamExecutor {
     /// Discard what still comes of a request whose answer has been given away. What has not ended after
     /// some time is reset.
     async fn discard(self, stream: Arc<Stream>) {
-        let deadline = Instant::now() + self.limits.discard;
+        let deadline = Instant::now() + self.discard;
         let Ok(Some(mut body)) = timeout_at(deadline, stream.unread_body()).await else {
             return;
         };
-        let mut left = self.limits.discard_bytes;
+        let mut left = self.discard_bytes;
         while left > 0 && !body.is_end_stream() {
             match timeout_at(deadline, body.frame()).await {
                 Ok(Some(Ok(frame))) => {

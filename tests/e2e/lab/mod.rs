@@ -42,7 +42,6 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 pub use cable::Cable;
 pub use edge_process::EdgeProcess;
-pub use frames::Frames;
 pub use http2::Http2;
 pub use load::Load;
 pub use relay::Relay;
