@@ -59,6 +59,9 @@ const OPERATION: Duration = Duration::from_secs(30);
 mod tests {
     use std::sync::mpsc;
 
+    use tokio::task::yield_now;
+    use tokio::time::advance;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -77,14 +80,21 @@ mod tests {
                 .await
             });
         }
+        // Time does not go by itself while a thread is busy.
+        yield_now().await;
+        advance(OPERATION).await;
         while let Some(ended) = hanging.join_next().await {
             let err = ended.unwrap().unwrap_err();
             assert_eq!(err.kind(), io::ErrorKind::TimedOut);
         }
 
-        let one_more = disk.run(|| Ok(())).await;
+        let waiting = disk.clone();
+        let one_more = tokio::spawn(async move { waiting.run(|| Ok(())).await });
+        yield_now().await;
+        advance(QUEUE).await;
 
-        assert_eq!(one_more.unwrap_err().kind(), io::ErrorKind::ResourceBusy);
+        let err = one_more.await.unwrap().unwrap_err();
+        assert_eq!(err.kind(), io::ErrorKind::ResourceBusy);
         drop(release);
     }
 }

@@ -365,9 +365,12 @@ async fn a_name_server_that_never_answers_keeps_no_process_that_is_told_to_stop(
         "resolv.conf",
         "nameserver 10.9.9.2\noptions timeout:30 attempts:5\n",
     );
+    // What is sent to the far end of the pair is for nobody there.
     let setup = format!(
-        "mount --bind {resolv} /etc/resolv.conf && ip link set lo up && ip link add d0 type dummy && \
-         ip addr add 10.9.9.1/24 dev d0 && ip link set d0 up"
+        "mount --bind {resolv} /etc/resolv.conf && ip link set lo up && \
+         ip link add v0 address 02:00:00:00:00:01 type veth peer name v1 && \
+         ip addr add 10.9.9.1/24 dev v0 && ip link set v0 up && ip link set v1 up && \
+         ip neigh add 10.9.9.2 lladdr 02:00:00:00:00:02 dev v0"
     );
     let inside = |script: String| {
         let mut command = unshare.command();
