@@ -46,8 +46,8 @@ pub(super) enum Broken {
 
 impl Broken {
     /// Name what went wrong on an HTTP/2 connection, if it has a name.
-    pub(super) fn of_http2(err: hyper::Error) -> Self {
-        match http2::describe(&err) {
+    pub(super) fn of_http2(err: hyper::Error, is_agreed: bool) -> Self {
+        match http2::describe(&err, is_agreed) {
             Some(what) => Self::Http2 { what, err },
             None => Self::Upstream(err),
         }

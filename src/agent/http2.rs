@@ -437,20 +437,21 @@ fn is_refusal(err: &h2::Error) -> bool {
     err.is_reset() && err.is_remote() && err.reason() == Some(h2::Reason::REFUSED_STREAM)
 }
 
-/// Name what an upstream has said or not said, in the words of RFC 9113.
-pub fn describe(err: &hyper::Error) -> Option<String> {
+/// Name what an upstream has said or not said, in the words of RFC 9113. It may not speak HTTP/2 at all if nothing
+/// has agreed on it.
+pub fn describe(err: &hyper::Error, is_agreed: bool) -> Option<String> {
     if err.is_timeout() {
         let limit = humantime::format_duration(PONG);
         return Some(format!("it did not answer an HTTP/2 PING within {limit}"));
     }
     let err = h2_error(err)?;
-    let reason = err.reason()?;
-    if !err.is_remote() && reason == h2::Reason::FRAME_SIZE_ERROR {
-        // The length of a frame that begins "HTTP".
-        return Some(
-            "it does not answer in HTTP/2: if it speaks HTTP/1.1, write http://HOST:PORT".into(),
-        );
+    // The length of a frame that begins "HTTP".
+    let is_malformed = !err.is_remote() && err.reason() == Some(h2::Reason::FRAME_SIZE_ERROR);
+    if !is_agreed && (is_malformed || err.is_io()) {
+        let hint = "if it speaks HTTP/1.1, write http://HOST:PORT";
+        return Some(format!("it does not answer in HTTP/2: {hint}"));
     }
+    let reason = err.reason()?;
     let (who, did) = match (err.is_remote(), err.is_go_away()) {
         (true, true) => ("it", "ended the HTTP/2 connection (GOAWAY) with"),
         (true, false) => ("it", "reset the HTTP/2 stream with"),

@@ -113,7 +113,8 @@ impl Outgoing<'_> {
                 && !http2::is_answer(&err);
             let may_repeat = unsent || http2::is_unprocessed(&err) || repeatable && attempts == 1;
             if !may_repeat || !again.is_whole() || attempts == ATTEMPTS {
-                return Err(Broken::of_http2(err));
+                let is_agreed = self.pool.is_secure() || stream.reused;
+                return Err(Broken::of_http2(err, is_agreed));
             }
             debug!(%err, attempts, "sending a request again, which the upstream has not processed");
             attempts += 1;

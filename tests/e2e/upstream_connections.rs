@@ -81,11 +81,12 @@ async fn localhost_is_reached_whichever_family_it_listens_on() {
                 });
             }
         });
-        let _agent = lab.agent("blog", at(&format!("localhost:{port}"))).await;
+        let agent = lab.agent("blog", at(&format!("localhost:{port}"))).await;
 
         let reply = lab.visitor("blog").get("/").await;
 
         assert_eq!((reply.status, reply.text()), (200, "ok"), "{address}");
+        agent.stop().await.unwrap();
         server.abort();
     }
 }

@@ -11,12 +11,13 @@ async fn a_folded_field_of_an_answer_arrives_as_one_line(carrier: Carrier) {
     let lab = Lab::start().await.over(carrier);
     for folded in ["a;\r\n  b;\r\n\tc", "a;\n b;\n c"] {
         let upstream = answering(format!("HTTP/1.1 200 OK\r\nX-Policy: {folded}\r\n{OK}")).await;
-        let _agent = lab.agent("blog", &upstream).await;
+        let agent = lab.agent("blog", &upstream).await;
 
         let reply = lab.visitor("blog").get("/").await;
 
         assert_eq!((reply.status, reply.text()), (200, "ok"), "{folded:?}");
         assert_eq!(reply.header("x-policy"), "a; b; c");
+        agent.stop().await.unwrap();
     }
 }
 
@@ -57,10 +58,11 @@ async fn an_answer_may_have_a_thousand_fields_or_256_kib_over_either_version_of_
     let cookies: String = (0..1000)
         .map(|i| format!("Set-Cookie: c{i}=1\r\n"))
         .collect();
-    let long = format!("Link: {}\r\n", "a".repeat(255 << 10));
+    // curl takes no line of more than 100 KiB.
+    let long = format!("Link: {}\r\n", "a".repeat(63 << 10)).repeat(4);
     for (fields, name) in [(cookies, "set-cookie"), (long, "link")] {
         let upstream = answering(format!("HTTP/1.1 200 OK\r\n{fields}{OK}")).await;
-        let _agent = lab.agent("blog", &upstream).await;
+        let agent = lab.agent("blog", &upstream).await;
 
         let http1 = curl(&lab, "--http1.1").await;
         let http2 = curl(&lab, "--http2").await;
@@ -69,6 +71,7 @@ async fn an_answer_may_have_a_thousand_fields_or_256_kib_over_either_version_of_
         assert_eq!((count(&http1, name), count(&http2, name)), (sent, sent));
         assert!(http1.ends_with("ok") && http2.ends_with("ok"));
         assert!(http1.len() > fields.len() && http2.len() > fields.len());
+        agent.stop().await.unwrap();
     }
 }
 
@@ -105,11 +108,12 @@ async fn what_browsers_bear_passes(carrier: Carrier) {
         "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 \r\nLink : </a>\r\n\r\nHTTP/1.1 200 OK\r\n\r\nok",
     ] {
         let upstream = answering(answer.to_owned()).await;
-        let _agent = lab.agent("blog", &upstream).await;
+        let agent = lab.agent("blog", &upstream).await;
 
         let reply = lab.visitor("blog").get("/").await;
 
         assert_eq!((reply.status, reply.text()), (200, "ok"), "{answer:?}");
+        agent.stop().await.unwrap();
     }
 }
 
@@ -133,6 +137,7 @@ async fn an_answer_whose_end_can_be_understood_in_two_ways_is_refused_by_the_fie
         refused(&reply, "the header of the service's answer is malformed");
         let problem = problem(&mut agent).await;
         assert!(problem.contains(name), "{fields:?}: {problem}");
+        agent.stop().await.unwrap();
     }
 }
 
@@ -182,14 +187,21 @@ async fn what_is_not_http_is_shown_in_the_log_with_a_hint(carrier: Carrier) {
         assert!(!reply.text().contains("127.0.0.1"), "{}", reply.text());
         let problem = problem(&mut agent).await;
         assert!(problem.contains(shown), "{problem}");
+        agent.stop().await.unwrap();
     }
 }
 
 on_each_carrier!(an_upstream_that_is_given_the_wrong_scheme_has_the_right_one_in_the_log);
 async fn an_upstream_that_is_given_the_wrong_scheme_has_the_right_one_in_the_log(carrier: Carrier) {
     let lab = Lab::start().await.over(carrier);
-    let upstream = Server::text("hello").await;
-    for scheme in ["https", "https+insecure", "h2c"] {
+    let silent = Server::text("hello").await;
+    let answering = answering("HTTP/1.1 400 Bad Request\r\n\r\n".to_owned()).await;
+    for (scheme, upstream) in [
+        ("https", &silent),
+        ("https+insecure", &answering),
+        ("h2c", &silent),
+        ("h2c", &answering),
+    ] {
         let address = format!("{scheme}://{}", upstream.addr);
         let mut agent = lab.agent("blog", at(&address)).await;
 
@@ -198,6 +210,7 @@ async fn an_upstream_that_is_given_the_wrong_scheme_has_the_right_one_in_the_log
         assert_eq!(reply.status, 502);
         let problem = problem(&mut agent).await;
         assert!(problem.contains("write http://HOST:PORT"), "{problem}");
+        agent.stop().await.unwrap();
     }
 }
 
