@@ -5,6 +5,7 @@
 //! GOAWAY then: what they allowed the last connection, the next one gets before another is opened.
 
 use std::future::poll_fn;
+use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Poll, ready};
@@ -444,13 +445,16 @@ pub fn describe(err: &hyper::Error, is_agreed: bool) -> Option<String> {
         let limit = humantime::format_duration(PONG);
         return Some(format!("it did not answer an HTTP/2 PING within {limit}"));
     }
-    let err = h2_error(err)?;
+    let source = std::error::Error::source(err);
+    let is_broken = source.is_some_and(|err| err.is::<io::Error>());
     // The length of a frame that begins "HTTP".
-    let is_malformed = !err.is_remote() && err.reason() == Some(h2::Reason::FRAME_SIZE_ERROR);
-    if !is_agreed && (is_malformed || err.is_io()) {
+    let is_malformed = h2_error(err)
+        .is_some_and(|err| !err.is_remote() && err.reason() == Some(h2::Reason::FRAME_SIZE_ERROR));
+    if !is_agreed && (is_malformed || is_broken) {
         let hint = "if it speaks HTTP/1.1, write http://HOST:PORT";
         return Some(format!("it does not answer in HTTP/2: {hint}"));
     }
+    let err = h2_error(err)?;
     let reason = err.reason()?;
     let (who, did) = match (err.is_remote(), err.is_go_away()) {
         (true, true) => ("it", "ended the HTTP/2 connection (GOAWAY) with"),

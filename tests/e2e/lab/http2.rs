@@ -35,7 +35,9 @@ impl Http2 {
     /// Connect to whatever terminates TLS for this host.
     pub async fn connect(addr: SocketAddr, host: &str, ca: &Path) -> Self {
         let tls = connect_tls(addr, host, ca, b"h2").await;
-        let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(tls));
+        let handshake = http2::Builder::new(TokioExecutor::new())
+            .max_header_list_size(HEAD)
+            .handshake(TokioIo::new(tls));
         let (sender, connection) = handshake.await.expect("HTTP/2");
         // It ends when the last sender and the last response are gone.
         tokio::spawn(connection);
@@ -173,6 +175,9 @@ fn is_unprocessed(err: &hyper::Error) -> bool {
             err.is_go_away() && err.is_remote() && err.reason() == Some(h2::Reason::NO_ERROR)
         })
 }
+
+/// The longest head of an answer: what browsers read, and 32 bytes more for each field.
+const HEAD: u32 = 512 << 10;
 
 /// How much of a large body is sent at once.
 const PIECE: usize = 64 << 10;
