@@ -49,6 +49,7 @@ impl EdgeKeys {
     }
 
     /// Write them down for [`from_bytes`](Self::from_bytes).
+    #[cfg(unix)]
     pub fn to_bytes(self) -> [u8; Self::LENGTH] {
         let mut bytes = [0; Self::LENGTH];
         bytes[..64].copy_from_slice(&self.reset);

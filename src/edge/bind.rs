@@ -73,14 +73,14 @@ impl Edge {
     pub async fn bind_on(config: EdgeConfig, mut sockets: Sockets) -> Result<Self, BindError> {
         let state = StateDir::open(&config.state_dir)?;
         let keys = keys::open(&state)?;
-        let mut edge = Self::prepare(config, &state, |config, identity| {
+        let edge = Self::prepare(config, &state, |config, identity| {
             Listening::start(config, identity, keys, &mut sockets)
         })?;
         for addr in sockets.addrs() {
             warn!(%addr, "a socket that was passed is for no address of ours");
         }
         #[cfg(unix)]
-        edge.open_door(&state, keys, Door::open);
+        let edge = edge.open_door(&state, keys, Door::open);
         Ok(edge)
     }
 
@@ -112,10 +112,9 @@ impl Edge {
             let err = err.to_string();
             warn!(err, "agents will need longer to come back after a crash");
         }
-        edge.open_door(&state, keys, |state, estate| {
+        Ok(edge.open_door(&state, keys, |state, estate| {
             Door::replace(state, estate).map(Some)
-        });
-        Ok(edge)
+        }))
     }
 
     fn prepare(
@@ -160,13 +159,13 @@ impl Edge {
     /// Let a successor in. An edge that cannot do that serves all the same.
     #[cfg(unix)]
     fn open_door(
-        &mut self,
+        mut self,
         state: &StateDir,
         keys: EdgeKeys,
         open: impl FnOnce(&StateDir, Estate) -> std::io::Result<Option<Door>>,
-    ) {
+    ) -> Self {
         if !handover::SUPPORTED {
-            return;
+            return self;
         }
         let estate = self.listening.estate(keys, self.registry.clone());
         self.door = match estate.and_then(|estate| open(state, estate)) {
@@ -182,6 +181,7 @@ impl Edge {
                 None
             }
         };
+        self
     }
 
     /// Return where visitors connect in clear text.

@@ -1,5 +1,6 @@
 //! Where an edge listens: for visitors over TCP, for agents over UDP too.
 
+use std::io;
 use std::net::SocketAddr;
 #[cfg(unix)]
 use std::os::fd::{AsFd, OwnedFd};
@@ -153,7 +154,7 @@ impl Listening {
     /// # Errors
     /// If the system has no descriptors left.
     #[cfg(unix)]
-    pub fn estate(&self, keys: EdgeKeys, registry: Registry) -> std::io::Result<Estate> {
+    pub fn estate(&self, keys: EdgeKeys, registry: Registry) -> io::Result<Estate> {
         let listeners = self.listeners.iter().map(|listener| listener.tcp.as_fd());
         let sockets = listeners.chain(self.descriptor.as_ref().map(AsFd::as_fd));
         Ok(Estate {
@@ -185,33 +186,36 @@ impl Agents {
         sockets: &mut Sockets,
         before: Before,
     ) -> Result<Self, ListenError> {
-        let Some(addr) = config.quic else {
-            return Ok(Self::default());
+        match config.quic {
+            Some(addr) => Self::at(addr, sockets, before).map_err(ListenError::udp(config)),
+            None => Ok(Self::default()),
+        }
+    }
+
+    fn at(addr: SocketAddr, sockets: &mut Sockets, before: Before) -> io::Result<Self> {
+        let socket = match sockets.take_udp(addr) {
+            Some(bound) => bound,
+            None => carrier::bind_edge_udp(addr)?,
         };
-        let bind = || {
-            let socket = match sockets.take_udp(addr) {
-                Some(bound) => bound,
-                None => carrier::bind_edge_udp(addr)?,
-            };
-            let addr = Some(socket.local_addr()?);
-            #[cfg(unix)]
-            let descriptor = Some(socket.as_fd().try_clone_to_owned()?);
-            let udp = carrier::edge_udp(socket)?;
-            #[cfg(unix)]
-            let udp = match before {
-                Some(predecessors) => SharedUdp::waiting(udp, predecessors),
-                None => SharedUdp::reading(udp),
-            };
-            Ok(Self {
-                addr,
-                #[cfg(unix)]
-                shared: Some(udp.clone()),
-                #[cfg(unix)]
-                descriptor,
-                udp: Some(udp),
-            })
+        let addr = Some(socket.local_addr()?);
+        #[cfg(unix)]
+        let descriptor = Some(socket.as_fd().try_clone_to_owned()?);
+        let udp = carrier::edge_udp(socket)?;
+        #[cfg(unix)]
+        let udp = match before {
+            Some(predecessors) => SharedUdp::waiting(udp, predecessors),
+            None => SharedUdp::reading(udp),
         };
-        bind().map_err(ListenError::udp(config))
+        #[cfg(not(unix))]
+        let () = before;
+        Ok(Self {
+            addr,
+            #[cfg(unix)]
+            shared: Some(udp.clone()),
+            #[cfg(unix)]
+            descriptor,
+            udp: Some(udp),
+        })
     }
 }
 

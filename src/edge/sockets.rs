@@ -1,5 +1,6 @@
 //! Listening sockets that somebody else has bound: a service manager, or the edge before this one.
 
+#[cfg(unix)]
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 #[cfg(unix)]
