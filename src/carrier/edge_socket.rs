@@ -164,6 +164,14 @@ impl EdgeSocket {
         websockets.values().for_each(|line| line.joined());
     }
 
+    /// The made-up addresses of the open WebSockets.
+    #[cfg(test)]
+    pub(super) fn addresses(&self) -> Vec<SocketAddr> {
+        let websockets = self.0.websockets.read();
+        let websockets = websockets.unwrap_or_else(PoisonError::into_inner);
+        websockets.values().map(|line| line.address).collect()
+    }
+
     /// Count the open WebSockets.
     pub fn websockets(&self) -> usize {
         let websockets = self.0.websockets.read();

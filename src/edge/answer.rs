@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use tracing::{debug, error};
 
 use super::body::VisitorBody;
-use super::carriers::RawTcp;
+use super::carriers::{RawTcp, agent_address};
 use super::client::Client;
 use super::client::ConnectionId;
 use super::forward::{Forward, Loaded};
@@ -95,7 +95,10 @@ impl Visit {
         };
         if parts.uri.path() == WEBSOCKET_PATH {
             let carriers = &self.visitors.carriers;
-            return Routed::Answer(carriers.accept(parts, self.visitor, self.tcp, may_upgrade));
+            let proxies = &self.visitors.trusted_proxies;
+            let agent = agent_address(self.visitor, proxies, &parts.headers);
+            let way_in = (self.visitor, self.tcp);
+            return Routed::Answer(carriers.accept(parts, agent, way_in, may_upgrade));
         }
         if parts.uri.path().starts_with(OWN_PATHS) {
             return Routed::Answer(audience.tell(Fault::NotFound, None));

@@ -2,7 +2,7 @@
 //! listeners.
 
 use std::fmt::Display;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 #[cfg(unix)]
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 #[cfg(windows)]
@@ -16,6 +16,7 @@ use ::http::{Method, Response, StatusCode};
 use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use ipnet::IpNet;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -85,12 +86,12 @@ pub struct Carriers {
 }
 
 impl Carriers {
-    /// Take over a connection whose agent asks for it.
+    /// Take over a connection whose agent, at that address, asks for it.
     pub fn accept(
         &self,
         mut parts: Parts,
-        peer: SocketAddr,
-        tcp: RawTcp,
+        agent: SocketAddr,
+        (peer, tcp): (SocketAddr, RawTcp),
         expects_upgrade: bool,
     ) -> Response<VisitorBody> {
         let mut response = Response::new(VisitorBody::Empty);
@@ -137,7 +138,7 @@ impl Carriers {
             };
             let (socket, io) = (&carriers.socket, TokioIo::new(upgraded));
             let far_end = FarEnd {
-                peer,
+                peer: agent,
                 reach,
                 congestion,
             };
@@ -199,6 +200,26 @@ impl Carriers {
 #[cfg(unix)]
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// Find out an agent's address: that at the other end of the connection, or what a trusted proxy there says.
+pub fn agent_address(peer: SocketAddr, trusted: &[IpNet], fields: &HeaderMap) -> SocketAddr {
+    let is_trusted = |address: &IpAddr| {
+        let address = address.to_canonical();
+        trusted.iter().any(|proxies| proxies.contains(&address))
+    };
+    if !is_trusted(&peer.ip()) {
+        return peer;
+    }
+    let told = fields.get_all(X_FORWARDED_FOR).into_iter();
+    let told = told.filter_map(|list| list.to_str().ok());
+    let addresses: Vec<&str> = told.flat_map(|list| list.split(',')).collect();
+    // Each proxy has added its peer's address at the end.
+    let mut addresses = addresses.iter().rev().map_while(|text| text.trim().parse().ok());
+    match addresses.find(|address| !is_trusted(address)) {
+        Some(address) => (address, 0).into(),
+        None => peer,
+    }
+}
+
 /// Tell whether there is a proxy in front of the edge.
 fn is_proxied(fields: &HeaderMap) -> bool {
     PROXIES_FIELDS.iter().any(|name| fields.contains_key(name))
@@ -210,3 +231,23 @@ const PROXIES_FIELDS: [HeaderName; 3] = [
     HeaderName::from_static("x-real-ip"),
     FORWARDED,
 ];
+
+#[cfg(test)]
+mod tests {
+    use ::http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn an_agent_behind_trusted_proxies_has_the_address_that_they_say() {
+        let trusted = ["10.0.0.0/8".parse().unwrap()];
+        let told = HeaderValue::from_static("203.0.113.9, 198.51.100.7, 10.0.0.2");
+        let fields = HeaderMap::from_iter([(X_FORWARDED_FOR, told)]);
+        let address = |peer: [u8; 4]| agent_address((peer, 4000).into(), &trusted, &fields).ip();
+
+        assert_eq!(address([10, 0, 0, 1]), IpAddr::from([198, 51, 100, 7]));
+        assert_eq!(address([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 1]));
+        let silent = agent_address(([10, 0, 0, 1], 4000).into(), &trusted, &HeaderMap::new());
+        assert_eq!(silent, ([10, 0, 0, 1], 4000).into());
+    }
+}

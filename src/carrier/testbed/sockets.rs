@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
-use quinn::EndpointConfig;
+use quinn::{AsyncUdpSocket, EndpointConfig, udp::Transmit};
 use tokio::{io::DuplexStream, net::TcpStream, task::JoinSet, time::timeout};
 use tokio_tungstenite::{
     WebSocketStream, client_async,
@@ -221,15 +221,15 @@ fn quiet_edge(limit: usize) -> (quinn::Endpoint, crate::carrier::EdgeSocket) {
     edge_endpoint_over(None, EndpointConfig::default(), certificate().server, limit).unwrap()
 }
 
-const STRANGER: ([u8; 4], u16) = ([198, 51, 100, 1], 4000);
-
-/// Take a WebSocket that leads to nobody known.
+/// Take a WebSocket that leads to nobody known, at one of many addresses.
 fn accept_stranger(
     socket: &EdgeSocket,
     far: DuplexStream,
+    number: u16,
 ) -> Result<impl Future<Output = Ended> + Send + use<>, TooManyWebSockets> {
+    let [high, low] = number.to_be_bytes();
     let far_end = FarEnd {
-        peer: STRANGER.into(),
+        peer: ([198, 18, high, low], 4000).into(),
         reach: Reach::Network,
         congestion: CongestionControl::Ours,
     };
@@ -243,7 +243,7 @@ async fn a_thousand_websockets_that_never_speak_quic_are_sent_away() {
     let mut websockets = JoinSet::new();
     for i in 0..1000 {
         let (near, far) = tokio::io::duplex(4096);
-        websockets.spawn(accept_stranger(&socket, far).unwrap());
+        websockets.spawn(accept_stranger(&socket, far, i).unwrap());
         let mut near = WebSocketStream::from_raw_socket(near, Role::Client, None).await;
         // Half say nothing, half send packets that are none.
         if i % 2 == 0 {
@@ -255,7 +255,7 @@ async fn a_thousand_websockets_that_never_speak_quic_are_sent_away() {
     }
     assert_eq!(socket.websockets(), 1000);
     let (_, far) = tokio::io::duplex(4096);
-    assert!(accept_stranger(&socket, far).is_err());
+    assert!(accept_stranger(&socket, far, 1000).is_err());
 
     while let Some(ended) = websockets.join_next().await {
         assert!(matches!(ended.unwrap(), Ended::NeverSpokeQuic));
@@ -266,10 +266,49 @@ async fn a_thousand_websockets_that_never_speak_quic_are_sent_away() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn websockets_of_one_address_that_no_session_uses_leave_places_to_others() {
+    let (_endpoint, socket) = quiet_edge(1000);
+    let mut places = Vec::new();
+    let mut open = |number| {
+        let (near, far) = tokio::io::duplex(64);
+        let place = accept_stranger(&socket, far, number).map(|websocket| (near, websocket));
+        place.map(|place| places.push(place))
+    };
+
+    let of_one = (0..1000).filter(|_| open(1).is_ok()).count();
+
+    assert_eq!(of_one, 256);
+    assert!(open(2).is_ok());
+    socket.all_joined();
+    assert!(open(1).is_ok(), "those of sessions do not count");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_websocket_that_speaks_quic_and_brings_no_session_is_sent_away() {
+    let (_endpoint, socket) = quiet_edge(1);
+    let (_near, far) = tokio::io::duplex(4096);
+    let websocket = tokio::spawn(accept_stranger(&socket, far, 0).unwrap());
+
+    // Something is sent to it: it may be one that shakes hands for ever.
+    let initial = [0xc0; 64];
+    let remote = socket.addresses().pop().unwrap();
+    let sent = socket.try_send(&Transmit {
+        destination: remote,
+        ecn: None,
+        contents: &initial,
+        segment_size: None,
+        src_ip: None,
+    });
+
+    assert!(sent.is_ok());
+    assert!(matches!(websocket.await.unwrap(), Ended::NoSession));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_probe_does_not_count_as_speaking_quic() {
     let (_endpoint, socket) = quiet_edge(WEBSOCKETS);
     let (near, far) = tokio::io::duplex(4096);
-    let websocket = tokio::spawn(accept_stranger(&socket, far).unwrap());
+    let websocket = tokio::spawn(accept_stranger(&socket, far, 0).unwrap());
     let mut near: WebSocketStream<DuplexStream> =
         WebSocketStream::from_raw_socket(near, Role::Client, None).await;
     let probe = crate::carrier::probe::Probe::new().unwrap().datagram();
