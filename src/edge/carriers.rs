@@ -213,7 +213,10 @@ pub fn agent_address(peer: SocketAddr, trusted: &[IpNet], fields: &HeaderMap) ->
     let told = told.filter_map(|list| list.to_str().ok());
     let addresses: Vec<&str> = told.flat_map(|list| list.split(',')).collect();
     // Each proxy has added its peer's address at the end.
-    let mut addresses = addresses.iter().rev().map_while(|text| text.trim().parse().ok());
+    let mut addresses = addresses
+        .iter()
+        .rev()
+        .map_while(|text| text.trim().parse().ok());
     match addresses.find(|address| !is_trusted(address)) {
         Some(address) => (address, 0).into(),
         None => peer,

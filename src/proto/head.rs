@@ -48,7 +48,8 @@ pub struct RequestHead {
     pub method: Method,
     /// The origin form of the target (path and query, percent-encoding untouched) or `*`.
     pub target: String,
-    /// The protocol to switch to, if the visitor asks for it (`Upgrade`, or RFC 8441's `:protocol`).
+    /// The protocols to switch to, if the visitor asks for some (`Upgrade`, or RFC 8441's `:protocol`): those
+    /// that the tunnel allows, as they were spelt. An answer with 101 names one of them.
     pub upgrade: Option<String>,
     /// Whether a body follows.
     pub body: BodyLength,

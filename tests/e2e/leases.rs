@@ -15,7 +15,7 @@ use crate::lab::{EdgeProcess, Lab, Relay, Running, Server, eventually, tools, wi
 async fn refused(config: AgentConfig) -> String {
     match within("the refusal", Agent::connect(config)).await.err() {
         Some(AgentError::Connect(ConnectError::Refused(Refusal::NameTaken { holder, .. }))) => {
-            holder
+            holder.to_string()
         }
         other => panic!("{other:?}"),
     }

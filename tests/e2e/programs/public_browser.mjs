@@ -70,7 +70,9 @@ page.on('load', () => {
 page.on('pageerror', (error) => console.log('error in the page:', error.message))
 page.on('requestfailed', (request) => console.log('failed:', request.url(), request.failure()?.errorText))
 page.on('console', (message) => console.log(message.text()))
-await page.goto(url)
+// Some compile the page when it is asked for.
+page.setDefaultTimeout(100_000)
+await page.goto(url, { waitUntil: 'domcontentloaded' })
 let shown
 const show = async () => {
   // It fails while the page is being loaded again.
@@ -80,7 +82,7 @@ const show = async () => {
 await show()
 await scenarios[scenario](page)
 // Until SIGTERM, which closes the browser too.
-for (;;) {
+while (!page.isClosed()) {
   await show()
   await new Promise((resolve) => setTimeout(resolve, 100))
 }

@@ -17,6 +17,16 @@ const compiler = webpack({
   resolveLoader: { modules: [process.env.NODE_LIBRARIES] },
   resolve: { modules: [process.env.NODE_LIBRARIES] },
 })
-const server = new DevServer({ host: '127.0.0.1', port: 0, static: root, hot: false }, compiler)
+const server = new DevServer(
+  {
+    host: '127.0.0.1',
+    port: 0,
+    static: root,
+    hot: false,
+    // As its manual says for every proxy: the page would dial the port of this server otherwise.
+    client: { webSocketURL: 'auto://0.0.0.0:0/ws' },
+  },
+  compiler,
+)
 await server.start()
 console.log('listening', server.server.address().port)
