@@ -19,11 +19,14 @@ fn an_idle_process_returns_what_a_burst_needed_within_a_minute() {
 
     drop(burst);
 
-    let returned = runtime.block_on(timeout(Duration::from_secs(60), async {
-        while resident() > before + (8 << 20) {
-            sleep(Duration::from_millis(100)).await;
-        }
-    }));
+    let returned = runtime.block_on(async {
+        timeout(Duration::from_secs(60), async {
+            while resident() > before + (8 << 20) {
+                sleep(Duration::from_millis(100)).await;
+            }
+        })
+        .await
+    });
     let left = resident().saturating_sub(before) >> 20;
     assert!(returned.is_ok(), "{left} MiB are left");
 }
