@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use qtunnel::proto::{AgentId, AgentMessage, ClaimMode, EdgeMessage, Hello, Refusal, Secret};
 use qtunnel::{Agent, AgentConfig, AgentError, ConnectError, Event};
-use quinn::Connection;
+use quinn::{Connection, RecvStream, SendStream};
 
 use crate::lab::peer::{ALPN, greeting, hear, say};
 use crate::lab::process::{Process, qtunnel};
@@ -323,14 +323,16 @@ fn hello(agent: AgentId) -> Hello {
     }
 }
 
-/// Say hello, and return what the edge says.
-async fn answer(lab: &Lab, hello: &Hello) -> (Connection, EdgeMessage) {
+/// Say hello, and return what the edge says, and what keeps the session open.
+async fn answer(lab: &Lab, hello: &Hello) -> (Kept, EdgeMessage) {
     let connection = lab.dial(&ALPN).await;
     let (mut send, mut receive) = connection.open_bi().await.expect("a stream");
     say(&mut send, &AgentMessage::Hello(hello.clone())).await;
     let answer = hear(&mut receive).await;
-    (connection, answer)
+    ((connection, send, receive), answer)
 }
+
+type Kept = (Connection, SendStream, RecvStream);
 
 #[tokio::test]
 async fn a_name_is_free_when_its_time_is_over() {

@@ -119,7 +119,8 @@ async fn connections_that_say_no_hello_make_room_for_agents() {
 #[tokio::test]
 async fn a_full_edge_says_so_to_agents_with_a_token() {
     let lab = Lab::with(|edge| edge.limits.sessions = 1).await;
-    let _first = lab.hello("blog").await.unwrap();
+    let upstream = Server::text("here").await;
+    let _first = lab.agent("blog", &upstream).await;
 
     let second = lab.hello("shop").await;
 
@@ -135,8 +136,10 @@ async fn one_agent_has_as_many_sessions_as_it_may() {
         let connection = lab.dial(&ALPN).await;
         let (mut send, mut receive) = connection.open_bi().await.unwrap();
         say(&mut send, hello).await;
-        sessions.push(connection);
-        hear(&mut receive).await
+        let answer = hear(&mut receive).await;
+        // The session ends with any of them.
+        sessions.push((connection, send, receive));
+        answer
     };
 
     let hello = greeting(&[]);
