@@ -19,6 +19,7 @@ use super::seldom::Seldom;
 use super::session::{Ended, Session, SessionIdentity};
 use super::upstream::Upstream;
 use crate::carrier::PathMemory;
+use crate::http::Quota;
 use crate::proto::{ClaimMode, LOST_LIMIT, LostSession, Refusal, TunnelGrant, escape};
 use crate::tls::TrustError;
 
@@ -111,7 +112,9 @@ impl Agent {
                     let told = "a newer process of the edge takes over";
                     config.observer.tell(Event::Notice(told.into()));
                     former.serve_on(*session);
-                    wait = Duration::ZERO;
+                    if opener.moves.take() {
+                        wait = Duration::ZERO;
+                    }
                 }
                 Ended::Lost { reason, report } => {
                     opener.remember(report);
@@ -140,6 +143,8 @@ struct Opener {
     between: Backoff,
     /// When the last session began, if there was one.
     opened: Option<Instant>,
+    /// How often an edge may send the agent on and be asked again at once.
+    moves: Quota,
     /// What the next session is.
     next: SessionIdentity,
     /// What became of earlier sessions, the latest first.
@@ -157,6 +162,7 @@ impl Opener {
             backoff,
             between: Backoff::default(),
             opened: None,
+            moves: Quota::new(MOVES_AT_ONCE, MOVES_EVERY),
             next: SessionIdentity::first(match config.take_over_names {
                 true => ClaimMode::TakeOver,
                 false => ClaimMode::Own,
@@ -287,7 +293,11 @@ fn reason(err: &ConnectError) -> String {
 const LONG: Duration = Duration::from_millis(900);
 
 /// The longest wait for an edge on whose machine nobody listens.
-const REFUSED: Duration = Duration::from_secs(2);
+const REFUSED: Duration = Duration::from_millis(500);
+
+/// Times that an edge may send the agent to a newer process at once, and how often later: more are no upgrades.
+const MOVES_AT_ONCE: u32 = 10;
+const MOVES_EVERY: Duration = Duration::from_secs(6);
 
 /// How often the same failure is told.
 const AGAIN: Duration = Duration::from_secs(30);

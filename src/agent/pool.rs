@@ -198,7 +198,7 @@ impl Pool {
                 Ok(response)
             }
             (Err(_), Some(err)) => Err(AskError::Head(err)),
-            (Err(err), None) => Err(AskError::Http(err)),
+            (Err(err), None) => Err(AskError::Http(Box::new(err))),
         }
     }
 
@@ -371,7 +371,7 @@ pub enum AskError {
     /// It is not understood.
     Head(HeadError),
     /// As hyper says it.
-    Http(TrySendError<Request<RequestBody>>),
+    Http(Box<TrySendError<Request<RequestBody>>>),
 }
 
 /// An upstream cannot be reached.

@@ -105,15 +105,13 @@ pub(crate) fn is_about_visitor(name: &HeaderName) -> bool {
     }
     let begins_as = |family: &&str| variable(name).take(family.len()).eq(family.bytes());
     let same = |known: &&str| variable(name).eq(known.bytes());
-    FAMILIES.iter().any(|family| begins_as(family))
-        || ABOUT_VISITOR.iter().any(|known| same(known))
-        || is_no_proxys(name)
+    FAMILIES.iter().any(begins_as) || ABOUT_VISITOR.iter().any(same) || is_no_proxys(name)
 }
 
 /// Report whether no honest proxy sends this field, but a visitor may, to be taken for something else.
 fn is_no_proxys(name: &str) -> bool {
     let same = |known: &&str| variable(name).eq(known.bytes());
-    NO_PROXYS.iter().any(|known| same(known))
+    NO_PROXYS.iter().any(same)
 }
 
 /// The bytes of a lower-case name as a variable's name is made of it (CGI, WSGI), in reverse: with

@@ -106,7 +106,7 @@ pub enum Failure {
     Busy,
     /// The upstream does not speak HTTP, or another version of it.
     UpstreamNotHttp,
-    /// The head of the upstream's answer is larger than [`RESPONSE_HEAD_LIMIT`](super::RESPONSE_HEAD_LIMIT).
+    /// The head of the upstream's answer is larger than [`RESPONSE_HEAD_LIMIT`].
     UpstreamHeadTooLarge,
     /// The head of the upstream's answer can be understood in two ways, or in none.
     UpstreamHeadInvalid,

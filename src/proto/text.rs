@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::escape;
 
-/// Text that is safe to show, whoever wrote it: [escaped](escape) and at most [`TEXT_LIMIT`] bytes long.
+/// Text that is safe to show, whoever wrote it: [escaped](fn@escape) and at most [`TEXT_LIMIT`] bytes long.
 ///
 /// Every text in a message is one, so that no message brings control characters to a log or a terminal.
 #[derive(Clone, Default, PartialEq, Eq, Hash, Serialize)]

@@ -1,5 +1,6 @@
 //! How the agent decides that it talks to the right edge.
 
+use std::path::Path;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -109,14 +110,14 @@ fn system_roots() -> Result<RootCertStore, TrustError> {
     }
 }
 
-fn roots_from(path: &PathBuf) -> Result<RootCertStore, TrustError> {
+fn roots_from(path: &Path) -> Result<RootCertStore, TrustError> {
     let unreadable = |source| match source {
         pem::Error::Io(source) => TrustError::Unreadable {
-            path: path.clone(),
+            path: path.to_path_buf(),
             source,
         },
         source => TrustError::NotPem {
-            path: path.clone(),
+            path: path.to_path_buf(),
             source,
         },
     };
@@ -126,12 +127,14 @@ fn roots_from(path: &PathBuf) -> Result<RootCertStore, TrustError> {
         roots
             .add(certificate.map_err(unreadable)?)
             .map_err(|source| TrustError::Invalid {
-                path: path.clone(),
+                path: path.to_path_buf(),
                 source,
             })?;
     }
     if roots.is_empty() {
-        return Err(TrustError::Empty { path: path.clone() });
+        return Err(TrustError::Empty {
+            path: path.to_path_buf(),
+        });
     }
     Ok(roots)
 }

@@ -36,47 +36,6 @@ async fn vite_replaces_a_module_in_the_page() {
 }
 
 #[tokio::test]
-async fn webpack_reloads_the_page() {
-    let Some(node) = tools::dev_servers() else {
-        return;
-    };
-    let project = project(WEBPACK);
-    let mut command = node.script("webpack_server.mjs");
-    command.arg(project.path());
-    let Some(mut visit) = Visit::of(command, "/", "watch").await else {
-        return;
-    };
-    visit
-        .browser
-        .lines(vec!["Live Reloading enabled", "shows before"])
-        .await;
-
-    write(project.path(), "text.js", "export const text = 'after'");
-
-    visit.browser.line("shows after").await;
-    visit.end().await;
-}
-
-#[tokio::test]
-async fn next_runs_an_action_and_shows_a_change() {
-    let Some(node) = tools::dev_servers() else {
-        return;
-    };
-    let project = project(NEXT);
-    let mut command = node.script("next_server.mjs");
-    command.arg(project.path());
-    let Some(mut visit) = Visit::of(command, "/", "act").await else {
-        return;
-    };
-    visit.browser.line("heard sesame").await;
-
-    write(project.path(), "app/text.js", "export const text = 'after'");
-
-    visit.browser.line("shows after").await;
-    visit.end().await;
-}
-
-#[tokio::test]
 async fn django_lets_somebody_in_through_a_form() {
     let Some(python) = tools::frameworks() else {
         return;
@@ -241,40 +200,4 @@ const VITE: &[(&str, &str)] = &[
          import.meta.hot.accept('./text.js', (module) => show(module.text))",
     ),
     ("text.js", "export const text = 'before'"),
-];
-
-const WEBPACK: &[(&str, &str)] = &[
-    (
-        "index.html",
-        "<!doctype html><p id=message></p><script src=/main.js></script>",
-    ),
-    (
-        "main.js",
-        "import { text } from './text.js'\nmessage.textContent = text",
-    ),
-    ("text.js", "export const text = 'before'"),
-];
-
-const NEXT: &[(&str, &str)] = &[
-    (
-        "app/layout.js",
-        "export default function Layout({ children }) {\n\
-         return <html><body>{children}</body></html>\n}",
-    ),
-    (
-        "app/page.js",
-        "'use client'\n\
-         import { useActionState } from 'react'\n\
-         import { hear } from './actions.js'\n\
-         import { text } from './text.js'\n\
-         export default function Page() {\n\
-         const [heard, action] = useActionState(hear, '')\n\
-         return <form action={action}><p>{text} {heard}</p><input name=\"word\" /><button>go</button></form>\n}",
-    ),
-    (
-        "app/actions.js",
-        "'use server'\n\
-         export async function hear(_before, form) { return `heard ${form.get('word')}` }",
-    ),
-    ("app/text.js", "export const text = 'before'"),
 ];

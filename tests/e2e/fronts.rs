@@ -230,9 +230,9 @@ async fn a_websocket_client_and_server_understand_each_other(front: Front) {
 /// Read a word of `Forwarded` as Rack 3 does: from all elements together, the last.
 fn last_of(forwarded: &str, word: &str) -> Option<String> {
     let pairs = forwarded.split([';', ',']).map(str::trim);
-    let values = pairs.filter_map(|pair| pair.strip_prefix(word)?.strip_prefix('='));
+    let mut values = pairs.filter_map(|pair| pair.strip_prefix(word)?.strip_prefix('='));
     values
-        .last()
+        .next_back()
         .map(|value| value.trim_matches('"').to_owned())
 }
 

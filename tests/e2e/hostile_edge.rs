@@ -2,15 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use http::Method;
 use qtunnel::Event;
 use qtunnel::proto::{
     AgentMessage, BodyLength, CONTROL_LIMIT, EdgeMessage, FIRST_WINDOW_LIMIT, LEAST_WINDOW,
-    REQUEST_FIELDS_LIMIT, Refusal, RequestHead, TARGET_LIMIT, TunnelGrant, Window, data_header,
-    encode, put_varint,
+    REQUEST_FIELDS_LIMIT, Refusal, RequestHead, TARGET_LIMIT, TunnelGrant, Window, encode,
+    put_varint,
 };
-use quinn::{ReadError, RecvStream, VarInt, WriteError};
+use quinn::{ReadError, RecvStream, VarInt};
 
 use crate::lab::fake_edge::{FakeEdge, Greeted, forge, request, welcome};
 use crate::lab::process::Process;
@@ -157,50 +156,6 @@ async fn an_edge_that_breaks_the_protocol_again_and_again_loses_the_session() {
     }
 
     assert_eq!(session.closed().await.0, CLOSE_PROTOCOL);
-}
-
-#[tokio::test]
-async fn more_or_less_body_than_announced_is_never_a_whole_request() {
-    for (body, sent) in [
-        (BodyLength::Known(5), 6),
-        (BodyLength::Known(5), 4),
-        (BodyLength::Unknown, 2 << 20),
-    ] {
-        let (upstream, mut wires) = Server::by_hand().await;
-        let mut edge = FakeEdge::start();
-        let (_agent, session) = told(&mut edge, &upstream).await;
-        let mut head = request(Method::POST, "/", &[("host", "blog.example.com")]);
-        head.body = body;
-        let (mut send, _receive) = session.ask(head).await;
-        let mut wire = wires.next().await;
-        wire.head().await;
-
-        // All at once, whatever the window is.
-        let sending = tokio::spawn(async move {
-            for _ in 0..(sent / 4096_usize).max(1) {
-                let data = Bytes::from(vec![b'x'; sent.min(4096)]);
-                send.write_all_chunks(&mut [data_header(data.len()), data])
-                    .await?;
-            }
-            let _ = send.finish();
-            match send.stopped().await {
-                Ok(code) => Ok(code),
-                Err(_) => Ok(None),
-            }
-        });
-
-        let got = wire.rest().await;
-        assert!(got.len() < sent.max(6) + 16, "{body:?}: {}", got.len());
-        assert!(!got.ends_with(b"0\r\n\r\n"), "{body:?}");
-        if body == BodyLength::Unknown {
-            let stopped = within("the stop", sending).await.expect("no panic");
-            let is_protocol = matches!(
-                stopped,
-                Ok(Some(code)) | Err(WriteError::Stopped(code)) if code == RESET_PROTOCOL.into()
-            );
-            assert!(is_protocol, "{body:?}: {stopped:?}");
-        }
-    }
 }
 
 #[tokio::test]

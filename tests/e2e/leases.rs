@@ -2,14 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
 use qtunnel::proto::{AgentId, AgentMessage, ClaimMode, EdgeMessage, Hello, Refusal, Secret};
 use qtunnel::{Agent, AgentConfig, AgentError, ConnectError, Event};
 use quinn::{Connection, RecvStream, SendStream};
 
 use crate::lab::peer::{ALPN, greeting, hear, say};
-use crate::lab::process::{Process, qtunnel};
-use crate::lab::{EdgeProcess, Lab, Relay, Running, Server, eventually, tools, within};
+use crate::lab::{EdgeProcess, Lab, Relay, Running, Server, eventually, within};
 
 /// Ask for a name that is held, and return who holds it.
 async fn refused(config: AgentConfig) -> String {
@@ -263,49 +261,6 @@ async fn an_agent_that_returns_too_late_waits_until_its_name_is_free_again() {
         lab.visitor("blog").get("/").await.text() == "old"
     })
     .await;
-}
-
-#[tokio::test]
-async fn an_agent_whose_clock_went_back_supersedes_its_own_ghost() {
-    let Some(faketime) = tools::program("faketime") else {
-        return;
-    };
-    let home = tempfile::tempdir().unwrap();
-    let edge = EdgeProcess::start(home.path(), &[]).await;
-    let (server, ca) = (edge.server(), edge.ca());
-    let connect = || {
-        let args = [
-            "connect",
-            "3000",
-            "--transport",
-            "quic",
-            "--server",
-            &server,
-        ];
-        let mut command = qtunnel(home.path(), args);
-        command.arg("--ca").arg(&ca);
-        command
-    };
-    let mut ahead = faketime.command();
-    let ours = connect();
-    ahead.args(["-f", "+1d"]).arg(ours.as_std().get_program());
-    ahead
-        .args(ours.as_std().get_args())
-        .current_dir(home.path());
-    ahead
-        .env("HOME", home.path())
-        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
-    for name in ["XDG_CONFIG_HOME", "XDG_STATE_HOME", "STATE_DIRECTORY"] {
-        ahead.env_remove(name);
-    }
-    let mut ghost = Process::spawn(ahead);
-    ghost.line("connected over").await;
-
-    ghost.signal(Signal::SIGKILL);
-    ghost.ended().await;
-    let mut agent = Process::spawn(connect());
-
-    agent.line("connected over").await;
 }
 
 fn notice(event: &Event) -> Option<String> {

@@ -160,7 +160,12 @@ async fn one_session_has_1024_conversations_and_the_next_visitor_is_told_to_come
     assert_eq!(reply.header("retry-after"), "1");
     // QUIC announces room for more once an eighth has become free.
     visitors.truncate(800);
-    let _waiting = tokio::spawn(async move { visitor.get("/").await });
+    // Who only stops sending may still read: it is taken for gone after some seconds.
+    let _waiting = tokio::spawn(async move {
+        loop {
+            visitor.get("/").await;
+        }
+    });
     let next = within("the next conversation", arrivals.acquire()).await;
     next.unwrap().forget();
 }

@@ -38,6 +38,9 @@ use tail::Tail;
 
 use crate::proto::{Close, FIRST_WINDOW_LIMIT, WINDOW_STEP, Window, WireError};
 
+/// Ends a session with a code and a reason.
+type CloseSession = dyn Fn(Close, &str) + Send + Sync;
+
 /// The windows of one session's conversations, in both directions.
 pub struct FlowControl {
     /// How long a round trip takes now.
@@ -52,7 +55,7 @@ pub struct FlowControl {
     /// How often the peer has broken the protocol on a stream.
     violations: AtomicU32,
     /// Ends the session.
-    close: Box<dyn Fn(Close, &str) + Send + Sync>,
+    close: Box<CloseSession>,
     /// Limits that the peer is to be told.
     untold: Mutex<HashMap<u64, u64>>,
     told: Notify,
