@@ -98,7 +98,7 @@ impl Agent {
         let mut shutdown = std::pin::pin!(former.stopped_with(shutdown));
         loop {
             let ended = session.serve(&config, &tunnels, &mut shutdown).await;
-            let mut wait = opener.start_again();
+            let wait = opener.start_again();
             match ended {
                 Ended::Shutdown => break,
                 Ended::TakenOver(by) => return Err(AgentError::TakenOver { by }),
@@ -112,9 +112,6 @@ impl Agent {
                     let told = "a newer process of the edge takes over";
                     config.observer.tell(Event::Notice(told.into()));
                     former.serve_on(*session);
-                    if opener.moves.take() {
-                        wait = Duration::ZERO;
-                    }
                 }
                 Ended::Lost { reason, report } => {
                     opener.remember(report);
@@ -139,12 +136,10 @@ impl Agent {
 /// Opens one session after the other.
 struct Opener {
     backoff: Backoff,
-    /// Between sessions that do not last.
-    between: Backoff,
-    /// When the last session began, if there was one.
-    opened: Option<Instant>,
-    /// How often an edge may send the agent on and be asked again at once.
-    moves: Quota,
+    /// Whether there has been a session.
+    was_connected: bool,
+    /// How often a session may be followed by another at once.
+    at_once: Quota,
     /// What the next session is.
     next: SessionIdentity,
     /// What became of earlier sessions, the latest first.
@@ -160,9 +155,8 @@ impl Opener {
         backoff.next();
         Self {
             backoff,
-            between: Backoff::default(),
-            opened: None,
-            moves: Quota::new(MOVES_AT_ONCE, MOVES_EVERY),
+            was_connected: false,
+            at_once: Quota::new(AT_ONCE, AT_ONCE_EVERY),
             next: SessionIdentity::first(match config.take_over_names {
                 true => ClaimMode::TakeOver,
                 false => ClaimMode::Own,
@@ -172,18 +166,13 @@ impl Opener {
         }
     }
 
-    /// Begin to count attempts anew, and return when the first one is to be made: at once, unless the
-    /// sessions before did not last either.
+    /// Begin to count attempts anew, and return when the first one will be made. An edge that ends sessions, or
+    /// sends the agent on, as quickly as they are opened is not asked in a tight loop.
     fn start_again(&mut self) -> Duration {
-        self.backoff.reset();
-        self.backoff.next();
-        if self
-            .opened
-            .is_some_and(|opened| opened.elapsed() >= LASTING)
-        {
-            self.between.reset();
+        if self.at_once.take() {
+            self.backoff.reset();
         }
-        self.between.next()
+        self.backoff.next()
     }
 
     /// Have the edge told of a session in the next one.
@@ -200,7 +189,7 @@ impl Opener {
             let opening = Session::open(config, identity, &self.lost, &self.memory);
             let err = match with_progress(opening, config).await {
                 Ok(session) => {
-                    self.opened = Some(Instant::now());
+                    self.was_connected = true;
                     // What was asked for, was asked for once.
                     self.next.claim = ClaimMode::Own;
                     let tunnels = session.welcome.tunnels.clone();
@@ -217,7 +206,7 @@ impl Opener {
                 return Err(AgentError::Superseded);
             }
             // Whoever has the names after a long absence may not want them for ever.
-            let is_permanent = err.is_permanent() && !(taken && self.opened.is_some());
+            let is_permanent = err.is_permanent() && !(taken && self.was_connected);
             if is_permanent || config.exit_on_failure {
                 return Err(err.into());
             }
@@ -295,15 +284,13 @@ const LONG: Duration = Duration::from_millis(900);
 /// The longest wait for an edge on whose machine nobody listens.
 const REFUSED: Duration = Duration::from_millis(500);
 
-/// Times that an edge may send the agent to a newer process at once, and how often later: more are no upgrades.
-const MOVES_AT_ONCE: u32 = 10;
-const MOVES_EVERY: Duration = Duration::from_secs(6);
+/// Sessions that may be opened at once when another has ended, and how often that may happen again: an edge that is
+/// restarted by somebody who tries things out is found each time.
+const AT_ONCE: u32 = 10;
+const AT_ONCE_EVERY: Duration = Duration::from_secs(6);
 
 /// How often the same failure is told.
 const AGAIN: Duration = Duration::from_secs(30);
-
-/// A session that was open for so long has worked: what ended it is news.
-const LASTING: Duration = Duration::from_secs(5);
 
 /// An edge that refuses at once must not be asked in a tight loop.
 const SHORTEST: Duration = Duration::from_millis(50);
