@@ -84,11 +84,13 @@
 //! | --- | --- |
 //! | `edge` | the public side: sessions, the registry of names, visitors over HTTP |
 //! | `agent` | the private side: session and reconnection, forwarding to upstreams |
-//! | `http` | what both ends need to carry HTTP on a stream: bodies, header hygiene |
+//! | `http` | what both ends do to HTTP messages: hop-by-hop fields, forwarded fields, cookies, upgrades |
+//! | `stream` | one conversation on a QUIC stream: heads, bodies, raw bytes, flow control |
 //! | `auth` | tokens and names: who may connect, and what they may claim |
 //! | `carrier` | how packets travel: sockets, transport settings, congestion control |
 //! | `runtime` | what a process of ours runs on |
 //! | `state` | files that outlive the process |
+//! | `error_chain` | errors with their causes, on one line |
 //! | `text_file` | text files that people write |
 //! | `tls` | rustls configurations, certificates on disk, pins, the local CA |
 //! | [`proto`] | the wire: messages, heads and frames; no sockets, no tasks |
@@ -100,11 +102,13 @@ mod allocator;
 mod auth;
 mod carrier;
 mod edge;
+mod error_chain;
 mod http;
 mod inline;
 pub mod proto;
 mod runtime;
 mod state;
+mod stream;
 mod text_file;
 mod tls;
 
@@ -119,7 +123,8 @@ pub use carrier::{Carrier, Proxy, Transport};
 #[cfg(unix)]
 pub use edge::HandoverError;
 pub use edge::{BindError, Edge, EdgeConfig, EdgeIdentity, EdgeLimits, Sockets};
-pub use http::{UpgradeError, UpgradeName, Upgrades, chain};
+pub use error_chain::chain;
+pub use http::{UpgradeError, UpgradeName, Upgrades};
 pub use proto::escape;
 pub use runtime::runtime;
 pub use state::{StateDir, StateError};

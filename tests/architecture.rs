@@ -9,14 +9,33 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "edge",
         &[
-            "http", "auth", "carrier", "proto", "tls", "runtime", "state",
+            "http",
+            "stream",
+            "auth",
+            "carrier",
+            "proto",
+            "tls",
+            "runtime",
+            "state",
+            "error_chain",
         ],
     ),
     (
         "agent",
-        &["http", "auth", "carrier", "proto", "tls", "inline", "state"],
+        &[
+            "http",
+            "stream",
+            "auth",
+            "carrier",
+            "proto",
+            "tls",
+            "inline",
+            "state",
+            "error_chain",
+        ],
     ),
-    ("http", &["proto", "tls"]),
+    ("http", &["stream", "proto", "tls"]),
+    ("stream", &["proto", "tls", "error_chain"]),
     ("auth", &["proto", "tls"]),
     ("carrier", &["proto", "tls", "inline"]),
     ("tls", &["state", "text_file"]),
@@ -24,6 +43,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("allocator", &[]),
     ("inline", &[]),
     ("state", &[]),
+    ("error_chain", &[]),
     ("text_file", &[]),
     ("proto", &[]),
     // The program: it sees the library from outside, as `qtunnel::…`.
@@ -107,7 +127,7 @@ fn word(text: &str) -> String {
         .collect()
 }
 
-/// The first name below `src`: `edge` for `src/edge/guard/head.rs`, `main` for `src/main.rs`.
+/// The first name below `src`: `edge` for `src/edge/visitors/http/guard/head.rs`, `main` for `src/main.rs`.
 fn module(file: &Path) -> String {
     let below = file.strip_prefix("src").expect("a file below src");
     let first = below.components().next().expect("a path");

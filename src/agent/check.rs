@@ -9,15 +9,15 @@ use tokio::join;
 use tokio::time::Instant;
 
 use super::config::AgentConfig;
-use super::connect_error::ConnectError;
-use super::dial::dialing;
 use super::event::Transported;
-use super::session::{Session, SessionIdentity};
+use super::session::connect_error::ConnectError;
+use super::session::dial::dialing;
+use super::session::open::{Session, SessionIdentity};
 use crate::carrier::{
     DialConfig, ETHERNET_PACKET, PathMemory, SMALLEST_FULL_PACKET, Transport, UDP_ANSWER,
     ask_over_udp,
 };
-use crate::http::chain;
+use crate::error_chain::chain;
 use crate::proto::{AgentId, ClaimMode, Refusal};
 
 /// What was found on the way to an edge.

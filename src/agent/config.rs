@@ -159,7 +159,7 @@ impl FromStr for ServerAddr {
 
 impl ServerAddr {
     /// Return where the edge accepts WebSockets, over TLS.
-    pub(super) fn websocket(&self) -> Result<Uri, ::http::uri::InvalidUri> {
+    pub(crate) fn websocket(&self) -> Result<Uri, ::http::uri::InvalidUri> {
         let host = &self.host;
         let host = if host.contains(':') {
             format!("[{host}]")

@@ -6,21 +6,21 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
 
-use super::ahead::Crowd;
-use super::backoff::Backoff;
 use super::config::AgentConfig;
-use super::connect_error::ConnectError;
 use super::event::Event;
-use super::former::Former;
+use super::forward::loops::Mark;
 use super::forward::{Route, Tunnel};
-use super::loops::Mark;
-use super::pool::Pool;
-use super::seldom::Seldom;
-use super::session::{Ended, Session, SessionIdentity};
+use super::session::backoff::Backoff;
+use super::session::connect_error::ConnectError;
+use super::session::draining::Former;
+use super::session::open::{Ended, Session, SessionIdentity};
+use super::session::seldom::Seldom;
 use super::upstream::Upstream;
+use super::upstream::pool::Pool;
+use super::upstream::read_limit::Crowd;
 use crate::carrier::PathMemory;
-use crate::http::Quota;
 use crate::proto::{ClaimMode, LOST_LIMIT, LostSession, Refusal, TunnelGrant, escape};
+use crate::stream::Quota;
 use crate::tls::TrustError;
 
 /// An agent that is connected.

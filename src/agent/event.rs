@@ -100,7 +100,7 @@ impl Observer {
         Self(Arc::new(watch))
     }
 
-    pub(super) fn tell(&self, event: Event) {
+    pub(crate) fn tell(&self, event: Event) {
         (self.0)(event);
     }
 }

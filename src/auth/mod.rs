@@ -3,5 +3,5 @@
 mod name;
 mod token;
 
-pub use name::{Name, NameError};
-pub use token::{TokenId, Tokens, generate};
+pub use self::name::{Name, NameError};
+pub use self::token::{TokenId, Tokens, generate};

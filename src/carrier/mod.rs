@@ -19,97 +19,56 @@
 use std::fmt;
 use std::str::FromStr;
 
-mod agent_socket;
-mod bind;
+mod agent;
 mod congestion;
-mod delivered;
-#[cfg(unix)]
-pub mod descriptors;
-mod dial;
-mod dial_error;
-mod edge_socket;
-mod evidence;
-mod examine;
-mod frames;
-mod gate;
-mod happy_eyeballs;
-mod hop;
-mod inbox;
-mod judge;
-mod kept;
-#[cfg(unix)]
-mod label;
-mod lines;
-mod network;
-mod outer_tls;
-mod pace;
-#[cfg(unix)]
-mod passed;
-mod path;
-#[cfg(unix)]
-mod predecessor;
-#[cfg(unix)]
-mod predecessors;
-mod probe;
-mod progress;
-mod prompt;
-mod proxy;
-mod queue;
-mod race;
-mod rebinding;
-mod recent;
-mod recent_of;
-mod refusal;
-mod repeater;
-mod segments;
-#[cfg(unix)]
-mod shared_udp;
-#[cfg(unix)]
-mod sorting;
+mod duplicate;
+mod edge;
+mod flush;
+mod gso_limit;
+pub(crate) mod handover;
+mod receive_queue;
+mod selection;
 mod subnet;
-#[cfg(unix)]
-mod successor;
-mod switch;
 mod tcp;
-mod transmitter;
 mod transport;
-mod udp;
-mod udp_route;
-mod upgrade;
+mod udp_socket;
 mod websocket;
+mod writable;
 
-pub use congestion::{CongestionControl, InControl, PathMemory, Paths};
-pub use delivered::all_delivered;
-pub use dial::{DialConfig, Dialed, dial};
-pub use dial_error::{AttemptError, DialError};
-pub use edge_socket::EdgeSocket;
-pub use examine::{SMALLEST_FULL_PACKET, UDP_ANSWER, ask_over_udp};
-pub use happy_eyeballs::{alternate as alternate_families, connect as connect_to_first};
-pub use outer_tls::outer_tls;
+pub use self::agent::check::{SMALLEST_FULL_PACKET, UDP_ANSWER, ask_over_udp};
+pub use self::agent::dial::{DialConfig, Dialed, dial};
+pub use self::agent::dial_error::{AttemptError, DialError};
+pub use self::agent::driver::{CarrierState, Driver};
+pub use self::congestion::{CongestionControl, InControl, PathMemory, Paths};
+pub use self::duplicate::duplicator::Repeater;
+pub use self::duplicate::transmitter::Transmitter;
+pub use self::edge::endpoint::{EdgeKeys, bind_edge_udp, edge_endpoint, edge_udp};
+pub use self::edge::socket::EdgeSocket;
+pub use self::flush::all_delivered;
 #[cfg(unix)]
-pub use passed::{PassedWebSocket, PassedWebSockets};
-pub use path::{CarrierState, Driver};
+pub use self::handover::passed_websocket::{PassedWebSocket, PassedWebSockets};
 #[cfg(unix)]
-pub use predecessor::Predecessor;
+pub use self::handover::predecessor::Predecessor;
 #[cfg(unix)]
-pub use predecessors::Predecessors;
-pub use proxy::Proxy;
-pub use repeater::Repeater;
+pub use self::handover::predecessors::Predecessors;
 #[cfg(unix)]
-pub use shared_udp::SharedUdp;
-pub use subnet::subnet;
+pub use self::handover::shared_udp::SharedUdp;
 #[cfg(unix)]
-pub use successor::Successor;
-pub use tcp::{
+pub use self::handover::successor::Successor;
+pub use self::subnet::subnet;
+pub use self::tcp::happy_eyeballs::{alternate as alternate_families, connect as connect_to_first};
+pub use self::tcp::options::{
     ask_for_bbr, congestion_control, shorten_send_queue, shorten_visitors_queues, unacknowledged,
 };
-pub use transmitter::Transmitter;
-pub use transport::{
+pub use self::tcp::outer_tls::outer_tls;
+pub use self::tcp::proxy::Proxy;
+pub use self::transport::{
     AGENT_STREAMS, ETHERNET_PACKET, Reach, SESSION_BUFFER, alpn, edge_transport, session_window,
 };
-pub use udp::{EdgeKeys, bind_edge_udp, edge_endpoint, edge_udp};
-pub use upgrade::{NotAWebSocket, WEBSOCKET_PATH, check_extended_connect, upgrade_response};
-pub use websocket::FarEnd;
+pub use self::websocket::FarEnd;
+pub use self::websocket::upgrade::{
+    NotAWebSocket, WEBSOCKET_PATH, check_extended_connect, upgrade_response,
+};
 
 #[cfg(test)]
 mod testbed;

@@ -8,7 +8,8 @@ use quinn::crypto::rustls::HandshakeData;
 use quinn::{AckFrequencyConfig, Connection, MtuDiscoveryConfig, TransportConfig, VarInt};
 use serde::{Deserialize, Serialize};
 
-use super::congestion::{self, InControl, PathMemory};
+use super::congestion;
+use super::congestion::{InControl, PathMemory};
 use crate::proto::LEAST_WINDOW;
 
 /// How far it is to the other end, as far as packets' sizes go.
@@ -123,7 +124,7 @@ pub const ETHERNET_PACKET: u16 = 1_452;
 
 /// The largest packet that either end takes. quinn sends ten with one system call, which is as much as
 /// the kernel takes with one (64 KiB).
-pub(super) const LARGEST_PACKET: u16 = 6_500;
+pub(crate) const LARGEST_PACKET: u16 = 6_500;
 
 /// The control stream and room for another that a future version might want.
 const CONTROL_STREAMS: u32 = 2;

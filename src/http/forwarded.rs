@@ -9,7 +9,7 @@ use std::net::Ipv6Addr;
 
 use ::http::header::{FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue};
 
-use super::said::Said;
+use super::trusted_proxy::Said;
 use crate::proto::Scheme;
 
 /// How a request came to the edge.
@@ -149,7 +149,7 @@ fn address(ip: IpAddr) -> String {
     text
 }
 
-pub(super) fn value(made: String) -> HeaderValue {
+pub(crate) fn value(made: String) -> HeaderValue {
     HeaderValue::from_maybe_shared(bytes::Bytes::from(made)).expect("made of values and addresses")
 }
 

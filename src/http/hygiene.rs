@@ -8,7 +8,7 @@ use ::http::header::{
     PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
 };
 
-use crate::http::forwarded;
+use super::forwarded;
 use crate::proto::{BodyLength, decimal};
 
 /// What a message said to its hop alone, for the next hop to say again if it means it.

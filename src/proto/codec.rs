@@ -95,7 +95,7 @@ impl Splitter {
 }
 
 /// Read a variable-length integer at the start of `bytes`: its value and how long it is.
-pub(super) fn read_varint(bytes: &[u8]) -> Option<(u64, usize)> {
+pub(crate) fn read_varint(bytes: &[u8]) -> Option<(u64, usize)> {
     let first = *bytes.first()?;
     let length = 1 << (first >> 6);
     let rest = bytes.get(1..length)?;

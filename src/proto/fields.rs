@@ -28,7 +28,7 @@ impl<'de> Deserialize<'de> for Fields {
 
 /// Read the list of a request, to which the agent adds [`ADDED`] fields: a map that grows for them takes 600
 /// instructions more of every request.
-pub(super) fn with_room<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Fields, D::Error> {
+pub(crate) fn with_room<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Fields, D::Error> {
     deserializer.deserialize_seq(FieldsVisitor { room: ADDED })
 }
 

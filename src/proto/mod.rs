@@ -117,23 +117,23 @@ mod head;
 mod properties;
 mod text;
 
-pub use check::{Check, decimal, is_bodiless, is_reason};
-pub use close::{Close, Reset, close_text};
-pub use codec::{Splitter, WireError, decode, encode, put_varint};
-pub use control::{
+pub use self::check::{Check, decimal, is_bodiless, is_reason};
+pub use self::close::{Close, Reset, close_text};
+pub use self::codec::{Splitter, WireError, decode, encode, put_varint};
+pub use self::control::{
     AgentId, AgentMessage, ClaimMode, EdgeMessage, Hello, Limits, LostSession, Refusal, RunId,
     Secret, TunnelGrant, TunnelRequest, Welcome, Window,
 };
-pub use datagrams::{
+pub use self::datagrams::{
     DATAGRAMS_COUNT, DATAGRAMS_HEADER, DATAGRAMS_LIMIT, Datagrams, DatagramsError,
 };
-pub use escape::escape;
-pub use fields::Fields;
-pub use frame::{BodyDecoder, Frame, data_header, trailers};
-pub use head::{
+pub use self::escape::escape;
+pub use self::fields::Fields;
+pub use self::frame::{BodyDecoder, Frame, data_header, trailers};
+pub use self::head::{
     BodyLength, Failure, Head, HttpVersion, RequestHead, ResponseHead, Scheme, StreamHead,
 };
-pub use text::{TEXT_LIMIT, Text};
+pub use self::text::{TEXT_LIMIT, Text};
 
 /// What both ends speak; a different wire gets a different name.
 pub const ALPN: &[u8] = b"qtunnel/1";

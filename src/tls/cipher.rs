@@ -5,7 +5,7 @@ use rustls::{CipherSuite, SupportedCipherSuite};
 /// Order TLS 1.3's suites by their speed on this processor. All of them are strong enough (RFC 8446 §9.1 has every
 /// implementation speak AES-128); with instructions for AES its ten rounds beat the fourteen of AES-256, and
 /// without them ChaCha20 beats both (RFC 8439, appendix B).
-pub(super) fn fastest_first(suites: &mut [SupportedCipherSuite], aes_in_hardware: bool) {
+pub(crate) fn fastest_first(suites: &mut [SupportedCipherSuite], aes_in_hardware: bool) {
     suites.sort_by_key(|suite| match suite.suite() {
         CipherSuite::TLS13_CHACHA20_POLY1305_SHA256 if !aes_in_hardware => 0,
         CipherSuite::TLS13_AES_128_GCM_SHA256 => 1,
@@ -15,7 +15,7 @@ pub(super) fn fastest_first(suites: &mut [SupportedCipherSuite], aes_in_hardware
 }
 
 /// Report whether the processor has instructions for AES; a Raspberry Pi 4, for one, has none.
-pub(super) fn aes_in_hardware() -> bool {
+pub(crate) fn aes_in_hardware() -> bool {
     #[cfg(target_arch = "x86_64")]
     return std::arch::is_x86_feature_detected!("aes");
     #[cfg(target_arch = "aarch64")]

@@ -17,7 +17,7 @@ use crate::text_file::read_pem;
 /// A certificate chain and its private key, known to belong together.
 #[derive(Debug, Clone)]
 pub struct Identity {
-    pub(super) key: Arc<CertifiedKey>,
+    pub(crate) key: Arc<CertifiedKey>,
     pin: Pin,
     resolver: Arc<dyn ResolvesServerCert>,
 }
@@ -65,7 +65,7 @@ impl Identity {
     }
 
     /// Join a chain and a key that are in memory.
-    pub(super) fn new(
+    pub(crate) fn new(
         chain: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
     ) -> Result<Self, Unusable> {
@@ -94,7 +94,7 @@ impl Identity {
 
     /// Show whoever asks for a name directly below `domain` a chain that `issue` makes for that very
     /// name, with the same key.
-    pub(super) fn per_name(
+    pub(crate) fn per_name(
         mut self,
         domain: String,
         issue: impl Fn(&str) -> Option<Vec<CertificateDer<'static>>> + Send + Sync + 'static,
@@ -148,7 +148,7 @@ impl Identity {
 
 /// Why a chain and a key do not make an identity.
 #[derive(Debug)]
-pub(super) enum Unusable {
+pub(crate) enum Unusable {
     Empty,
     Mismatch,
     Certificate(rustls::Error),

@@ -8,10 +8,10 @@ mod per_name;
 mod pin;
 mod trust;
 
-pub use ca::{CaError, LocalCa, local_ca};
-pub use identity::{Identity, IdentityError};
-pub use pin::{Pin, PinError};
-pub use trust::{Distrust, Trust, TrustError, proxy_config, upstream_config};
+pub use self::ca::{CaError, LocalCa, local_ca};
+pub use self::identity::{Identity, IdentityError};
+pub use self::pin::{Pin, PinError};
+pub use self::trust::{Distrust, Trust, TrustError, proxy_config, upstream_config};
 
 use std::sync::Arc;
 

@@ -95,7 +95,7 @@ fn checking(check: Check, alpn: &[&[u8]]) -> ClientConfig {
 }
 
 /// Check certificates as this machine's certificate store says.
-pub(super) fn system_verifier() -> Result<Arc<WebPkiServerVerifier>, TrustError> {
+pub(crate) fn system_verifier() -> Result<Arc<WebPkiServerVerifier>, TrustError> {
     verifier(system_roots()?)
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 /// Counts what is delivered and remembers the state in which packets were sent.
 #[derive(Clone)]
-pub(super) struct Delivery {
+pub(crate) struct Delivery {
     /// Bytes acknowledged so far.
     pub delivered: u64,
     delivered_at: Instant,
@@ -31,7 +31,7 @@ struct Snapshot {
 }
 
 /// What a batch of acknowledgements says.
-pub(super) struct Sample {
+pub(crate) struct Sample {
     /// When the newest packet of the batch was sent.
     pub sent: Instant,
     /// Bytes per second; zero if too little is known.
@@ -43,7 +43,7 @@ pub(super) struct Sample {
 }
 
 impl Delivery {
-    pub(super) fn new(now: Instant) -> Self {
+    pub(crate) fn new(now: Instant) -> Self {
         Self {
             delivered: 0,
             delivered_at: now,
@@ -56,12 +56,12 @@ impl Delivery {
     }
 
     /// Report whether nothing is on its way.
-    pub(super) fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.idle
     }
 
     /// Note that packets are sent. `srtt` decides for how long, and how finely, that is remembered.
-    pub(super) fn on_sent(&mut self, now: Instant, srtt: Duration) {
+    pub(crate) fn on_sent(&mut self, now: Instant, srtt: Duration) {
         if self.idle {
             self.idle = false;
             (self.delivered_at, self.first_sent) = (now, now);
@@ -92,14 +92,14 @@ impl Delivery {
     }
 
     /// Count a packet of the batch.
-    pub(super) fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64) {
+    pub(crate) fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64) {
         self.delivered += bytes;
         self.delivered_at = now;
         self.newest = self.newest.max(Some(sent));
     }
 
     /// Close the batch.
-    pub(super) fn on_end_acks(
+    pub(crate) fn on_end_acks(
         &mut self,
         now: Instant,
         in_flight: u64,

@@ -35,21 +35,21 @@ impl InControl {
         self.0.store(control == CongestionControl::Kernel, Relaxed);
     }
 
-    pub(super) fn is_kernel(&self) -> bool {
+    pub(crate) fn is_kernel(&self) -> bool {
         self.0.load(Relaxed)
     }
 }
 
 /// How long, in round trips and at least, nothing may be acknowledged before no more is sent that the kernel has
 /// room for. TCP's repetitions take less, most often; a connection that is dead takes all there is.
-pub(super) const UNHEARD: (u32, Duration) = (4, Duration::from_millis(300));
+pub(crate) const UNHEARD: (u32, Duration) = (4, Duration::from_millis(300));
 
 /// Bytes per second that a path delivers at least for the kernel alone to be in control: what is under way to
 /// it, some 50 KiB, then takes a tenth of a second at most.
-pub(super) const FAST: f64 = 500e3;
+pub(crate) const FAST: f64 = 500e3;
 
 /// The same before it is, so that control does not go back and forth.
-pub(super) const SURELY_FAST: f64 = 1.25 * FAST;
+pub(crate) const SURELY_FAST: f64 = 1.25 * FAST;
 
 /// The window where congestion is the kernel's business: more than QUIC lets a session have on its way.
-pub(super) const OPEN: u64 = 1 << 30;
+pub(crate) const OPEN: u64 = 1 << 30;

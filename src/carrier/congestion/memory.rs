@@ -9,7 +9,7 @@ pub struct PathMemory(Arc<Mutex<Option<Known>>>);
 
 /// A path as it was.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Known {
+pub(crate) struct Known {
     /// Bytes per second.
     rate: f64,
     /// The round trip without a queue.
@@ -19,24 +19,24 @@ pub(super) struct Known {
 
 impl PathMemory {
     /// Note what the path is like now.
-    pub(super) fn note(&self, rate: f64, base: Duration, at: Instant) {
+    pub(crate) fn note(&self, rate: f64, base: Duration, at: Instant) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Known::new(rate, base, at));
     }
 
-    pub(super) fn recall(&self) -> Option<Known> {
+    pub(crate) fn recall(&self) -> Option<Known> {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Known {
-    pub(super) fn new(rate: f64, base: Duration, at: Instant) -> Self {
+    pub(crate) fn new(rate: f64, base: Duration, at: Instant) -> Self {
         Self { rate, base, at }
     }
 
     /// Return how much may be in flight at once on a path with that round trip: half of what filled the
     /// path that was known, if it may be the same one. This is the jump of Careful Resume
     /// (draft-ietf-tsvwg-careful-resume §3): not the whole, since others may be there now.
-    pub(super) fn jump(&self, base: Duration, now: Instant) -> Option<u64> {
+    pub(crate) fn jump(&self, base: Duration, now: Instant) -> Option<u64> {
         let alike = base > self.base / 2 && base < self.base.saturating_mul(2);
         let fresh = now.saturating_duration_since(self.at) < FRESH;
         (alike && fresh).then(|| ((self.rate * base.as_secs_f64() / 2.0) as u64).min(LARGEST_JUMP))

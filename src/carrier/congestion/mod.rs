@@ -22,21 +22,21 @@ use std::time::{Duration, Instant};
 
 use quinn::congestion::Controller;
 
-pub use config::Config;
-use delivery::Delivery;
-pub use kernel::{CongestionControl, InControl};
-use memory::Known;
-pub use memory::PathMemory;
-use path::PathModel;
-pub use paths::Paths;
+pub use self::config::Config;
+use self::delivery::Delivery;
+pub use self::kernel::{CongestionControl, InControl};
+use self::memory::Known;
+pub use self::memory::PathMemory;
+use self::path::PathModel;
+pub use self::paths::Paths;
 
 /// Bytes that the peer has acknowledged, by what a connection's controller has seen.
-pub(super) fn delivered(controller: Box<dyn Controller>) -> u64 {
+pub(crate) fn delivered(controller: Box<dyn Controller>) -> u64 {
     delivery(controller).map_or(0, |delivery| delivery.delivered)
 }
 
 /// The same, if nothing is on its way to the peer.
-pub(super) fn idle_at(controller: Box<dyn Controller>) -> Option<u64> {
+pub(crate) fn idle_at(controller: Box<dyn Controller>) -> Option<u64> {
     let delivery = delivery(controller)?;
     delivery.is_idle().then_some(delivery.delivered)
 }

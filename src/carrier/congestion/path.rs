@@ -7,7 +7,7 @@ use super::delivery::Sample;
 
 /// A model of the path, kept up to date by acknowledgements.
 #[derive(Clone)]
-pub(super) struct PathModel {
+pub(crate) struct PathModel {
     /// Bytes of a full packet.
     pub mtu: u64,
     /// Highest delivery rate of each of the last rounds, bytes per second.
@@ -49,7 +49,7 @@ struct Tick {
 }
 
 impl PathModel {
-    pub(super) fn new(mtu: u64, now: Instant) -> Self {
+    pub(crate) fn new(mtu: u64, now: Instant) -> Self {
         Self {
             mtu,
             rates: [0.0; RATE_ROUNDS],
@@ -73,7 +73,7 @@ impl PathModel {
     }
 
     /// Take in the round trip of a packet that was sent at `sent`.
-    pub(super) fn observe_rtt(&mut self, now: Instant, sent: Instant) -> Duration {
+    pub(crate) fn observe_rtt(&mut self, now: Instant, sent: Instant) -> Duration {
         let rtt = now.saturating_duration_since(sent).max(RTT_MIN);
         if now.saturating_duration_since(self.base_since) > BASE_SPAN {
             let before = self.base();
@@ -92,7 +92,7 @@ impl PathModel {
     }
 
     /// Take in a delivery rate, unless it is old or says only how little there was to send.
-    pub(super) fn observe_rate(&mut self, sample: &Sample) {
+    pub(crate) fn observe_rate(&mut self, sample: &Sample) {
         if sample.sent >= self.rates_from && (!sample.app_limited || sample.rate > self.rate()) {
             let best = &mut self.rates[self.rates_at];
             *best = best.max(sample.rate);
@@ -100,26 +100,26 @@ impl PathModel {
     }
 
     /// Begin a new round of rates, which makes that of [`RATE_ROUNDS`] ago forgotten.
-    pub(super) fn next_round(&mut self) {
+    pub(crate) fn next_round(&mut self) {
         self.rates_at = (self.rates_at + 1) % RATE_ROUNDS;
         self.rates[self.rates_at] = 0.0;
     }
 
     /// Replace what is known of the rate.
-    pub(super) fn set_rate(&mut self, rate: f64, now: Instant) {
+    pub(crate) fn set_rate(&mut self, rate: f64, now: Instant) {
         self.rates = [0.0; RATE_ROUNDS];
         self.rates[self.rates_at] = rate;
         self.rates_from = now;
     }
 
     /// Count packets for the loss rate.
-    pub(super) fn observe_delivery(&mut self, acked: u64, lost: u64) {
+    pub(crate) fn observe_delivery(&mut self, acked: u64, lost: u64) {
         self.acked += acked;
         self.lost += lost;
     }
 
     /// The share lost since the last answer, once enough has been sent to tell.
-    pub(super) fn take_loss(&mut self) -> Option<f64> {
+    pub(crate) fn take_loss(&mut self) -> Option<f64> {
         let sent = self.acked + self.lost;
         if sent < LOSS_PACKETS * self.mtu {
             return None;
@@ -134,13 +134,13 @@ impl PathModel {
     }
 
     /// Whether a tick is over.
-    pub(super) fn tick_is_over(&self, now: Instant) -> bool {
+    pub(crate) fn tick_is_over(&self, now: Instant) -> bool {
         let length = (self.base() / 2).max(TICK_MIN).max(self.noise());
         self.tick.samples >= FEW && now.saturating_duration_since(self.tick.since) > length
     }
 
     /// Begin the next tick.
-    pub(super) fn next_tick(&mut self, now: Instant, delivered: u64) {
+    pub(crate) fn next_tick(&mut self, now: Instant, delivered: u64) {
         // An acknowledgement is for two packets, the second of which waited for the first.
         let pair = Duration::from_secs_f64((2 * self.mtu) as f64 / self.rate().max(1.0));
         self.jumps_at = (self.jumps_at + 1) % JUMP_TICKS;
@@ -153,12 +153,12 @@ impl PathModel {
     }
 
     /// Highest delivery rate of late, bytes per second.
-    pub(super) fn rate(&self) -> f64 {
+    pub(crate) fn rate(&self) -> f64 {
         self.rates.iter().copied().fold(0.0, f64::max)
     }
 
     /// Delivery rate during this tick and the one before.
-    pub(super) fn rate_now(&self, now: Instant, delivered: u64) -> f64 {
+    pub(crate) fn rate_now(&self, now: Instant, delivered: u64) -> f64 {
         let time = now
             .saturating_duration_since(self.earlier.since)
             .as_secs_f64();
@@ -166,31 +166,31 @@ impl PathModel {
     }
 
     /// The round trip without a queue.
-    pub(super) fn base(&self) -> Duration {
+    pub(crate) fn base(&self) -> Duration {
         self.base[0].min(self.base[1])
     }
 
     /// The lowest round trip during this tick and the one before.
-    pub(super) fn rtt_now(&self) -> Duration {
+    pub(crate) fn rtt_now(&self) -> Duration {
         self.tick.shortest.min(self.earlier.shortest)
     }
 
     /// By how much round trips exceed the base without a queue of ours: they vary, or somebody else
     /// fills the queue.
-    pub(super) fn residue(&self) -> Duration {
+    pub(crate) fn residue(&self) -> Duration {
         let mut residues = self.residues;
         residues.sort_unstable();
         residues[RESIDUES / 2]
     }
 
     /// Take in the mean round trip of packets that met no queue of ours.
-    pub(super) fn observe_residue(&mut self, mean: Duration) {
+    pub(crate) fn observe_residue(&mut self, mean: Duration) {
         self.residues_at = (self.residues_at + 1) % RESIDUES;
         self.residues[self.residues_at] = self.residue_of(mean);
     }
 
     /// The same, and forget earlier ones.
-    pub(super) fn reset_residue(&mut self, mean: Duration) {
+    pub(crate) fn reset_residue(&mut self, mean: Duration) {
         self.residues = [self.residue_of(mean); RESIDUES];
     }
 
@@ -202,29 +202,29 @@ impl PathModel {
     }
 
     /// The longest round trip during this tick and the one before.
-    pub(super) fn longest_now(&self) -> Duration {
+    pub(crate) fn longest_now(&self) -> Duration {
         self.tick.longest.max(self.earlier.longest)
     }
 
     /// How long packets wait at the bottleneck, whoever filled its queue.
-    pub(super) fn queue(&self) -> Duration {
+    pub(crate) fn queue(&self) -> Duration {
         self.rtt_now().saturating_sub(self.base())
     }
 
     /// How much round trips differ for reasons other than our own queue, which grows gradually: the
     /// median of the jumps of the last ticks.
-    pub(super) fn noise(&self) -> Duration {
+    pub(crate) fn noise(&self) -> Duration {
         self.noise
     }
 
     /// The share of packets that a queue that others fill has no room for.
-    pub(super) fn overflow(&self) -> f64 {
+    pub(crate) fn overflow(&self) -> f64 {
         (self.loss_now - self.loss).max(0.0)
     }
 
     /// Bytes that must be in flight to keep the path busy for so long a round trip. Lost packets
     /// are in flight too, until they are missed.
-    pub(super) fn in_flight(&self, rtt: Duration) -> f64 {
+    pub(crate) fn in_flight(&self, rtt: Duration) -> f64 {
         self.rate() * rtt.as_secs_f64() / (1.0 - self.loss.min(super::LOSS_TOLERATED))
     }
 }

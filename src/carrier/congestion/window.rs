@@ -7,7 +7,7 @@ use super::{LEAST, RateModel, Stage};
 
 impl RateModel {
     /// Round trips beyond the bare one that must be bridged: they vary, and senders sleep.
-    pub(super) fn margin(&self) -> Duration {
+    pub(crate) fn margin(&self) -> Duration {
         let short = MARGIN.saturating_sub(self.path.base() / 8);
         self.path.noise().max(self.path.residue()).max(short)
     }
@@ -21,27 +21,27 @@ impl RateModel {
 
     /// Whether the queue that cruising leaves is so large a part of what is in flight, on a slow line, that a
     /// faster path would show without a probe.
-    pub(super) fn cruise_probes(&self) -> bool {
+    pub(crate) fn cruise_probes(&self) -> bool {
         self.keep() > (PROBE - 1.0) * self.path.in_flight(self.path.base())
     }
 
     /// The queue of ours that cruising leaves.
-    pub(super) fn queue_expected(&self) -> Duration {
+    pub(crate) fn queue_expected(&self) -> Duration {
         self.margin() + self.queue_kept()
     }
 
-    pub(super) fn queue_kept(&self) -> Duration {
+    pub(crate) fn queue_kept(&self) -> Duration {
         seconds(self.keep() / self.path.rate().max(1.0))
     }
 
     /// The queue that is not of our making, or of a rate that is no more.
-    pub(super) fn queue_high(&self) -> Duration {
+    pub(crate) fn queue_high(&self) -> Duration {
         let probe = self.path.base().mul_f64(PROBE - 1.0);
         probe.max(QUEUE_MIN) + self.queue_expected()
     }
 
     /// The queue of our making.
-    pub(super) fn queue(&self) -> Duration {
+    pub(crate) fn queue(&self) -> Duration {
         self.path.queue().saturating_sub(self.path.residue())
     }
 
@@ -60,7 +60,7 @@ impl RateModel {
     /// Where little was sent for a while, send no more at once than a new connection would on this path. It may
     /// have become a slow one meanwhile, which little does not show. Each acknowledgement gives back as much as it
     /// is for, so that the second flight may be as long as ever.
-    pub(super) fn hold_back_after_quiet(&mut self, now: Instant) {
+    pub(crate) fn hold_back_after_quiet(&mut self, now: Instant) {
         let unknown = matches!(self.stage, Stage::Startup { leaps: true, .. });
         if unknown || now.saturating_duration_since(self.filled_at) <= QUIET {
             return;
@@ -70,7 +70,7 @@ impl RateModel {
         self.window = self.window.min(jump.max(self.initial_window));
     }
 
-    pub(super) fn update_window(&mut self) {
+    pub(crate) fn update_window(&mut self) {
         let mtu = self.path.mtu;
         let foreign = self.path.residue().div_duration_f64(self.path.base());
         let contend = 1.0 + CONTEND * foreign.min(1.0) - GIVE_WAY * self.path.overflow();

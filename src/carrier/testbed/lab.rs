@@ -15,23 +15,18 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{
-    certificate,
-    network::{EDGE, Network},
-    noise::noise,
-    pipe,
-    udp::MemoryUdp,
-};
-use crate::carrier::{
-    Carrier, CongestionControl, FarEnd, PathMemory, Reach, Repeater, Transport,
-    dial_error::AttemptError,
-    edge_socket::{EdgeSocket, edge_endpoint_over},
-    hop::{Hop, HopError},
-    lines::Upgraded,
-    network::Change,
-    path::{CarrierState, Watch, Ways},
-    race::Race,
-};
+use super::network::{EDGE, Network};
+use super::noise::noise;
+use super::udp::MemoryUdp;
+use super::{certificate, pipe};
+use crate::carrier::agent::dial_error::AttemptError;
+use crate::carrier::agent::driver::{CarrierState, Watch, Ways};
+use crate::carrier::agent::network_watch::Change;
+use crate::carrier::agent::race::Race;
+use crate::carrier::agent::websocket_tasks::Upgraded;
+use crate::carrier::edge::socket::{EdgeSocket, edge_endpoint_over};
+use crate::carrier::tcp::connect::{Hop, HopError};
+use crate::carrier::{Carrier, CongestionControl, FarEnd, PathMemory, Reach, Repeater, Transport};
 
 /// Where the agent's TCP connections seem to come from.
 const PEER: ([u8; 4], u16) = ([198, 51, 100, 99], 4000);
@@ -39,15 +34,15 @@ const PEER: ([u8; 4], u16) = ([198, 51, 100, 99], 4000);
 /// The longest conversation on the worst weather: everything heals within seconds.
 const CONVERSATION: Duration = Duration::from_secs(120);
 
-pub(in crate::carrier) struct Lab {
-    pub(in crate::carrier) network: Arc<Network>,
-    pub(in crate::carrier) edge_socket: EdgeSocket,
-    pub(in crate::carrier) carrier: watch::Receiver<CarrierState>,
-    pub(in crate::carrier) changes: mpsc::Sender<Change>,
-    pub(in crate::carrier) edge: Connection,
-    pub(in crate::carrier) agent: Connection,
+pub(crate) struct Lab {
+    pub(crate) network: Arc<Network>,
+    pub(crate) edge_socket: EdgeSocket,
+    pub(crate) carrier: watch::Receiver<CarrierState>,
+    pub(crate) changes: mpsc::Sender<Change>,
+    pub(crate) edge: Connection,
+    pub(crate) agent: Connection,
     /// Those of the edge and of the agent.
-    pub(in crate::carrier) repeaters: [Repeater; 2],
+    pub(crate) repeaters: [Repeater; 2],
     edge_endpoint: Endpoint,
     agent_endpoint: Endpoint,
     tasks: JoinSet<()>,
@@ -99,11 +94,11 @@ impl Ways for MemoryWays {
 
 impl Lab {
     /// Start an edge, and an agent that has reached it.
-    pub(in crate::carrier) async fn start(network: Arc<Network>, transport: Transport) -> Self {
+    pub(crate) async fn start(network: Arc<Network>, transport: Transport) -> Self {
         Self::try_start(network, transport).await.unwrap()
     }
 
-    pub(in crate::carrier) async fn try_start(
+    pub(crate) async fn try_start(
         network: Arc<Network>,
         transport: Transport,
     ) -> Result<Self, Vec<AttemptError>> {
@@ -179,12 +174,12 @@ impl Lab {
     }
 
     /// Send `up` bytes to the agent and take `down` bytes from it, and check them all.
-    pub(in crate::carrier) fn converse(&self, stream: u64, up: usize, down: usize) -> Conversation {
+    pub(crate) fn converse(&self, stream: u64, up: usize, down: usize) -> Conversation {
         converse(self.edge.clone(), stream, up, down)
     }
 
     /// Wait until the agent sends over this carrier.
-    pub(in crate::carrier) async fn moved_to(&mut self, carrier: Carrier) {
+    pub(crate) async fn moved_to(&mut self, carrier: Carrier) {
         let moved = self.carrier.wait_for(|state| state.carrier == carrier);
         timeout(CONVERSATION, moved)
             .await
@@ -193,7 +188,7 @@ impl Lab {
     }
 
     /// End the connection and see that nothing is left of it.
-    pub(in crate::carrier) async fn end(mut self) {
+    pub(crate) async fn end(mut self) {
         self.agent.close(0_u32.into(), b"done");
         timeout(CONVERSATION, async {
             while self.tasks.join_next().await.is_some() {}
@@ -214,10 +209,10 @@ impl Lab {
 }
 
 /// A conversation under way.
-pub(in crate::carrier) type Conversation = BoxFuture<'static, Result<(), String>>;
+pub(crate) type Conversation = BoxFuture<'static, Result<(), String>>;
 
 /// The edge: send `up` bytes to the agent and take `down` bytes from it, and check them all.
-pub(super) fn converse(edge: Connection, stream: u64, up: usize, down: usize) -> Conversation {
+pub(crate) fn converse(edge: Connection, stream: u64, up: usize, down: usize) -> Conversation {
     let conversation = async move {
         let (mut send, mut recv) = edge.open_bi().await?;
         let asking = async {
@@ -245,7 +240,7 @@ pub(super) fn converse(edge: Connection, stream: u64, up: usize, down: usize) ->
 }
 
 /// The agent: answer each stream with the bytes it asks for, or not at all if it is not exact.
-pub(super) async fn serve(connection: Connection) {
+pub(crate) async fn serve(connection: Connection) {
     let mut conversations = JoinSet::new();
     while let Ok((mut send, mut recv)) = connection.accept_bi().await {
         conversations.spawn(async move {

@@ -28,15 +28,15 @@ use crate::tls;
 
 /// Both ends' configurations around one self-signed certificate for `edge.test`.
 #[derive(Clone)]
-pub(super) struct Certificate {
-    pub(super) server: ServerConfig,
-    pub(super) client: ClientConfig,
+pub(crate) struct Certificate {
+    pub(crate) server: ServerConfig,
+    pub(crate) client: ClientConfig,
     /// For listeners that put TLS around a WebSocket.
     https: Arc<rustls::ServerConfig>,
 }
 
 /// The one that edge and agent agree on.
-pub(super) fn certificate() -> Certificate {
+pub(crate) fn certificate() -> Certificate {
     static CERTIFICATE: LazyLock<Certificate> = LazyLock::new(issue);
     CERTIFICATE.clone()
 }

@@ -9,10 +9,11 @@ use std::{
 
 use tokio::{sync::watch, time::Instant};
 
-use super::{noise::Dice, udp::Mailbox};
+use super::noise::Dice;
+use super::udp::Mailbox;
 
 /// Where the edge's UDP socket is.
-pub(in crate::carrier) const EDGE: SocketAddr = SocketAddr::V4(std::net::SocketAddrV4::new(
+pub(crate) const EDGE: SocketAddr = SocketAddr::V4(std::net::SocketAddrV4::new(
     std::net::Ipv4Addr::new(192, 0, 2, 1),
     443,
 ));
@@ -25,29 +26,29 @@ const QUEUE: Duration = Duration::from_millis(50);
 
 /// What the network is like.
 #[derive(Clone, Debug)]
-pub(in crate::carrier) struct Weather {
-    pub(in crate::carrier) delay: Duration,
+pub(crate) struct Weather {
+    pub(crate) delay: Duration,
     /// Up to this much more, so that packets overtake each other.
-    pub(in crate::carrier) jitter: Duration,
-    pub(in crate::carrier) loss: f64,
-    pub(in crate::carrier) to_edge: bool,
-    pub(in crate::carrier) to_agent: bool,
+    pub(crate) jitter: Duration,
+    pub(crate) loss: f64,
+    pub(crate) to_edge: bool,
+    pub(crate) to_agent: bool,
     /// Whether WebSockets can be dialled.
-    pub(in crate::carrier) dialling: bool,
+    pub(crate) dialling: bool,
 }
 
-pub(in crate::carrier) struct Network {
+pub(crate) struct Network {
     state: Mutex<State>,
     /// Whether TCP moves, and how many times all TCP connections have been cut.
-    pub(super) tcp: watch::Sender<Tcp>,
+    pub(crate) tcp: watch::Sender<Tcp>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Tcp {
-    pub(super) moves: bool,
-    pub(super) cuts: u32,
+pub(crate) struct Tcp {
+    pub(crate) moves: bool,
+    pub(crate) cuts: u32,
     /// How many times all TCP connections that there were have died without a word.
-    pub(super) deaths: u32,
+    pub(crate) deaths: u32,
 }
 
 struct State {
@@ -66,7 +67,7 @@ struct State {
 }
 
 impl Network {
-    pub(in crate::carrier) fn new(seed: u64) -> Arc<Self> {
+    pub(crate) fn new(seed: u64) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::new(State {
                 dice: Dice::new(seed),
@@ -94,51 +95,51 @@ impl Network {
         })
     }
 
-    pub(in crate::carrier) fn weather(&self) -> Weather {
+    pub(crate) fn weather(&self) -> Weather {
         self.lock().weather.clone()
     }
 
-    pub(in crate::carrier) fn change(&self, change: impl FnOnce(&mut Weather)) {
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Weather)) {
         change(&mut self.lock().weather);
     }
 
     /// How many probes the agent has sent, with the packets of its handshake.
-    pub(in crate::carrier) fn probes(&self) -> usize {
+    pub(crate) fn probes(&self) -> usize {
         self.lock().probes
     }
 
     /// How many packets the edge has sent.
-    pub(in crate::carrier) fn carried_to_agent(&self) -> usize {
+    pub(crate) fn carried_to_agent(&self) -> usize {
         self.lock().to_agent
     }
 
     /// Let UDP pass, or drop all of it.
-    pub(in crate::carrier) fn udp(&self, passes: bool) {
+    pub(crate) fn udp(&self, passes: bool) {
         self.change(|weather| (weather.to_edge, weather.to_agent) = (passes, passes));
     }
 
     /// Let TCP move, or hold everything back as a dead link does.
-    pub(in crate::carrier) fn tcp_moves(&self, moves: bool) {
+    pub(crate) fn tcp_moves(&self, moves: bool) {
         self.tcp.send_modify(|tcp| tcp.moves = moves);
     }
 
     /// Cut all TCP connections.
-    pub(in crate::carrier) fn cut_tcp(&self) {
+    pub(crate) fn cut_tcp(&self) {
         self.tcp.send_modify(|tcp| tcp.cuts += 1);
     }
 
     /// Carry nothing any more on the TCP connections that there are, and tell nobody.
-    pub(in crate::carrier) fn forget_tcp(&self) {
+    pub(crate) fn forget_tcp(&self) {
         self.tcp.send_modify(|tcp| tcp.deaths += 1);
     }
 
     /// Give the agent another public address, as a NAT does that has forgotten it.
-    pub(in crate::carrier) fn rebind_nat(&self) {
+    pub(crate) fn rebind_nat(&self) {
         let mut state = self.lock();
         state.nat = state.nat.wrapping_add(1).max(1);
     }
 
-    pub(super) fn open(&self, addr: Option<SocketAddr>) -> (SocketAddr, Arc<Mailbox>) {
+    pub(crate) fn open(&self, addr: Option<SocketAddr>) -> (SocketAddr, Arc<Mailbox>) {
         let mut state = self.lock();
         let addr = addr.unwrap_or_else(|| {
             state.next_port += 1;
@@ -149,12 +150,12 @@ impl Network {
         (addr, mailbox)
     }
 
-    pub(super) fn close(&self, addr: SocketAddr) {
+    pub(crate) fn close(&self, addr: SocketAddr) {
         self.lock().mailboxes.remove(&addr);
     }
 
     /// Carry a datagram, if the weather lets it.
-    pub(super) fn carry(&self, from: SocketAddr, to: SocketAddr, datagram: &[u8]) {
+    pub(crate) fn carry(&self, from: SocketAddr, to: SocketAddr, datagram: &[u8]) {
         let mut state = self.lock();
         state.to_agent += usize::from(from == EDGE);
         state.probes += usize::from(from != EDGE && datagram[0] & 0x80 != 0);

@@ -2,14 +2,14 @@
 
 /// SplitMix64 (Steele, Lea, Flood 2014): small, and the same on every machine.
 #[derive(Clone, Debug)]
-pub(in crate::carrier) struct Dice(u64);
+pub(crate) struct Dice(u64);
 
 impl Dice {
-    pub(in crate::carrier) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    pub(in crate::carrier) fn roll(&mut self) -> u64 {
+    pub(crate) fn roll(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -18,23 +18,23 @@ impl Dice {
     }
 
     /// A number below `n`.
-    pub(in crate::carrier) fn below(&mut self, n: u64) -> u64 {
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
         self.roll() % n
     }
 
     /// A length, small ones as often as large ones.
-    pub(in crate::carrier) fn size(&mut self) -> usize {
+    pub(crate) fn size(&mut self) -> usize {
         let most = 1 << (4 + self.below(15));
         self.below(most) as usize
     }
 
-    pub(in crate::carrier) fn chance(&mut self, probability: f64) -> bool {
+    pub(crate) fn chance(&mut self, probability: f64) -> bool {
         ((self.roll() >> 11) as f64) < probability * (1_u64 << 53) as f64
     }
 }
 
 /// `len` bytes of stream `stream`: no two streams, and no two places in one, look alike.
-pub(in crate::carrier) fn noise(stream: u64, len: usize) -> Vec<u8> {
+pub(crate) fn noise(stream: u64, len: usize) -> Vec<u8> {
     let mut dice = Dice::new(stream);
     let mut bytes: Vec<u8> = (0..len.div_ceil(8))
         .flat_map(|_| dice.roll().to_le_bytes())

@@ -16,7 +16,7 @@ const CHUNK: usize = 4 * 1024;
 const ON_THE_WAY: usize = 32;
 
 /// Two ends of a connection and the network between them, which has to be polled.
-pub(super) fn connection(
+pub(crate) fn connection(
     network: Arc<Network>,
 ) -> (DuplexStream, DuplexStream, impl Future<Output = ()> + Send) {
     let (agent, near) = duplex(BUFFER);

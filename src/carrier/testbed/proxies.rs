@@ -17,15 +17,11 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{
-    impostor,
-    lab::converse,
-    real::{RealEdge, relay},
-};
-use crate::carrier::{
-    Carrier, Proxy, Transport,
-    dial::{DialConfig, dial},
-};
+use super::impostor;
+use super::lab::converse;
+use super::real::{RealEdge, relay};
+use crate::carrier::agent::dial::{DialConfig, dial};
+use crate::carrier::{Carrier, Proxy, Transport};
 
 const USER: &str = "ann";
 const PASSWORD: &str = "open sesame";

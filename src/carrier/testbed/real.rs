@@ -18,39 +18,40 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::{Certificate, certificate, lab::serve};
+use super::lab::serve;
+use super::{Certificate, certificate};
+use crate::carrier::agent::dial::{DialConfig, Dialed, dial};
+use crate::carrier::agent::dial_error::DialError;
+use crate::carrier::agent::websocket_tasks::Io;
+use crate::carrier::edge::socket::edge_endpoint_over;
+use crate::carrier::tcp::outer_tls;
+use crate::carrier::websocket::{Ended, FarEnd};
 use crate::carrier::{
-    CongestionControl, EdgeSocket, Proxy, Reach, Transport, WEBSOCKET_PATH,
-    dial::{DialConfig, Dialed, dial},
-    dial_error::DialError,
-    edge_socket::edge_endpoint_over,
-    edge_udp,
-    lines::Io,
-    outer_tls, shorten_send_queue, upgrade_response,
-    websocket::{Ended, FarEnd},
+    CongestionControl, EdgeSocket, Proxy, Reach, Transport, WEBSOCKET_PATH, edge_udp,
+    shorten_send_queue, upgrade_response,
 };
 
 /// WebSockets that the edge takes.
-pub(super) const WEBSOCKETS: usize = 8;
+pub(crate) const WEBSOCKETS: usize = 8;
 
-pub(super) struct RealEdge {
-    pub(super) endpoint: Endpoint,
-    pub(super) socket: EdgeSocket,
-    pub(super) udp: SocketAddr,
-    pub(super) http: SocketAddr,
-    pub(super) https: SocketAddr,
+pub(crate) struct RealEdge {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) socket: EdgeSocket,
+    pub(crate) udp: SocketAddr,
+    pub(crate) http: SocketAddr,
+    pub(crate) https: SocketAddr,
     /// Why each WebSocket ended.
-    pub(super) ended: mpsc::UnboundedReceiver<Ended>,
+    pub(crate) ended: mpsc::UnboundedReceiver<Ended>,
     certificate: Certificate,
     tasks: JoinSet<()>,
 }
 
 impl RealEdge {
-    pub(super) async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::with(certificate()).await
     }
 
-    pub(super) async fn with(certificate: Certificate) -> Self {
+    pub(crate) async fn with(certificate: Certificate) -> Self {
         let udp = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let addr = udp.local_addr().unwrap();
         let config = EndpointConfig::default();
@@ -79,8 +80,8 @@ impl RealEdge {
     }
 
     /// How an agent of this edge dials.
-    pub(super) fn config(&self, transport: Transport) -> DialConfig {
-        let tls = outer_tls();
+    pub(crate) fn config(&self, transport: Transport) -> DialConfig {
+        let tls = outer_tls::outer_tls();
         DialConfig {
             host: self.udp.ip().to_string(),
             port: self.udp.port(),
@@ -96,7 +97,7 @@ impl RealEdge {
     }
 
     /// An agent that answers, and the edge's end of its connection.
-    pub(super) async fn agent(
+    pub(crate) async fn agent(
         &mut self,
         config: DialConfig,
     ) -> Result<(Dialed, Connection), DialError> {
@@ -114,7 +115,7 @@ impl RealEdge {
     }
 
     /// [`agent`](Self::agent) that is kept alive; the carrier it began on is shown.
-    pub(super) async fn keep(&mut self, config: DialConfig) -> Connection {
+    pub(crate) async fn keep(&mut self, config: DialConfig) -> Connection {
         let (dialed, connection) = self.agent(config).await.unwrap();
         self.tasks.spawn(dialed.driver.run());
         connection
@@ -183,7 +184,7 @@ async fn answer(
 }
 
 /// Pass every TCP connection on to `to` until the result is dropped.
-pub(super) async fn relay(to: SocketAddr) -> (SocketAddr, JoinSet<()>) {
+pub(crate) async fn relay(to: SocketAddr) -> (SocketAddr, JoinSet<()>) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let addr = listener.local_addr().unwrap();
     let mut tasks = JoinSet::new();
@@ -201,7 +202,7 @@ pub(super) async fn relay(to: SocketAddr) -> (SocketAddr, JoinSet<()>) {
 }
 
 /// Pass one agent's UDP packets on to `to` until the result is dropped.
-pub(super) async fn relay_udp(to: SocketAddr) -> (SocketAddr, JoinSet<()>) {
+pub(crate) async fn relay_udp(to: SocketAddr) -> (SocketAddr, JoinSet<()>) {
     let near = Arc::new(
         tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))
             .await

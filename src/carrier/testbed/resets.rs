@@ -19,18 +19,14 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{
-    certificate,
-    network::{EDGE, Network},
-    udp::MemoryUdp,
-};
-use crate::carrier::{
-    Carrier, EdgeKeys, EdgeSocket, PathMemory, Reach, Transport, edge_endpoint,
-    hop::{Hop, HopError},
-    lines::Upgraded,
-    path::Ways,
-    race::Race,
-};
+use super::certificate;
+use super::network::{EDGE, Network};
+use super::udp::MemoryUdp;
+use crate::carrier::agent::driver::Ways;
+use crate::carrier::agent::race::Race;
+use crate::carrier::agent::websocket_tasks::Upgraded;
+use crate::carrier::tcp::connect::{Hop, HopError};
+use crate::carrier::{Carrier, EdgeKeys, EdgeSocket, PathMemory, Reach, Transport, edge_endpoint};
 
 const SECOND: Duration = Duration::from_secs(1);
 

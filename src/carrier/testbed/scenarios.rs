@@ -7,10 +7,8 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{
-    lab::Lab,
-    network::{Network, Weather},
-};
+use super::lab::Lab;
+use super::network::{Network, Weather};
 use crate::carrier::{Carrier, Transport};
 
 const ROUND_TRIP: Duration = Duration::from_millis(40);

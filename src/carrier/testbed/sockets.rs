@@ -14,17 +14,13 @@ use tokio_tungstenite::{
     },
 };
 
-use super::{
-    certificate,
-    lab::{converse, serve},
-    real::{RealEdge, WEBSOCKETS, relay, relay_udp},
-};
-use crate::carrier::{
-    Carrier, CongestionControl, Reach, Transport, WEBSOCKET_PATH,
-    dial::{DialConfig, race_for},
-    edge_socket::{EdgeSocket, TooManyWebSockets, edge_endpoint_over},
-    websocket::{Ended, FarEnd},
-};
+use super::certificate;
+use super::lab::{converse, serve};
+use super::real::{RealEdge, WEBSOCKETS, relay, relay_udp};
+use crate::carrier::agent::dial::{DialConfig, race_for};
+use crate::carrier::edge::socket::{EdgeSocket, TooManyWebSockets, edge_endpoint_over};
+use crate::carrier::websocket::{Ended, FarEnd};
+use crate::carrier::{Carrier, CongestionControl, Reach, Transport, WEBSOCKET_PATH};
 use crate::proto::{DATAGRAMS_HEADER, DATAGRAMS_LIMIT, Datagrams};
 
 /// Longer than anything here takes on a busy machine.
@@ -311,7 +307,9 @@ async fn a_probe_does_not_count_as_speaking_quic() {
     let websocket = tokio::spawn(accept_stranger(&socket, far, 0).unwrap());
     let mut near: WebSocketStream<DuplexStream> =
         WebSocketStream::from_raw_socket(near, Role::Client, None).await;
-    let probe = crate::carrier::probe::Probe::new().unwrap().datagram();
+    let probe = crate::carrier::selection::probe::Probe::new()
+        .unwrap()
+        .datagram();
     let message = Datagrams::encode(None, &probe).unwrap();
 
     near.send(Message::Binary(message)).await.unwrap();

@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use tokio::{task::JoinSet, time::sleep};
 
-use super::{lab::Lab, network::Network, noise::Dice};
-use crate::carrier::{Transport, network::Change};
+use super::lab::Lab;
+use super::network::Network;
+use super::noise::Dice;
+use crate::carrier::Transport;
+use crate::carrier::agent::network_watch::Change;
 
 const SECOND: Duration = Duration::from_secs(1);
 

@@ -21,7 +21,7 @@ use super::network::Network;
 
 /// Datagrams on their way to one socket.
 #[derive(Default)]
-pub(super) struct Mailbox(Mutex<Inner>);
+pub(crate) struct Mailbox(Mutex<Inner>);
 
 /// When it is due, its number, where it comes from, and what it says.
 type Datagram = (Instant, u64, SocketAddr, Vec<u8>);
@@ -35,7 +35,7 @@ struct Inner {
 }
 
 impl Mailbox {
-    pub(super) fn put(&self, due: Instant, from: SocketAddr, datagram: Vec<u8>) {
+    pub(crate) fn put(&self, due: Instant, from: SocketAddr, datagram: Vec<u8>) {
         let mut inner = self.0.lock().unwrap();
         inner.count += 1;
         let count = inner.count;
@@ -47,7 +47,7 @@ impl Mailbox {
 }
 
 /// One socket; it is closed when dropped.
-pub(super) struct MemoryUdp {
+pub(crate) struct MemoryUdp {
     network: Arc<Network>,
     addr: SocketAddr,
     mailbox: Arc<Mailbox>,
@@ -55,7 +55,7 @@ pub(super) struct MemoryUdp {
 
 impl MemoryUdp {
     /// Open a socket at an address, or behind the agent's NAT.
-    pub(super) fn open(network: &Arc<Network>, addr: Option<SocketAddr>) -> Arc<Self> {
+    pub(crate) fn open(network: &Arc<Network>, addr: Option<SocketAddr>) -> Arc<Self> {
         let (addr, mailbox) = network.open(addr);
         Arc::new(Self {
             network: network.clone(),

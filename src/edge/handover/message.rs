@@ -15,7 +15,7 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use crate::carrier::descriptors;
+use crate::carrier::handover::descriptors;
 
 /// One message. The first is a [`Question`](Self::Question) in every version.
 #[derive(Debug, Serialize, Deserialize)]

@@ -34,7 +34,7 @@
 //!
 //! Both processes have the same key for stateless resets, but different ones for connection ids: the
 //! successor takes packets of the old process for noise once that is gone, and never resets what it
-//! does not know. [`quic.keys`](super::keys) then has the successor's.
+//! does not know. [`quic.keys`](super::listen::reset_keys) then has the successor's.
 //!
 //! # WebSockets
 //! An agent on a WebSocket keeps it, since its TCP connection stays with the old process. If that
@@ -52,13 +52,13 @@
 //! at once, and with it what it was draining, so that the UDP address is free for an edge that is
 //! started anew.
 
-mod door;
-mod inheritance;
+pub(crate) mod listener;
 mod message;
+pub(crate) mod takeover;
 
-pub use door::{Door, Estate};
-pub use inheritance::Inheritance;
-pub use message::HandoverError;
+pub use self::listener::{Door, Estate};
+pub use self::message::HandoverError;
+pub use self::takeover::Inheritance;
 
 /// Whether this system has what a handover needs: Unix sockets that keep the bounds of messages
 /// (`SOCK_SEQPACKET`), and on which the end of the other process is seen.

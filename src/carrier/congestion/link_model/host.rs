@@ -15,7 +15,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
 use crate::tls;
 
-pub(super) struct Host {
+pub(crate) struct Host {
     endpoint: Endpoint,
     connection: Option<(ConnectionHandle, Connection)>,
     peer: SocketAddr,
@@ -33,7 +33,7 @@ struct Source {
 }
 
 impl Host {
-    pub(super) fn sender(
+    pub(crate) fn sender(
         now: Instant,
         addrs: (SocketAddr, SocketAddr),
         controller: Arc<dyn ControllerFactory + Send + Sync>,
@@ -57,7 +57,7 @@ impl Host {
         host
     }
 
-    pub(super) fn receiver(addrs: (SocketAddr, SocketAddr), seed: u8) -> Self {
+    pub(crate) fn receiver(addrs: (SocketAddr, SocketAddr), seed: u8) -> Self {
         let mut config = ServerConfig::with_crypto(Arc::new(
             quinn_proto::crypto::rustls::QuicServerConfig::try_from(server_tls())
                 .expect("TLS 1.3 is on"),
@@ -80,12 +80,12 @@ impl Host {
     }
 
     /// Have more to send, where all was sent before.
-    pub(super) fn offer(&mut self, bytes: u64) {
+    pub(crate) fn offer(&mut self, bytes: u64) {
         let work = self.work.as_mut().expect("a sender");
         work.pending += bytes;
     }
 
-    pub(super) fn arrive(&mut self, now: Instant, data: &[u8]) {
+    pub(crate) fn arrive(&mut self, now: Instant, data: &[u8]) {
         let event = self.endpoint.handle(
             now,
             self.peer,
@@ -109,7 +109,7 @@ impl Host {
     }
 
     /// Do all that can be done now; packets go to `out`. The answer is when to come back.
-    pub(super) fn drive(&mut self, now: Instant, out: &mut Vec<Vec<u8>>) -> Option<Instant> {
+    pub(crate) fn drive(&mut self, now: Instant, out: &mut Vec<Vec<u8>>) -> Option<Instant> {
         let (handle, connection) = self.connection.as_mut()?;
         if connection.poll_timeout().is_some_and(|at| at <= now) {
             connection.handle_timeout(now);

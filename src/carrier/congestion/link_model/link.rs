@@ -62,13 +62,13 @@ impl Link {
 }
 
 /// A packet on its way, with whatever the owner wants to know at the far end.
-pub(super) struct Packet<T> {
+pub(crate) struct Packet<T> {
     pub bytes: u64,
     pub load: T,
 }
 
 /// A [`Link`] in use.
-pub(super) struct Pipe<T> {
+pub(crate) struct Pipe<T> {
     pub link: Link,
     start: Instant,
     waiting: VecDeque<(Instant, Packet<T>)>,
@@ -85,7 +85,7 @@ pub(super) struct Pipe<T> {
 }
 
 impl<T> Pipe<T> {
-    pub(super) fn new(link: Link, start: Instant, seed: u64) -> Self {
+    pub(crate) fn new(link: Link, start: Instant, seed: u64) -> Self {
         Self {
             link,
             start,
@@ -101,7 +101,7 @@ impl<T> Pipe<T> {
     }
 
     /// Take a packet; the answer is when the link must be [served](Self::serve), if it was idle.
-    pub(super) fn push(&mut self, now: Instant, packet: Packet<T>) -> Option<Instant> {
+    pub(crate) fn push(&mut self, now: Instant, packet: Packet<T>) -> Option<Instant> {
         if self.waiting_bytes + packet.bytes > self.link.queue && !self.waiting.is_empty() {
             self.overflowed += 1;
             return None;
@@ -113,7 +113,7 @@ impl<T> Pipe<T> {
 
     /// Finish the packet at the head of the queue: when it arrives (unless it is lost), and when
     /// to serve the next.
-    pub(super) fn serve(&mut self, now: Instant) -> (Option<(Instant, T)>, Option<Instant>) {
+    pub(crate) fn serve(&mut self, now: Instant) -> (Option<(Instant, T)>, Option<Instant>) {
         let (since, packet) = self.waiting.pop_front().expect("served only while busy");
         self.waiting_bytes -= packet.bytes;
         self.carried += packet.bytes;
@@ -124,7 +124,7 @@ impl<T> Pipe<T> {
     }
 
     /// How long a packet that came now would wait.
-    pub(super) fn backlog(&self, now: Instant) -> Duration {
+    pub(crate) fn backlog(&self, now: Instant) -> Duration {
         let rate = self.link.rate_at(now - self.start);
         Duration::from_secs_f64(self.waiting_bytes as f64 * 8.0 / rate)
     }

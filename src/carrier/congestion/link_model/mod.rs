@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use quinn::congestion::ControllerFactory;
 
-pub(crate) use link::{Link, Loss, Rng};
+pub(crate) use self::link::{Link, Loss, Rng};
 
-use host::Host;
-use link::{Packet, Pipe};
+use self::host::Host;
+use self::link::{Packet, Pipe};
 
 /// Two directions of a link, and the connections that share them. Data goes forward, unless said otherwise.
 pub(crate) struct LinkModel {

@@ -1,0 +1,158 @@
+//! Why an edge could not be reached.
+
+use std::{error::Error, fmt, io, net::SocketAddr, ops::RangeInclusive};
+
+use quinn::{ConnectError, ConnectionError};
+
+use super::race::HANDSHAKE;
+use crate::carrier::Carrier;
+use crate::carrier::tcp::connect::{Hop, HopError};
+
+/// QUIC's codes for what TLS says about a certificate, from `bad_certificate` to `decrypt_error` (a
+/// wrong signature): 0x100 and the alert (RFC 9001 §4.8, RFC 8446 §6).
+const CERTIFICATE_ALERTS: RangeInclusive<u64> = 0x12a..=0x133;
+
+/// No carrier brought a connection.
+#[derive(Debug)]
+pub struct DialError {
+    pub host: String,
+    /// What each attempt came to.
+    pub attempts: Vec<AttemptError>,
+}
+
+/// Why one attempt failed.
+#[derive(Debug, thiserror::Error)]
+pub enum AttemptError {
+    #[error("udp to {to}: no answer within {} s; is UDP port {} open at the edge and on the way?", HANDSHAKE.as_secs(), to.port())]
+    NoAnswer { to: SocketAddr },
+    #[error("udp to {to}: nobody listens there")]
+    Refused {
+        to: SocketAddr,
+        #[source]
+        err: io::Error,
+    },
+    #[error("{carrier}: {hop}")]
+    Hop {
+        carrier: Carrier,
+        #[source]
+        hop: HopError,
+    },
+    #[error("{carrier}: no QUIC connection with the edge")]
+    Quic {
+        carrier: Carrier,
+        #[source]
+        err: ConnectionError,
+    },
+    #[error("websocket: no QUIC answer from the edge within {} s", HANDSHAKE.as_secs())]
+    NoQuic,
+    #[error("websocket: {0}")]
+    Ended(String),
+    #[error("{0} is not a server name")]
+    ServerName(String),
+    #[error("cannot connect with this configuration")]
+    Configuration(#[source] ConnectError),
+    #[error("cannot open a UDP socket")]
+    Socket(#[source] io::Error),
+}
+
+impl DialError {
+    /// Report whether the edge was reached but its certificate was not accepted.
+    pub fn is_untrusted(&self) -> bool {
+        self.attempts.iter().any(|attempt| match attempt {
+            AttemptError::Quic {
+                err: ConnectionError::TransportError(err),
+                ..
+            } => CERTIFICATE_ALERTS.contains(&u64::from(err.code)),
+            _ => false,
+        })
+    }
+
+    /// Report whether the edge's machine is there, and nobody listens.
+    pub fn is_refused(&self) -> bool {
+        !self.attempts.is_empty() && self.attempts.iter().all(AttemptError::is_refused)
+    }
+
+    /// Return the name that cannot be looked up, and why, if it is that.
+    pub fn unresolved(&self) -> Option<(&str, &io::Error)> {
+        self.attempts.iter().find_map(|attempt| match attempt {
+            AttemptError::Hop {
+                hop: HopError::Resolve { host, err },
+                ..
+            } => Some((host.as_str(), err)),
+            _ => None,
+        })
+    }
+
+    /// Say in few words what each carrier met with, the same thing once.
+    pub fn summary(&self) -> String {
+        let mut parts: Vec<String> = Vec::new();
+        for attempt in &self.attempts {
+            let part = attempt.summary();
+            if !parts.contains(&part) {
+                parts.push(part);
+            }
+        }
+        parts.join(", ")
+    }
+}
+
+impl AttemptError {
+    fn is_refused(&self) -> bool {
+        match self {
+            Self::Refused { .. } => true,
+            Self::Hop {
+                hop: HopError::Connect { hop, err, .. },
+                ..
+            } => matches!(hop, Hop::Edge(_)) && err.kind() == io::ErrorKind::ConnectionRefused,
+            _ => false,
+        }
+    }
+
+    fn summary(&self) -> String {
+        match self {
+            Self::NoAnswer { to } => format!("UDP port {} does not answer", to.port()),
+            Self::Refused { to, .. } => format!("UDP port {} is closed", to.port()),
+            Self::Hop {
+                hop: HopError::Connect { addr, .. },
+                ..
+            } if self.is_refused() => format!("TCP port {} is closed", addr.port()),
+            Self::Hop {
+                hop:
+                    HopError::TimedOut {
+                        hop: Hop::Edge(host),
+                    },
+                ..
+            } => {
+                let port = host.rsplit(':').next().unwrap_or(host);
+                format!("TCP port {port} does not answer")
+            }
+            other => chain(other),
+        }
+    }
+}
+
+/// Write an attempt's error with its causes. A hop's own text is part of its attempt's.
+fn chain(attempt: &AttemptError) -> String {
+    let mut text = attempt.to_string();
+    let mut cause = attempt.source();
+    if matches!(attempt, AttemptError::Hop { .. }) {
+        cause = cause.and_then(Error::source);
+    }
+    while let Some(err) = cause {
+        text = format!("{text}: {err}");
+        cause = err.source();
+    }
+    text
+}
+
+impl fmt::Display for DialError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "edge {} not reached", self.host)?;
+        for attempt in &self.attempts {
+            write!(f, "; {}", chain(attempt))?;
+        }
+        Ok(())
+    }
+}
+
+impl Error for DialError {}

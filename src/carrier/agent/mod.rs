@@ -1,0 +1,14 @@
+//! The agent's end: dialling an edge, and one connection over whichever carrier works.
+
+pub(crate) mod check;
+pub(crate) mod dial;
+pub(crate) mod dial_error;
+pub(crate) mod driver;
+pub(crate) mod network_watch;
+pub(crate) mod race;
+pub(crate) mod rebind;
+pub(crate) mod refusal;
+pub(crate) mod socket;
+pub(crate) mod switch;
+pub(crate) mod udp_route;
+pub(crate) mod websocket_tasks;

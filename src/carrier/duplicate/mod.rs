@@ -1,0 +1,7 @@
+//! Sending a short message twice where packets are lost.
+
+pub(crate) mod duplicator;
+pub(crate) mod saved_transmit;
+pub(crate) mod send_log;
+pub(crate) mod send_logs;
+pub(crate) mod transmitter;

@@ -1,0 +1,106 @@
+//! The edge's endpoint, and what it must find again after a restart.
+
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+
+use aws_lc_rs::hmac;
+use quinn::{AsyncUdpSocket, Endpoint, EndpointConfig, Runtime, ServerConfig, TokioRuntime};
+use quinn_proto::HashedConnectionIdGenerator;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::socket;
+use super::socket::EdgeSocket;
+use crate::carrier::transport::LARGEST_PACKET;
+
+/// What an edge must keep so that, restarted, it can tell agents at once that their old
+/// connections are gone (stateless reset, RFC 9000 §10.3). Both are needed: without the key of the
+/// connection ids, a restarted edge takes the packets of an old connection for noise.
+#[derive(Clone, Copy)]
+pub struct EdgeKeys {
+    /// Signs reset tokens.
+    pub reset: [u8; 64],
+    /// Recognises connection ids of earlier processes.
+    pub connection_ids: u64,
+}
+
+impl EdgeKeys {
+    /// How long the keys are together, in bytes.
+    pub const LENGTH: usize = 72;
+
+    /// Make them of random bytes.
+    pub fn from_bytes(bytes: &[u8; Self::LENGTH]) -> Self {
+        let (mut reset, mut ids) = ([0; 64], [0; 8]);
+        reset.copy_from_slice(&bytes[..64]);
+        ids.copy_from_slice(&bytes[64..]);
+        Self {
+            reset,
+            connection_ids: u64::from_be_bytes(ids),
+        }
+    }
+
+    /// Mark the ids of new connections otherwise, as a process must that shares its socket with
+    /// another.
+    #[cfg(unix)]
+    pub fn with_other_ids(mut self) -> Self {
+        let mut ids = [0; 8];
+        aws_lc_rs::rand::fill(&mut ids).expect("the operating system has random numbers");
+        self.connection_ids = u64::from_be_bytes(ids);
+        self
+    }
+
+    /// Write them down for [`from_bytes`](Self::from_bytes).
+    #[cfg(unix)]
+    pub fn to_bytes(self) -> [u8; Self::LENGTH] {
+        let mut bytes = [0; Self::LENGTH];
+        bytes[..64].copy_from_slice(&self.reset);
+        bytes[64..].copy_from_slice(&self.connection_ids.to_be_bytes());
+        bytes
+    }
+}
+
+/// Make the edge's endpoint: one for agents that come over UDP, if there is a socket for it, and over
+/// up to `websockets` WebSockets.
+///
+/// # Errors
+/// If the system refuses what the endpoint needs.
+pub fn edge_endpoint(
+    udp: Option<Arc<dyn AsyncUdpSocket>>,
+    config: ServerConfig,
+    keys: EdgeKeys,
+    websockets: usize,
+) -> io::Result<(Endpoint, EdgeSocket)> {
+    let reset = hmac::Key::new(hmac::HMAC_SHA256, &keys.reset);
+    let mut endpoint = EndpointConfig::new(Arc::new(reset));
+    endpoint
+        .max_udp_payload_size(LARGEST_PACKET)
+        .expect("more than the least that QUIC allows");
+    endpoint.cid_generator(move || {
+        Box::new(HashedConnectionIdGenerator::from_key(keys.connection_ids))
+    });
+    socket::edge_endpoint_over(udp, endpoint, config, websockets)
+}
+
+/// Prepare a UDP socket for the edge's endpoint. Its buffers are enlarged as far as the system allows.
+///
+/// # Errors
+/// If the system refuses what quinn needs.
+pub fn edge_udp(socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+    crate::carrier::udp_socket::enlarge_buffers(&socket);
+    TokioRuntime.wrap_udp_socket(socket)
+}
+
+/// Bind the UDP socket of an edge.
+///
+/// # Errors
+/// If the address cannot be bound.
+pub fn bind_edge_udp(addr: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
+    if addr.is_ipv6() && addr.ip().is_unspecified() {
+        // One socket for both families, where the system has both.
+        socket.set_only_v6(false)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&addr.into())?;
+    Ok(socket.into())
+}

@@ -1,0 +1,248 @@
+//! WebSockets that lead to this process and belong to another one's session.
+//!
+//! A session stays with the process of the edge that it began with, while the newest process has the
+//! listeners. A WebSocket that an agent dials for an old session is recognised by its first packet;
+//! from then on it is only bytes here, for the process that has the session:
+//!
+//! ```text
+//!                          successor                       predecessor
+//!  agent ══ TCP, TLS ══ accept_among ── Unix stream ── accept ── websocket ── quinn
+//! ```
+//!
+//! One WebSocket is one connection's, so that whole WebSockets can be sorted, and no packet after the
+//! first is looked at. Whoever must wait, waits as on one long TCP connection.
+
+use std::io;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use super::predecessor::ENOUGH;
+use super::predecessors::Predecessors;
+use crate::carrier::edge::socket::{EdgeSocket, TooManyWebSockets};
+use crate::carrier::websocket;
+use crate::carrier::websocket::frames;
+use crate::carrier::websocket::{Ended, FarEnd, Line, SPEAK_QUIC_WITHIN};
+use crate::proto::DATAGRAMS_HEADER;
+
+impl EdgeSocket {
+    /// Carry packets as [`accept`](Self::accept) does, unless they are for a connection of a
+    /// predecessor: that one then carries them, and the future moves bytes between it and the agent.
+    pub fn accept_among<S>(
+        &self,
+        predecessors: &Predecessors,
+        mut io: S,
+        far_end: FarEnd,
+    ) -> Result<impl Future<Output = Ended> + Send + use<S>, TooManyWebSockets>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        let attached = self.attach(far_end)?;
+        let predecessors = predecessors.clone();
+        Ok(async move {
+            let mut early = BytesMut::new();
+            let alone = predecessors.living().is_empty();
+            if !alone {
+                read_first_packet(&mut io, &mut early).await;
+            }
+            let packet = first_packet(&early).unwrap_or_default();
+            match predecessors.pass_on_websocket(&packet, &far_end) {
+                Ok(None) => attached.carry(io, early).await,
+                Ok(Some(process)) => relay(io, &early, process, attached.line()).await,
+                // The agent dials again, and may be luckier.
+                Err(err) => Ended::Lost(err),
+            }
+        })
+    }
+}
+
+/// Read until it can be told whose the first packet is. If that takes too long, or the connection
+/// ends, it is nobody's, and whoever carries it finds out what is the matter.
+async fn read_first_packet(io: &mut (impl AsyncRead + Unpin), early: &mut BytesMut) {
+    let read = async {
+        while first_packet(early).is_none() && io.read_buf(early).await? > 0 {}
+        Ok::<_, io::Error>(())
+    };
+    let _ = timeout(SPEAK_QUIC_WITHIN, read).await;
+}
+
+/// The beginning of the first packet, once there is enough of it.
+fn first_packet(early: &[u8]) -> Option<Vec<u8>> {
+    let mut message = frames::beginning(early, DATAGRAMS_HEADER + ENOUGH)?;
+    Some(message.split_off(DATAGRAMS_HEADER.min(message.len())))
+}
+
+/// Move bytes between an agent and the process that carries its WebSocket until either ends.
+async fn relay(
+    io: impl AsyncRead + AsyncWrite,
+    early: &[u8],
+    mut process: UnixStream,
+    line: &Line,
+) -> Ended {
+    // Whether it is one of a session, the other process knows.
+    line.joined();
+    let (mut from_agent, mut to_agent) = tokio::io::split(io);
+    let (mut from_process, mut to_process) = process.split();
+    let there = async {
+        to_process.write_all(early).await?;
+        copy(&mut from_agent, &mut to_process, || line.received()).await
+    };
+    let back = copy(&mut from_process, &mut to_agent, || line.answered());
+    let ended = tokio::select! {
+        ended = there => ended,
+        ended = back => ended,
+        // The other process watches, too, but cannot be heard while the agent takes nothing.
+        ended = websocket::watch(line) => return ended,
+    };
+    ended.map_or_else(Ended::Lost, |()| Ended::Closed)
+}
+
+/// Copy to the end, and note whenever something has come.
+async fn copy(
+    from: &mut (impl AsyncRead + Unpin),
+    to: &mut (impl AsyncWrite + Unpin),
+    note: impl Fn(),
+) -> io::Result<()> {
+    let mut bytes = vec![0; CHUNK];
+    loop {
+        let length = from.read(&mut bytes).await?;
+        if length == 0 {
+            return Ok(());
+        }
+        note();
+        to.write_all(&bytes[..length]).await?;
+        to.flush().await?;
+    }
+}
+
+/// Bytes that are moved at once: a TLS record's.
+const CHUNK: usize = 16 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use quinn::EndpointConfig;
+    use quinn_proto::{ConnectionIdGenerator, HashedConnectionIdGenerator};
+    use tokio::io::DuplexStream;
+    use tokio::task::JoinHandle;
+
+    use super::*;
+    use crate::carrier::edge::socket::edge_endpoint_over;
+    use crate::carrier::handover::passed_websocket::PassedWebSockets;
+    use crate::carrier::handover::predecessor::Predecessor;
+    use crate::carrier::handover::successor::Successor;
+    use crate::carrier::testbed::certificate;
+    use crate::carrier::websocket::frames::{Encoder, Role};
+    use crate::carrier::{CongestionControl, Reach};
+    use crate::proto::Datagrams;
+
+    /// A process, and an agent's WebSocket that has come to it.
+    struct Second {
+        agent: DuplexStream,
+        accepted: JoinHandle<Ended>,
+        predecessors: Predecessors,
+        _endpoint: quinn::Endpoint,
+    }
+
+    /// What marks the ids of the first process.
+    const FIRST: u64 = 1;
+
+    fn far_end() -> FarEnd {
+        FarEnd {
+            peer: ([198, 51, 100, 1], 4000).into(),
+            reach: Reach::Network,
+            congestion: CongestionControl::Kernel,
+        }
+    }
+
+    /// What the first process receives with, and the second one.
+    fn processes() -> (PassedWebSockets, Second) {
+        let (_, packets) = Successor::new().unwrap();
+        let (passed, websockets) = PassedWebSockets::new().unwrap();
+        let first = Predecessor::new(FIRST, [packets, websockets]);
+        let predecessors: Predecessors = [first].into_iter().collect();
+        let server = certificate().server;
+        let (_endpoint, socket) =
+            edge_endpoint_over(None, EndpointConfig::default(), server, 1).unwrap();
+        let (agent, io) = tokio::io::duplex(4096);
+        let accepting = socket.accept_among(&predecessors, io, far_end()).unwrap();
+        let second = Second {
+            agent,
+            accepted: tokio::spawn(accepting),
+            predecessors,
+            _endpoint,
+        };
+        (passed, second)
+    }
+
+    /// A message with a packet for a connection whose id is marked so, and the end.
+    fn message(ids: u64) -> Vec<u8> {
+        let id = HashedConnectionIdGenerator::from_key(ids).generate_cid();
+        let packet = [&[0x40][..], &id, b"payload"].concat();
+        let mut client = Encoder::new(Role::Client);
+        let header = Datagrams::header(None, &packet).unwrap();
+        let message = client.binary(&[&header, &packet]).unwrap();
+        [message, client.close(1000, "").unwrap()].concat()
+    }
+
+    #[tokio::test]
+    async fn a_websocket_goes_to_the_process_that_has_its_connection() {
+        let (passed, mut second) = processes();
+        let message = message(FIRST);
+
+        for byte in &message {
+            second.agent.write_all(&[*byte]).await.unwrap();
+        }
+
+        let mut first = passed.next().await.unwrap().unwrap();
+        assert_eq!(first.far_end, far_end());
+        let mut received = vec![0; message.len()];
+        first.stream.read_exact(&mut received).await.unwrap();
+        assert_eq!(received, message);
+        first.stream.write_all(b"answer").await.unwrap();
+        drop(first);
+        let mut answer = Vec::new();
+        second.agent.read_to_end(&mut answer).await.unwrap();
+        assert_eq!(answer, b"answer");
+        assert!(matches!(second.accepted.await.unwrap(), Ended::Closed));
+    }
+
+    #[tokio::test]
+    async fn a_websocket_of_our_own_loses_nothing_by_the_look_at_it() {
+        let (_passed, mut second) = processes();
+
+        second.agent.write_all(&message(FIRST + 1)).await.unwrap();
+
+        assert!(matches!(second.accepted.await.unwrap(), Ended::Closed));
+        let mut end = [0; 4];
+        second.agent.read_exact(&mut end).await.unwrap();
+        assert_eq!(end[..1], [0x88], "an answer to the close frame");
+    }
+
+    #[tokio::test]
+    async fn the_agent_hears_that_the_process_with_its_session_is_gone() {
+        let (passed, mut second) = processes();
+        second.agent.write_all(&message(FIRST)).await.unwrap();
+        let first = passed.next().await.unwrap().unwrap();
+
+        drop((passed, first));
+
+        assert!(matches!(
+            second.accepted.await.unwrap(),
+            Ended::Closed | Ended::Lost(_)
+        ));
+        assert!(second.predecessors.living().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_never_answers_does_not_hold_a_websocket() {
+        let (passed, mut second) = processes();
+
+        second.agent.write_all(&message(FIRST)).await.unwrap();
+
+        let _silent = passed.next().await.unwrap().unwrap();
+        let ended = second.accepted.await.unwrap();
+        assert!(matches!(ended, Ended::NeverSpokeQuic), "{ended}");
+    }
+}

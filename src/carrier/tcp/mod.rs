@@ -1,0 +1,8 @@
+//! The way to the edge over TCP: connecting, proxies, TLS, and socket options.
+
+pub(crate) mod bbr_restart;
+pub(crate) mod connect;
+pub(crate) mod happy_eyeballs;
+pub(crate) mod options;
+pub(crate) mod outer_tls;
+pub(crate) mod proxy;

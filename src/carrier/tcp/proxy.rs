@@ -1,0 +1,214 @@
+//! Proxies between an agent and the edge: HTTP CONNECT and SOCKS5, chosen as curl chooses them.
+
+use std::{error::Error, fmt, future::ready, io, net::SocketAddr, sync::Arc};
+
+use bytes::Bytes;
+use http::{
+    HeaderValue, Request, StatusCode, Uri,
+    header::{HOST, PROXY_AUTHORIZATION},
+};
+use http_body_util::Empty;
+use hyper_util::{
+    client::{
+        legacy::connect::proxy::SocksV5,
+        proxy::matcher::{Intercept, Matcher},
+    },
+    rt::TokioIo,
+};
+use tokio::time::timeout;
+use tower::service_fn;
+use tower_service::Service;
+
+use super::bbr_restart::Prompt;
+use super::connect::{Answer, HOP, Hop, HopError};
+use super::{connect, options};
+use crate::carrier::CongestionControl;
+use crate::carrier::agent::websocket_tasks::Io;
+
+/// Which proxy to use for WebSockets. UDP never goes through one.
+#[derive(Clone, Default)]
+pub enum Proxy {
+    /// `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`, read when dialling.
+    #[default]
+    FromEnvironment,
+    /// None, whatever the environment says.
+    Direct,
+    /// This one: `http://`, `https://` or `socks5://`, with credentials in the URL if it wants any.
+    Url(String),
+}
+
+impl fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::FromEnvironment => "FromEnvironment",
+            Self::Direct => "Direct",
+            // It may hold a password.
+            Self::Url(_) => "Url(..)",
+        })
+    }
+}
+
+impl Proxy {
+    /// Choose the proxy for a destination, if it needs one.
+    pub(crate) fn intercept(
+        &self,
+        secure: bool,
+        host: &str,
+        port: u16,
+    ) -> Result<Option<Intercept>, HopError> {
+        let scheme = if secure { "https" } else { "http" };
+        let target: Uri = match format!("{scheme}://{host}:{port}/").parse() {
+            Ok(target) => target,
+            Err(_) => return Ok(None),
+        };
+        match self {
+            Self::Direct => Ok(None),
+            Self::FromEnvironment => Ok(Matcher::from_env().intercept(&target)),
+            Self::Url(url) => match Matcher::builder()
+                .all(url.clone())
+                .build()
+                .intercept(&target)
+            {
+                Some(proxy) => Ok(Some(proxy)),
+                None => Err(HopError::ProxyUrl(without_credentials(url))),
+            },
+        }
+    }
+}
+
+/// A connection to the edge's TCP port.
+pub(crate) struct Connected {
+    pub(crate) io: Box<dyn Io>,
+    /// The first hop's address.
+    pub(crate) peer: SocketAddr,
+    /// Who controls congestion all the way to the edge.
+    pub(crate) congestion: CongestionControl,
+}
+
+/// Connect to the edge's TCP port, through a proxy if there is one.
+pub(crate) async fn connect(
+    proxy: &Proxy,
+    secure: bool,
+    host: &str,
+    port: u16,
+    proxy_tls: &Arc<rustls::ClientConfig>,
+) -> Result<Connected, HopError> {
+    let Some(proxy) = proxy.intercept(secure, host, port)? else {
+        let hop = Hop::Edge(format!("{host}:{port}"));
+        return direct(&hop, host, port).await;
+    };
+    let uri = proxy.uri();
+    let scheme = uri.scheme_str().unwrap_or_default();
+    let via = uri
+        .host()
+        .ok_or_else(|| HopError::ProxyUrl(uri.to_string()))?;
+    let via_port = uri.port_u16().unwrap_or(match scheme {
+        "https" => 443,
+        "http" => 80,
+        _ => 1080,
+    });
+    let hop = Hop::Proxy(format!("{via}:{via_port}"));
+    let Connected { io, peer, .. } = direct(&hop, via, via_port).await?;
+    let io = match scheme {
+        "http" => tunnel(&hop, io, host, port, proxy.basic_auth()).await?,
+        "https" => {
+            let io = connect::secure(&hop, via, io, proxy_tls).await?;
+            tunnel(&hop, io, host, port, proxy.basic_auth()).await?
+        }
+        "socks5" | "socks5h" => socks5(&hop, io, host, port, &proxy).await?,
+        _ => return Err(HopError::ProxyUrl(without_credentials(&uri.to_string()))),
+    };
+    Ok(Connected {
+        io,
+        peer,
+        // What happens behind the proxy, the kernel here does not know.
+        congestion: CongestionControl::Ours,
+    })
+}
+
+async fn direct(hop: &Hop, host: &str, port: u16) -> Result<Connected, HopError> {
+    let addresses = connect::resolve(host, port, HOP).await?;
+    let first = addresses[0];
+    let tcp = connect::connect(hop, addresses).await?;
+    let peer = tcp.peer_addr().unwrap_or(first);
+    Ok(Connected {
+        congestion: options::congestion_control(&tcp, peer),
+        io: Box::new(Prompt::new(tcp)),
+        peer,
+    })
+}
+
+/// HTTP CONNECT (RFC 9110 §9.3.6).
+async fn tunnel(
+    hop: &Hop,
+    io: Box<dyn Io>,
+    host: &str,
+    port: u16,
+    credentials: Option<&HeaderValue>,
+) -> Result<Box<dyn Io>, HopError> {
+    let target = format!("{host}:{port}");
+    let mut request = Request::connect(&target).header(HOST, &target);
+    if let Some(credentials) = credentials {
+        request = request.header(PROXY_AUTHORIZATION, credentials);
+    }
+    let Ok(request) = request.body(Empty::<Bytes>::new()) else {
+        return Err(HopError::ProxyUrl(target));
+    };
+    match connect::take_over(hop, io, request).await? {
+        Answer::Upgraded(_, io) => Ok(io),
+        Answer::Refused(StatusCode::PROXY_AUTHENTICATION_REQUIRED) => {
+            Err(HopError::ProxyAuthentication { hop: hop.clone() })
+        }
+        Answer::Refused(status) => Err(HopError::ProxyRefused {
+            hop: hop.clone(),
+            target,
+            status,
+        }),
+    }
+}
+
+/// SOCKS5 (RFC 1928, RFC 1929). The proxy resolves the name: where one is needed, the network on
+/// this side often cannot.
+async fn socks5(
+    hop: &Hop,
+    io: Box<dyn Io>,
+    host: &str,
+    port: u16,
+    proxy: &Intercept,
+) -> Result<Box<dyn Io>, HopError> {
+    let target = format!("{host}:{port}");
+    // The connector wants to be told how to connect; that is done already.
+    let mut io = Some(TokioIo::new(io));
+    let connected = service_fn(move |_: Uri| {
+        let io = io.take().ok_or(io::ErrorKind::NotConnected);
+        ready(io.map_err(io::Error::from))
+    });
+    let mut socks = SocksV5::new(proxy.uri().clone(), connected);
+    if let Some((user, password)) = proxy.raw_auth() {
+        socks = socks.with_auth(user.into(), password.into());
+    }
+    let failed = |err: Box<dyn Error + Send + Sync>| HopError::Socks {
+        hop: hop.clone(),
+        target: target.clone(),
+        err,
+    };
+    let destination = Uri::builder()
+        .scheme("https")
+        .authority(target.clone())
+        .path_and_query("/")
+        .build()
+        .map_err(|err| failed(err.into()))?;
+    match timeout(HOP, socks.call(destination)).await {
+        Ok(Ok(io)) => Ok(Box::new(io.into_inner())),
+        Ok(Err(err)) => Err(failed(err.to_string().into())),
+        Err(_) => Err(HopError::TimedOut { hop: hop.clone() }),
+    }
+}
+
+fn without_credentials(url: &str) -> String {
+    match (url.split_once("://"), url.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://{host}"),
+        (None, Some((_, host))) => host.into(),
+        (_, None) => url.into(),
+    }
+}

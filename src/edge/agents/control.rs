@@ -1,0 +1,98 @@
+//! The control stream of a session, at the edge.
+
+use std::time::Duration;
+
+use quinn::{Connection, RecvStream, SendStream};
+use tokio::time::timeout;
+
+use super::unauthenticated::Evicted;
+use crate::proto;
+use crate::proto::{
+    ALPN, AgentMessage, CONTROL_LIMIT, Close, EdgeMessage, HELLO_LIMIT, Hello, Splitter, WireError,
+};
+use crate::stream::{CONTROL_PRIORITY, next_message};
+
+/// The control stream.
+pub struct Control {
+    send: SendStream,
+    receive: RecvStream,
+    splitter: Splitter,
+}
+
+impl Control {
+    /// Accept the stream and the first message on it.
+    pub async fn greet(connection: &Connection) -> Result<(Self, Hello), SessionError> {
+        let (send, receive) = connection.accept_bi().await?;
+        let _ = send.set_priority(CONTROL_PRIORITY);
+        let mut control = Self {
+            send,
+            receive,
+            splitter: Splitter::default(),
+        };
+        match control.receive(HELLO_LIMIT).await? {
+            Some(AgentMessage::Hello(hello)) => Ok((control, hello)),
+            None => Err(WireError::Truncated.into()),
+            Some(_) => Err(WireError::Invalid("the first message is no hello").into()),
+        }
+    }
+
+    pub async fn send(&mut self, message: &EdgeMessage) -> Result<(), SessionError> {
+        let bytes = proto::encode(message, CONTROL_LIMIT)?;
+        timeout(CONTROL_SEND, self.send.write_chunk(bytes))
+            .await
+            .map_err(|_| SessionError::Slow)??;
+        Ok(())
+    }
+
+    /// Receive the next message; `None` when the connection has ended. May be cancelled.
+    pub async fn receive(&mut self, limit: usize) -> Result<Option<AgentMessage>, SessionError> {
+        match next_message(&mut self.receive, &mut self.splitter, limit).await {
+            Err(SessionError::Read(quinn::ReadError::ConnectionLost(_))) => Ok(None),
+            received => received,
+        }
+    }
+}
+
+/// How long an agent that does not read may hold up a control message.
+const CONTROL_SEND: Duration = Duration::from_secs(10);
+
+/// Why a session ended by the edge's will.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    #[error("the agent speaks another version")]
+    Version,
+    #[error("the agent was refused")]
+    Refused,
+    #[error(transparent)]
+    Evicted(#[from] Evicted),
+    #[error("the agent takes too long")]
+    Slow,
+    #[error("the agent is not understood")]
+    Wire(#[from] WireError),
+    #[error("the connection was lost")]
+    Connection(#[from] quinn::ConnectionError),
+    #[error("the control stream cannot be read")]
+    Read(#[from] quinn::ReadError),
+    #[error("the control stream cannot be written")]
+    Write(#[from] quinn::WriteError),
+}
+
+impl SessionError {
+    pub fn close(&self) -> Close {
+        match self {
+            Self::Version => Close::Version,
+            Self::Refused => Close::Refused,
+            Self::Evicted(_) => Close::Busy,
+            Self::Slow => Close::Timeout,
+            Self::Wire(_) | Self::Connection(_) | Self::Read(_) | Self::Write(_) => Close::Protocol,
+        }
+    }
+
+    pub fn reason(&self) -> String {
+        match self {
+            Self::Version => String::from_utf8_lossy(ALPN).into_owned(),
+            Self::Wire(err) => err.to_string(),
+            _ => self.to_string(),
+        }
+    }
+}

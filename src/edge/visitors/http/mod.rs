@@ -1,0 +1,15 @@
+//! HTTP visitors: a request is checked, routed, forwarded and answered.
+
+pub(crate) mod body;
+pub(crate) mod error_page;
+pub(crate) mod exchange;
+pub(crate) mod failure_log;
+pub(crate) mod forward;
+pub(crate) mod guard;
+pub(crate) mod host;
+pub(crate) mod http2;
+pub(crate) mod paced_body;
+pub(crate) mod request_body;
+pub(crate) mod route;
+pub(crate) mod validate;
+pub(crate) mod violation;

@@ -1,0 +1,283 @@
+//! A request's body that must not keep us waiting for too long.
+//!
+//! Time counts only while somebody waits for the visitor: a body that nobody asks for, because the
+//! tunnel or the upstream is slow, may take for ever. Waiting is paid for with time: there is some in
+//! the beginning, and each byte buys more.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use tokio::time::Instant;
+
+use crate::edge::limits::EdgeLimits;
+use crate::edge::visitors::lazy_deadline::LazyDeadline;
+use crate::edge::visitors::socket::Received;
+
+/// A body with a limit for how long it may be waited for.
+pub struct PacedBody<B> {
+    body: B,
+    /// `None` if there is no limit.
+    pace: Option<Pace>,
+}
+
+struct Pace {
+    /// Bytes that buy a second.
+    rate: u64,
+    /// The most time to have.
+    longest: Duration,
+    received: Received,
+    /// Bytes of the connection that had been received with the last piece of the body.
+    seen: u64,
+    /// How long the visitor may still be waited for.
+    credit: Duration,
+    /// Since when it is.
+    waiting: Option<Instant>,
+    deadline: LazyDeadline,
+}
+
+impl<B> PacedBody<B> {
+    /// Limit the time that a body is waited for.
+    pub fn new(body: B, limits: &EdgeLimits, received: Received) -> Self {
+        let pace = Pace {
+            seen: received.bytes(),
+            received,
+            credit: limits.body_grace,
+            rate: limits.body_rate.max(1),
+            longest: limits.body_pause.max(limits.body_grace),
+            waiting: None,
+            deadline: LazyDeadline::default(),
+        };
+        Self {
+            body,
+            pace: Some(pace),
+        }
+    }
+
+    /// Wait for the body as long as it takes from now on.
+    pub fn unlimit(&mut self) {
+        self.pace = None;
+    }
+
+    /// Take the body out.
+    pub fn into_inner(self) -> B {
+        self.body
+    }
+}
+
+impl Pace {
+    /// Note that a piece of the body has come.
+    fn came(&mut self, bytes: usize) {
+        if let Some(since) = self.waiting.take() {
+            self.credit = self.credit.saturating_sub(since.elapsed());
+        }
+        self.credit = self.with(bytes as u64);
+        self.seen = self.received.bytes();
+    }
+
+    /// The time that is left once these bytes have been paid for.
+    fn with(&self, bytes: u64) -> Duration {
+        let bought = Duration::from_millis(bytes.saturating_mul(1_000) / self.rate);
+        self.credit.saturating_add(bought).min(self.longest)
+    }
+
+    /// Wait until the visitor has been waited for too long.
+    fn poll_too_slow(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let since = *self.waiting.get_or_insert_with(Instant::now);
+        loop {
+            let unfinished = (self.received.bytes() - self.seen).min(UNFINISHED);
+            let deadline = since + self.with(unfinished);
+            self.deadline.set(deadline);
+            ready!(self.deadline.poll(cx));
+            let received = (self.received.bytes() - self.seen).min(UNFINISHED);
+            if received <= unfinished {
+                return Poll::Ready(());
+            }
+        }
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for PacedBody<B> {
+    type Data = Bytes;
+    type Error = BodyError<B::Error>;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let this = self.get_mut();
+        let frame = Pin::new(&mut this.body).poll_frame(cx);
+        let Some(pace) = &mut this.pace else {
+            return frame.map(|frame| frame.map(|frame| frame.map_err(BodyError::Broken)));
+        };
+        match frame {
+            Poll::Pending => {
+                ready!(pace.poll_too_slow(cx));
+                Poll::Ready(Some(Err(BodyError::TooSlow)))
+            }
+            Poll::Ready(frame) => {
+                if let Some(Ok(frame)) = &frame {
+                    pace.came(frame.data_ref().map_or(0, Bytes::len));
+                }
+                Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Broken)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Why a request's body ends early.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError<E> {
+    /// The visitor broke it off, or the connection is lost.
+    #[error("the visitor's connection broke")]
+    Broken(#[source] E),
+    /// The visitor keeps us waiting for too long.
+    #[error("the visitor sends too slowly")]
+    TooSlow,
+}
+
+/// What can have been received of a TLS record and a frame of HTTP/2 that are not whole (16 KiB each),
+/// and counts although the body has not got it.
+const UNFINISHED: u64 = 33 << 10;
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+    use http_body_util::channel::{Channel, Sender};
+    use tokio::time::{sleep, timeout};
+
+    use super::*;
+
+    const MOMENT: Duration = Duration::from_millis(10);
+
+    fn body() -> (Sender<Bytes>, PacedBody<Channel<Bytes>>, EdgeLimits) {
+        let (sender, body) = Channel::new(8);
+        let limits = EdgeLimits::default();
+        let paced = PacedBody::new(body, &limits, Received::default());
+        (sender, paced, limits)
+    }
+
+    async fn is_too_slow(body: &mut PacedBody<Channel<Bytes>>) -> bool {
+        matches!(body.frame().await, Some(Err(BodyError::TooSlow)))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_does_not_begin_ends_after_the_grace() {
+        let (_sender, mut body, limits) = body();
+        let started = Instant::now();
+
+        assert!(is_too_slow(&mut body).await);
+
+        let took = started.elapsed();
+        assert!(took >= limits.body_grace && took < limits.body_grace + MOMENT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_begins_in_the_last_moment_is_received() {
+        let (mut sender, body, limits) = body();
+        let sending = async {
+            sleep(limits.body_grace - MOMENT).await;
+            sender.send_data("late".into()).await.unwrap();
+            drop(sender);
+        };
+
+        let (received, ()) = tokio::join!(body.collect(), sending);
+
+        assert_eq!(received.unwrap().to_bytes(), "late");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_at_the_least_rate_is_received_for_hours_and_a_slower_one_is_not() {
+        for (bytes, hours, is_received) in [(500, 3, true), (450, 3, false), (1, 3, false)] {
+            let (mut sender, mut body, limits) = body();
+            assert_eq!(limits.body_rate, 500);
+            let sending = async {
+                for _ in 0..hours * 3600 {
+                    sleep(Duration::from_secs(1)).await;
+                    if sender.send_data(vec![0; bytes].into()).await.is_err() {
+                        break;
+                    }
+                }
+                drop(sender);
+            };
+            let receiving = async move {
+                while let Some(frame) = body.frame().await {
+                    if frame.is_err() {
+                        return false;
+                    }
+                }
+                true
+            };
+
+            let (received, ()) = tokio::join!(receiving, sending);
+
+            assert_eq!(received, is_received, "{bytes} B/s");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_may_take_what_the_bytes_before_it_have_bought_up_to_its_limit() {
+        for (before, longest) in [
+            (1_000, 12),
+            (25_000, 60),
+            // More buys nothing more.
+            (100_000_000, 60),
+        ] {
+            let (mut sender, mut body, _) = body();
+            sender.send_data(vec![0; before].into()).await.unwrap();
+            body.frame().await.unwrap().unwrap();
+            let started = Instant::now();
+
+            assert!(is_too_slow(&mut body).await);
+
+            let took = started.elapsed();
+            let longest = Duration::from_secs(longest);
+            assert!(took >= longest && took < longest + MOMENT, "{took:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_in_which_nobody_asks_for_the_body_does_not_count() {
+        let (mut sender, mut body, _) = body();
+        for _ in 0..10 {
+            sender.send_data("piece".into()).await.unwrap();
+
+            sleep(Duration::from_secs(3600)).await;
+
+            assert!(body.frame().await.unwrap().is_ok());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_has_come_of_a_record_that_is_not_whole_counts() {
+        let (_sender, mut body, limits) = body();
+        let received = body.pace.as_ref().unwrap().received.clone();
+        received.add(5_000);
+        let started = Instant::now();
+
+        assert!(is_too_slow(&mut body).await);
+
+        assert!(started.elapsed() >= limits.body_grace + Duration::from_secs(10));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_limit_a_body_is_waited_for_as_long_as_it_takes() {
+        let (_sender, mut body, limits) = body();
+
+        let waited = timeout(limits.body_grace / 2, body.frame()).await;
+        body.unlimit();
+        let waited_on = timeout(limits.body_grace * 100, body.frame()).await;
+
+        assert!(waited.is_err() && waited_on.is_err());
+    }
+}

@@ -1,0 +1,98 @@
+//! A visitor's request body, as the edge reads it.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use ::http::HeaderMap;
+use ::http::header::CONTENT_TYPE;
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use super::http2::Stream;
+use super::paced_body::{BodyError, PacedBody};
+use crate::edge::limits::EdgeLimits;
+use crate::edge::visitors::socket::Received;
+
+/// A request's body. Over HTTP/2 it is given back when it is not read any further.
+pub struct RequestBody {
+    body: Option<PacedBody<Incoming>>,
+    /// That of HTTP/2.
+    stream: Option<Arc<Stream>>,
+}
+
+impl RequestBody {
+    /// Read a body with the limits for its rate.
+    pub fn new(
+        body: Incoming,
+        fields: &HeaderMap,
+        limits: &EdgeLimits,
+        received: Received,
+        stream: Option<Arc<Stream>>,
+    ) -> Self {
+        let mut body = PacedBody::new(body, limits, received);
+        if is_conversation(fields) {
+            body.unlimit();
+        }
+        if let Some(stream) = &stream {
+            stream.lend();
+        }
+        Self {
+            body: Some(body),
+            stream,
+        }
+    }
+
+    /// Wait for it as long as it takes from now on: the answer has begun, and the two may be a
+    /// conversation.
+    pub fn unlimit(&mut self) {
+        if let Some(body) = &mut self.body {
+            body.unlimit();
+        }
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError<hyper::Error>;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        match &mut self.body {
+            Some(body) => Pin::new(body).poll_frame(cx),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.as_ref().map(Body::size_hint).unwrap_or_default()
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        if let (Some(stream), Some(body)) = (&self.stream, self.body.take()) {
+            stream.give_back(body.into_inner());
+        }
+    }
+}
+
+/// Report whether the visitor may say nothing for hours in the middle of its request's body: a call of
+/// gRPC that streams has no other form, and its server need not answer before there is something to say.
+fn is_conversation(fields: &HeaderMap) -> bool {
+    let kind = fields.get(CONTENT_TYPE).map(|kind| kind.as_bytes());
+    kind.is_some_and(|kind| {
+        kind.get(..GRPC.len())
+            .is_some_and(|kind| kind.eq_ignore_ascii_case(GRPC))
+    })
+}
+
+/// The media types of gRPC begin with it.
+const GRPC: &[u8] = b"application/grpc";
