@@ -114,7 +114,7 @@ mod tls;
 
 pub use agent::{
     Address, AddressError, Agent, AgentConfig, AgentError, ConnectError, Event, Finding,
-    HostHeader, Observer, Report, RequestLog, ServerAddr, Service, Target, Transported,
+    HostHeader, LinkStats, Observer, Report, RequestRecord, ServerAddr, Service, Target,
     TunnelConfig, Upstream, UpstreamBody, Verdict, check,
 };
 pub use allocator::Allocator;

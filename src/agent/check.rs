@@ -9,7 +9,7 @@ use tokio::join;
 use tokio::time::Instant;
 
 use super::config::AgentConfig;
-use super::event::Transported;
+use super::event::LinkStats;
 use super::session::connect_error::ConnectError;
 use super::session::dial::dialing;
 use super::session::open::{Session, SessionIdentity};
@@ -26,7 +26,7 @@ pub struct Report {
     /// One for each part of the way, in the order in which they depend on each other.
     pub findings: Vec<Finding>,
     /// What a session would travel on, or why there would be none.
-    pub session: Result<Transported, ConnectError>,
+    pub session: Result<LinkStats, ConnectError>,
 }
 
 /// What was found out about one part of the way.
@@ -215,7 +215,7 @@ async fn reach_websocket(way: &DialConfig, transport: Transport) -> Finding {
 }
 
 /// Open a session that publishes nothing, and leave.
-async fn meet(config: &AgentConfig) -> Result<Transported, ConnectError> {
+async fn meet(config: &AgentConfig) -> Result<LinkStats, ConnectError> {
     let nobody = AgentConfig {
         id: AgentId::random(),
         tunnels: Vec::new(),
@@ -236,7 +236,7 @@ async fn meet(config: &AgentConfig) -> Result<Transported, ConnectError> {
 /// Tell from how a session came about, or did not, whether the two ends recognised each other.
 fn recognise(
     config: &AgentConfig,
-    session: &Result<Transported, ConnectError>,
+    session: &Result<LinkStats, ConnectError>,
 ) -> (Finding, Finding) {
     let certificate = Finding::of("certificate", "certificate");
     let token = Finding::of("token", "token");

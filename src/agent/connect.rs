@@ -9,10 +9,10 @@ use tracing::debug;
 use super::config::AgentConfig;
 use super::event::Event;
 use super::forward::loops::Mark;
-use super::forward::{Route, Tunnel};
+use super::forward::{Route, ServedTunnel};
 use super::session::backoff::Backoff;
 use super::session::connect_error::ConnectError;
-use super::session::draining::Former;
+use super::session::draining::DrainingSessions;
 use super::session::open::{Ended, Session, SessionIdentity};
 use super::session::seldom::Seldom;
 use super::upstream::Upstream;
@@ -26,7 +26,7 @@ use crate::tls::TrustError;
 /// An agent that is connected.
 pub struct Agent {
     config: AgentConfig,
-    tunnels: Arc<Vec<Arc<Tunnel>>>,
+    tunnels: Arc<Vec<Arc<ServedTunnel>>>,
     session: Session,
     opener: Opener,
 }
@@ -44,7 +44,7 @@ impl Agent {
                 .tunnels
                 .iter()
                 .map(|tunnel| {
-                    Ok(Arc::new(Tunnel {
+                    Ok(Arc::new(ServedTunnel {
                         route: route(&tunnel.upstream, &mut pools, &crowd)?,
                         host_header: tunnel.host_header.clone(),
                         upgrades: tunnel.upgrades.clone(),
@@ -94,7 +94,7 @@ impl Agent {
             mut session,
             mut opener,
         } = self;
-        let mut former = Former::new(config.clone(), tunnels.clone());
+        let mut former = DrainingSessions::new(config.clone(), tunnels.clone());
         let mut shutdown = std::pin::pin!(former.stopped_with(shutdown));
         loop {
             let ended = session.serve(&config, &tunnels, &mut shutdown).await;
@@ -111,7 +111,7 @@ impl Agent {
                 Ended::Moving(session) => {
                     let told = "a newer process of the edge takes over";
                     config.observer.tell(Event::Notice(told.into()));
-                    former.serve_on(*session);
+                    former.adopt(*session);
                 }
                 Ended::Lost { reason, report } => {
                     opener.remember(report);

@@ -18,10 +18,10 @@ pub enum Event {
         /// Where visitors reach them.
         tunnels: Vec<TunnelGrant>,
         /// What the packets travel on.
-        transport: Transported,
+        transport: LinkStats,
     },
     /// The packets have moved to another carrier.
-    Transport(Transported),
+    Transport(LinkStats),
     /// The edge is not there, or went away; the agent will try again.
     Reconnecting {
         /// Why.
@@ -45,14 +45,14 @@ pub enum Event {
         count: u64,
     },
     /// A conversation has ended.
-    Request(RequestLog),
+    Request(RequestRecord),
     /// The edge has something to say.
     Notice(String),
 }
 
 /// What a session's packets travel on, and how well.
 #[derive(Debug, Clone)]
-pub struct Transported {
+pub struct LinkStats {
     /// The carrier.
     pub carrier: Carrier,
     /// Why this one: `udp silent for 1.2 s, moved to websocket`.
@@ -69,7 +69,7 @@ pub struct Transported {
 
 /// One conversation, once it has ended.
 #[derive(Debug, Clone)]
-pub struct RequestLog {
+pub struct RequestRecord {
     /// The tunnel's number.
     pub tunnel: u32,
     /// Who asked.

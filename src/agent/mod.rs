@@ -11,7 +11,7 @@ mod upstream;
 pub use self::check::{Finding, Report, Verdict, check};
 pub use self::config::{AgentConfig, HostHeader, ServerAddr, TunnelConfig};
 pub use self::connect::{Agent, AgentError};
-pub use self::event::{Event, Observer, RequestLog, Transported};
+pub use self::event::{Event, LinkStats, Observer, RequestRecord};
 pub use self::session::connect_error::ConnectError;
 pub use self::upstream::address::{Address, AddressError, Target};
 pub use self::upstream::{Service, Upstream, UpstreamBody};

@@ -39,8 +39,8 @@ pub use self::agent::check::{SMALLEST_FULL_PACKET, UDP_ANSWER, ask_over_udp};
 pub use self::agent::dial::{DialConfig, Dialed, dial};
 pub use self::agent::dial_error::{AttemptError, DialError};
 pub use self::agent::driver::{CarrierState, Driver};
-pub use self::congestion::{CongestionControl, InControl, PathMemory, Paths};
-pub use self::duplicate::duplicator::Repeater;
+pub use self::congestion::{CongestionOwner, PathMemory, Paths, SharedCongestionOwner};
+pub use self::duplicate::duplicator::Duplicator;
 pub use self::duplicate::transmitter::Transmitter;
 pub use self::edge::endpoint::{EdgeKeys, bind_edge_udp, edge_endpoint, edge_udp};
 pub use self::edge::socket::EdgeSocket;
@@ -63,9 +63,9 @@ pub use self::tcp::options::{
 pub use self::tcp::outer_tls::outer_tls;
 pub use self::tcp::proxy::Proxy;
 pub use self::transport::{
-    AGENT_STREAMS, ETHERNET_PACKET, Reach, SESSION_BUFFER, alpn, edge_transport, session_window,
+    AGENT_STREAMS, ETHERNET_PACKET, PathKind, SESSION_BUFFER, alpn, edge_transport, session_window,
 };
-pub use self::websocket::FarEnd;
+pub use self::websocket::PeerInfo;
 pub use self::websocket::upgrade::{
     NotAWebSocket, WEBSOCKET_PATH, check_extended_connect, upgrade_response,
 };

@@ -9,12 +9,12 @@ use quinn::{AckFrequencyConfig, Connection, MtuDiscoveryConfig, TransportConfig,
 use serde::{Deserialize, Serialize};
 
 use super::congestion;
-use super::congestion::{InControl, PathMemory};
+use super::congestion::{PathMemory, SharedCongestionOwner};
 use crate::proto::LEAST_WINDOW;
 
 /// How far it is to the other end, as far as packets' sizes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Reach {
+pub enum PathKind {
     /// Any network. It may change under the connection, and the next one need not carry what this
     /// one does: nothing larger than what Ethernet carries is tried.
     Network,
@@ -22,7 +22,7 @@ pub enum Reach {
     Loopback,
 }
 
-impl Reach {
+impl PathKind {
     /// Tell it from the address that packets go to, which must be the other end's own and not that of a
     /// proxy on the way.
     pub fn of(peer: SocketAddr) -> Self {
@@ -36,11 +36,11 @@ impl Reach {
 /// Settings of the edge, which opens streams and whose agents open one. Congestion is for whoever is said to
 /// be in control of the path to that agent.
 pub fn edge_transport(
-    reach: Reach,
-    in_control: &InControl,
+    reach: PathKind,
+    congestion_owner: &SharedCongestionOwner,
     memory: &PathMemory,
 ) -> Arc<TransportConfig> {
-    let mut config = common(reach, in_control, memory);
+    let mut config = common(reach, congestion_owner, memory);
     // quinn spends memory up front on every stream that the peer may open: 37 KiB per idle
     // connection at its default of 100. The control stream is one.
     config.max_concurrent_bidi_streams(VarInt::from_u32(CONTROL_STREAMS));
@@ -52,11 +52,11 @@ pub fn edge_transport(
 
 /// Settings of the agent, to which the edge opens a stream for every conversation.
 pub fn agent_transport(
-    reach: Reach,
-    in_control: &InControl,
+    reach: PathKind,
+    congestion_owner: &SharedCongestionOwner,
     memory: &PathMemory,
 ) -> Arc<TransportConfig> {
-    let mut config = common(reach, in_control, memory);
+    let mut config = common(reach, congestion_owner, memory);
     // quinn gives credit for more only once an eighth has ended: without these, the edge would wait for it.
     config.max_concurrent_bidi_streams(VarInt::from_u32(AGENT_STREAMS + AGENT_STREAMS / 8));
     config.receive_window(session_window(SESSION_BUFFER));
@@ -71,19 +71,23 @@ pub fn session_window(buffer: u64) -> VarInt {
     VarInt::from_u64(window).unwrap_or(VarInt::MAX)
 }
 
-fn common(reach: Reach, in_control: &InControl, memory: &PathMemory) -> TransportConfig {
+fn common(
+    reach: PathKind,
+    congestion_owner: &SharedCongestionOwner,
+    memory: &PathMemory,
+) -> TransportConfig {
     let mut config = TransportConfig::default();
     let (largest, congestion) = match reach {
-        Reach::Network => {
+        PathKind::Network => {
             let on_a_network = congestion::Config {
                 memory: Some(memory.clone()),
-                in_control: in_control.clone(),
+                congestion_owner: congestion_owner.clone(),
                 ..congestion::Config::default()
             };
             config.ack_frequency_config(Some(prompt_acknowledgements()));
             (ETHERNET_PACKET, on_a_network)
         }
-        Reach::Loopback => (LARGEST_PACKET, congestion::Config::loopback()),
+        PathKind::Loopback => (LARGEST_PACKET, congestion::Config::loopback()),
     };
     let mut mtu = MtuDiscoveryConfig::default();
     mtu.upper_bound(largest);

@@ -1,6 +1,6 @@
 //! What a connection waits for when something on its way is full.
 //!
-//! [`Gate`] and [`Poller`] tell a connection when it may send again: a socket that routes has many
+//! [`WriteGate`] and [`Poller`] tell a connection when it may send again: a socket that routes has many
 //! places that can be full, and quinn does not say to its poller which of them it ran into.
 
 use std::{
@@ -18,7 +18,7 @@ use super::websocket::send_queue::Queue;
 
 /// What stood in the way of a transmit.
 #[derive(Debug)]
-pub(crate) enum Gate {
+pub(crate) enum WriteGate {
     /// The kernel's send buffer of this UDP socket.
     Udp(Arc<dyn AsyncUdpSocket>),
     /// The queue of one WebSocket.
@@ -26,7 +26,7 @@ pub(crate) enum Gate {
 }
 
 thread_local! {
-    static BLOCKED: Cell<Option<(Option<task::Id>, Gate)>> = const { Cell::new(None) };
+    static BLOCKED: Cell<Option<(Option<task::Id>, WriteGate)>> = const { Cell::new(None) };
 }
 
 /// Note what blocked the current task, for its [`Poller`], and answer `WouldBlock`.
@@ -34,7 +34,7 @@ thread_local! {
 /// quinn polls a connection's poller right after `try_send` has answered `WouldBlock`, in the same
 /// task and without yielding, so a note per thread reaches the right poller. The task's id guards
 /// it against the sends that nobody polls for (stateless answers of the endpoint).
-pub(crate) fn blocked_by(gate: Gate) -> io::Error {
+pub(crate) fn note_blocked(gate: WriteGate) -> io::Error {
     BLOCKED.set(Some((task::try_id(), gate)));
     io::ErrorKind::WouldBlock.into()
 }
@@ -42,7 +42,7 @@ pub(crate) fn blocked_by(gate: Gate) -> io::Error {
 /// Wakes one connection when whatever blocked it has room again.
 #[derive(Debug, Default)]
 pub(crate) struct Poller {
-    waiting: Option<Gate>,
+    waiting: Option<WriteGate>,
     /// The poller of the UDP socket that was full last. An agent's is another one in another network, and to
     /// wait for the one before, which has room, would be to try for ever.
     udp: Option<UdpSocketPoller>,
@@ -78,8 +78,8 @@ impl UdpPoller for Poller {
             return Poll::Ready(Ok(()));
         };
         let polled = match &gate {
-            Gate::WebSocket(queue) => queue.poll_room(cx).map(Ok),
-            Gate::Udp(socket) => self.poll_udp(socket, cx),
+            WriteGate::WebSocket(queue) => queue.poll_room(cx).map(Ok),
+            WriteGate::Udp(socket) => self.poll_udp(socket, cx),
         };
         if polled.is_pending() {
             self.waiting = Some(gate);

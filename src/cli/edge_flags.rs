@@ -26,7 +26,7 @@ pub struct EdgeFlags {
     /// Where the WebSocket is, if not at the edge itself: wss://HOST:PORT or ws://HOST:PORT
     #[arg(long, value_name = "URL")]
     websocket_url: Option<Uri>,
-    /// Reach the edge through this proxy: http://, https://, socks5:// or off [default: HTTPS_PROXY,
+    /// PathKind the edge through this proxy: http://, https://, socks5:// or off [default: HTTPS_PROXY,
     /// ALL_PROXY and NO_PROXY]
     #[arg(long, value_name = "URL|off")]
     proxy: Option<String>,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use http::StatusCode;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use qtunnel::{Carrier, Event, Observer, RequestLog, Transported, escape};
+use qtunnel::{Carrier, Event, LinkStats, Observer, RequestRecord, escape};
 use serde_json::{Value, json};
 
 use super::Failure;
@@ -144,7 +144,7 @@ impl Style {
     }
 
     /// Write what a request was, which may happen tens of thousands of times in a second.
-    fn request(&self, text: &mut String, log: &RequestLog) {
+    fn request(&self, text: &mut String, log: &RequestRecord) {
         let status = log
             .status
             .and_then(|status| StatusCode::from_u16(status).ok());
@@ -258,7 +258,7 @@ fn machine(at: Timestamp, event: &Event) -> String {
     value.to_string()
 }
 
-fn transported(event: &str, transport: &Transported) -> Value {
+fn transported(event: &str, transport: &LinkStats) -> Value {
     json!({
         "event": event,
         "transport": word(transport.carrier),
@@ -271,7 +271,7 @@ fn transported(event: &str, transport: &Transported) -> Value {
 }
 
 /// How good a path is: its round trip time, losses and largest packet.
-pub fn figures(transport: &Transported) -> String {
+pub fn figures(transport: &LinkStats) -> String {
     let lost = match transport.sent_packets {
         0 => 0.0,
         sent => transport.lost_packets as f64 / sent as f64 * 100.0,

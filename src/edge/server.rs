@@ -21,20 +21,20 @@ use super::agents::websockets::Carriers;
 use super::config::{EdgeConfig, EdgeIdentity};
 #[cfg(unix)]
 use super::handover;
-use super::handover::{Door, Estate, HandoverError, Inheritance};
+use super::handover::{HandoverError, HandoverListener, HandoverState, Takeover};
 use super::listen::bind::ListenError;
 use super::listen::listeners::Listening;
 use super::listen::reset_keys;
 use super::listen::sockets::Sockets;
 use super::listen::urls::Urls;
-use super::names::lease_file::Journal;
+use super::names::lease_file::LeaseFile;
 use super::names::registry::Registry;
 use super::names::waiting::Hold;
 use super::shutdown::Draining;
 use super::visitors::accept::Visitors;
 use super::visitors::connection_limit::Crowd;
 use super::visitors::http::failure_log::Failures;
-use super::workers::{Crew, Workers};
+use super::workers::{WorkerThreads, Workers};
 use crate::auth::Tokens;
 use crate::carrier::Paths;
 #[cfg(unix)]
@@ -52,10 +52,10 @@ pub struct Edge {
     tokens: Tokens,
     registry: Registry,
     workers: Workers,
-    crew: Crew,
+    crew: WorkerThreads,
     /// Where a successor would come.
     #[cfg(unix)]
-    door: Option<Door>,
+    door: Option<HandoverListener>,
 }
 
 impl Edge {
@@ -81,7 +81,7 @@ impl Edge {
             warn!(%addr, "a socket that was passed is for no address of ours");
         }
         #[cfg(unix)]
-        let edge = edge.open_door(&state, keys, Door::open);
+        let edge = edge.open_door(&state, keys, HandoverListener::open);
         Ok(edge)
     }
 
@@ -95,7 +95,7 @@ impl Edge {
     #[cfg(unix)]
     pub async fn take_over(config: EdgeConfig) -> Result<Self, BindError> {
         let state = StateDir::open(&config.state_dir)?;
-        let mut inheritance = Inheritance::ask(&state).await?;
+        let mut inheritance = Takeover::ask(&state).await?;
         let keys = reset_keys::open(&state)?.with_other_ids();
         let mut edge = Self::prepare(config, &state, |config, identity| {
             Listening::inherit(config, identity, keys, &mut inheritance)
@@ -114,7 +114,7 @@ impl Edge {
             warn!(err, "agents will need longer to come back after a crash");
         }
         Ok(edge.open_door(&state, keys, |state, estate| {
-            Door::replace(state, estate).map(Some)
+            HandoverListener::replace(state, estate).map(Some)
         }))
     }
 
@@ -163,7 +163,7 @@ impl Edge {
         mut self,
         state: &StateDir,
         keys: EdgeKeys,
-        open: impl FnOnce(&StateDir, Estate) -> std::io::Result<Option<Door>>,
+        open: impl FnOnce(&StateDir, HandoverState) -> std::io::Result<Option<HandoverListener>>,
     ) -> Self {
         if !handover::SUPPORTED {
             return self;
@@ -294,7 +294,7 @@ impl Edge {
         tokio::select! {
             biased;
             () = &mut shutdown => draining.stop(),
-            () = handed_over => draining.succeed(),
+            () = handed_over => draining.hand_over(),
         }
 
         // The order: no new visitors; agents hear of it; conversations under way end, or are cut
@@ -329,8 +329,8 @@ impl Edge {
 }
 
 fn open_registry(config: &EdgeConfig, state: &StateDir) -> Result<Registry, StateError> {
-    let (journal, kept) = Journal::open(state.clone())?;
-    Ok(Registry::new(config.lease, journal, kept))
+    let (lease_file, kept) = LeaseFile::open(state.clone())?;
+    Ok(Registry::new(config.lease, lease_file, kept))
 }
 
 /// Wait for what is under way, but not for ever.
@@ -359,7 +359,7 @@ async fn drain(
 /// Wait until a successor is in charge, and let our agents' WebSockets come from it. Dropped, it closes
 /// the door, whose copies of the listeners would keep the addresses in use.
 #[cfg(unix)]
-async fn handed_over(door: Option<Door>, carriers: &Carriers) {
+async fn handed_over(door: Option<HandoverListener>, carriers: &Carriers) {
     match door {
         Some(door) => carriers.receive(door.hand_over().await),
         None => pending().await,

@@ -20,7 +20,7 @@ impl Draining {
     }
 
     /// Leave the addresses to a successor.
-    pub fn succeed(&self) {
+    pub fn hand_over(&self) {
         self.succeeded.store(true, Ordering::Release);
         self.begun.cancel();
     }
@@ -43,7 +43,7 @@ impl Draining {
     /// Return how long an idle connection of HTTP/1.1 is kept once draining has begun. A visitor may
     /// be sending a request on it in this moment, which would be lost. With a successor there is the
     /// time to answer that one, and to say that the connection ends with it.
-    pub fn patience(&self) -> Duration {
+    pub fn idle_grace(&self) -> Duration {
         match self.is_succeeded() {
             true => PATIENCE,
             false => Duration::ZERO,

@@ -27,7 +27,7 @@ struct Worker {
 
 /// The threads besides the first one. They end when this is dropped, with all that still runs there.
 #[derive(Debug)]
-pub struct Crew {
+pub struct WorkerThreads {
     threads: Vec<JoinHandle<()>>,
     end: CancellationToken,
 }
@@ -37,9 +37,9 @@ impl Workers {
     ///
     /// # Errors
     /// If the system has no more threads.
-    pub fn start(count: NonZeroUsize) -> io::Result<(Self, Crew)> {
+    pub fn start(count: NonZeroUsize) -> io::Result<(Self, WorkerThreads)> {
         let end = CancellationToken::new();
-        let mut crew = Crew {
+        let mut crew = WorkerThreads {
             threads: Vec::new(),
             end: end.clone(),
         };
@@ -70,11 +70,11 @@ impl Workers {
     }
 
     /// Take a place for a session where there are fewest.
-    pub fn seat(&self) -> Seat {
+    pub fn slot(&self) -> WorkerSlot {
         let sessions = |number: &usize| self.0[*number].sessions.load(Ordering::Relaxed);
         let worker = (0..self.0.len()).min_by_key(sessions).unwrap_or(0);
         self.0[worker].sessions.fetch_add(1, Ordering::Relaxed);
-        Seat {
+        WorkerSlot {
             workers: self.clone(),
             worker,
         }
@@ -88,20 +88,20 @@ impl Workers {
 
 /// A session's place, until it is dropped.
 #[derive(Debug)]
-pub struct Seat {
+pub struct WorkerSlot {
     workers: Workers,
     /// The number of the worker.
     pub worker: usize,
 }
 
-impl Seat {
+impl WorkerSlot {
     /// Return what runs the session.
     pub fn runtime(&self) -> &Handle {
         self.workers.runtime(self.worker)
     }
 }
 
-impl Drop for Seat {
+impl Drop for WorkerSlot {
     fn drop(&mut self) {
         self.workers.0[self.worker]
             .sessions
@@ -109,7 +109,7 @@ impl Drop for Seat {
     }
 }
 
-impl Drop for Crew {
+impl Drop for WorkerThreads {
     fn drop(&mut self) {
         self.end.cancel();
         for thread in self.threads.drain(..) {

@@ -1,7 +1,7 @@
 //! What the upstream is told about the visitor: `X-Forwarded-For`, `-Proto`, `-Host`, and `Forwarded`
 //! (RFC 7239).
 //!
-//! The edge [removes](remove) what a visitor says about it, and the agent [tells](tell_visitor) what the edge has
+//! The edge [removes](remove) what a visitor says about it, and the agent [tells](add_forwarded_headers) what the edge has
 //! seen: the head says it once, in a few bytes. Only where a trusted proxy has said more do the fields travel.
 
 use std::net::IpAddr;
@@ -30,7 +30,7 @@ impl Arrival<'_> {
 }
 
 /// Tell the upstream who the visitor is, unless the edge has: then a proxy said it, whom it trusts.
-pub(crate) fn tell_visitor(headers: &mut HeaderMap, visitor: IpAddr, scheme: Scheme) {
+pub(crate) fn add_forwarded_headers(headers: &mut HeaderMap, visitor: IpAddr, scheme: Scheme) {
     if headers.contains_key(FORWARDED) {
         return;
     }
@@ -225,7 +225,7 @@ const FAMILIES: [&str; 9] = [
     "x-arr-",
     // `-User-IP`, `-Country`, `-HTTPS`, …: Google App Engine.
     "x-appengine-",
-    // `-ClientIP`, `-SocketIP`, `-FDID`: Azure Front Door.
+    // `-ClientIP`, `-SocketIP`, `-FDID`: Azure Front HandoverListener.
     "x-azure-",
     // `-Viewer-Address`, `-Forwarded-Proto`, …: Amazon CloudFront.
     "cloudfront-",
@@ -298,7 +298,7 @@ mod tests {
         remove(&mut said);
         said.insert(HOST, host);
         let visitor = visitor.parse().expect("an address");
-        tell_visitor(&mut said, visitor, Scheme::Https);
+        add_forwarded_headers(&mut said, visitor, Scheme::Https);
         said.remove(HOST);
         said
     }
@@ -474,7 +474,7 @@ mod tests {
         append_forwarded(&mut sent, &arrival("10.0.0.1", &HOST_FIELD));
         let said = sent.clone();
 
-        tell_visitor(
+        add_forwarded_headers(
             &mut sent,
             arrival("10.0.0.1", &HOST_FIELD).peer,
             Scheme::Https,

@@ -13,7 +13,7 @@ use crate::proto::{BodyLength, decimal};
 
 /// What a message said to its hop alone, for the next hop to say again if it means it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Hop {
+pub(crate) struct HopByHop {
     /// `TE: trailers`: the sender takes trailers. gRPC servers refuse requests without it.
     pub(crate) takes_trailers: bool,
     /// The protocols of an `Upgrade` field that `Connection` confirms (RFC 9110 §7.8).
@@ -29,12 +29,12 @@ pub(crate) struct Hop {
 /// A name in `Connection` is the sender's word, and a visitor may try to make us drop a field that the
 /// upstream relies on (a cookie, a length, an authorization that a proxy added). Like Envoy, and unlike
 /// RFC 9110, `Connection` therefore has no power over the fields that are meant for every recipient.
-pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) -> Hop {
+pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) -> HopByHop {
     // Most messages have none of them: one look at what is there instead of a search for each.
     if !headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
-        return Hop::default();
+        return HopByHop::default();
     }
-    let mut hop = Hop {
+    let mut hop = HopByHop {
         takes_trailers: takes_trailers(headers),
         upgrade: None,
     };
@@ -300,12 +300,12 @@ mod tests {
         let hop = strip_hop_by_hop(&mut upgrade);
         assert_eq!(
             hop,
-            Hop {
+            HopByHop {
                 takes_trailers: true,
                 upgrade: Some(HeaderValue::from_static("websocket"))
             }
         );
-        assert_eq!(strip_hop_by_hop(&mut unconfirmed), Hop::default());
+        assert_eq!(strip_hop_by_hop(&mut unconfirmed), HopByHop::default());
     }
 
     #[test]

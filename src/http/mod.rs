@@ -9,6 +9,6 @@ mod replay;
 mod trusted_proxy;
 mod upgrades;
 
-pub use self::replay::{Replay, Rewind};
+pub use self::replay::{ReplayBody, ReplayBuffer};
 pub(crate) use self::upgrades::is_answer_to;
 pub use self::upgrades::{UpgradeError, UpgradeName, Upgrades};

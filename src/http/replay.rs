@@ -10,7 +10,7 @@ use http_body::{Body, Frame, SizeHint};
 use crate::stream::flow::Unread;
 
 /// A body of which the beginning is kept until it is certain that nobody needs it again.
-pub struct Rewind<B>(Arc<Mutex<State<B>>>);
+pub struct ReplayBuffer<B>(Arc<Mutex<State<B>>>);
 
 struct State<B> {
     body: B,
@@ -22,7 +22,7 @@ struct State<B> {
     reading: u64,
 }
 
-impl<B> Rewind<B> {
+impl<B> ReplayBuffer<B> {
     /// Begin to keep.
     pub fn new(body: B) -> Self {
         Self(Arc::new(Mutex::new(State {
@@ -35,10 +35,10 @@ impl<B> Rewind<B> {
     }
 
     /// Read the body from its beginning. Whoever read it before reads nothing any more.
-    pub fn read(&self) -> Replay<B> {
+    pub fn read(&self) -> ReplayBody<B> {
         let mut state = self.lock();
         state.reading += 1;
-        Replay {
+        ReplayBody {
             rewind: Self(self.0.clone()),
             reading: state.reading,
             next: 0,
@@ -84,14 +84,14 @@ impl<B> State<B> {
 }
 
 /// One reading of the body.
-pub struct Replay<B> {
-    rewind: Rewind<B>,
+pub struct ReplayBody<B> {
+    rewind: ReplayBuffer<B>,
     reading: u64,
     /// Which of the kept pieces comes next.
     next: usize,
 }
 
-impl<B> Body for Replay<B>
+impl<B> Body for ReplayBody<B>
 where
     B: Body + Unpin,
     B::Data: Piece,
@@ -178,11 +178,11 @@ mod tests {
 
     fn rewind(
         sizes: &'static [usize],
-    ) -> Rewind<impl Body<Data = Bytes, Error = Infallible> + Unpin> {
+    ) -> ReplayBuffer<impl Body<Data = Bytes, Error = Infallible> + Unpin> {
         let frames = sizes
             .iter()
             .map(|size| Ok(Frame::data(Bytes::from(vec![7; *size]))));
-        Rewind::new(StreamBody::new(futures_util::stream::iter(frames)))
+        ReplayBuffer::new(StreamBody::new(futures_util::stream::iter(frames)))
     }
 
     #[tokio::test]

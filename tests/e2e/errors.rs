@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use hyper::Request;
-use qtunnel::{Address, Carrier, Event, RequestLog};
+use qtunnel::{Address, Carrier, Event, RequestRecord};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -51,7 +51,7 @@ async fn meet(visitor: &Visitor, path: &str, status: u16, code: &str) -> Reply {
 }
 
 /// Wait for the agent's line about a request that failed.
-async fn logged(agent: &mut Running) -> RequestLog {
+async fn logged(agent: &mut Running) -> RequestRecord {
     agent
         .event(|event| match event {
             Event::Request(log) if log.problem.is_some() => Some(log.clone()),

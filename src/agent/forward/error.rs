@@ -11,7 +11,7 @@ use crate::stream::SendError;
 
 /// Why a conversation did not end as it should.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Broken {
+pub(crate) enum ForwardError {
     #[error("the visitor went away")]
     Visitor,
     #[error("it cannot be reached")]
@@ -44,7 +44,7 @@ pub(crate) enum Broken {
     Tunnel(#[source] SendError),
 }
 
-impl Broken {
+impl ForwardError {
     /// Name what went wrong on an HTTP/2 connection, if it has a name.
     pub(crate) fn of_http2(err: hyper::Error, is_agreed: bool) -> Self {
         match http2::describe(&err, is_agreed) {

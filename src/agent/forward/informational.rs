@@ -10,7 +10,7 @@ use crate::proto::{INFORMATIONAL_LIMIT, ResponseHead};
 /// A short queue. It is made for every request and hardly ever used, so it is nothing until then: a
 /// channel would allocate kilobytes.
 #[derive(Clone, Default)]
-pub struct Hints(Arc<Queue>);
+pub struct InformationalQueue(Arc<Queue>);
 
 #[derive(Default)]
 struct Queue {
@@ -18,7 +18,7 @@ struct Queue {
     arrived: Notify,
 }
 
-impl Hints {
+impl InformationalQueue {
     /// Add one. More than anybody waits for are dropped: they are hints.
     pub fn push(&self, hint: ResponseHead) {
         let mut queue = self.0.hints.lock().unwrap_or_else(PoisonError::into_inner);

@@ -23,21 +23,21 @@ use quinn::{RecvStream, SendStream};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
 
-use self::error::Broken;
-use self::informational::Hints;
+use self::error::ForwardError;
+use self::informational::InformationalQueue;
 use self::loops::Mark;
-use self::open_ended::{Conversation, Kind};
+use self::open_ended::{Kind, OpenEndedGuard};
 use self::origins::Origins;
-use self::request::{Asked, Held, Outgoing, frame, set_host};
+use self::request::{Answered, Held, UpstreamRequest, frame, set_host};
 use super::config::HostHeader;
-use super::event::{Event, Observer, RequestLog};
+use super::event::{Event, Observer, RequestRecord};
 use super::session::seldom::Seldom;
-use super::session::unread::Heads;
+use super::session::unread::UnreadStreams;
 use super::upstream::pool::{Leased, Pool};
 use super::upstream::{RequestBody, Service, UpstreamBody};
 use crate::error_chain::chain;
 use crate::http::cookies;
-use crate::http::forwarded::tell_visitor;
+use crate::http::forwarded::add_forwarded_headers;
 use crate::http::{Upgrades, is_answer_to};
 use crate::proto::{
     BodyLength, Failure, LEAST_WINDOW, RequestHead, Reset, ResponseHead, StreamHead,
@@ -48,7 +48,7 @@ use crate::stream::{
 };
 
 /// A tunnel that is being served.
-pub struct Tunnel {
+pub struct ServedTunnel {
     /// Where its requests go.
     pub route: Route,
     /// What the upstream sees as `Host`.
@@ -73,20 +73,20 @@ pub enum Route {
 
 /// Serve one stream, and tell the observer how it went.
 pub async fn serve(
-    find: impl Fn(u32) -> Option<Arc<Tunnel>>,
-    heads: Heads,
+    find: impl Fn(u32) -> Option<Arc<ServedTunnel>>,
+    heads: UnreadStreams,
     flow: Arc<FlowControl>,
-    counted: Conversation,
+    counted: OpenEndedGuard,
     (send, receive): (SendStream, RecvStream),
 ) {
-    let Some(mut exchange) = Exchange::begin(find, heads, flow, send, receive).await else {
+    let Some(mut exchange) = Conversation::begin(find, heads, flow, send, receive).await else {
         return;
     };
     exchange.counted = Some(counted);
     let gone = exchange.gone();
     let ended = tokio::select! {
         ended = exchange.run() => ended,
-        () = gone => Err(Broken::Visitor),
+        () = gone => Err(ForwardError::Visitor),
     };
     exchange.tell(ended);
 }
@@ -95,8 +95,8 @@ pub async fn serve(
 ///
 /// What it has is in here from its first byte to its last, and no method takes it by value: each future that
 /// did would have room for it, in every conversation's task.
-struct Exchange {
-    tunnel: Arc<Tunnel>,
+struct Conversation {
+    tunnel: Arc<ServedTunnel>,
     head: RequestHead,
     /// Both names of the service, if the upstream does not see the public one.
     origins: Option<Arc<Origins>>,
@@ -111,14 +111,14 @@ struct Exchange {
     /// What was relayed after an upgrade.
     relayed: Relayed,
     /// Its place among the session's conversations.
-    counted: Option<Conversation>,
+    counted: Option<OpenEndedGuard>,
 }
 
-impl Exchange {
+impl Conversation {
     /// Read the head, and find the tunnel that it is for.
     async fn begin(
-        find: impl Fn(u32) -> Option<Arc<Tunnel>>,
-        heads: Heads,
+        find: impl Fn(u32) -> Option<Arc<ServedTunnel>>,
+        heads: UnreadStreams,
         flow: Arc<FlowControl>,
         send: SendStream,
         receive: RecvStream,
@@ -155,7 +155,7 @@ impl Exchange {
         // The edge has chosen already. Its word is not taken for it.
         let upgrade = head.upgrade.take();
         head.upgrade = upgrade.and_then(|asked| tunnel.upgrades.select(&asked));
-        tell_visitor(&mut head.fields.0, head.visitor.ip(), head.scheme);
+        add_forwarded_headers(&mut head.fields.0, head.visitor.ip(), head.scheme);
         let target = match &tunnel.route {
             Route::Pool(pool) => Some(pool.target()),
             Route::Service(_) => None,
@@ -190,7 +190,7 @@ impl Exchange {
     }
 
     /// Tell the observer how it went.
-    fn tell(self, ended: Result<(), Broken>) {
+    fn tell(self, ended: Result<(), ForwardError>) {
         let problem = ended.err().map(|broken| {
             let problem = chain(&broken);
             match &self.tunnel.route {
@@ -200,7 +200,7 @@ impl Exchange {
                 _ => problem,
             }
         });
-        self.tunnel.observer.tell(Event::Request(RequestLog {
+        self.tunnel.observer.tell(Event::Request(RequestRecord {
             tunnel: self.head.tunnel,
             visitor: self.head.visitor,
             method: self.head.method,
@@ -213,10 +213,10 @@ impl Exchange {
         }));
     }
 
-    async fn run(&mut self) -> Result<(), Broken> {
+    async fn run(&mut self) -> Result<(), ForwardError> {
         let tunnel = self.tunnel.clone();
         let ended = match &tunnel.route {
-            _ if tunnel.mark.is_on(&self.head.fields.0) => Err(Broken::Loop),
+            _ if tunnel.mark.is_on(&self.head.fields.0) => Err(ForwardError::Loop),
             // Boxed, like whatever is rare and large below: every conversation's task would have room
             // for it.
             Route::Service(service) => Box::pin(self.call(service)).await,
@@ -229,26 +229,31 @@ impl Exchange {
     }
 
     /// Ask a service in this process.
-    async fn call(&mut self, service: &Service) -> Result<(), Broken> {
-        let body = self.request_body().ok_or(Broken::Visitor)?;
+    async fn call(&mut self, service: &Service) -> Result<(), ForwardError> {
+        let body = self.request_body().ok_or(ForwardError::Visitor)?;
         // A service may collect the whole body before it does anything with it.
         let body = UpstreamBody::new(body.map_frame(|frame| frame.map_data(Unread::into_bytes)));
         let request =
             service_request(&mut self.head, &self.tunnel, self.origins.as_deref()).map(|()| body);
         let answered = tokio::select! {
-            answered = service.call(request) => answered.map_err(Broken::Service)?,
-            () = self.patience() => return Err(Broken::Timeout(self.tunnel.timeout)),
+            answered = service.call(request) => answered.map_err(ForwardError::Service)?,
+            () = self.patience() => return Err(ForwardError::Timeout(self.tunnel.timeout)),
         };
         self.answer(answered).await
     }
 
     /// Ask a server.
-    async fn forward(&mut self, pool: &Pool) -> Result<(), Broken> {
+    async fn forward(&mut self, pool: &Pool) -> Result<(), ForwardError> {
         let wants_upgrade = self.head.upgrade.is_some();
-        let leased = pool.lease(wants_upgrade).await.map_err(Broken::Dial)?;
+        let leased = pool
+            .lease(wants_upgrade)
+            .await
+            .map_err(ForwardError::Dial)?;
         let body = match wants_upgrade || self.head.body == BodyLength::Empty {
             true => RequestBody::Empty,
-            false => RequestBody::Tunnel(Box::new(self.request_body().ok_or(Broken::Visitor)?)),
+            false => {
+                RequestBody::Tunnel(Box::new(self.request_body().ok_or(ForwardError::Visitor)?))
+            }
         };
         let (response, held) = self.ask(pool, leased, body).await?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -274,9 +279,9 @@ impl Exchange {
         pool: &Pool,
         leased: Leased,
         body: RequestBody,
-    ) -> Result<Asked, Broken> {
-        let hints = Hints::default();
-        let request = Outgoing {
+    ) -> Result<Answered, ForwardError> {
+        let hints = InformationalQueue::default();
+        let request = UpstreamRequest {
             head: &self.head,
             pool,
             host_header: &self.tunnel.host_header,
@@ -291,11 +296,11 @@ impl Exchange {
                 biased;
                 hint = hints.next() => {
                     if let Some(sender) = &mut self.sender {
-                        Box::pin(sender.head(&hint)).await.map_err(Broken::Tunnel)?;
+                        Box::pin(sender.head(&hint)).await.map_err(ForwardError::Tunnel)?;
                     }
                 }
                 asked = &mut asked => return asked,
-                () = &mut patience => return Err(Broken::Timeout(self.tunnel.timeout)),
+                () = &mut patience => return Err(ForwardError::Timeout(self.tunnel.timeout)),
             }
         }
     }
@@ -307,22 +312,22 @@ impl Exchange {
     }
 
     /// Send a response to the edge, to its end.
-    async fn answer<B>(&mut self, response: Response<B>) -> Result<(), Broken>
+    async fn answer<B>(&mut self, response: Response<B>) -> Result<(), ForwardError>
     where
         B: Body<Data = Bytes> + Unpin,
         B::Error: Into<Box<dyn StdError + Send + Sync>>,
     {
         let body = self.hold_head(response)?;
-        let mut sender = self.sender.take().ok_or(Broken::Visitor)?;
+        let mut sender = self.sender.take().ok_or(ForwardError::Visitor)?;
         let sent = match body {
             Some(body) => sender.body(body, &self.download).await,
             None => sender.end().await,
         };
-        sent.map_err(Broken::Tunnel)
+        sent.map_err(ForwardError::Tunnel)
     }
 
     /// Take the head off a response, to be sent together with the body that is left, if there is one.
-    fn hold_head<B>(&mut self, response: Response<B>) -> Result<Option<B>, Broken>
+    fn hold_head<B>(&mut self, response: Response<B>) -> Result<Option<B>, ForwardError>
     where
         B: Body<Data = Bytes>,
         B::Error: Into<Box<dyn StdError + Send + Sync>>,
@@ -332,8 +337,8 @@ impl Exchange {
         self.is(Kind::of(&parts.headers));
         self.translate(&mut parts.headers);
         let head = response::head(parts, &body, &self.head.method);
-        let sender = self.sender.as_mut().ok_or(Broken::Visitor)?;
-        sender.head_with_body(&head).map_err(Broken::Tunnel)?;
+        let sender = self.sender.as_mut().ok_or(ForwardError::Visitor)?;
+        sender.head_with_body(&head).map_err(ForwardError::Tunnel)?;
         let empty = matches!(
             head,
             ResponseHead::Final {
@@ -364,26 +369,26 @@ impl Exchange {
     }
 
     /// Relay raw bytes after the upstream has agreed to another protocol.
-    async fn switch(&mut self, response: Response<Incoming>) -> Result<(), Broken> {
+    async fn switch(&mut self, response: Response<Incoming>) -> Result<(), ForwardError> {
         let Some(asked) = &self.head.upgrade else {
-            return Err(Broken::NotAsked);
+            return Err(ForwardError::NotAsked);
         };
         let answered = response.headers().get(UPGRADE);
         if !is_answer_to(asked, answered.map(HeaderValue::as_bytes)) {
-            return Err(Broken::OtherProtocol);
+            return Err(ForwardError::OtherProtocol);
         }
         self.status = Some(StatusCode::SWITCHING_PROTOCOLS.as_u16());
         let (mut parts, body) = response.into_parts();
         self.translate(&mut parts.headers);
         let upgraded = hyper::upgrade::on(Response::from_parts(parts.clone(), body));
-        let upgraded = upgraded.await.map_err(Broken::Upstream)?;
+        let upgraded = upgraded.await.map_err(ForwardError::Upstream)?;
         let (Some(mut sender), Some(receiver)) = (self.sender.take(), self.receiver.take()) else {
-            return Err(Broken::Visitor);
+            return Err(ForwardError::Visitor);
         };
         sender
             .head(&response::switched(parts))
             .await
-            .map_err(Broken::Tunnel)?;
+            .map_err(ForwardError::Tunnel)?;
         self.is(Kind::Upgraded);
         self.relayed = relay(TokioIo::new(upgraded), sender, receiver).await;
         Ok(())
@@ -397,7 +402,7 @@ impl Exchange {
     }
 
     /// Tell the edge that there is no answer, and why in one word.
-    async fn fail(&mut self, broken: Broken) -> Result<(), Broken> {
+    async fn fail(&mut self, broken: ForwardError) -> Result<(), ForwardError> {
         let failure = broken.failure();
         self.status = failure.map(|failure| failure.status().as_u16());
         if let (Some(failure), Some(mut sender)) = (failure, self.sender.take())
@@ -436,7 +441,7 @@ fn public_name(host: &HeaderValue) -> Option<String> {
 
 fn service_request(
     head: &mut RequestHead,
-    tunnel: &Tunnel,
+    tunnel: &ServedTunnel,
     origins: Option<&Origins>,
 ) -> Request<()> {
     let mut request = Request::new(());

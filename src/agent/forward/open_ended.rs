@@ -50,9 +50,9 @@ impl Kind {
 
 impl Conversations {
     /// Count one more, until the returned value is dropped.
-    pub fn begin(&self) -> Conversation {
+    pub fn begin(&self) -> OpenEndedGuard {
         *self.counts().of(Kind::Finite) += 1;
-        Conversation {
+        OpenEndedGuard {
             all: self.clone(),
             kind: Kind::Finite,
         }
@@ -103,12 +103,12 @@ impl Counts {
 
 /// One that is counted.
 #[derive(Debug)]
-pub struct Conversation {
+pub struct OpenEndedGuard {
     all: Conversations,
     kind: Kind,
 }
 
-impl Conversation {
+impl OpenEndedGuard {
     /// Note what it turns out to be.
     pub fn is(&mut self, kind: Kind) {
         if kind != self.kind {
@@ -120,7 +120,7 @@ impl Conversation {
     }
 }
 
-impl Drop for Conversation {
+impl Drop for OpenEndedGuard {
     fn drop(&mut self) {
         *self.all.counts().of(self.kind) -= 1;
     }

@@ -52,7 +52,7 @@ impl Origins {
 
     /// Let a request say of the upstream what it says of the public side.
     pub(crate) fn request(&self, fields: &mut HeaderMap) {
-        let exchange = Exchange {
+        let exchange = Conversation {
             from: &self.public,
             to: &self.upstream,
         };
@@ -64,7 +64,7 @@ impl Origins {
 
     /// Let an answer say of the public side what it says of the upstream.
     pub(crate) fn response(&self, fields: &mut HeaderMap) {
-        let exchange = Exchange {
+        let exchange = Conversation {
             from: &self.upstream,
             to: &self.public,
         };
@@ -80,12 +80,12 @@ impl Origins {
 }
 
 /// One direction.
-struct Exchange<'a> {
+struct Conversation<'a> {
     from: &'a Origin,
     to: &'a Origin,
 }
 
-impl Exchange<'_> {
+impl Conversation<'_> {
     /// A serialized origin (RFC 6454 §6.1).
     fn whole(&self, value: &[u8]) -> Option<Vec<u8>> {
         (self.from.begins(value)? == value.len()).then(|| self.to.text().into_bytes())

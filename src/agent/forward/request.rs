@@ -11,8 +11,8 @@ use base64::engine::general_purpose::STANDARD;
 use hyper::body::Incoming;
 use tracing::debug;
 
-use super::error::Broken;
-use super::informational::Hints;
+use super::error::ForwardError;
+use super::informational::InformationalQueue;
 use super::loops::Mark;
 use super::origins::Origins;
 use super::response;
@@ -21,23 +21,23 @@ use crate::agent::upstream::RequestBody;
 use crate::agent::upstream::http2;
 use crate::agent::upstream::http2::Stream;
 use crate::agent::upstream::pool::{AskError, Http1, Leased, Pool};
-use crate::http::Rewind;
+use crate::http::ReplayBuffer;
 use crate::proto::{BodyLength, HttpVersion, RequestHead};
 use crate::stream::TunnelBody;
 
 /// A request on its way to a server.
-pub(crate) struct Outgoing<'a> {
+pub(crate) struct UpstreamRequest<'a> {
     pub(crate) head: &'a RequestHead,
     pub(crate) pool: &'a Pool,
     pub(crate) host_header: &'a HostHeader,
     pub(crate) origins: Option<&'a Arc<Origins>>,
     pub(crate) mark: &'a Mark,
     /// Where 1xx answers go.
-    pub(crate) hints: Hints,
+    pub(crate) hints: InformationalQueue,
 }
 
 /// An answer, and what it comes on.
-pub(crate) type Asked = (Response<Incoming>, Held);
+pub(crate) type Answered = (Response<Incoming>, Held);
 
 /// What an answer comes on, until it has been read.
 pub(crate) enum Held {
@@ -47,11 +47,15 @@ pub(crate) enum Held {
     Http2(Stream),
 }
 
-impl Outgoing<'_> {
+impl UpstreamRequest<'_> {
     /// Send the request and wait for the response's head. A connection that the upstream has closed
     /// while it was idle is replaced, as long as the request cannot have been processed or may be
     /// repeated (RFC 9110 §9.2.2).
-    pub(crate) async fn send(&self, leased: Leased, body: RequestBody) -> Result<Asked, Broken> {
+    pub(crate) async fn send(
+        &self,
+        leased: Leased,
+        body: RequestBody,
+    ) -> Result<Answered, ForwardError> {
         let (mut connection, reused) = match leased {
             Leased::Http1 { connection, reused } => (connection, reused),
             // Boxed: it is large, and who speaks HTTP/2 has more to do anyway.
@@ -61,19 +65,19 @@ impl Outgoing<'_> {
         let request = self.http1(body)?;
         let mut err = match self.pool.ask(&mut connection, reused, request).await {
             Ok(response) => return Ok((response, Held::Http1(connection))),
-            Err(AskError::Head(err)) => return Err(Broken::Head(err)),
+            Err(AskError::Head(err)) => return Err(ForwardError::Head(err)),
             Err(AskError::Http(err)) => err,
         };
         let body = match err.take_message() {
             Some(request) => request.into_body(),
             None if reused && repeatable => RequestBody::Empty,
-            None => return Err(Broken::Upstream(err.into_error())),
+            None => return Err(ForwardError::Upstream(err.into_error())),
         };
         // Rare, and large: every request's future would have room for it.
         Box::pin(self.send_anew(body)).await
     }
 
-    async fn send_anew(&self, body: RequestBody) -> Result<Asked, Broken> {
+    async fn send_anew(&self, body: RequestBody) -> Result<Answered, ForwardError> {
         match self.pool.dial(self.head.upgrade.is_some()).await {
             Ok(Leased::Http1 { mut connection, .. }) => {
                 let response = self
@@ -82,20 +86,24 @@ impl Outgoing<'_> {
                     .await;
                 match response {
                     Ok(response) => Ok((response, Held::Http1(connection))),
-                    Err(AskError::Head(err)) => Err(Broken::Head(err)),
-                    Err(AskError::Http(err)) => Err(Broken::Upstream(err.into_error())),
+                    Err(AskError::Head(err)) => Err(ForwardError::Head(err)),
+                    Err(AskError::Http(err)) => Err(ForwardError::Upstream(err.into_error())),
                 }
             }
             Ok(Leased::Http2(stream)) => self.send_http2(stream, body).await,
-            Err(err) => Err(Broken::Dial(err)),
+            Err(err) => Err(ForwardError::Dial(err)),
         }
     }
 
     /// Send the request on a stream, and again on others as long as the upstream has not processed it (RFC 9113
     /// §8.7), whatever its method is, and all of its body is still here.
-    async fn send_http2(&self, mut stream: Stream, body: RequestBody) -> Result<Asked, Broken> {
+    async fn send_http2(
+        &self,
+        mut stream: Stream,
+        body: RequestBody,
+    ) -> Result<Answered, ForwardError> {
         if self.head.upgrade.is_some() {
-            return Err(Broken::NoUpgrade);
+            return Err(ForwardError::NoUpgrade);
         }
         let mut again = Again::new(body);
         let mut attempts = 1;
@@ -116,13 +124,13 @@ impl Outgoing<'_> {
             let may_repeat = unsent || http2::is_unprocessed(&err) || repeatable && attempts == 1;
             if !may_repeat || !again.is_whole() || attempts == ATTEMPTS {
                 let is_agreed = self.pool.is_secure() || stream.reused;
-                return Err(Broken::of_http2(err, is_agreed));
+                return Err(ForwardError::of_http2(err, is_agreed));
             }
             debug!(%err, attempts, "sending a request again, which the upstream has not processed");
             attempts += 1;
             // The other stream is not free while this one is held.
             drop(stream);
-            stream = match self.pool.lease(false).await.map_err(Broken::Dial)? {
+            stream = match self.pool.lease(false).await.map_err(ForwardError::Dial)? {
                 Leased::Http2(stream) => stream,
                 Leased::Http1 {
                     mut connection,
@@ -134,24 +142,24 @@ impl Outgoing<'_> {
                             again.settle();
                             Ok((response, Held::Http1(connection)))
                         }
-                        Err(AskError::Head(err)) => Err(Broken::Head(err)),
-                        Err(AskError::Http(err)) => Err(Broken::Upstream(err.into_error())),
+                        Err(AskError::Head(err)) => Err(ForwardError::Head(err)),
+                        Err(AskError::Http(err)) => Err(ForwardError::Upstream(err.into_error())),
                     };
                 }
             };
         }
     }
 
-    fn http2(&self, body: RequestBody) -> Result<Request<RequestBody>, Broken> {
+    fn http2(&self, body: RequestBody) -> Result<Request<RequestBody>, ForwardError> {
         let mut request = self.request(body);
         request.headers_mut().remove(HOST);
         *request.uri_mut() = self.absolute()?;
         Ok(request)
     }
 
-    fn http1(&self, body: RequestBody) -> Result<Request<RequestBody>, Broken> {
+    fn http1(&self, body: RequestBody) -> Result<Request<RequestBody>, ForwardError> {
         let mut request = self.request(body);
-        *request.uri_mut() = self.head.target.parse().map_err(|_| Broken::Target)?;
+        *request.uri_mut() = self.head.target.parse().map_err(|_| ForwardError::Target)?;
         if self.head.body == BodyLength::Unknown {
             // hyper would add it by itself, but not to a GET.
             let chunked = HeaderValue::from_static("chunked");
@@ -159,7 +167,7 @@ impl Outgoing<'_> {
         }
         if let Some(protocol) = &self.head.upgrade {
             let headers = request.headers_mut();
-            let value = HeaderValue::from_str(protocol).map_err(|_| Broken::Target)?;
+            let value = HeaderValue::from_str(protocol).map_err(|_| ForwardError::Target)?;
             headers.insert(UPGRADE, value);
             headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
             if self.head.version == HttpVersion::Http2 {
@@ -191,7 +199,7 @@ impl Outgoing<'_> {
         request
     }
 
-    fn absolute(&self) -> Result<Uri, Broken> {
+    fn absolute(&self) -> Result<Uri, ForwardError> {
         let host = match self.host_header {
             HostHeader::Preserve => self.head.fields.0.get(HOST).map(HeaderValue::as_bytes),
             HostHeader::Value(host) => Some(host.as_bytes()),
@@ -207,18 +215,18 @@ impl Outgoing<'_> {
             true => UriScheme::HTTPS,
             false => UriScheme::HTTP,
         });
-        parts.authority = Some(authority.map_err(|_| Broken::Target)?);
+        parts.authority = Some(authority.map_err(|_| ForwardError::Target)?);
         let target =
-            PathAndQuery::try_from(self.head.target.as_str()).map_err(|_| Broken::Target)?;
+            PathAndQuery::try_from(self.head.target.as_str()).map_err(|_| ForwardError::Target)?;
         parts.path_and_query = Some(target);
-        Uri::from_parts(parts).map_err(|_| Broken::Target)
+        Uri::from_parts(parts).map_err(|_| ForwardError::Target)
     }
 }
 
 /// A body that may be sent again.
 enum Again {
     Empty,
-    Kept(Rewind<TunnelBody>),
+    Kept(ReplayBuffer<TunnelBody>),
     /// Somebody else keeps it, or nobody.
     Once(Option<RequestBody>),
 }
@@ -227,7 +235,7 @@ impl Again {
     fn new(body: RequestBody) -> Self {
         match body {
             RequestBody::Empty => Self::Empty,
-            RequestBody::Tunnel(body) => Self::Kept(Rewind::new(*body)),
+            RequestBody::Tunnel(body) => Self::Kept(ReplayBuffer::new(*body)),
             body @ RequestBody::Replay(_) => Self::Once(Some(body)),
         }
     }

@@ -42,7 +42,7 @@ pub(crate) fn dialing(
     Ok((way, distrust))
 }
 
-/// Reach the edge over whichever carrier the network lets through.
+/// PathKind the edge over whichever carrier the network lets through.
 pub(crate) async fn dial(
     config: &AgentConfig,
     memory: &PathMemory,

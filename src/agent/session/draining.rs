@@ -8,20 +8,20 @@ use tracing::debug;
 
 use super::open::Session;
 use crate::agent::config::AgentConfig;
-use crate::agent::forward::Tunnel;
+use crate::agent::forward::ServedTunnel;
 
 /// Sessions with processes of the edge that another one has replaced. Each is served until its
 /// process closes it: visitors who came before the change still talk through it.
-pub struct Former {
+pub struct DrainingSessions {
     config: AgentConfig,
-    tunnels: Arc<Vec<Arc<Tunnel>>>,
+    tunnels: Arc<Vec<Arc<ServedTunnel>>>,
     sessions: JoinSet<()>,
     stopping: CancellationToken,
 }
 
-impl Former {
+impl DrainingSessions {
     /// Begin with none.
-    pub fn new(config: AgentConfig, tunnels: Arc<Vec<Arc<Tunnel>>>) -> Self {
+    pub fn new(config: AgentConfig, tunnels: Arc<Vec<Arc<ServedTunnel>>>) -> Self {
         Self {
             config,
             tunnels,
@@ -43,7 +43,7 @@ impl Former {
     }
 
     /// Serve a session to its end, of which nobody needs to hear.
-    pub fn serve_on(&mut self, session: Session) {
+    pub fn adopt(&mut self, session: Session) {
         while self.sessions.try_join_next().is_some() {}
         if self.sessions.len() >= SESSIONS {
             debug!("too many former sessions");

@@ -13,14 +13,14 @@ use tracing::{error, warn};
 use super::connect_error::ConnectError;
 use super::control::{Control, ControlError};
 use super::dial::dial;
-use super::unread::Heads;
+use super::unread::UnreadStreams;
 use crate::agent::config::AgentConfig;
-use crate::agent::event::{Event, Transported};
+use crate::agent::event::{Event, LinkStats};
 use crate::agent::forward;
-use crate::agent::forward::Tunnel;
+use crate::agent::forward::ServedTunnel;
 use crate::agent::forward::open_ended::{Conversations, Counts};
 use crate::carrier::{
-    CarrierState, Dialed, Driver, PathMemory, Repeater, SESSION_BUFFER, all_delivered, alpn,
+    CarrierState, Dialed, Driver, Duplicator, PathMemory, SESSION_BUFFER, all_delivered, alpn,
 };
 use crate::proto::{
     ALPN, AgentMessage, ClaimMode, Close, EdgeMessage, Hello, LostSession, RunId, Text,
@@ -57,9 +57,9 @@ pub struct Session {
     control: Control,
     conversations: JoinSet<()>,
     counted: Conversations,
-    heads: Heads,
+    heads: UnreadStreams,
     flow: Arc<FlowControl>,
-    repeater: Arc<Repeater>,
+    duplicator: Arc<Duplicator>,
     /// Whether another process of the edge has taken over, and a newer session is there or on its way.
     moving: bool,
     /// Which of the agent's sessions this is.
@@ -86,10 +86,10 @@ impl Session {
             carrier,
             driver,
             transmitter,
-            repeater,
+            duplicator,
         } = dial(config, memory).await?;
         let upkeep = Upkeep::start(&connection, driver);
-        let repeater = Arc::new(repeater);
+        let duplicator = Arc::new(duplicator);
         if alpn(&connection).as_deref() != Some(ALPN) {
             // The edge says which version it speaks as it closes.
             let reason = timeout(WELCOME, connection.closed()).await;
@@ -130,22 +130,22 @@ impl Session {
                     return Err(ConnectError::lost(server, ControlError::Wire(err)));
                 }
                 let budget = Budget::new(SESSION_BUFFER, BufferTotal::new(SESSION_BUFFER));
-                let ending = repeater.clone();
+                let ending = duplicator.clone();
                 let flow = FlowControl::on(&connection, budget, move |bytes| {
-                    ending.message_ended(bytes);
-                    transmitter.message_ended();
+                    ending.message_written(bytes);
+                    transmitter.message_written();
                 });
                 Ok(Self {
                     endpoint,
                     flow,
-                    repeater,
+                    duplicator,
                     connection,
                     carrier,
                     upkeep,
                     control,
                     conversations: JoinSet::new(),
                     counted: Conversations::default(),
-                    heads: Heads::default(),
+                    heads: UnreadStreams::default(),
                     moving: false,
                     epoch: identity.epoch,
                     rare: Quota::new(RARE_AT_ONCE, RARE_EVERY),
@@ -179,7 +179,7 @@ impl Session {
     }
 
     /// Describe what the packets travel on, and how well.
-    pub fn transport_now(&self) -> Transported {
+    pub fn transport_now(&self) -> LinkStats {
         Self::transport(&self.connection, &self.carrier.borrow())
     }
 
@@ -190,9 +190,9 @@ impl Session {
         let _ = timeout(FAREWELL, self.endpoint.wait_idle()).await;
     }
 
-    fn transport(connection: &Connection, state: &CarrierState) -> Transported {
+    fn transport(connection: &Connection, state: &CarrierState) -> LinkStats {
         let path = connection.stats().path;
-        Transported {
+        LinkStats {
             carrier: state.carrier,
             reason: state.reason.to_string(),
             rtt: path.rtt,
@@ -208,7 +208,7 @@ impl Session {
     pub async fn serve(
         mut self,
         config: &AgentConfig,
-        tunnels: &Arc<Vec<Arc<Tunnel>>>,
+        tunnels: &Arc<Vec<Arc<ServedTunnel>>>,
         shutdown: &mut (impl Future<Output = ()> + Unpin),
     ) -> Ended {
         let connection = self.connection.clone();
@@ -239,7 +239,7 @@ impl Session {
                     self.say(&AgentMessage::Nothing).await;
                 }
                 windows = self.flow.untold() => self.tell(windows).await,
-                () = self.flow.bare_tail() => self.follow().await,
+                () = self.flow.tail_probe_due() => self.follow().await,
                 message = self.control.receive() => {
                     if self.hear(message, config).is_break() && !self.moving {
                         self.moving = true;
@@ -303,7 +303,7 @@ impl Session {
 
     /// Send a message again that ended, and something behind it.
     async fn follow(&mut self) {
-        self.repeater.repeat();
+        self.duplicator.repeat();
         self.say(&AgentMessage::Nothing).await;
     }
 
@@ -320,7 +320,11 @@ impl Session {
         }
     }
 
-    fn converse(&mut self, stream: (SendStream, RecvStream), tunnels: &Arc<Vec<Arc<Tunnel>>>) {
+    fn converse(
+        &mut self,
+        stream: (SendStream, RecvStream),
+        tunnels: &Arc<Vec<Arc<ServedTunnel>>>,
+    ) {
         let tunnels = tunnels.clone();
         let find = move |number: u32| tunnels.get(number as usize).cloned();
         self.heads.accepted(stream.0.id().index());
@@ -332,7 +336,7 @@ impl Session {
 
     /// The order: the edge sends no new conversations; those under way end, or are cut; then the
     /// connection is closed, and the edge hears of it.
-    async fn drain(mut self, config: &AgentConfig, tunnels: &Arc<Vec<Arc<Tunnel>>>) {
+    async fn drain(mut self, config: &AgentConfig, tunnels: &Arc<Vec<Arc<ServedTunnel>>>) {
         let connection = self.connection.clone();
         let deadline_ms = config.grace_period.as_millis() as u64;
         let _ = self
@@ -361,7 +365,7 @@ impl Session {
                     },
                     Some(ended) = self.conversations.join_next() => report(ended),
                     windows = self.flow.untold() => self.tell(windows).await,
-                    () = self.flow.bare_tail() => self.follow().await,
+                    () = self.flow.tail_probe_due() => self.follow().await,
                     message = self.control.receive() => {
                         // No new session of an agent that leaves.
                         let _ = self.hear(message, config);

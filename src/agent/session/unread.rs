@@ -7,7 +7,7 @@ use crate::proto::{LostSession, UNREAD_LIMIT};
 
 /// The streams of one session that may hold a request.
 #[derive(Clone, Default)]
-pub struct Heads(Arc<Mutex<State>>);
+pub struct UnreadStreams(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
@@ -15,7 +15,7 @@ struct State {
     unread: BTreeSet<u64>,
 }
 
-impl Heads {
+impl UnreadStreams {
     /// Note that the edge has opened the stream of this index.
     pub fn accepted(&self, stream: u64) {
         let mut state = self.lock();

@@ -364,7 +364,7 @@ impl Stream {
             Err(err) => match Ended::of(err.error()) {
                 Ended::GoneAway => self.connections.gone_away(self.number, self.place),
                 Ended::Refused => self.connections.refused(self.number),
-                Ended::Broken => self.connections.retire(self.number),
+                Ended::ForwardError => self.connections.retire(self.number),
                 Ended::No => {}
             },
         }
@@ -403,7 +403,7 @@ enum Ended {
     /// There are too many at once.
     Refused,
     /// It broke.
-    Broken,
+    ForwardError,
     No,
 }
 
@@ -413,7 +413,7 @@ impl Ended {
             Some(err) if err.is_go_away() && err.is_remote() => Self::GoneAway,
             Some(err) if is_refusal(err) => Self::Refused,
             Some(err) if err.is_reset() => Self::No,
-            _ => Self::Broken,
+            _ => Self::ForwardError,
         }
     }
 }

@@ -26,7 +26,7 @@ use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
 
 use self::address::{Address, Target};
-use crate::http::Replay;
+use crate::http::ReplayBody;
 use crate::stream::{ReceiveError, TunnelBody, Unread};
 
 /// Where a tunnel's requests go.
@@ -162,7 +162,7 @@ pub enum RequestBody {
     /// From the tunnel.
     Tunnel(Box<TunnelBody>),
     /// From the tunnel, and kept meanwhile for another attempt.
-    Replay(Replay<TunnelBody>),
+    Replay(ReplayBody<TunnelBody>),
     /// None.
     Empty,
 }

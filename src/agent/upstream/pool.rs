@@ -25,7 +25,7 @@ use super::RequestBody;
 use super::address::Target;
 use super::connections::{Connections, IDLE_ALONE, IDLE_TLS, Keep, Open};
 use super::http2::{Http2Connections, Stream, Turn};
-use super::read_limit::{Crowd, InUse, Sparing};
+use super::read_limit::{ActiveConnection, CappedReads, Crowd};
 use super::resolver::Resolver;
 use super::response_head::{HeadError, Oddity};
 use super::response_reader::{AnswerLink, AnswerReader};
@@ -68,7 +68,7 @@ pub struct Http1 {
     /// What its answers are read by.
     answers: AnswerLink,
     /// While it is leased.
-    in_use: Option<InUse>,
+    in_use: Option<ActiveConnection>,
     open: Open<Http1>,
 }
 
@@ -286,7 +286,7 @@ impl Pool {
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let answers = AnswerLink::new();
-        let io = AnswerReader::new(Sparing::new(io, self.crowd.clone()), answers.clone());
+        let io = AnswerReader::new(CappedReads::new(io, self.crowd.clone()), answers.clone());
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(UPSTREAM_BUFFER)
             .handshake(TokioIo::new(io))

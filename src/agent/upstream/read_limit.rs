@@ -13,13 +13,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 pub struct Crowd(Arc<AtomicUsize>);
 
 /// One of them, until it is dropped.
-pub struct InUse(Crowd);
+pub struct ActiveConnection(Crowd);
 
 impl Crowd {
     /// Count one more.
-    pub fn join(&self) -> InUse {
+    pub fn join(&self) -> ActiveConnection {
         self.0.fetch_add(1, Relaxed);
-        InUse(self.clone())
+        ActiveConnection(self.clone())
     }
 
     fn is_large(&self) -> bool {
@@ -27,7 +27,7 @@ impl Crowd {
     }
 }
 
-impl Drop for InUse {
+impl Drop for ActiveConnection {
     fn drop(&mut self) {
         self.0.0.fetch_sub(1, Relaxed);
     }
@@ -35,19 +35,19 @@ impl Drop for InUse {
 
 /// An upstream's connection, of which less is read at once while many are in use: hyper keeps two reads for a visitor
 /// who takes nothing, and as much memory as the largest had.
-pub struct Sparing<S> {
+pub struct CappedReads<S> {
     io: S,
     crowd: Crowd,
 }
 
-impl<S> Sparing<S> {
+impl<S> CappedReads<S> {
     /// Read as that crowd allows.
     pub fn new(io: S, crowd: Crowd) -> Self {
         Self { io, crowd }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Sparing<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for CappedReads<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -64,7 +64,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Sparing<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Sparing<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for CappedReads<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -111,7 +111,7 @@ mod tests {
         let crowd = Crowd::default();
         let (mut upstream, end) = tokio::io::duplex(256 << 10);
         upstream.write_all(&[7; 200 << 10]).await.unwrap();
-        let mut io = Sparing::new(end, crowd.clone());
+        let mut io = CappedReads::new(end, crowd.clone());
         let mut buf = vec![0; 32 << 10];
 
         assert_eq!(io.read(&mut buf).await.unwrap(), 32 << 10);

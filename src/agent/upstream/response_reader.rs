@@ -1,6 +1,6 @@
 //! A connection to an HTTP/1.x upstream, of which hyper reads answers that are always well-formed.
 //!
-//! hyper is stricter than browsers, and says little about what it refuses. Heads that it reads anyway pass as they
+//! hyper is stricter than browsers, and says little about what it refuses. UnreadStreams that it reads anyway pass as they
 //! are; others are read [here](super::response_head) first. hyper then gets a head with nothing but what frames the
 //! body, and the fields go past it.
 
@@ -331,12 +331,12 @@ mod tests {
 
     #[tokio::test]
     async fn answers_before_the_last_keep_their_fields() {
-        let hint =
-            "HTTP/1.1 103 Early Hints\r\nLink : </a>\r\n\r\nHTTP/1.1 200 OK\r\nB : 1\r\n\r\nok";
+        let hint = "HTTP/1.1 103 Early InformationalQueue\r\nLink : </a>\r\n\r\nHTTP/1.1 200 OK\r\nB : 1\r\n\r\nok";
 
         let (read, found) = through(&[hint]).await;
 
-        let expected = "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\nHTTP/1.1 200 OK\r\n\r\nok";
+        let expected =
+            "HTTP/1.1 103 Early InformationalQueue\r\nlink: </a>\r\n\r\nHTTP/1.1 200 OK\r\n\r\nok";
         assert_eq!(read, expected);
         assert_eq!(found.fields.unwrap()["b"], "1");
     }

@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout};
 
 use super::dial::{DialConfig, Target, dial_websocket};
 use crate::carrier::selection::probe::{FULL_SIZE, Probe};
-use crate::carrier::tcp::connect::{HOP, Hop, HopError};
+use crate::carrier::tcp::connect::{HOP, Peer, TcpConnectError};
 use crate::carrier::tcp::{connect, proxy};
 use crate::carrier::udp_socket;
 
@@ -32,36 +32,44 @@ pub const SMALLEST_FULL_PACKET: usize = FULL_SIZE;
 
 impl DialConfig {
     /// Look the edge's name up.
-    pub async fn look_up(&self) -> Result<Vec<SocketAddr>, HopError> {
+    pub async fn look_up(&self) -> Result<Vec<SocketAddr>, TcpConnectError> {
         connect::resolve(&self.host, self.port, HOP).await
     }
 
     /// Connect to where the WebSocket is, past every proxy.
-    pub async fn reach_tcp(&self) -> Result<SocketAddr, HopError> {
+    pub async fn reach_tcp(&self) -> Result<SocketAddr, TcpConnectError> {
         let Target { host, port, .. } = Target::of(&self.websocket)?;
         let addresses = connect::resolve(host, port, HOP).await?;
         let first = addresses[0];
-        let tcp = connect::connect(&Hop::Edge(format!("{host}:{port}")), addresses).await?;
+        let tcp = connect::connect(&Peer::Edge(format!("{host}:{port}")), addresses).await?;
         Ok(tcp.peer_addr().unwrap_or(first))
     }
 
     /// Name the proxy that a WebSocket would go through, without its password.
-    pub fn proxy_in_use(&self) -> Result<Option<String>, HopError> {
-        let Target { secure, host, port } = Target::of(&self.websocket)?;
-        let proxy = self.proxy.intercept(secure, host, port)?;
+    pub fn proxy_in_use(&self) -> Result<Option<String>, TcpConnectError> {
+        let Target {
+            tls_handshake,
+            host,
+            port,
+        } = Target::of(&self.websocket)?;
+        let proxy = self.proxy.intercept(tls_handshake, host, port)?;
         Ok(proxy.map(|proxy| proxy.uri().to_string().trim_end_matches('/').to_owned()))
     }
 
     /// Have the proxy connect to where the WebSocket is.
-    pub async fn reach_proxy(&self) -> Result<(), HopError> {
-        let Target { secure, host, port } = Target::of(&self.websocket)?;
-        proxy::connect(&self.proxy, secure, host, port, &self.proxy_tls)
+    pub async fn reach_proxy(&self) -> Result<(), TcpConnectError> {
+        let Target {
+            tls_handshake,
+            host,
+            port,
+        } = Target::of(&self.websocket)?;
+        proxy::connect(&self.proxy, tls_handshake, host, port, &self.proxy_tls)
             .await
             .map(drop)
     }
 
     /// Open a WebSocket, and close it.
-    pub async fn reach_websocket(&self) -> Result<(), HopError> {
+    pub async fn reach_websocket(&self) -> Result<(), TcpConnectError> {
         dial_websocket(self).await.map(drop)
     }
 }

@@ -20,18 +20,18 @@ use quinn::{
 use tokio::sync::{mpsc, watch};
 
 use super::dial_error::{AttemptError, DialError};
-use super::driver::{CarrierState, Driver, Watch, Ways};
+use super::driver::{CarrierFactory, CarrierState, Driver, Watch};
 use super::race::Race;
 use super::websocket_tasks::Upgraded;
 use super::{network_watch, refusal};
 use crate::carrier::congestion::PathMemory;
-use crate::carrier::duplicate::duplicator::Repeater;
+use crate::carrier::duplicate::duplicator::Duplicator;
 use crate::carrier::duplicate::transmitter::Transmitter;
-use crate::carrier::tcp::connect::{Answer, HOP, Hop, HopError};
+use crate::carrier::tcp::connect::{Answer, HOP, Peer, TcpConnectError};
 use crate::carrier::tcp::proxy::{Connected, Proxy};
 use crate::carrier::tcp::{connect, proxy};
-use crate::carrier::transport::{LARGEST_PACKET, Reach};
-use crate::carrier::websocket::FarEnd;
+use crate::carrier::transport::{LARGEST_PACKET, PathKind};
+use crate::carrier::websocket::PeerInfo;
 use crate::carrier::websocket::upgrade::{WEBSOCKET_PATH, upgrade_request};
 use crate::carrier::{Carrier, Transport, udp_socket};
 
@@ -70,10 +70,10 @@ pub struct Dialed {
     pub carrier: watch::Receiver<CarrierState>,
     pub driver: Driver,
     pub transmitter: Transmitter,
-    pub repeater: Repeater,
+    pub duplicator: Duplicator,
 }
 
-/// Reach the edge over the first carrier that brings a QUIC connection.
+/// PathKind the edge over the first carrier that brings a QUIC connection.
 pub async fn dial(config: DialConfig) -> Result<Dialed, DialError> {
     let host = config.host.clone();
     let resolved = match config.transport {
@@ -84,7 +84,7 @@ pub async fn dial(config: DialConfig) -> Result<Dialed, DialError> {
     let mut attempts = Vec::new();
     let edge = resolved.unwrap_or_else(|hop| {
         let carrier = Carrier::Udp;
-        attempts.push(AttemptError::Hop { carrier, hop });
+        attempts.push(AttemptError::Peer { carrier, hop });
         Vec::new()
     });
     let race = race_for(&config, edge);
@@ -103,11 +103,11 @@ pub async fn dial(config: DialConfig) -> Result<Dialed, DialError> {
     let connection = established.connection.clone();
     let endpoint = established.endpoint.clone();
     let transmitter = std::mem::take(&mut established.transmitter);
-    let repeater = Repeater::of_agent(&connection, &established.switch);
+    let duplicator = Duplicator::of_agent(&connection, &established.switch);
     let (driver, carrier) = race.drive(established, config.transport, network);
     Ok(Dialed {
         transmitter,
-        repeater,
+        duplicator,
         connection,
         endpoint,
         carrier,
@@ -128,13 +128,13 @@ pub(crate) fn race_for(config: &DialConfig, edge: Vec<SocketAddr>) -> Race {
         endpoint,
         server_name: config.server_name.clone(),
         edge,
-        ways: Arc::new(RealWays(config.clone())),
+        ways: Arc::new(RealCarriers(config.clone())),
     }
 }
 
 /// Tell whether the edge is on this machine: by its addresses, or by its name where they are not asked
 /// for.
-fn reach(host: &str, edge: &[SocketAddr]) -> Reach {
+fn reach(host: &str, edge: &[SocketAddr]) -> PathKind {
     let local = match edge {
         [] => {
             let address = host.parse::<IpAddr>();
@@ -143,20 +143,20 @@ fn reach(host: &str, edge: &[SocketAddr]) -> Reach {
         edge => edge.iter().all(|addr| addr.ip().is_loopback()),
     };
     match local {
-        true => Reach::Loopback,
-        false => Reach::Network,
+        true => PathKind::Loopback,
+        false => PathKind::Network,
     }
 }
 
 /// The carriers of the real world.
-struct RealWays(DialConfig);
+struct RealCarriers(DialConfig);
 
-impl Ways for RealWays {
+impl CarrierFactory for RealCarriers {
     fn bind(&self) -> io::Result<Arc<dyn AsyncUdpSocket>> {
         TokioRuntime.wrap_udp_socket(udp_socket::any_port()?)
     }
 
-    fn dial(&self) -> BoxFuture<'static, Result<Upgraded, HopError>> {
+    fn dial(&self) -> BoxFuture<'static, Result<Upgraded, TcpConnectError>> {
         let config = self.0.clone();
         Box::pin(async move { dial_websocket(&config).await })
     }
@@ -168,39 +168,47 @@ impl Ways for RealWays {
 
 /// Where a WebSocket is dialled.
 pub(crate) struct Target<'a> {
-    pub(crate) secure: bool,
+    pub(crate) tls_handshake: bool,
     pub(crate) host: &'a str,
     pub(crate) port: u16,
 }
 
 impl<'a> Target<'a> {
-    pub(crate) fn of(url: &'a Uri) -> Result<Self, HopError> {
-        let secure = match url.scheme_str() {
+    pub(crate) fn of(url: &'a Uri) -> Result<Self, TcpConnectError> {
+        let tls_handshake = match url.scheme_str() {
             Some("wss" | "https") => true,
             Some("ws" | "http") => false,
-            _ => return Err(HopError::Url(url.clone())),
+            _ => return Err(TcpConnectError::Url(url.clone())),
         };
         Ok(Self {
-            secure,
-            host: url.host().ok_or_else(|| HopError::Url(url.clone()))?,
-            port: url.port_u16().unwrap_or(if secure { 443 } else { 80 }),
+            tls_handshake,
+            host: url
+                .host()
+                .ok_or_else(|| TcpConnectError::Url(url.clone()))?,
+            port: url
+                .port_u16()
+                .unwrap_or(if tls_handshake { 443 } else { 80 }),
         })
     }
 }
 
-pub(crate) async fn dial_websocket(config: &DialConfig) -> Result<Upgraded, HopError> {
+pub(crate) async fn dial_websocket(config: &DialConfig) -> Result<Upgraded, TcpConnectError> {
     let url = &config.websocket;
-    let Target { secure, host, port } = Target::of(url)?;
-    let hop = Hop::Edge(format!("{host}:{port}"));
+    let Target {
+        tls_handshake,
+        host,
+        port,
+    } = Target::of(url)?;
+    let hop = Peer::Edge(format!("{host}:{port}"));
     let Connected {
         mut io,
         peer,
         congestion,
-    } = proxy::connect(&config.proxy, secure, host, port, &config.proxy_tls).await?;
-    if secure {
-        io = connect::secure(&hop, host, io, &config.websocket_tls).await?;
+    } = proxy::connect(&config.proxy, tls_handshake, host, port, &config.proxy_tls).await?;
+    if tls_handshake {
+        io = connect::tls_handshake(&hop, host, io, &config.websocket_tls).await?;
     }
-    let (headers, accept) = upgrade_request().map_err(|_| HopError::Randomness)?;
+    let (headers, accept) = upgrade_request().map_err(|_| TcpConnectError::Randomness)?;
     let authority = match url.port_u16() {
         Some(port) => format!("{host}:{port}"),
         None => host.to_owned(),
@@ -208,21 +216,21 @@ pub(crate) async fn dial_websocket(config: &DialConfig) -> Result<Upgraded, HopE
     let mut request = Request::get(WEBSOCKET_PATH)
         .header(HOST, authority)
         .body(Empty::<Bytes>::new())
-        .map_err(|_| HopError::Url(url.clone()))?;
+        .map_err(|_| TcpConnectError::Url(url.clone()))?;
     request.headers_mut().extend(headers);
-    match connect::take_over(&hop, io, request).await? {
+    match connect::request_tunnel(&hop, io, request).await? {
         Answer::Upgraded(headers, io) if headers.get(SEC_WEBSOCKET_ACCEPT) == Some(&accept) => {
             let reach = reach(host, &[]);
             Ok(Upgraded {
                 io,
-                far_end: FarEnd {
+                peer: PeerInfo {
                     peer,
                     reach,
                     congestion,
                 },
             })
         }
-        Answer::Upgraded(..) => Err(HopError::WrongAccept { hop }),
-        Answer::Refused(status) => Err(HopError::NotUpgraded { hop, status }),
+        Answer::Upgraded(..) => Err(TcpConnectError::WrongAccept { hop }),
+        Answer::Refused(status) => Err(TcpConnectError::NotUpgraded { hop, status }),
     }
 }

@@ -6,7 +6,7 @@ use quinn::{ConnectError, ConnectionError};
 
 use super::race::HANDSHAKE;
 use crate::carrier::Carrier;
-use crate::carrier::tcp::connect::{Hop, HopError};
+use crate::carrier::tcp::connect::{Peer, TcpConnectError};
 
 /// QUIC's codes for what TLS says about a certificate, from `bad_certificate` to `decrypt_error` (a
 /// wrong signature): 0x100 and the alert (RFC 9001 §4.8, RFC 8446 §6).
@@ -32,10 +32,10 @@ pub enum AttemptError {
         err: io::Error,
     },
     #[error("{carrier}: {hop}")]
-    Hop {
+    Peer {
         carrier: Carrier,
         #[source]
-        hop: HopError,
+        hop: TcpConnectError,
     },
     #[error("{carrier}: no QUIC connection with the edge")]
     Quic {
@@ -75,8 +75,8 @@ impl DialError {
     /// Return the name that cannot be looked up, and why, if it is that.
     pub fn unresolved(&self) -> Option<(&str, &io::Error)> {
         self.attempts.iter().find_map(|attempt| match attempt {
-            AttemptError::Hop {
-                hop: HopError::Resolve { host, err },
+            AttemptError::Peer {
+                hop: TcpConnectError::Resolve { host, err },
                 ..
             } => Some((host.as_str(), err)),
             _ => None,
@@ -100,10 +100,10 @@ impl AttemptError {
     fn is_refused(&self) -> bool {
         match self {
             Self::Refused { .. } => true,
-            Self::Hop {
-                hop: HopError::Connect { hop, err, .. },
+            Self::Peer {
+                hop: TcpConnectError::Connect { hop, err, .. },
                 ..
-            } => matches!(hop, Hop::Edge(_)) && err.kind() == io::ErrorKind::ConnectionRefused,
+            } => matches!(hop, Peer::Edge(_)) && err.kind() == io::ErrorKind::ConnectionRefused,
             _ => false,
         }
     }
@@ -112,14 +112,14 @@ impl AttemptError {
         match self {
             Self::NoAnswer { to } => format!("UDP port {} does not answer", to.port()),
             Self::Refused { to, .. } => format!("UDP port {} is closed", to.port()),
-            Self::Hop {
-                hop: HopError::Connect { addr, .. },
+            Self::Peer {
+                hop: TcpConnectError::Connect { addr, .. },
                 ..
             } if self.is_refused() => format!("TCP port {} is closed", addr.port()),
-            Self::Hop {
+            Self::Peer {
                 hop:
-                    HopError::TimedOut {
-                        hop: Hop::Edge(host),
+                    TcpConnectError::TimedOut {
+                        hop: Peer::Edge(host),
                     },
                 ..
             } => {
@@ -135,7 +135,7 @@ impl AttemptError {
 fn chain(attempt: &AttemptError) -> String {
     let mut text = attempt.to_string();
     let mut cause = attempt.source();
-    if matches!(attempt, AttemptError::Hop { .. }) {
+    if matches!(attempt, AttemptError::Peer { .. }) {
         cause = cause.and_then(Error::source);
     }
     while let Some(err) = cause {

@@ -1,7 +1,7 @@
 //! Keeping one connection alive on whatever the network offers, for as long as it lives.
 //!
-//! [`Driver`] shows the evidence to the [`Judge`], does what it says and tells the world about it.
-//! It owns the WebSocket tasks. How carriers are made is told by [`Ways`].
+//! [`Driver`] shows the evidence to the [`Selector`], does what it says and tells the world about it.
+//! It owns the WebSocket tasks. How carriers are made is told by [`CarrierFactory`].
 
 use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
@@ -17,11 +17,11 @@ use super::network_watch::Change;
 use super::rebind::Rebinding;
 use super::switch::Switch;
 use super::udp_route::UdpRoute;
-use super::websocket_tasks::{LineEvent, Lines, Upgraded};
+use super::websocket_tasks::{LineEvent, Upgraded, WebSocketTasks};
 use crate::carrier::duplicate::transmitter::Transmitter;
 use crate::carrier::selection::progress::Progress;
-use crate::carrier::selection::{Act, Judge, Sight};
-use crate::carrier::tcp::connect::HopError;
+use crate::carrier::selection::{Action, Observation, Selector};
+use crate::carrier::tcp::connect::TcpConnectError;
 use crate::carrier::{Carrier, Transport};
 
 /// How long a closed connection may take to say goodbye.
@@ -34,12 +34,12 @@ const PREVIOUS: Duration = Duration::from_secs(3);
 const REFRESH: Duration = Duration::from_millis(250);
 
 /// How an agent's carriers are made.
-pub(crate) trait Ways: Send + Sync + 'static {
+pub(crate) trait CarrierFactory: Send + Sync + 'static {
     /// Bind a UDP socket on the present network.
     fn bind(&self) -> io::Result<Arc<dyn AsyncUdpSocket>>;
 
     /// Dial a WebSocket.
-    fn dial(&self) -> BoxFuture<'static, Result<Upgraded, HopError>>;
+    fn dial(&self) -> BoxFuture<'static, Result<Upgraded, TcpConnectError>>;
 
     /// Wait until an address says that nobody listens there, which most networks never do.
     fn refused(&self, _to: SocketAddr) -> BoxFuture<'static, io::Error> {
@@ -59,8 +59,8 @@ pub struct CarrierState {
 pub struct Driver {
     on: Established,
     transport: Transport,
-    ways: Arc<dyn Ways>,
-    judge: Judge,
+    ways: Arc<dyn CarrierFactory>,
+    selector: Selector,
     progress: Progress,
     changes: mpsc::Receiver<Change>,
     /// Reports changes of the network.
@@ -82,7 +82,7 @@ pub(crate) struct Established {
     pub(crate) switch: Arc<Switch>,
     pub(crate) rebinding: Arc<Rebinding>,
     pub(crate) transmitter: Transmitter,
-    pub(crate) lines: Lines,
+    pub(crate) lines: WebSocketTasks,
 }
 
 impl Established {
@@ -104,7 +104,7 @@ impl Established {
 
 /// Wait until it is time to look again: soon, or when something happens if nothing does.
 async fn pause(switch: &Switch, idle: Option<Duration>) {
-    let soon = sleep(Judge::pace());
+    let soon = sleep(Selector::pace());
     if let Some(idle) = idle {
         // From now on, so that nothing is missed; but traffic is not looked at with every packet.
         let _ = timeout(idle, switch.something_happens()).await;
@@ -116,7 +116,7 @@ impl Driver {
     pub(crate) fn new(
         on: Established,
         transport: Transport,
-        ways: Arc<dyn Ways>,
+        ways: Arc<dyn CarrierFactory>,
         network: Watch,
         reason: &str,
     ) -> (Self, watch::Receiver<CarrierState>) {
@@ -131,7 +131,7 @@ impl Driver {
             on,
             transport,
             ways,
-            judge: Judge::new(transport, carrier, now),
+            selector: Selector::new(transport, carrier, now),
             changes: network.changes,
             watcher: network.watcher,
             state,
@@ -151,9 +151,9 @@ impl Driver {
         let mut closed = pin!(connection.closed());
         loop {
             let sight = self.sight();
-            let acts = self.judge.look(&sight);
+            let acts = self.selector.decide(&sight);
             self.perform(acts);
-            let idle = self.judge.may_sleep(&sight);
+            let idle = self.selector.may_sleep(&sight);
             let switch = self.on.switch.clone();
             tokio::select! {
                 biased;
@@ -165,18 +165,18 @@ impl Driver {
             }
             for edge in self.on.switch.take_answers() {
                 self.prefer(edge);
-                self.judge.probe_answered();
+                self.selector.probe_answered();
             }
             self.forget_previous_udp();
         }
         let _ = timeout(FAREWELL, self.on.endpoint.wait_idle()).await;
     }
 
-    fn sight(&mut self) -> Sight {
+    fn sight(&mut self) -> Observation {
         let now = Instant::now();
         let more_to_send = self.on.switch.is_full();
-        self.progress.look(&self.on.connection, more_to_send, now);
-        Sight {
+        self.progress.decide(&self.on.connection, more_to_send, now);
+        Observation {
             now,
             udp: self.on.switch.udp_seen(),
             websocket: self.on.switch.websocket_seen(),
@@ -189,7 +189,7 @@ impl Driver {
     fn line_event(&mut self, event: LineEvent) {
         let now = Instant::now();
         let acts = match event {
-            LineEvent::Dialled(Ok(_)) if !self.judge.wants_websocket() => Vec::new(),
+            LineEvent::Dialled(Ok(_)) if !self.selector.wants_websocket() => Vec::new(),
             LineEvent::Dialled(Ok(upgraded)) => {
                 let line = self.on.lines.carry(upgraded, self.on.switch.arrivals());
                 self.on.switch.set_websocket(Some(line));
@@ -197,16 +197,16 @@ impl Driver {
                     // Whoever tells the edge of another carrier must tell it of another WebSocket too.
                     self.state.send_modify(|_| {});
                 }
-                self.judge.websocket_up(now)
+                self.selector.websocket_up(now)
             }
             LineEvent::Dialled(Err(err)) => {
                 debug!(%err, carrier = "websocket", "dialling failed");
-                self.judge.websocket_failed(now);
+                self.selector.websocket_failed(now);
                 Vec::new()
             }
             LineEvent::Ended(_, ended) => {
                 self.on.switch.set_websocket(None);
-                self.judge.websocket_lost(now, &ended.to_string())
+                self.selector.websocket_lost(now, &ended.to_string())
             }
         };
         self.perform(acts);
@@ -215,26 +215,26 @@ impl Driver {
     fn network_changed(&mut self, change: &Change) {
         info!(%change, "network changed");
         let acts = self
-            .judge
+            .selector
             .network_changed(Instant::now(), &change.to_string());
         self.perform(acts);
     }
 
-    fn perform(&mut self, acts: Vec<Act>) {
+    fn perform(&mut self, acts: Vec<Action>) {
         for act in acts {
             match act {
-                Act::Probe => self.on.switch.probe_udp(),
-                Act::Dial => self.on.lines.dial(&*self.ways),
-                Act::HangUp => {
-                    self.on.lines.hang_up();
+                Action::Probe => self.on.switch.probe_udp(),
+                Action::Dial => self.on.lines.dial(&*self.ways),
+                Action::HangUp => {
+                    self.on.lines.close();
                     self.on.switch.set_websocket(None);
                 }
-                Act::Move { to, reason } => self.move_to(to, reason),
-                Act::Speak => self.on.speak_up(),
-                Act::Refresh => self.refresh(),
+                Action::Move { to, reason } => self.move_to(to, reason),
+                Action::Speak => self.on.speak_up(),
+                Action::Refresh => self.refresh(),
             }
         }
-        self.on.switch.set_doubt(self.judge.in_doubt());
+        self.on.switch.set_doubt(self.selector.in_doubt());
     }
 
     fn move_to(&mut self, carrier: Carrier, reason: String) {
@@ -275,7 +275,7 @@ impl Driver {
         let Some(route) = self.on.switch.udp_route() else {
             return;
         };
-        let in_use = self.on.switch.current() == Carrier::Udp && !self.judge.in_doubt();
+        let in_use = self.on.switch.current() == Carrier::Udp && !self.selector.in_doubt();
         if in_use || route.edge.first() == Some(&edge) {
             return;
         }

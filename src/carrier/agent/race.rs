@@ -13,16 +13,16 @@ use tokio::{
 };
 
 use super::dial_error::AttemptError;
-use super::driver::{CarrierState, Driver, Established, Watch, Ways};
+use super::driver::{CarrierFactory, CarrierState, Driver, Established, Watch};
 use super::rebind::Rebinding;
 use super::socket::AgentSocket;
 use super::switch::{EDGE, Switch};
 use super::udp_route::UdpRoute;
-use super::websocket_tasks::Lines;
+use super::websocket_tasks::WebSocketTasks;
 use crate::carrier::duplicate::transmitter::Transmitter;
 use crate::carrier::tcp::happy_eyeballs::STAGGER;
 use crate::carrier::transport::agent_transport;
-use crate::carrier::{Carrier, PathMemory, Reach, Transport};
+use crate::carrier::{Carrier, PathKind, PathMemory, Transport};
 
 /// UDP's advantage in the race: a handshake on a 100 ms path with a round trip to spare. Where UDP
 /// is blocked it is the price of every start.
@@ -44,14 +44,14 @@ pub(crate) struct Race {
     /// TLS; the transport's settings are those of each handshake.
     pub(crate) quic: ClientConfig,
     /// How far it is to the edge.
-    pub(crate) reach: Reach,
+    pub(crate) reach: PathKind,
     /// What earlier connections to the same edge have found out about the way.
     pub(crate) memory: PathMemory,
     pub(crate) endpoint: EndpointConfig,
     pub(crate) server_name: String,
     /// The edge's UDP addresses.
     pub(crate) edge: Vec<SocketAddr>,
-    pub(crate) ways: Arc<dyn Ways>,
+    pub(crate) ways: Arc<dyn CarrierFactory>,
 }
 
 impl Race {
@@ -183,7 +183,7 @@ impl Race {
             switch,
             rebinding: handshake.rebinding,
             transmitter: handshake.transmitter,
-            lines: Lines::default(),
+            lines: WebSocketTasks::default(),
         })
     }
 
@@ -193,13 +193,13 @@ impl Race {
             .ways
             .dial()
             .await
-            .map_err(|hop| AttemptError::Hop { carrier, hop })?;
+            .map_err(|hop| AttemptError::Peer { carrier, hop })?;
         let route = match transport {
             Transport::Auto if !self.edge.is_empty() => self.udp_route(self.edge.clone()).ok(),
             _ => None,
         };
         let switch = Arc::new(Switch::new(carrier, route, None));
-        let mut lines = Lines::default();
+        let mut lines = WebSocketTasks::default();
         let line = lines.carry(upgraded, switch.arrivals());
         switch.set_websocket(Some(line));
         let handshake = self.shake_hands(&switch)?;
@@ -239,7 +239,7 @@ impl Race {
         let mut quic = self.quic.clone();
         quic.transport_config(agent_transport(
             self.reach,
-            switch.in_control(),
+            switch.congestion_owner(),
             &self.memory,
         ));
         let (connecting, transmitter) =

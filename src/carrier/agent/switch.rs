@@ -21,15 +21,15 @@ use tokio::{
 };
 
 use super::udp_route::UdpRoute;
-use crate::carrier::duplicate::saved_transmit::Kept;
-use crate::carrier::duplicate::send_log::Recent;
+use crate::carrier::duplicate::saved_transmit::SavedTransmit;
+use crate::carrier::duplicate::send_log::SendLog;
 use crate::carrier::gso_limit::send_over_udp;
 use crate::carrier::receive_queue::{Arrival, Inbox};
 use crate::carrier::selection::evidence::{Clock, Seen};
 use crate::carrier::selection::probe::Probe;
 use crate::carrier::websocket::Line;
-use crate::carrier::writable::{Gate, blocked_by};
-use crate::carrier::{Carrier, CongestionControl, InControl};
+use crate::carrier::writable::{WriteGate, note_blocked};
+use crate::carrier::{Carrier, CongestionOwner, SharedCongestionOwner};
 use crate::proto::DATAGRAMS_COUNT;
 
 /// The edge's address as quinn knows it, from the range for local use (RFC 4193) so that it never
@@ -53,11 +53,11 @@ pub(crate) struct Switch {
     udp: Clock,
     websocket: Clock,
     /// Who controls congestion on the current carrier.
-    in_control: InControl,
+    congestion_owner: SharedCongestionOwner,
     /// The end of the latest transmit, to be sent again over another carrier.
-    last: Mutex<Option<Kept>>,
+    last: Mutex<Option<SavedTransmit>>,
     /// What was sent over UDP.
-    recent: Recent,
+    recent: SendLog,
     probes: Mutex<Vec<(Probe, SocketAddr)>>,
     /// The addresses that have answered a probe since someone last asked.
     answers: Mutex<Vec<SocketAddr>>,
@@ -71,7 +71,7 @@ struct Routes {
     udp: Option<Arc<UdpRoute>>,
     websocket: Option<Arc<Line>>,
     /// Send over the WebSocket too: UDP is the current carrier but may be dead.
-    doubt: bool,
+    suspicion: bool,
 }
 
 /// Packets that are sent again: two make the edge acknowledge at once (RFC 9000 §13.2.2).
@@ -90,15 +90,15 @@ impl Switch {
                 current,
                 udp: udp.map(Arc::new),
                 websocket,
-                doubt: false,
+                suspicion: false,
             }),
             inbox,
             arrivals,
             udp: Clock::new(),
             websocket: Clock::new(),
-            in_control: InControl::default(),
+            congestion_owner: SharedCongestionOwner::default(),
             last: Mutex::default(),
-            recent: Recent::default(),
+            recent: SendLog::default(),
             probes: Mutex::default(),
             answers: Mutex::default(),
             watcher_sleeps: AtomicBool::new(false),
@@ -116,8 +116,8 @@ impl Switch {
     }
 
     /// What the connection's congestion controller looks at.
-    pub(crate) fn in_control(&self) -> &InControl {
-        &self.in_control
+    pub(crate) fn congestion_owner(&self) -> &SharedCongestionOwner {
+        &self.congestion_owner
     }
 
     pub(crate) fn udp_seen(&self) -> Seen {
@@ -155,7 +155,7 @@ impl Switch {
                 self.recent.sent(transmit, |again| {
                     let _ = routes.send_to_udp(&again);
                 });
-                if routes.doubt
+                if routes.suspicion
                     && let Some(line) = &routes.websocket
                 {
                     // A copy: nobody waits for room on its behalf.
@@ -212,13 +212,13 @@ impl Switch {
     pub(crate) fn select(&self, carrier: Carrier) {
         let mut routes = self.routes_mut();
         routes.current = carrier;
-        routes.doubt = false;
-        self.in_control.set(routes.congestion());
+        routes.suspicion = false;
+        self.congestion_owner.set(routes.congestion());
     }
 
-    pub(crate) fn set_doubt(&self, doubt: bool) {
-        if self.routes().doubt != doubt {
-            self.routes_mut().doubt = doubt;
+    pub(crate) fn set_doubt(&self, suspicion: bool) {
+        if self.routes().suspicion != suspicion {
+            self.routes_mut().suspicion = suspicion;
         }
     }
 
@@ -226,10 +226,10 @@ impl Switch {
     pub(crate) fn set_websocket(&self, line: Option<Arc<Line>>) {
         let mut routes = self.routes_mut();
         let gone = std::mem::replace(&mut routes.websocket, line);
-        self.in_control.set(routes.congestion());
+        self.congestion_owner.set(routes.congestion());
         drop(routes);
         if let Some(gone) = gone {
-            gone.queue.become_hole();
+            gone.queue.start_discarding();
         }
     }
 
@@ -266,7 +266,7 @@ impl Switch {
         std::mem::take(&mut *lock(&self.answers))
     }
 
-    /// Send the latest packets again over the current carrier, and in doubt over both.
+    /// Send the latest packets again over the current carrier, and in suspicion over both.
     ///
     /// They are the newest that quinn has made, so the edge moves to the carrier that brings them
     /// and acknowledges them, and the sender learns what was lost without waiting for a timeout.
@@ -283,21 +283,21 @@ impl Switch {
         if routes.current == Carrier::Udp {
             let _ = routes.send_to_udp(&transmit);
         }
-        if routes.current == Carrier::WebSocket || routes.doubt {
+        if routes.current == Carrier::WebSocket || routes.suspicion {
             let _ = routes.send_to_websocket(&transmit);
         }
     }
 
     /// Note that a message is about to be sent that takes one packet.
-    pub(crate) fn message_ended(&self) {
-        self.recent.message_ended();
+    pub(crate) fn message_written(&self) {
+        self.recent.message_written();
     }
 
-    /// Send a short message over UDP again that was sent within this time: see [`Recent::again`].
+    /// Send a short message over UDP again that was sent within this time: see [`SendLog::again`].
     pub(crate) fn send_again(&self, within: Duration, most: u64) {
         let routes = self.routes();
         if routes.current == Carrier::Udp {
-            self.recent.again(within, most, |transmit| {
+            self.recent.resend_within(within, most, |transmit| {
                 let _ = routes.send_to_udp(&transmit);
             });
         }
@@ -318,8 +318,10 @@ impl Switch {
 
     fn keep_last(&self, transmit: &Transmit) {
         let mut last = lock(&self.last);
-        let buffer = last.take().map_or_else(Vec::new, Kept::into_buffer);
-        *last = Some(Kept::last(transmit, TAIL_PACKETS, buffer));
+        let buffer = last
+            .take()
+            .map_or_else(Vec::new, SavedTransmit::into_buffer);
+        *last = Some(SavedTransmit::last(transmit, TAIL_PACKETS, buffer));
     }
 
     /// Look at what came over UDP and give it the address that quinn knows.
@@ -371,10 +373,10 @@ impl Switch {
 }
 
 impl Routes {
-    fn congestion(&self) -> CongestionControl {
+    fn congestion(&self) -> CongestionOwner {
         match (self.current, &self.websocket) {
-            (Carrier::WebSocket, Some(line)) => line.far_end.congestion,
-            _ => CongestionControl::Ours,
+            (Carrier::WebSocket, Some(line)) => line.peer.congestion,
+            _ => CongestionOwner::Ours,
         }
     }
 
@@ -387,7 +389,7 @@ impl Routes {
         };
         match send_over_udp(&*udp.socket, &outgoing) {
             Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
-                Err(blocked_by(Gate::Udp(udp.socket.clone())))
+                Err(note_blocked(WriteGate::Udp(udp.socket.clone())))
             }
             // No route, no such interface, refused: the network of the next second may differ.
             Ok(()) | Err(_) => Ok(()),
@@ -400,7 +402,7 @@ impl Routes {
         };
         line.queue
             .try_push(transmit.segment_size, transmit.contents)
-            .map_err(|_| blocked_by(Gate::WebSocket(line.queue.clone())))
+            .map_err(|_| note_blocked(WriteGate::WebSocket(line.queue.clone())))
     }
 }
 

@@ -9,13 +9,13 @@ use tokio::{
     task::{AbortHandle, JoinSet},
 };
 
-use super::driver::Ways;
+use super::driver::CarrierFactory;
 use super::switch::EDGE;
 use crate::carrier::receive_queue::Arrival;
-use crate::carrier::tcp::connect::HopError;
+use crate::carrier::tcp::connect::TcpConnectError;
 use crate::carrier::websocket;
 use crate::carrier::websocket::frames::Role;
-use crate::carrier::websocket::{Ended, FarEnd, Line};
+use crate::carrier::websocket::{Ended, Line, PeerInfo};
 
 /// A byte stream that WebSocket messages can travel on.
 pub(crate) trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -25,12 +25,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 /// A connection that has been upgraded to a WebSocket, and the first hop on its way.
 pub(crate) struct Upgraded {
     pub(crate) io: Box<dyn Io>,
-    pub(crate) far_end: FarEnd,
+    pub(crate) peer: PeerInfo,
 }
 
 /// The WebSocket of one connection: its task, and the one that dials it.
 #[derive(Default)]
-pub(crate) struct Lines {
+pub(crate) struct WebSocketTasks {
     tasks: JoinSet<LineEvent>,
     dialling: Option<AbortHandle>,
     carrying: Option<(Arc<Line>, AbortHandle)>,
@@ -38,18 +38,18 @@ pub(crate) struct Lines {
 
 /// What has become of a WebSocket or of the attempt to have one.
 pub(crate) enum LineEvent {
-    Dialled(Result<Upgraded, HopError>),
+    Dialled(Result<Upgraded, TcpConnectError>),
     Ended(Arc<Line>, Ended),
 }
 
-impl Lines {
+impl WebSocketTasks {
     /// Carry packets over an upgraded connection, in place of the one before.
     pub(crate) fn carry(
         &mut self,
         upgraded: Upgraded,
         arrivals: mpsc::Sender<Arrival>,
     ) -> Arc<Line> {
-        let line = Arc::new(Line::new(Role::Client, EDGE, upgraded.far_end));
+        let line = Arc::new(Line::new(Role::Client, EDGE, upgraded.peer));
         // The edge is who was dialled; whether it speaks QUIC is for the handshake to find out.
         line.answered();
         let carried = line.clone();
@@ -64,7 +64,7 @@ impl Lines {
     }
 
     /// Dial in place of the dial before.
-    pub(crate) fn dial(&mut self, ways: &dyn Ways) {
+    pub(crate) fn dial(&mut self, ways: &dyn CarrierFactory) {
         let dialling = ways.dial();
         let task = self
             .tasks
@@ -75,7 +75,7 @@ impl Lines {
     }
 
     /// Close the WebSocket, or stop dialling it.
-    pub(crate) fn hang_up(&mut self) {
+    pub(crate) fn close(&mut self) {
         if let Some(dialling) = self.dialling.take() {
             dialling.abort();
         }
@@ -86,7 +86,7 @@ impl Lines {
 
     /// Where the WebSocket is connected to.
     pub(crate) fn peer(&self) -> Option<SocketAddr> {
-        self.carrying.as_ref().map(|(line, _)| line.far_end.peer)
+        self.carrying.as_ref().map(|(line, _)| line.peer.peer)
     }
 
     /// Wait until the WebSocket ends. Cancel safe.

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use quinn::congestion::{Controller, ControllerFactory};
 
-use super::{CongestionControl, InControl, PathMemory, RateModel};
+use super::{CongestionOwner, PathMemory, RateModel, SharedCongestionOwner};
 
 /// Makes controllers, for quinn's `TransportConfig::congestion_controller_factory`.
 #[derive(Debug, Clone)]
@@ -17,7 +17,7 @@ pub struct Config {
     /// What earlier connections to the same place have found out, and later ones shall know.
     pub memory: Option<PathMemory>,
     /// Who controls congestion instead of the controllers that are made.
-    pub in_control: InControl,
+    pub congestion_owner: SharedCongestionOwner,
 }
 
 impl Config {
@@ -29,7 +29,7 @@ impl Config {
             initial_window: LOOPBACK_WINDOW,
             least_window: LOOPBACK_WINDOW,
             memory: None,
-            in_control: InControl::default(),
+            congestion_owner: SharedCongestionOwner::default(),
         }
     }
 }
@@ -40,7 +40,7 @@ impl Default for Config {
             initial_window: INITIAL_WINDOW,
             least_window: 0,
             memory: None,
-            in_control: InControl::default(),
+            congestion_owner: SharedCongestionOwner::default(),
         }
     }
 }
@@ -49,7 +49,7 @@ impl ControllerFactory for Config {
     fn build(self: Arc<Self>, now: Instant, mtu: u16) -> Box<dyn Controller> {
         // A path that is new may be UDP's, where a window without bounds would be a flood: until somebody
         // says otherwise, it is ours.
-        self.in_control.set(CongestionControl::Ours);
+        self.congestion_owner.set(CongestionOwner::Ours);
         Box::new(RateModel::new(&self, u64::from(mtu), now))
     }
 }

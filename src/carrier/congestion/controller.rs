@@ -15,7 +15,7 @@ impl Controller for RateModel {
         if bytes > ACK_ONLY {
             if self.delivery.is_idle() {
                 self.acked_at = now;
-                self.hold_back_after_quiet(now);
+                self.limit_window_after_idle(now);
             }
             if self.is_left_to_kernel() {
                 let patience = (self.smoothed_rtt * UNHEARD.0).max(UNHEARD.1);
@@ -48,9 +48,9 @@ impl Controller for RateModel {
     ) {
         let sample = self.delivery.on_end_acks(now, in_flight, app_limited);
         let before = self.left_to_kernel;
-        self.left_to_kernel = self.in_control.is_kernel() && self.is_fast();
+        self.left_to_kernel = self.congestion_owner.is_kernel() && self.is_fast();
         if before && !self.left_to_kernel {
-            self.forget_path(now);
+            self.reset_path(now);
         }
         match sample {
             Some(sample) if self.left_to_kernel => self.on_sample_of_kernel(&sample),
@@ -119,7 +119,7 @@ impl Controller for RateModel {
 impl RateModel {
     /// Whether the window is open, because the kernel keeps the queues of this path short.
     fn is_left_to_kernel(&self) -> bool {
-        self.left_to_kernel && self.in_control.is_kernel()
+        self.left_to_kernel && self.congestion_owner.is_kernel()
     }
 
     /// Whether the path delivers so much that what is queued on the way to the kernel takes no time.

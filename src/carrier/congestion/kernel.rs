@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 /// Who sees to it that the network is not overloaded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum CongestionControl {
+pub enum CongestionOwner {
     /// The model of the path, by QUIC's window.
     #[default]
     Ours,
@@ -27,12 +27,12 @@ pub enum CongestionControl {
 
 /// Who controls congestion on the path that a connection uses now. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct InControl(Arc<AtomicBool>);
+pub struct SharedCongestionOwner(Arc<AtomicBool>);
 
-impl InControl {
+impl SharedCongestionOwner {
     /// Say who does from now on.
-    pub fn set(&self, control: CongestionControl) {
-        self.0.store(control == CongestionControl::Kernel, Relaxed);
+    pub fn set(&self, control: CongestionOwner) {
+        self.0.store(control == CongestionOwner::Kernel, Relaxed);
     }
 
     pub(crate) fn is_kernel(&self) -> bool {

@@ -24,7 +24,7 @@ use quinn::congestion::Controller;
 
 pub use self::config::Config;
 use self::delivery::Delivery;
-pub use self::kernel::{CongestionControl, InControl};
+pub use self::kernel::{CongestionOwner, SharedCongestionOwner};
 use self::memory::Known;
 pub use self::memory::PathMemory;
 use self::path::PathModel;
@@ -51,7 +51,7 @@ struct RateModel {
     initial_window: u64,
     least_window: u64,
     memory: Option<PathMemory>,
-    in_control: InControl,
+    congestion_owner: SharedCongestionOwner,
     /// Whether congestion was the kernel's business alone when packets were last acknowledged.
     left_to_kernel: bool,
     /// When something was acknowledged last, or sent after a pause.
@@ -134,7 +134,7 @@ impl RateModel {
             least_window: config.least_window,
             known: config.memory.as_ref().and_then(PathMemory::recall),
             memory: config.memory.clone(),
-            in_control: config.in_control.clone(),
+            congestion_owner: config.congestion_owner.clone(),
             left_to_kernel: false,
             acked_at: now,
             unheard: false,
@@ -159,7 +159,7 @@ impl RateModel {
     }
 
     /// Begin anew, on a path of which nothing is known but what earlier connections have found out.
-    fn forget_path(&mut self, now: Instant) {
+    fn reset_path(&mut self, now: Instant) {
         self.known = self.memory.as_ref().and_then(PathMemory::recall);
         self.window = self.initial_window;
         self.path = PathModel::new(self.path.mtu, now);
@@ -277,7 +277,7 @@ impl RateModel {
             self.advance(now);
             self.path.next_round();
         } else {
-            self.hold_back_after_quiet(now);
+            self.limit_window_after_idle(now);
         }
         if self.path.take_loss() > Some(LOSS_TOLERATED) {
             self.path.set_rate(self.path.rate() * HEAVY_LOSS, now);

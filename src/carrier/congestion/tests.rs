@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use quinn::congestion::{Controller, ControllerFactory, CubicConfig};
 
 use super::link_model::{FlowId, Link, LinkModel, Loss, Rng};
-use super::{Config, CongestionControl, PathMemory, RateModel};
+use super::{Config, CongestionOwner, PathMemory, RateModel};
 
 const MIB: u64 = 1 << 20;
 
@@ -361,7 +361,7 @@ fn the_same_seed_gives_the_same_result() {
 fn left_to_kernel(config: &Arc<Config>, start: Instant) -> RateModel {
     let mut model = RateModel::new(config, 1_200, start);
     assert_eq!(model.window(), config.initial_window);
-    config.in_control.set(CongestionControl::Kernel);
+    config.congestion_owner.set(CongestionOwner::Kernel);
     deliver(&mut model, start, 16 * MIB);
     deliver(&mut model, start + ms(50), 1_200);
     model
@@ -376,11 +376,11 @@ fn the_window_is_open_while_the_kernel_is_in_control_and_small_on_a_path_that_is
     let mut model = left_to_kernel(&config, start);
 
     assert!(model.window() > 16 * MIB);
-    config.in_control.set(CongestionControl::Ours);
+    config.congestion_owner.set(CongestionOwner::Ours);
     deliver(&mut model, start + secs(1), 1_200);
     assert!(model.window() < 4 * initial);
 
-    config.in_control.set(CongestionControl::Kernel);
+    config.congestion_owner.set(CongestionOwner::Kernel);
     let elsewhere = config.build(start + secs(2), 1_200);
     assert_eq!(elsewhere.window(), initial);
 }
@@ -405,7 +405,7 @@ fn what_the_kernel_takes_but_nobody_acknowledges_is_not_followed_by_more() {
 fn a_slow_path_is_never_left_to_the_kernel_so_that_nothing_waits_on_the_way_there() {
     let slow = Link::new(1.0, ms(20), secs(1));
     let config = ours();
-    config.in_control.set(CongestionControl::Kernel);
+    config.congestion_owner.set(CongestionOwner::Kernel);
     let mut model = LinkModel::symmetric(&slow, 1);
 
     model.add(config, u64::MAX);

@@ -60,9 +60,9 @@ impl RateModel {
     /// Where little was sent for a while, send no more at once than a new connection would on this path. It may
     /// have become a slow one meanwhile, which little does not show. Each acknowledgement gives back as much as it
     /// is for, so that the second flight may be as long as ever.
-    pub(crate) fn hold_back_after_quiet(&mut self, now: Instant) {
+    pub(crate) fn limit_window_after_idle(&mut self, now: Instant) {
         let unknown = matches!(self.stage, Stage::Startup { leaps: true, .. });
-        if unknown || now.saturating_duration_since(self.filled_at) <= QUIET {
+        if unknown || now.saturating_duration_since(self.filled_at) <= NON_VALIDATED_PERIOD {
             return;
         }
         let known = Known::new(self.path.rate(), self.path.base(), self.filled_at);
@@ -107,7 +107,7 @@ const LEAP: u64 = 8;
 const LEAP_GROWTH: u64 = 3;
 
 /// For so long a path is taken to be what it was, although what is sent does not show it.
-const QUIET: Duration = Duration::from_secs(1);
+const NON_VALIDATED_PERIOD: Duration = Duration::from_secs(1);
 
 /// How much more than fills the path, as far as it is known, a start-up sends that begins again: what is
 /// known grows with it, and half a round trip of queue comes of it at most if there is nothing to be found.

@@ -18,7 +18,7 @@ use crate::carrier::agent::switch::Switch;
 use crate::carrier::edge::socket::EdgeSocket;
 
 /// Sends again what a connection has sent.
-pub struct Repeater {
+pub struct Duplicator {
     connection: Connection,
     socket: Socket,
 }
@@ -37,7 +37,7 @@ struct ToAgent {
     remembering: Option<Remembering>,
 }
 
-impl Repeater {
+impl Duplicator {
     pub(crate) fn of_agent(connection: &Connection, switch: &Arc<Switch>) -> Self {
         Self {
             connection: connection.clone(),
@@ -55,15 +55,15 @@ impl Repeater {
 
     /// Note that a message is about to be sent, with a body of that many bytes. If it is so short that it takes
     /// one packet, and much else is sent, it goes twice among that.
-    pub fn message_ended(&self, bytes: u64) {
+    pub fn message_written(&self, bytes: u64) {
         if bytes > ONE_PACKET {
             return;
         }
         match &self.socket {
-            Socket::OfAgent(switch) => switch.message_ended(),
+            Socket::OfAgent(switch) => switch.message_written(),
             Socket::OfEdge(_, to_agent) => {
                 if let Some(remembering) = &lock(to_agent).remembering {
-                    remembering.message_ended();
+                    remembering.message_written();
                 }
             }
         }
@@ -108,9 +108,9 @@ fn lock(to_agent: &Mutex<ToAgent>) -> MutexGuard<'_, ToAgent> {
     to_agent.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl fmt::Debug for Repeater {
+impl fmt::Debug for Duplicator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Repeater").finish_non_exhaustive()
+        f.debug_struct("Duplicator").finish_non_exhaustive()
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use quinn::udp::{EcnCodepoint, Transmit};
 
 /// The packets, and how they were sent.
-pub(crate) struct Kept {
+pub(crate) struct SavedTransmit {
     destination: SocketAddr,
     segment: usize,
     ecn: Option<EcnCodepoint>,
@@ -13,7 +13,7 @@ pub(crate) struct Kept {
     bytes: Vec<u8>,
 }
 
-impl Kept {
+impl SavedTransmit {
     /// Keep the first packets of a transmit, so many or all of them.
     pub(crate) fn first(transmit: &Transmit, count: usize) -> Self {
         let end = transmit.contents.len().min(count * segment(transmit));

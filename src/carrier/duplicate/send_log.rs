@@ -9,11 +9,11 @@ use quinn::udp::Transmit;
 use tokio::time::Instant;
 
 use super::saved_transmit;
-use super::saved_transmit::Kept;
+use super::saved_transmit::SavedTransmit;
 
 /// The latest packets of one connection, once somebody has asked for them.
 #[derive(Default)]
-pub(crate) struct Recent {
+pub(crate) struct SendLog {
     wanted: AtomicBool,
     /// Messages that take one packet each, with which what is sent next begins.
     messages: AtomicUsize,
@@ -29,7 +29,7 @@ struct Packets {
     /// What was meant by of late, when somebody asked last.
     within: Duration,
     /// To be sent again behind what is sent next.
-    due: Option<Kept>,
+    due: Option<SavedTransmit>,
     /// Packets that were sent, as far as they are for some to be sent again that way.
     credit: usize,
 }
@@ -37,12 +37,12 @@ struct Packets {
 /// The packets of one transmit.
 struct Sent {
     at: Instant,
-    packets: Kept,
+    packets: SavedTransmit,
 }
 
-impl Recent {
+impl SendLog {
     /// Note that a message is about to be sent that takes one packet.
-    pub(crate) fn message_ended(&self) {
+    pub(crate) fn message_written(&self) {
         if self.wanted.load(Relaxed) {
             self.messages.fetch_add(1, Relaxed);
         }
@@ -69,7 +69,12 @@ impl Recent {
 
     /// Send all again that was sent within this time, unless it is more than so many bytes, or than is kept: then
     /// it is no short message, or not alone. The first time nothing has been kept yet.
-    pub(crate) fn again(&self, within: Duration, most: u64, mut send: impl FnMut(Transmit)) {
+    pub(crate) fn resend_within(
+        &self,
+        within: Duration,
+        most: u64,
+        mut send: impl FnMut(Transmit),
+    ) {
         if !self.wanted.swap(true, Relaxed) {
             return;
         }
@@ -108,7 +113,7 @@ impl Packets {
         let buffer = freed.map_or_else(Vec::new, |sent| sent.packets.into_buffer());
         self.kept.push_back(Sent {
             at: now,
-            packets: Kept::last(transmit, count, buffer),
+            packets: SavedTransmit::last(transmit, count, buffer),
         });
     }
 
@@ -121,7 +126,7 @@ impl Packets {
         }
         let repeated = may.min(saved_transmit::packets(transmit));
         self.credit -= repeated * SHARE;
-        self.due = Some(Kept::first(transmit, repeated));
+        self.due = Some(SavedTransmit::first(transmit, repeated));
         may - repeated
     }
 
@@ -190,12 +195,12 @@ mod tests {
     const A_WHILE: Duration = Duration::from_millis(10);
     const MUCH: u64 = 1 << 20;
 
-    fn send(recent: &Recent, packets: usize, fill: u8) {
+    fn send(recent: &SendLog, packets: usize, fill: u8) {
         assert_eq!(send_behind(recent, packets, fill), None);
     }
 
     /// Send, and tell what is sent again behind it.
-    fn send_behind(recent: &Recent, packets: usize, fill: u8) -> Option<(usize, u8)> {
+    fn send_behind(recent: &SendLog, packets: usize, fill: u8) -> Option<(usize, u8)> {
         let transmit = Transmit {
             destination: AGENT,
             ecn: Some(EcnCodepoint::Ect0),
@@ -210,7 +215,7 @@ mod tests {
         again
     }
 
-    fn acknowledge(recent: &Recent) {
+    fn acknowledge(recent: &SendLog) {
         let transmit = Transmit {
             destination: AGENT,
             ecn: Some(EcnCodepoint::Ect0),
@@ -222,9 +227,9 @@ mod tests {
     }
 
     /// The transmits that are sent again: how many bytes, and of what.
-    fn again(recent: &Recent, most: u64) -> Vec<(usize, u8)> {
+    fn resend_within(recent: &SendLog, most: u64) -> Vec<(usize, u8)> {
         let mut sent = Vec::new();
-        recent.again(A_WHILE, most, |transmit| {
+        recent.resend_within(A_WHILE, most, |transmit| {
             assert_eq!(transmit.ecn, Some(EcnCodepoint::Ect0));
             assert_eq!(transmit.destination, AGENT);
             sent.push((transmit.contents.len(), transmit.contents[0]));
@@ -233,9 +238,9 @@ mod tests {
     }
 
     /// What has been asked for packets once.
-    fn wanted() -> Recent {
-        let recent = Recent::default();
-        assert!(again(&recent, MUCH).is_empty());
+    fn wanted() -> SendLog {
+        let recent = SendLog::default();
+        assert!(resend_within(&recent, MUCH).is_empty());
         recent
     }
 
@@ -247,8 +252,8 @@ mod tests {
         send(&recent, 8, 2);
         send(&recent, 1, 3);
 
-        assert_eq!(again(&recent, MUCH), [(9_600, 2), (1_200, 3)]);
-        assert_eq!(again(&recent, 10_799), [], "more than may be");
+        assert_eq!(resend_within(&recent, MUCH), [(9_600, 2), (1_200, 3)]);
+        assert_eq!(resend_within(&recent, 10_799), [], "more than may be");
     }
 
     #[tokio::test(start_paused = true)]
@@ -257,11 +262,11 @@ mod tests {
         (0..4).for_each(|_| send(&recent, 10, 1));
         send(&recent, 1, 2);
 
-        assert_eq!(again(&recent, MUCH), []);
+        assert_eq!(resend_within(&recent, MUCH), []);
 
         advance(A_WHILE * 2).await;
         send(&recent, 1, 3);
-        assert_eq!(again(&recent, MUCH), [(1_200, 3)]);
+        assert_eq!(resend_within(&recent, MUCH), [(1_200, 3)]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -271,17 +276,24 @@ mod tests {
         (0..100).for_each(|_| acknowledge(&recent));
 
         let end = (ACK_ONLY, 0);
-        assert_eq!(again(&recent, MUCH), [(2_400, 1), end, end, end, end]);
+        assert_eq!(
+            resend_within(&recent, MUCH),
+            [(2_400, 1), end, end, end, end]
+        );
 
         (0..6).for_each(|_| send(&recent, 2, 2));
-        assert_eq!(again(&recent, MUCH), [], "there was no room for the first");
+        assert_eq!(
+            resend_within(&recent, MUCH),
+            [],
+            "there was no room for the first"
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn among_much_else_a_message_of_one_packet_goes_again_behind_the_next() {
         let recent = wanted();
         (0..4).for_each(|_| send(&recent, 10, 1));
-        recent.message_ended();
+        recent.message_written();
         send(&recent, 10, 2);
 
         assert_eq!(send_behind(&recent, 10, 3), Some((1_200, 2)));
@@ -292,7 +304,7 @@ mod tests {
     async fn of_messages_that_end_together_each_goes_again() {
         let recent = wanted();
         (0..4).for_each(|_| send(&recent, 10, 1));
-        (0..3).for_each(|_| recent.message_ended());
+        (0..3).for_each(|_| recent.message_written());
         send(&recent, 2, 2);
 
         assert_eq!(send_behind(&recent, 2, 3), Some((2_400, 2)));
@@ -305,7 +317,7 @@ mod tests {
         let recent = wanted();
         let mut sent_again = 0;
         for _ in 0..800 {
-            recent.message_ended();
+            recent.message_written();
             sent_again += usize::from(send_behind(&recent, 1, 1).is_some());
         }
 
@@ -314,10 +326,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn before_anybody_asks_nothing_is_kept() {
-        let recent = Recent::default();
+        let recent = SendLog::default();
         send(&recent, 1, 1);
 
-        assert!(again(&recent, MUCH).is_empty());
-        assert!(again(&recent, MUCH).is_empty());
+        assert!(resend_within(&recent, MUCH).is_empty());
+        assert!(resend_within(&recent, MUCH).is_empty());
     }
 }

@@ -8,24 +8,24 @@ use std::time::Duration;
 
 use quinn::udp::Transmit;
 
-use super::send_log::Recent;
+use super::send_log::SendLog;
 
 /// The latest packets to those agents for whom somebody wants them.
 #[derive(Default)]
-pub(crate) struct RecentOf {
-    by_address: RwLock<HashMap<SocketAddr, Arc<Recent>>>,
+pub(crate) struct SendLogs {
+    by_address: RwLock<HashMap<SocketAddr, Arc<SendLog>>>,
     /// Whether there are any.
     any: AtomicBool,
 }
 
 /// Has the packets to one agent kept, until it is dropped.
 pub(crate) struct Remembering {
-    all: Arc<RecentOf>,
+    all: Arc<SendLogs>,
     remote: SocketAddr,
-    recent: Arc<Recent>,
+    recent: Arc<SendLog>,
 }
 
-impl RecentOf {
+impl SendLogs {
     /// Note what is sent, and have sent again what is due behind it.
     pub(crate) fn sent(&self, transmit: &Transmit, send: impl FnOnce(Transmit)) {
         if self.any.load(Relaxed) {
@@ -39,7 +39,7 @@ impl RecentOf {
 
     /// Keep what is sent to this address.
     pub(crate) fn remember(self: &Arc<Self>, remote: SocketAddr) -> Remembering {
-        let recent = Arc::new(Recent::default());
+        let recent = Arc::new(SendLog::default());
         self.change(|all| all.insert(remote, recent.clone()));
         Remembering {
             all: self.clone(),
@@ -48,7 +48,7 @@ impl RecentOf {
         }
     }
 
-    fn change<T>(&self, change: impl FnOnce(&mut HashMap<SocketAddr, Arc<Recent>>) -> T) {
+    fn change<T>(&self, change: impl FnOnce(&mut HashMap<SocketAddr, Arc<SendLog>>) -> T) {
         let mut all = self
             .by_address
             .write()
@@ -59,14 +59,14 @@ impl RecentOf {
 }
 
 impl Remembering {
-    /// See [`Recent::message_ended`].
-    pub(crate) fn message_ended(&self) {
-        self.recent.message_ended();
+    /// See [`SendLog::message_written`].
+    pub(crate) fn message_written(&self) {
+        self.recent.message_written();
     }
 
-    /// See [`Recent::again`].
-    pub(crate) fn again(&self, within: Duration, most: u64, send: impl FnMut(Transmit)) {
-        self.recent.again(within, most, send);
+    /// See [`SendLog::again`].
+    pub(crate) fn resend_within(&self, within: Duration, most: u64, send: impl FnMut(Transmit)) {
+        self.recent.resend_within(within, most, send);
     }
 }
 
@@ -90,11 +90,11 @@ mod tests {
 
     #[test]
     fn what_goes_to_an_agent_is_kept_for_as_long_as_its_session_lasts() {
-        let all = Arc::new(RecentOf::default());
+        let all = Arc::new(SendLogs::default());
         let remote = SocketAddr::from(([192, 0, 2, 1], 1));
         let again = |of: &Remembering| {
             let mut sent = Vec::new();
-            of.again(Duration::from_secs(60), u64::MAX, |transmit| {
+            of.resend_within(Duration::from_secs(60), u64::MAX, |transmit| {
                 assert_eq!(transmit.destination, remote);
                 sent.extend_from_slice(transmit.contents);
             });

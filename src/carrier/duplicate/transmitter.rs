@@ -50,7 +50,7 @@ impl Transmitter {
 
     /// Note that the end of a message has been written. Now and then it is sent on the spot, with those before
     /// it.
-    pub fn message_ended(&self) {
+    pub fn message_written(&self) {
         let messages = self.messages.fetch_add(1, Relaxed) + 1;
         if let Some(task) = &self.task
             && messages.is_multiple_of(TOGETHER)
@@ -136,11 +136,11 @@ mod tests {
 
         for _ in 1..TOGETHER {
             send.write_all(b"message").await.unwrap();
-            transmitter.message_ended();
+            transmitter.message_written();
             assert_eq!(sent(), before, "nothing leaves for few of them");
         }
         send.write_all(b"message").await.unwrap();
-        transmitter.message_ended();
+        transmitter.message_written();
 
         assert!(sent() > before);
     }

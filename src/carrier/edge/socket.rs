@@ -28,16 +28,16 @@ use tokio::{
     sync::mpsc,
 };
 
-use crate::carrier::duplicate::send_logs::{RecentOf, Remembering};
+use crate::carrier::duplicate::send_logs::{Remembering, SendLogs};
 use crate::carrier::duplicate::transmitter::Transmitting;
 use crate::carrier::gso_limit::{Segments, send_over_udp};
 use crate::carrier::receive_queue::{Arrival, Inbox};
 use crate::carrier::selection::probe;
 use crate::carrier::subnet::subnet;
 use crate::carrier::websocket::frames::Role;
-use crate::carrier::websocket::{Ended, FarEnd, Line};
-use crate::carrier::writable::{Gate, Poller, blocked_by};
-use crate::carrier::{Carrier, CongestionControl, Reach, receive_queue, websocket};
+use crate::carrier::websocket::{Ended, Line, PeerInfo};
+use crate::carrier::writable::{Poller, WriteGate, note_blocked};
+use crate::carrier::{Carrier, CongestionOwner, PathKind, receive_queue, websocket};
 use crate::proto::DATAGRAMS_COUNT;
 
 /// The port of every made-up address: quinn needs one that is not 0, and nothing else reads it.
@@ -48,7 +48,7 @@ const PORT: u16 = 1;
 pub struct CarrierInfo {
     pub carrier: Carrier,
     /// The agent, or the proxy in front of the edge.
-    pub far_end: FarEnd,
+    pub peer: PeerInfo,
 }
 
 /// A handle to the socket underneath the edge's endpoint; clones share it.
@@ -68,7 +68,7 @@ struct Shared {
     next: AtomicU64,
     limit: usize,
     /// What is sent over UDP to some of the agents.
-    recent: Arc<RecentOf>,
+    recent: Arc<SendLogs>,
 }
 
 /// Too many WebSockets are open already.
@@ -129,16 +129,16 @@ impl EdgeSocket {
         let Some(id) = self.0.id(remote.ip()) else {
             return Some(CarrierInfo {
                 carrier: Carrier::Udp,
-                far_end: FarEnd {
+                peer: PeerInfo {
                     peer: remote,
-                    reach: Reach::of(remote),
-                    congestion: CongestionControl::Ours,
+                    reach: PathKind::of(remote),
+                    congestion: CongestionOwner::Ours,
                 },
             });
         };
         self.0.line(id).map(|line| CarrierInfo {
             carrier: Carrier::WebSocket,
-            far_end: line.far_end,
+            peer: line.peer,
         })
     }
 
@@ -183,12 +183,12 @@ impl EdgeSocket {
     pub fn accept<S>(
         &self,
         io: S,
-        far_end: FarEnd,
+        peer: PeerInfo,
     ) -> Result<impl Future<Output = Ended> + Send + use<S>, TooManyWebSockets>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        let attached = self.attach(far_end)?;
+        let attached = self.attach(peer)?;
         Ok(async move { attached.carry(io, BytesMut::new()).await })
     }
 
@@ -200,14 +200,14 @@ impl EdgeSocket {
         }
     }
 
-    /// Send a short message again that was sent within this time: see [`Recent::again`](crate::carrier::duplicate::send_log::Recent::again).
+    /// Send a short message again that was sent within this time: see [`SendLog::again`](crate::carrier::duplicate::send_log::SendLog::again).
     pub(crate) fn send_again(&self, to: &Remembering, within: Duration, most: u64) {
-        to.again(within, most, |transmit| {
+        to.resend_within(within, most, |transmit| {
             let _ = self.0.send_to_udp(&transmit);
         });
     }
 
-    pub(crate) fn attach(&self, far_end: FarEnd) -> Result<Attached, TooManyWebSockets> {
+    pub(crate) fn attach(&self, peer: PeerInfo) -> Result<Attached, TooManyWebSockets> {
         let limit = self.0.limit;
         let mut websockets = self
             .0
@@ -217,14 +217,14 @@ impl EdgeSocket {
         if websockets.len() >= limit {
             return Err(TooManyWebSockets::InAll { limit });
         }
-        let from = subnet(far_end.peer.ip());
+        let from = subnet(peer.peer.ip());
         let is_unused =
-            |line: &&Arc<Line>| !line.has_session() && subnet(line.far_end.peer.ip()) == from;
+            |line: &&Arc<Line>| !line.has_session() && subnet(line.peer.peer.ip()) == from;
         if websockets.values().filter(is_unused).count() >= UNUSED_WEBSOCKETS {
             return Err(TooManyWebSockets::Unused);
         }
         let id = self.0.next.fetch_add(1, Ordering::Relaxed);
-        let line = Arc::new(Line::new(Role::Server, self.0.address(id), far_end));
+        let line = Arc::new(Line::new(Role::Server, self.0.address(id), peer));
         websockets.insert(id, line.clone());
         Ok(Attached {
             socket: self.clone(),
@@ -265,7 +265,7 @@ impl Drop for Attached {
             .unwrap_or_else(PoisonError::into_inner)
             .remove(&self.id);
         // A connection may be waiting for room that nobody will make any more.
-        self.line.queue.become_hole();
+        self.line.queue.start_discarding();
     }
 }
 
@@ -302,7 +302,7 @@ impl Shared {
         }
         line.queue
             .try_push(transmit.segment_size, transmit.contents)
-            .map_err(|_| blocked_by(Gate::WebSocket(line.queue.clone())))
+            .map_err(|_| note_blocked(WriteGate::WebSocket(line.queue.clone())))
     }
 
     fn send_to_udp(&self, transmit: &Transmit) -> io::Result<()> {
@@ -325,7 +325,7 @@ impl Shared {
         };
         match send_over_udp(&**udp, &outgoing) {
             Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
-                Err(blocked_by(Gate::Udp(udp.clone())))
+                Err(note_blocked(WriteGate::Udp(udp.clone())))
             }
             // QUIC repeats what the network loses; an error here would end the connection.
             Ok(()) | Err(_) => Ok(()),

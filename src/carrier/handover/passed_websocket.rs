@@ -15,7 +15,7 @@ use tracing::debug;
 
 use super::descriptors;
 use super::successor;
-use crate::carrier::websocket::FarEnd;
+use crate::carrier::websocket::PeerInfo;
 
 /// Where they come in.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ pub struct PassedWebSockets(UnixDatagram);
 pub struct PassedWebSocket {
     /// What it says, after its opening handshake.
     pub stream: UnixStream,
-    pub far_end: FarEnd,
+    pub peer: PeerInfo,
 }
 
 impl PassedWebSockets {
@@ -57,9 +57,9 @@ impl PassedWebSockets {
 }
 
 /// Pass on a WebSocket: from now on, what is said on this stream is its own.
-pub(crate) fn send(to: &OwnedFd, far_end: &FarEnd, stream: BorrowedFd<'_>) -> io::Result<()> {
+pub(crate) fn send(to: &OwnedFd, peer: &PeerInfo, stream: BorrowedFd<'_>) -> io::Result<()> {
     let mut label = [0; LABEL];
-    let label = postcard::to_slice(far_end, &mut label).expect("there is room for any far end");
+    let label = postcard::to_slice(peer, &mut label).expect("there is room for any far end");
     let mut space = [MaybeUninit::uninit(); SPACE];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     let stream = [stream];
@@ -91,12 +91,12 @@ fn receive(from: &UnixDatagram) -> io::Result<Received> {
         RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
         _ => None,
     });
-    let far_end = postcard::from_bytes(&label[..received.bytes]);
-    let (Some(stream), Ok(far_end)) = (stream, far_end) else {
+    let peer = postcard::from_bytes(&label[..received.bytes]);
+    let (Some(stream), Ok(peer)) = (stream, peer) else {
         return Ok(Received::Nonsense);
     };
     let stream = UnixStream::from_std(descriptors::received(stream)?.into())?;
-    Ok(Received::Passed(PassedWebSocket { stream, far_end }))
+    Ok(Received::Passed(PassedWebSocket { stream, peer }))
 }
 
 /// Bytes that say where a WebSocket comes from: what postcard needs at most is 22.

@@ -11,8 +11,8 @@ use socket2::SockRef;
 use tokio::net::UnixStream;
 
 use super::{descriptors, packet_header, passed_websocket};
-use crate::carrier::Reach;
-use crate::carrier::websocket::FarEnd;
+use crate::carrier::PathKind;
+use crate::carrier::websocket::PeerInfo;
 
 /// Whom some packets and WebSockets have to be passed on to.
 #[derive(Debug)]
@@ -72,13 +72,13 @@ impl Predecessor {
     }
 
     /// Have it carry a WebSocket, whose bytes are to be moved from and to the returned stream.
-    pub(crate) fn pass_on_websocket(&self, far_end: &FarEnd) -> io::Result<UnixStream> {
+    pub(crate) fn pass_on_websocket(&self, peer: &PeerInfo) -> io::Result<UnixStream> {
         let (ours, theirs) = UnixStream::pair()?;
-        if far_end.reach == Reach::Network {
+        if peer.reach == PathKind::Network {
             SockRef::from(&ours).set_send_buffer_size(WAITING)?;
             SockRef::from(&theirs).set_send_buffer_size(WAITING)?;
         }
-        passed_websocket::send(&self.websockets, far_end, theirs.as_fd())?;
+        passed_websocket::send(&self.websockets, peer, theirs.as_fd())?;
         Ok(ours)
     }
 

@@ -8,7 +8,7 @@ use tokio::net::UnixStream;
 use tracing::debug;
 
 use super::predecessor::Predecessor;
-use crate::carrier::websocket::FarEnd;
+use crate::carrier::websocket::PeerInfo;
 
 /// All of them; clones share the list.
 #[derive(Clone, Debug, Default)]
@@ -50,11 +50,11 @@ impl Predecessors {
     pub(crate) fn pass_on_websocket(
         &self,
         packet: &[u8],
-        far_end: &FarEnd,
+        peer: &PeerInfo,
     ) -> io::Result<Option<UnixStream>> {
         let all = self.living();
         let owner = all.iter().find(|one| one.owns(packet));
-        owner.map(|one| one.pass_on_websocket(far_end)).transpose()
+        owner.map(|one| one.pass_on_websocket(peer)).transpose()
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Predecessor>> {

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!                          successor                       predecessor
-//!  agent ══ TCP, TLS ══ accept_among ── Unix stream ── accept ── websocket ── quinn
+//!  agent ══ TCP, TLS ══ accept_or_relay ── Unix stream ── accept ── websocket ── quinn
 //! ```
 //!
 //! One WebSocket is one connection's, so that whole WebSockets can be sorted, and no packet after the
@@ -24,22 +24,22 @@ use super::predecessors::Predecessors;
 use crate::carrier::edge::socket::{EdgeSocket, TooManyWebSockets};
 use crate::carrier::websocket;
 use crate::carrier::websocket::frames;
-use crate::carrier::websocket::{Ended, FarEnd, Line, SPEAK_QUIC_WITHIN};
+use crate::carrier::websocket::{Ended, Line, PeerInfo, SPEAK_QUIC_WITHIN};
 use crate::proto::DATAGRAMS_HEADER;
 
 impl EdgeSocket {
     /// Carry packets as [`accept`](Self::accept) does, unless they are for a connection of a
     /// predecessor: that one then carries them, and the future moves bytes between it and the agent.
-    pub fn accept_among<S>(
+    pub fn accept_or_relay<S>(
         &self,
         predecessors: &Predecessors,
         mut io: S,
-        far_end: FarEnd,
+        peer: PeerInfo,
     ) -> Result<impl Future<Output = Ended> + Send + use<S>, TooManyWebSockets>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        let attached = self.attach(far_end)?;
+        let attached = self.attach(peer)?;
         let predecessors = predecessors.clone();
         Ok(async move {
             let mut early = BytesMut::new();
@@ -48,7 +48,7 @@ impl EdgeSocket {
                 read_first_packet(&mut io, &mut early).await;
             }
             let packet = first_packet(&early).unwrap_or_default();
-            match predecessors.pass_on_websocket(&packet, &far_end) {
+            match predecessors.pass_on_websocket(&packet, &peer) {
                 Ok(None) => attached.carry(io, early).await,
                 Ok(Some(process)) => relay(io, &early, process, attached.line()).await,
                 // The agent dials again, and may be luckier.
@@ -134,7 +134,7 @@ mod tests {
     use crate::carrier::handover::successor::Successor;
     use crate::carrier::testbed::certificate;
     use crate::carrier::websocket::frames::{Encoder, Role};
-    use crate::carrier::{CongestionControl, Reach};
+    use crate::carrier::{CongestionOwner, PathKind};
     use crate::proto::Datagrams;
 
     /// A process, and an agent's WebSocket that has come to it.
@@ -148,11 +148,11 @@ mod tests {
     /// What marks the ids of the first process.
     const FIRST: u64 = 1;
 
-    fn far_end() -> FarEnd {
-        FarEnd {
+    fn peer() -> PeerInfo {
+        PeerInfo {
             peer: ([198, 51, 100, 1], 4000).into(),
-            reach: Reach::Network,
-            congestion: CongestionControl::Kernel,
+            reach: PathKind::Network,
+            congestion: CongestionOwner::Kernel,
         }
     }
 
@@ -166,7 +166,7 @@ mod tests {
         let (_endpoint, socket) =
             edge_endpoint_over(None, EndpointConfig::default(), server, 1).unwrap();
         let (agent, io) = tokio::io::duplex(4096);
-        let accepting = socket.accept_among(&predecessors, io, far_end()).unwrap();
+        let accepting = socket.accept_or_relay(&predecessors, io, peer()).unwrap();
         let second = Second {
             agent,
             accepted: tokio::spawn(accepting),
@@ -196,7 +196,7 @@ mod tests {
         }
 
         let mut first = passed.next().await.unwrap().unwrap();
-        assert_eq!(first.far_end, far_end());
+        assert_eq!(first.peer, peer());
         let mut received = vec![0; message.len()];
         first.stream.read_exact(&mut received).await.unwrap();
         assert_eq!(received, message);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Act;
+use super::Action;
 
 /// Pause after the first failed dial, doubled up to the second figure: an edge that is restarted must
 /// be found within a second of its return, and a connection that finds none ends after 15 s.
@@ -64,10 +64,10 @@ impl Dialling {
     }
 
     /// Dial another one, to replace the one that there is if that does not speak up meanwhile.
-    pub(crate) fn dial_beside(&mut self, now: Instant, acts: &mut Vec<Act>) {
+    pub(crate) fn dial_beside(&mut self, now: Instant, acts: &mut Vec<Action>) {
         if self.line == Line::Up && !self.beside && now >= self.after {
             self.beside = true;
-            acts.push(Act::Dial);
+            acts.push(Action::Dial);
         }
     }
 
@@ -76,12 +76,12 @@ impl Dialling {
         self.beside = false;
     }
 
-    pub(crate) fn dial(&mut self) -> Act {
+    pub(crate) fn dial(&mut self) -> Action {
         self.line = Line::Dialling;
-        Act::Dial
+        Action::Dial
     }
 
-    pub(crate) fn dial_if_due(&mut self, now: Instant, acts: &mut Vec<Act>) {
+    pub(crate) fn dial_if_due(&mut self, now: Instant, acts: &mut Vec<Action>) {
         if self.line == Line::Absent && now >= self.after {
             acts.push(self.dial());
         }

@@ -1,9 +1,9 @@
 //! Which carrier to use, decided from what is seen of both and nothing else.
 //!
-//! Pure: time and evidence come in, [`Act`]s go out. It never assumes that a carrier works because
+//! Pure: time and evidence come in, [`Action`]s go out. It never assumes that a carrier works because
 //! it once did, nor that it is dead because it once was.
 //!
-//! On UDP: silence while an answer is owed raises doubt. In doubt, UDP is probed, a WebSocket is
+//! On UDP: silence while an answer is owed raises suspicion. In suspicion, UDP is probed, a WebSocket is
 //! dialled, and once it is there packets take both ways. Silence that lasts is death. On the
 //! WebSocket: UDP is probed all the time, and several answers in a row lead back to it.
 //!
@@ -29,7 +29,7 @@ use self::evidence::Seen;
 use self::hold::Hold;
 use self::probing::Probing;
 use self::progress::Owed;
-use self::suspicion::Doubt;
+use self::suspicion::Suspicion;
 use super::{Carrier, Transport};
 
 /// Silence that is death on UDP, so that a download goes on within 1.5 s; and that makes a WebSocket
@@ -45,7 +45,7 @@ const CALM: Duration = Duration::from_secs(1);
 
 /// What is seen at one moment.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Sight {
+pub(crate) struct Observation {
     pub(crate) now: Instant,
     pub(crate) udp: Seen,
     pub(crate) websocket: Seen,
@@ -58,7 +58,7 @@ pub(crate) struct Sight {
 
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Act {
+pub(crate) enum Action {
     /// Probe UDP.
     Probe,
     /// Dial a WebSocket; the outcome is told by `websocket_up` or `websocket_failed`.
@@ -75,14 +75,14 @@ pub(crate) enum Act {
 
 /// Decides for one connection.
 #[derive(Debug)]
-pub(crate) struct Judge {
+pub(crate) struct Selector {
     transport: Transport,
     current: Carrier,
     moved: Instant,
     dialling: Dialling,
-    doubt: Option<Doubt>,
+    suspicion: Option<Suspicion>,
     /// Whether UDP is in use only because the WebSocket was lost.
-    stopgap: bool,
+    provisional: bool,
     /// Silence before this moment has been explained by an answered probe.
     cleared: Option<Instant>,
     /// How long the run of packets was then: the answers to our own question are no new one.
@@ -91,7 +91,7 @@ pub(crate) struct Judge {
     hold: Hold,
 }
 
-impl Judge {
+impl Selector {
     pub(crate) fn new(transport: Transport, current: Carrier, now: Instant) -> Self {
         let line = match current {
             Carrier::Udp => Line::Absent,
@@ -102,8 +102,8 @@ impl Judge {
             current,
             moved: now,
             dialling: Dialling::new(line, now),
-            doubt: None,
-            stopgap: false,
+            suspicion: None,
+            provisional: false,
             cleared: None,
             cleared_run: 0,
             probing: Probing::default(),
@@ -113,11 +113,11 @@ impl Judge {
 
     /// Whether packets should take both ways.
     pub(crate) fn in_doubt(&self) -> bool {
-        self.doubt.is_some() || self.stopgap
+        self.suspicion.is_some() || self.provisional
     }
 
     /// How long nothing will have to be done, if nothing happens.
-    pub(crate) fn may_sleep(&self, sight: &Sight) -> Option<Duration> {
+    pub(crate) fn may_sleep(&self, sight: &Observation) -> Option<Duration> {
         let busy = sight.owed.is_some()
             || match self.current {
                 Carrier::Udp => self.in_doubt() || self.silent_since(sight).is_some(),
@@ -141,14 +141,14 @@ impl Judge {
         self.dialling.is_wanted()
     }
 
-    pub(crate) fn websocket_up(&mut self, now: Instant) -> Vec<Act> {
+    pub(crate) fn websocket_up(&mut self, now: Instant) -> Vec<Action> {
         self.dialling.succeeded();
         if self.current == Carrier::WebSocket {
             return vec![self.go(Carrier::WebSocket, now, "websocket dialled again".into())];
         }
-        match self.doubt {
+        match self.suspicion {
             // Both ways now: whichever brings an answer is the one to use.
-            Some(_) => vec![Act::Speak],
+            Some(_) => vec![Action::Speak],
             None => Vec::new(),
         }
     }
@@ -158,14 +158,14 @@ impl Judge {
     }
 
     /// The WebSocket has ended, for the reason given.
-    pub(crate) fn websocket_lost(&mut self, now: Instant, why: &str) -> Vec<Act> {
+    pub(crate) fn websocket_lost(&mut self, now: Instant, why: &str) -> Vec<Action> {
         self.dialling.lost();
         if self.current == Carrier::Udp {
             return Vec::new();
         }
         let mut acts = vec![self.dialling.dial()];
         if self.transport == Transport::Auto {
-            self.stopgap = true;
+            self.provisional = true;
             acts.push(self.probing.probe(now));
             acts.push(self.go(
                 Carrier::Udp,
@@ -177,20 +177,20 @@ impl Judge {
     }
 
     /// The network is another one, or time has passed unseen.
-    pub(crate) fn network_changed(&mut self, now: Instant, what: &str) -> Vec<Act> {
+    pub(crate) fn network_changed(&mut self, now: Instant, what: &str) -> Vec<Action> {
         match (self.transport, self.current) {
             (Transport::Quic, _) | (_, Carrier::Udp) => {
-                self.doubt = Some(Doubt::new(now));
-                let mut acts = vec![Act::Refresh, self.probing.probe(now)];
+                self.suspicion = Some(Suspicion::new(now));
+                let mut acts = vec![Action::Refresh, self.probing.probe(now)];
                 if self.dialling.line != Line::Absent {
                     // It was dialled from the network that was.
                     self.dialling.lost();
-                    acts.push(Act::HangUp);
+                    acts.push(Action::HangUp);
                 }
                 acts
             }
             (_, Carrier::WebSocket) => {
-                let mut acts = vec![Act::HangUp];
+                let mut acts = vec![Action::HangUp];
                 acts.extend(self.websocket_lost(now, what));
                 acts
             }
@@ -198,7 +198,7 @@ impl Judge {
     }
 
     /// Look at the evidence.
-    pub(crate) fn look(&mut self, sight: &Sight) -> Vec<Act> {
+    pub(crate) fn decide(&mut self, sight: &Observation) -> Vec<Action> {
         let mut acts = Vec::new();
         match self.current {
             Carrier::Udp => self.look_from_udp(sight, &mut acts),
@@ -207,16 +207,16 @@ impl Judge {
         acts
     }
 
-    fn go(&mut self, to: Carrier, now: Instant, reason: String) -> Act {
+    fn go(&mut self, to: Carrier, now: Instant, reason: String) -> Action {
         self.current = to;
         self.moved = now;
-        self.doubt = None;
+        self.suspicion = None;
         self.cleared = Some(now);
         self.probing.start_again();
         if to == Carrier::WebSocket {
-            self.stopgap = false;
+            self.provisional = false;
         }
-        Act::Move { to, reason }
+        Action::Move { to, reason }
     }
 }
 

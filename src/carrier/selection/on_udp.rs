@@ -7,8 +7,8 @@ use tokio::time::Instant;
 use super::dialling::Line;
 use super::hold::{HOLD_DEAF, HOLD_MAX};
 use super::probing::PROBE_FAST;
-use super::suspicion::{Doubt, doubt_after};
-use super::{ASKS, Act, Judge, Sight, silent_after};
+use super::suspicion::{Suspicion, doubt_after};
+use super::{ASKS, Action, Observation, Selector, silent_after};
 use crate::carrier::{Carrier, Transport};
 
 /// Silence that is death although probes are answered: something on the way lets unknown packets
@@ -27,58 +27,61 @@ const RUN: u32 = 8;
 /// How long an unused WebSocket is kept after UDP has come back.
 const LINGER: Duration = Duration::from_secs(20);
 
-impl Judge {
-    pub(crate) fn look_from_udp(&mut self, sight: &Sight, acts: &mut Vec<Act>) {
+impl Selector {
+    pub(crate) fn look_from_udp(&mut self, sight: &Observation, acts: &mut Vec<Action>) {
         let now = sight.now;
         let answered = self.probing.take_answered();
-        if self.stopgap && self.look_for_better_than_a_stopgap(sight, answered, acts) {
+        if self.provisional && self.look_for_better_than_a_stopgap(sight, answered, acts) {
             return;
         }
-        if self.doubt.is_some_and(|doubt| is_refuted(&doubt, sight)) {
+        if self
+            .suspicion
+            .is_some_and(|suspicion| is_refuted(&suspicion, sight))
+        {
             self.relieve(now, acts);
         }
         let silent = self.silent_since(sight);
         let silence = silent.map_or(Duration::ZERO, |silent| now - silent);
-        if self.doubt.is_none() && silence < doubt_after(sight.rtt) {
+        if self.suspicion.is_none() && silence < doubt_after(sight.rtt) {
             self.tidy(now, acts);
             return;
         }
-        let mut doubt = self.doubt.unwrap_or(Doubt::new(now));
+        let mut suspicion = self.suspicion.unwrap_or(Suspicion::new(now));
         if answered {
-            if doubt.has_lasted(now) {
-                acts.push(Act::Refresh);
+            if suspicion.has_lasted(now) {
+                acts.push(Action::Refresh);
             }
-            doubt.probe_answered(now);
+            suspicion.probe_answered(now);
             if silent.is_none() || asks(sight) < ASKS {
-                acts.push(Act::Speak);
+                acts.push(Action::Speak);
                 self.cleared = Some(now);
                 self.cleared_run = sight.udp.run;
-                self.doubt = None;
+                self.suspicion = None;
                 return;
             }
         }
-        let pause = doubt.pause(now, sight.rtt);
+        let pause = suspicion.pause(now, sight.rtt);
         if self.probing.probe_every(pause, now, acts) {
-            doubt.probes += 1;
+            suspicion.probes += 1;
         }
-        self.doubt = Some(doubt);
+        self.suspicion = Some(suspicion);
         if self.transport == Transport::Auto {
-            self.look_for_a_way_out(sight, doubt, silence, acts);
+            self.look_for_a_way_out(sight, suspicion, silence, acts);
         }
     }
 
     /// The WebSocket was lost and UDP may or may not work. Returns whether there is another one.
     fn look_for_better_than_a_stopgap(
         &mut self,
-        sight: &Sight,
+        sight: &Observation,
         answered: bool,
-        acts: &mut Vec<Act>,
+        acts: &mut Vec<Action>,
     ) -> bool {
         let now = sight.now;
         if answered || sight.acked.is_some_and(|acked| acked > self.moved) {
-            self.stopgap = false;
+            self.provisional = false;
         } else if self.dialling.line == Line::Up {
-            self.stopgap = false;
+            self.provisional = false;
             acts.push(self.go(Carrier::WebSocket, now, "websocket dialled again".into()));
             return true;
         } else {
@@ -90,23 +93,24 @@ impl Judge {
 
     fn look_for_a_way_out(
         &mut self,
-        sight: &Sight,
-        doubt: Doubt,
+        sight: &Observation,
+        suspicion: Suspicion,
         silence: Duration,
-        acts: &mut Vec<Act>,
+        acts: &mut Vec<Action>,
     ) {
         let now = sight.now;
         let deaf = silence >= DEAF.max(6 * sight.rtt) && asks(sight) >= DEAF_ASKS;
-        let lifeless = now - doubt.lifeless();
+        let lifeless = now - suspicion.lifeless();
         if deaf || lifeless >= dial_after(sight.rtt) {
             self.dialling.dial_if_due(now, acts);
         }
         if self.dialling.line != Line::Up {
             return;
         }
-        let dead = doubt.probes > 1
+        let dead = suspicion.probes > 1
             && lifeless >= PROBE_FAST.max(sight.rtt)
-            && (silence.max(lifeless) >= silent_after(sight.rtt) || is_elsewhere(&doubt, sight));
+            && (silence.max(lifeless) >= silent_after(sight.rtt)
+                || is_elsewhere(&suspicion, sight));
         if dead || deaf {
             let silence = silence.max(lifeless).as_secs_f32();
             let reason = format!("udp silent for {silence:.1} s, moved to websocket");
@@ -117,7 +121,7 @@ impl Judge {
     }
 
     /// Since when UDP has been silent although it should not be.
-    pub(crate) fn silent_since(&self, sight: &Sight) -> Option<Instant> {
+    pub(crate) fn silent_since(&self, sight: &Observation) -> Option<Instant> {
         if let Some(owed) = sight.owed.filter(|owed| owed.asks >= ASKS) {
             return Some(owed.since);
         }
@@ -132,40 +136,44 @@ impl Judge {
     }
 
     /// UDP works after all.
-    fn relieve(&mut self, now: Instant, acts: &mut Vec<Act>) {
-        if self.doubt.take().is_some_and(|doubt| doubt.has_lasted(now)) {
-            acts.push(Act::Refresh);
+    fn relieve(&mut self, now: Instant, acts: &mut Vec<Action>) {
+        if self
+            .suspicion
+            .take()
+            .is_some_and(|suspicion| suspicion.has_lasted(now))
+        {
+            acts.push(Action::Refresh);
         }
     }
 
     /// Let go of a WebSocket that is not needed.
-    fn tidy(&mut self, now: Instant, acts: &mut Vec<Act>) {
+    fn tidy(&mut self, now: Instant, acts: &mut Vec<Action>) {
         let needless = match self.dialling.line {
             Line::Absent => false,
-            Line::Dialling => !self.stopgap,
+            Line::Dialling => !self.provisional,
             Line::Up => now >= self.moved + LINGER,
         };
         if needless {
             self.dialling.lost();
-            acts.push(Act::HangUp);
+            acts.push(Action::HangUp);
         }
     }
 }
 
 /// Whether packets pass over UDP in both directions after all. To hear the edge is no proof: it
 /// repeats what it does not hear an answer to.
-fn is_refuted(doubt: &Doubt, sight: &Sight) -> bool {
-    let acked = sight.acked.is_some_and(|acked| acked > doubt.raised);
-    acked && !is_elsewhere(doubt, sight)
+fn is_refuted(suspicion: &Suspicion, sight: &Observation) -> bool {
+    let acked = sight.acked.is_some_and(|acked| acked > suspicion.raised);
+    acked && !is_elsewhere(suspicion, sight)
 }
 
 /// Whether the edge has answered over the WebSocket what was sent both ways.
-fn is_elsewhere(doubt: &Doubt, sight: &Sight) -> bool {
+fn is_elsewhere(suspicion: &Suspicion, sight: &Observation) -> bool {
     let heard = sight.websocket.heard;
-    heard.is_some_and(|heard| heard > doubt.raised)
+    heard.is_some_and(|heard| heard > suspicion.raised)
 }
 
-fn asks(sight: &Sight) -> u32 {
+fn asks(sight: &Observation) -> u32 {
     sight.owed.map_or(0, |owed| owed.asks)
 }
 

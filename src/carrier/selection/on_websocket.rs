@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::dialling::Line;
 use super::probing::{PROBE_FAST, PROBE_RARE, PROBE_SLOW};
 use super::suspicion::doubt_after;
-use super::{Act, Judge, Sight, silent_after};
+use super::{Action, Observation, Selector, silent_after};
 use crate::carrier::{Carrier, Transport};
 
 /// Silence that is death for a WebSocket: TCP repairs losses by itself, slower than QUIC does. Before
@@ -18,13 +18,13 @@ const RARE_AFTER: Duration = Duration::from_secs(20);
 /// Probes in a row that must be answered before UDP is used again.
 const CONVINCED: u32 = 5;
 
-impl Judge {
-    pub(crate) fn look_from_websocket(&mut self, sight: &Sight, acts: &mut Vec<Act>) {
+impl Selector {
+    pub(crate) fn look_from_websocket(&mut self, sight: &Observation, acts: &mut Vec<Action>) {
         let now = sight.now;
         self.dialling.dial_if_due(now, acts);
         let silence = sight.owed.map_or(Duration::ZERO, |owed| now - owed.since);
         if self.dialling.line == Line::Up && silence >= WEBSOCKET_SILENT.max(6 * sight.rtt) {
-            acts.push(Act::HangUp);
+            acts.push(Action::HangUp);
             let why = format!("silent for {:.1} s", silence.as_secs_f32());
             acts.extend(self.websocket_lost(now, &why));
             return;
@@ -43,7 +43,7 @@ impl Judge {
                 if silence >= silent_after(sight.rtt) {
                     // It must not count as a way out when UDP fails again.
                     self.dialling.lost();
-                    acts.push(Act::HangUp);
+                    acts.push(Action::HangUp);
                 }
                 acts.push(self.go(Carrier::Udp, now, reason));
                 return;
@@ -63,7 +63,7 @@ impl Judge {
     }
 
     /// Why to use UDP again, whose probe has just been answered.
-    fn reason_to_return(&self, sight: &Sight, silence: Duration) -> Option<String> {
+    fn reason_to_return(&self, sight: &Observation, silence: Duration) -> Option<String> {
         if silence >= silent_after(sight.rtt) {
             let silence = silence.as_secs_f32();
             return Some(format!("websocket silent for {silence:.1} s, moved to udp"));

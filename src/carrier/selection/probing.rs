@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Act;
+use super::Action;
 
-/// Between probes in doubt, and between those that confirm an answer.
+/// Between probes in suspicion, and between those that confirm an answer.
 pub(crate) const PROBE_FAST: Duration = Duration::from_millis(200);
 
 /// Between probes while UDP does not answer: 1 s at first, then rarer for networks where it is
@@ -26,17 +26,17 @@ pub(crate) struct Probing {
 }
 
 impl Probing {
-    pub(crate) fn probe(&mut self, now: Instant) -> Act {
+    pub(crate) fn probe(&mut self, now: Instant) -> Action {
         self.probed = Some(now);
         self.waiting = true;
-        Act::Probe
+        Action::Probe
     }
 
     pub(crate) fn probe_every(
         &mut self,
         pause: Duration,
         now: Instant,
-        acts: &mut Vec<Act>,
+        acts: &mut Vec<Action>,
     ) -> bool {
         let due = self.probed.is_none_or(|probed| now >= probed + pause);
         if due {

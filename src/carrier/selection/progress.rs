@@ -45,7 +45,7 @@ impl Progress {
 
     /// Look at what has come since the last look. What the carrier does not take is owed like what it took:
     /// a connection that waits for room sends nothing that could be missed.
-    pub(crate) fn look(&mut self, connection: &Connection, more_to_send: bool, now: Instant) {
+    pub(crate) fn decide(&mut self, connection: &Connection, more_to_send: bool, now: Instant) {
         let (delivered, asked) = counts(connection);
         self.note(delivered, asked, more_to_send, now);
     }

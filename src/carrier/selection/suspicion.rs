@@ -1,4 +1,4 @@
-//! Doubt about UDP while it is in use.
+//! Suspicion about UDP while it is in use.
 
 use std::time::Duration;
 
@@ -7,19 +7,19 @@ use tokio::time::Instant;
 use super::SILENT;
 use super::probing::{PROBE_FAST, PROBE_SLOW};
 
-/// Silence that raises doubt: beyond the second repetition of a lost packet on most paths.
+/// Silence that raises suspicion: beyond the second repetition of a lost packet on most paths.
 const DOUBT: Duration = Duration::from_millis(400);
 
-/// Since when there is doubt, and what has been done about it.
+/// Since when there is suspicion, and what has been done about it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Doubt {
+pub(crate) struct Suspicion {
     pub(crate) raised: Instant,
     /// Probes sent since the last answer.
     pub(crate) probes: u32,
     answered: Option<Instant>,
 }
 
-impl Doubt {
+impl Suspicion {
     pub(crate) fn new(now: Instant) -> Self {
         Self {
             raised: now,

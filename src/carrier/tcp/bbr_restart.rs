@@ -13,13 +13,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 /// See the module.
-pub(crate) struct Prompt {
+pub(crate) struct BbrRestart {
     tcp: TcpStream,
     #[cfg(target_os = "linux")]
     bbr: linux::Bbr,
 }
 
-impl Prompt {
+impl BbrRestart {
     pub(crate) fn new(tcp: TcpStream) -> Self {
         Self {
             #[cfg(target_os = "linux")]
@@ -38,7 +38,7 @@ impl Prompt {
     }
 }
 
-impl AsyncRead for Prompt {
+impl AsyncRead for BbrRestart {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -48,7 +48,7 @@ impl AsyncRead for Prompt {
     }
 }
 
-impl AsyncWrite for Prompt {
+impl AsyncWrite for BbrRestart {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -117,7 +117,7 @@ mod linux {
             }
             *looked = now;
             if Info::of(tcp).is_ok_and(|info| info.is_slow_to_begin())
-                && let Err(err) = begin_anew(&SockRef::from(tcp))
+                && let Err(err) = reset_bbr(&SockRef::from(tcp))
             {
                 debug!(%err, "a tcp socket does not begin anew");
                 self.looked = None;
@@ -127,7 +127,7 @@ mod linux {
 
     /// Make BBR forget: only another congestion control in between does. Whoever may not have BBR any more stays
     /// with that one.
-    fn begin_anew(tcp: &SockRef) -> io::Result<()> {
+    fn reset_bbr(tcp: &SockRef) -> io::Result<()> {
         tcp.set_tcp_congestion(b"reno")?;
         options::set_bbr(tcp)
     }

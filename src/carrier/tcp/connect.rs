@@ -19,7 +19,7 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 
 use super::{happy_eyeballs, options};
-use crate::carrier::Reach;
+use crate::carrier::PathKind;
 use crate::carrier::agent::websocket_tasks::Io;
 
 /// How long a hop may take: DNS, TCP and TLS repeat lost packets after 1, 2 and 4 s.
@@ -30,7 +30,7 @@ const HEAD: usize = 16 * 1024;
 
 /// What went wrong on the way to the edge.
 #[derive(Debug, thiserror::Error)]
-pub enum HopError {
+pub enum TcpConnectError {
     #[error("cannot resolve {host}; check the name and this machine's DNS")]
     Resolve {
         host: String,
@@ -39,32 +39,32 @@ pub enum HopError {
     },
     #[error("cannot connect to {hop} at {addr}; is it running, and is the port open?")]
     Connect {
-        hop: Hop,
+        hop: Peer,
         addr: SocketAddr,
         #[source]
         err: io::Error,
     },
     #[error("no answer from {hop} within {} s; something on the way drops packets", HOP.as_secs())]
-    TimedOut { hop: Hop },
+    TimedOut { hop: Peer },
     #[error("TLS with {hop} failed")]
     Tls {
-        hop: Hop,
+        hop: Peer,
         #[source]
         err: io::Error,
     },
     #[error("{hop} did not speak HTTP")]
     Http {
-        hop: Hop,
+        hop: Peer,
         #[source]
         err: hyper::Error,
     },
     #[error(
         "{hop} wants a user name and a password: put them into its URL (scheme://user:password@host:port)"
     )]
-    ProxyAuthentication { hop: Hop },
+    ProxyAuthentication { hop: Peer },
     #[error("{hop} refused to connect to {target} with status {status}")]
     ProxyRefused {
-        hop: Hop,
+        hop: Peer,
         target: String,
         status: StatusCode,
     },
@@ -72,7 +72,7 @@ pub enum HopError {
         "{hop} did not connect to {target}; if it wants a user name and a password, put them into its URL"
     )]
     Socks {
-        hop: Hop,
+        hop: Peer,
         target: String,
         #[source]
         err: Box<dyn Error + Send + Sync>,
@@ -82,9 +82,9 @@ pub enum HopError {
     #[error(
         "{hop} answered {status} to the websocket upgrade; it must be an edge, or pass upgrades on to one"
     )]
-    NotUpgraded { hop: Hop, status: StatusCode },
+    NotUpgraded { hop: Peer, status: StatusCode },
     #[error("{hop} accepted the websocket upgrade with a wrong key; a cache on the way?")]
-    WrongAccept { hop: Hop },
+    WrongAccept { hop: Peer },
     #[error("{0} is not the URL of an edge: use wss://host or ws://host")]
     Url(Uri),
     #[error("this machine gives no randomness")]
@@ -93,12 +93,12 @@ pub enum HopError {
 
 /// Who is at the other end of a hop.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Hop {
+pub enum Peer {
     Edge(String),
     Proxy(String),
 }
 
-impl fmt::Display for Hop {
+impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Edge(host) => write!(f, "edge {host}"),
@@ -112,8 +112,8 @@ pub(crate) async fn resolve(
     host: &str,
     port: u16,
     limit: Duration,
-) -> Result<Vec<SocketAddr>, HopError> {
-    let failed = |err| HopError::Resolve {
+) -> Result<Vec<SocketAddr>, TcpConnectError> {
+    let failed = |err| TcpConnectError::Resolve {
         host: host.into(),
         err,
     };
@@ -130,37 +130,42 @@ pub(crate) async fn resolve(
 }
 
 /// Connect to the first address that answers; later ones join in one after the other.
-pub(crate) async fn connect(hop: &Hop, addresses: Vec<SocketAddr>) -> Result<TcpStream, HopError> {
+pub(crate) async fn connect(
+    hop: &Peer,
+    addresses: Vec<SocketAddr>,
+) -> Result<TcpStream, TcpConnectError> {
     let (tcp, addr) = match happy_eyeballs::connect(&addresses, HOP).await {
         Ok(connected) => connected,
         Err(mut failures) => {
             return Err(match failures.pop() {
-                Some((addr, err)) if err.kind() != io::ErrorKind::TimedOut => HopError::Connect {
-                    hop: hop.clone(),
-                    addr,
-                    err,
-                },
-                _ => HopError::TimedOut { hop: hop.clone() },
+                Some((addr, err)) if err.kind() != io::ErrorKind::TimedOut => {
+                    TcpConnectError::Connect {
+                        hop: hop.clone(),
+                        addr,
+                        err,
+                    }
+                }
+                _ => TcpConnectError::TimedOut { hop: hop.clone() },
             });
         }
     };
     options::ask_for_bbr(&tcp, addr);
     let reach = match hop {
-        Hop::Edge(_) => Reach::of(addr),
-        Hop::Proxy(_) => Reach::Network,
+        Peer::Edge(_) => PathKind::of(addr),
+        Peer::Proxy(_) => PathKind::Network,
     };
     options::shorten_send_queue(&tcp, reach);
     Ok(tcp)
 }
 
 /// Put TLS on a connection.
-pub(crate) async fn secure(
-    hop: &Hop,
+pub(crate) async fn tls_handshake(
+    hop: &Peer,
     host: &str,
     io: Box<dyn Io>,
     tls: &Arc<rustls::ClientConfig>,
-) -> Result<Box<dyn Io>, HopError> {
-    let failed = |err| HopError::Tls {
+) -> Result<Box<dyn Io>, TcpConnectError> {
+    let failed = |err| TcpConnectError::Tls {
         hop: hop.clone(),
         err,
     };
@@ -169,7 +174,7 @@ pub(crate) async fn secure(
         ServerName::try_from(bare.to_owned()).map_err(|err| failed(io::Error::other(err)))?;
     let connecting = TlsConnector::from(tls.clone()).connect(name, io);
     let Ok(connected) = timeout(HOP, connecting).await else {
-        return Err(HopError::TimedOut { hop: hop.clone() });
+        return Err(TcpConnectError::TimedOut { hop: hop.clone() });
     };
     Ok(Box::new(connected.map_err(failed)?))
 }
@@ -181,18 +186,18 @@ pub(crate) enum Answer {
 }
 
 /// Send a request that turns the connection into a byte stream: an upgrade or a CONNECT.
-pub(crate) async fn take_over(
-    hop: &Hop,
+pub(crate) async fn request_tunnel(
+    hop: &Peer,
     io: Box<dyn Io>,
     request: Request<Empty<Bytes>>,
-) -> Result<Answer, HopError> {
+) -> Result<Answer, TcpConnectError> {
     match timeout(HOP, exchange(io, request)).await {
         Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(err)) => Err(HopError::Http {
+        Ok(Err(err)) => Err(TcpConnectError::Http {
             hop: hop.clone(),
             err,
         }),
-        Err(_) => Err(HopError::TimedOut { hop: hop.clone() }),
+        Err(_) => Err(TcpConnectError::TimedOut { hop: hop.clone() }),
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Once;
 use socket2::SockRef;
 use tracing::debug;
 
-use crate::carrier::{CongestionControl, Reach};
+use crate::carrier::{CongestionOwner, PathKind};
 
 /// Unsent bytes that the kernel accepts. Its send buffer holds all that is in flight and grows to
 /// megabytes; without this bound so does the queue in front of the network, and quinn cannot see it.
@@ -27,7 +27,7 @@ const UNSENT_NEARBY: u32 = 256 * 1024;
 /// Where there is none, or none for us, the socket keeps what it has. So it does within this machine:
 /// nothing is lost there, and BBR's pacing would only cost time.
 pub fn ask_for_bbr<'s>(tcp: impl Into<SockRef<'s>>, addr: SocketAddr) {
-    if Reach::of(addr) == Reach::Loopback {
+    if PathKind::of(addr) == PathKind::Loopback {
         return;
     }
     if let Err(err) = set_bbr(&tcp.into()) {
@@ -39,10 +39,10 @@ pub fn ask_for_bbr<'s>(tcp: impl Into<SockRef<'s>>, addr: SocketAddr) {
 
 /// Tell whether congestion can be left to the kernel on a connection that leads, without a proxy on the way,
 /// to this address: whether it is on BBR, which keeps the network's queue short.
-pub fn congestion_control<'s>(tcp: impl Into<SockRef<'s>>, peer: SocketAddr) -> CongestionControl {
-    match Reach::of(peer) == Reach::Network && is_on_bbr(&tcp.into()) {
-        true => CongestionControl::Kernel,
-        false => CongestionControl::Ours,
+pub fn congestion_control<'s>(tcp: impl Into<SockRef<'s>>, peer: SocketAddr) -> CongestionOwner {
+    match PathKind::of(peer) == PathKind::Network && is_on_bbr(&tcp.into()) {
+        true => CongestionOwner::Kernel,
+        false => CongestionOwner::Ours,
     }
 }
 
@@ -90,11 +90,11 @@ fn set_bbr(_: &SockRef) -> std::io::Result<()> {
 /// Keep the kernel's queue in front of a TCP connection short and send small packets at once.
 ///
 /// For every TCP connection that may become a WebSocket, before TLS is put on it.
-pub fn shorten_send_queue<'s>(tcp: impl Into<SockRef<'s>>, reach: Reach) {
+pub fn shorten_send_queue<'s>(tcp: impl Into<SockRef<'s>>, reach: PathKind) {
     let tcp = tcp.into();
     let unsent = match reach {
-        Reach::Loopback => UNSENT_NEARBY,
-        Reach::Network => UNSENT,
+        PathKind::Loopback => UNSENT_NEARBY,
+        PathKind::Network => UNSENT,
     };
     let asked = tcp
         .set_tcp_nodelay(true)

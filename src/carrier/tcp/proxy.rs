@@ -19,10 +19,10 @@ use tokio::time::timeout;
 use tower::service_fn;
 use tower_service::Service;
 
-use super::bbr_restart::Prompt;
-use super::connect::{Answer, HOP, Hop, HopError};
+use super::bbr_restart::BbrRestart;
+use super::connect::{Answer, HOP, Peer, TcpConnectError};
 use super::{connect, options};
-use crate::carrier::CongestionControl;
+use crate::carrier::CongestionOwner;
 use crate::carrier::agent::websocket_tasks::Io;
 
 /// Which proxy to use for WebSockets. UDP never goes through one.
@@ -52,11 +52,11 @@ impl Proxy {
     /// Choose the proxy for a destination, if it needs one.
     pub(crate) fn intercept(
         &self,
-        secure: bool,
+        tls_handshake: bool,
         host: &str,
         port: u16,
-    ) -> Result<Option<Intercept>, HopError> {
-        let scheme = if secure { "https" } else { "http" };
+    ) -> Result<Option<Intercept>, TcpConnectError> {
+        let scheme = if tls_handshake { "https" } else { "http" };
         let target: Uri = match format!("{scheme}://{host}:{port}/").parse() {
             Ok(target) => target,
             Err(_) => return Ok(None),
@@ -70,7 +70,7 @@ impl Proxy {
                 .intercept(&target)
             {
                 Some(proxy) => Ok(Some(proxy)),
-                None => Err(HopError::ProxyUrl(without_credentials(url))),
+                None => Err(TcpConnectError::ProxyUrl(without_credentials(url))),
             },
         }
     }
@@ -82,84 +82,88 @@ pub(crate) struct Connected {
     /// The first hop's address.
     pub(crate) peer: SocketAddr,
     /// Who controls congestion all the way to the edge.
-    pub(crate) congestion: CongestionControl,
+    pub(crate) congestion: CongestionOwner,
 }
 
 /// Connect to the edge's TCP port, through a proxy if there is one.
 pub(crate) async fn connect(
     proxy: &Proxy,
-    secure: bool,
+    tls_handshake: bool,
     host: &str,
     port: u16,
     proxy_tls: &Arc<rustls::ClientConfig>,
-) -> Result<Connected, HopError> {
-    let Some(proxy) = proxy.intercept(secure, host, port)? else {
-        let hop = Hop::Edge(format!("{host}:{port}"));
+) -> Result<Connected, TcpConnectError> {
+    let Some(proxy) = proxy.intercept(tls_handshake, host, port)? else {
+        let hop = Peer::Edge(format!("{host}:{port}"));
         return direct(&hop, host, port).await;
     };
     let uri = proxy.uri();
     let scheme = uri.scheme_str().unwrap_or_default();
     let via = uri
         .host()
-        .ok_or_else(|| HopError::ProxyUrl(uri.to_string()))?;
+        .ok_or_else(|| TcpConnectError::ProxyUrl(uri.to_string()))?;
     let via_port = uri.port_u16().unwrap_or(match scheme {
         "https" => 443,
         "http" => 80,
         _ => 1080,
     });
-    let hop = Hop::Proxy(format!("{via}:{via_port}"));
+    let hop = Peer::Proxy(format!("{via}:{via_port}"));
     let Connected { io, peer, .. } = direct(&hop, via, via_port).await?;
     let io = match scheme {
         "http" => tunnel(&hop, io, host, port, proxy.basic_auth()).await?,
         "https" => {
-            let io = connect::secure(&hop, via, io, proxy_tls).await?;
+            let io = connect::tls_handshake(&hop, via, io, proxy_tls).await?;
             tunnel(&hop, io, host, port, proxy.basic_auth()).await?
         }
         "socks5" | "socks5h" => socks5(&hop, io, host, port, &proxy).await?,
-        _ => return Err(HopError::ProxyUrl(without_credentials(&uri.to_string()))),
+        _ => {
+            return Err(TcpConnectError::ProxyUrl(without_credentials(
+                &uri.to_string(),
+            )));
+        }
     };
     Ok(Connected {
         io,
         peer,
         // What happens behind the proxy, the kernel here does not know.
-        congestion: CongestionControl::Ours,
+        congestion: CongestionOwner::Ours,
     })
 }
 
-async fn direct(hop: &Hop, host: &str, port: u16) -> Result<Connected, HopError> {
+async fn direct(hop: &Peer, host: &str, port: u16) -> Result<Connected, TcpConnectError> {
     let addresses = connect::resolve(host, port, HOP).await?;
     let first = addresses[0];
     let tcp = connect::connect(hop, addresses).await?;
     let peer = tcp.peer_addr().unwrap_or(first);
     Ok(Connected {
         congestion: options::congestion_control(&tcp, peer),
-        io: Box::new(Prompt::new(tcp)),
+        io: Box::new(BbrRestart::new(tcp)),
         peer,
     })
 }
 
 /// HTTP CONNECT (RFC 9110 §9.3.6).
 async fn tunnel(
-    hop: &Hop,
+    hop: &Peer,
     io: Box<dyn Io>,
     host: &str,
     port: u16,
     credentials: Option<&HeaderValue>,
-) -> Result<Box<dyn Io>, HopError> {
+) -> Result<Box<dyn Io>, TcpConnectError> {
     let target = format!("{host}:{port}");
     let mut request = Request::connect(&target).header(HOST, &target);
     if let Some(credentials) = credentials {
         request = request.header(PROXY_AUTHORIZATION, credentials);
     }
     let Ok(request) = request.body(Empty::<Bytes>::new()) else {
-        return Err(HopError::ProxyUrl(target));
+        return Err(TcpConnectError::ProxyUrl(target));
     };
-    match connect::take_over(hop, io, request).await? {
+    match connect::request_tunnel(hop, io, request).await? {
         Answer::Upgraded(_, io) => Ok(io),
         Answer::Refused(StatusCode::PROXY_AUTHENTICATION_REQUIRED) => {
-            Err(HopError::ProxyAuthentication { hop: hop.clone() })
+            Err(TcpConnectError::ProxyAuthentication { hop: hop.clone() })
         }
-        Answer::Refused(status) => Err(HopError::ProxyRefused {
+        Answer::Refused(status) => Err(TcpConnectError::ProxyRefused {
             hop: hop.clone(),
             target,
             status,
@@ -170,12 +174,12 @@ async fn tunnel(
 /// SOCKS5 (RFC 1928, RFC 1929). The proxy resolves the name: where one is needed, the network on
 /// this side often cannot.
 async fn socks5(
-    hop: &Hop,
+    hop: &Peer,
     io: Box<dyn Io>,
     host: &str,
     port: u16,
     proxy: &Intercept,
-) -> Result<Box<dyn Io>, HopError> {
+) -> Result<Box<dyn Io>, TcpConnectError> {
     let target = format!("{host}:{port}");
     // The connector wants to be told how to connect; that is done already.
     let mut io = Some(TokioIo::new(io));
@@ -187,7 +191,7 @@ async fn socks5(
     if let Some((user, password)) = proxy.raw_auth() {
         socks = socks.with_auth(user.into(), password.into());
     }
-    let failed = |err: Box<dyn Error + Send + Sync>| HopError::Socks {
+    let failed = |err: Box<dyn Error + Send + Sync>| TcpConnectError::Socks {
         hop: hop.clone(),
         target: target.clone(),
         err,
@@ -201,7 +205,7 @@ async fn socks5(
     match timeout(HOP, socks.call(destination)).await {
         Ok(Ok(io)) => Ok(Box::new(io.into_inner())),
         Ok(Err(err)) => Err(failed(err.to_string().into())),
-        Err(_) => Err(HopError::TimedOut { hop: hop.clone() }),
+        Err(_) => Err(TcpConnectError::TimedOut { hop: hop.clone() }),
     }
 }
 

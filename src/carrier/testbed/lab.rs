@@ -20,13 +20,15 @@ use super::noise::noise;
 use super::udp::MemoryUdp;
 use super::{certificate, pipe};
 use crate::carrier::agent::dial_error::AttemptError;
-use crate::carrier::agent::driver::{CarrierState, Watch, Ways};
+use crate::carrier::agent::driver::{CarrierFactory, CarrierState, Watch};
 use crate::carrier::agent::network_watch::Change;
 use crate::carrier::agent::race::Race;
 use crate::carrier::agent::websocket_tasks::Upgraded;
 use crate::carrier::edge::socket::{EdgeSocket, edge_endpoint_over};
-use crate::carrier::tcp::connect::{Hop, HopError};
-use crate::carrier::{Carrier, CongestionControl, FarEnd, PathMemory, Reach, Repeater, Transport};
+use crate::carrier::tcp::connect::{Peer, TcpConnectError};
+use crate::carrier::{
+    Carrier, CongestionOwner, Duplicator, PathKind, PathMemory, PeerInfo, Transport,
+};
 
 /// Where the agent's TCP connections seem to come from.
 const PEER: ([u8; 4], u16) = ([198, 51, 100, 99], 4000);
@@ -42,7 +44,7 @@ pub(crate) struct Lab {
     pub(crate) edge: Connection,
     pub(crate) agent: Connection,
     /// Those of the edge and of the agent.
-    pub(crate) repeaters: [Repeater; 2],
+    pub(crate) repeaters: [Duplicator; 2],
     edge_endpoint: Endpoint,
     agent_endpoint: Endpoint,
     tasks: JoinSet<()>,
@@ -55,29 +57,29 @@ struct MemoryWays {
     tasks: Arc<Mutex<JoinSet<()>>>,
 }
 
-impl Ways for MemoryWays {
+impl CarrierFactory for MemoryWays {
     fn bind(&self) -> io::Result<Arc<dyn AsyncUdpSocket>> {
         Ok(MemoryUdp::open(&self.network, None))
     }
 
-    fn dial(&self) -> BoxFuture<'static, Result<Upgraded, HopError>> {
+    fn dial(&self) -> BoxFuture<'static, Result<Upgraded, TcpConnectError>> {
         let (network, edge, tasks) = (self.network.clone(), self.edge.clone(), self.tasks.clone());
         Box::pin(async move {
             let weather = network.weather();
             // TCP, TLS and the upgrade take a round trip each.
             sleep(weather.delay * 6).await;
             if !weather.dialling || !network.tcp.borrow().moves {
-                let hop = Hop::Edge("edge.test".into());
-                return Err(HopError::TimedOut { hop });
+                let hop = Peer::Edge("edge.test".into());
+                return Err(TcpConnectError::TimedOut { hop });
             }
             let (near, far, between) = pipe::connection(network);
             let mut tasks = tasks.lock().unwrap();
-            let far_end = FarEnd {
+            let peer = PeerInfo {
                 peer: PEER.into(),
-                reach: Reach::Network,
-                congestion: CongestionControl::Ours,
+                reach: PathKind::Network,
+                congestion: CongestionOwner::Ours,
             };
-            if let Ok(carrying) = edge.accept(far, far_end) {
+            if let Ok(carrying) = edge.accept(far, peer) {
                 edge.all_joined();
                 tasks.spawn(async move {
                     carrying.await;
@@ -86,7 +88,7 @@ impl Ways for MemoryWays {
             tasks.spawn(between);
             Ok(Upgraded {
                 io: Box::new(near),
-                far_end,
+                peer,
             })
         })
     }
@@ -115,7 +117,7 @@ impl Lab {
         });
         let race = Race {
             quic: certificate.client,
-            reach: Reach::Network,
+            reach: PathKind::Network,
             memory: PathMemory::default(),
             endpoint: EndpointConfig::default(),
             server_name: "edge.test".into(),
@@ -140,7 +142,7 @@ impl Lab {
             return Err(failed);
         };
         let agent = established.connection.clone();
-        let of_agent = Repeater::of_agent(&agent, &established.switch);
+        let of_agent = Duplicator::of_agent(&agent, &established.switch);
         let agent_endpoint = established.endpoint.clone();
         let (changes, changed) = mpsc::channel(8);
         let (driver, carrier) = race.drive(
@@ -157,7 +159,7 @@ impl Lab {
         let edge: Connection = accepting.await.unwrap();
         // As the edge does for an agent that has shown its token.
         edge.set_receive_window(WINDOW.into());
-        let repeaters = [Repeater::of_edge(&edge, &edge_socket), of_agent];
+        let repeaters = [Duplicator::of_edge(&edge, &edge_socket), of_agent];
         Ok(Self {
             network,
             edge_socket,

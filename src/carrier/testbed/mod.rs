@@ -23,7 +23,7 @@ use quinn::{
 };
 use rustls::{RootCertStore, pki_types::PrivateKeyDer, version::TLS13};
 
-use super::{InControl, PathMemory, Reach, edge_transport};
+use super::{PathKind, PathMemory, SharedCongestionOwner, edge_transport};
 use crate::tls;
 
 /// Both ends' configurations around one self-signed certificate for `edge.test`.
@@ -67,8 +67,8 @@ fn issue() -> Certificate {
     let server = Arc::new(QuicServerConfig::try_from(server).unwrap());
     let client = Arc::new(QuicClientConfig::try_from(client).unwrap());
     let mut server = ServerConfig::with_crypto(server);
-    let (ours, memory) = (InControl::default(), PathMemory::default());
-    server.transport_config(edge_transport(Reach::Network, &ours, &memory));
+    let (ours, memory) = (SharedCongestionOwner::default(), PathMemory::default());
+    server.transport_config(edge_transport(PathKind::Network, &ours, &memory));
     Certificate {
         server,
         // An attempt sets how it talks.

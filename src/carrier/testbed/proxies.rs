@@ -169,11 +169,11 @@ async fn the_edge_shows_where_an_agent_really_is() {
     let outside = edge.socket.carrier(outside.remote_address()).unwrap();
 
     assert_eq!(
-        (inside.carrier, inside.far_end.peer.ip()),
+        (inside.carrier, inside.peer.peer.ip()),
         (Carrier::WebSocket, front.ip())
     );
     assert_eq!(
-        (outside.carrier, outside.far_end.peer.ip()),
+        (outside.carrier, outside.peer.peer.ip()),
         (Carrier::Udp, front.ip())
     );
     assert_eq!(dialed.carrier.borrow().carrier, Carrier::Udp);

@@ -25,9 +25,9 @@ use crate::carrier::agent::dial_error::DialError;
 use crate::carrier::agent::websocket_tasks::Io;
 use crate::carrier::edge::socket::edge_endpoint_over;
 use crate::carrier::tcp::outer_tls;
-use crate::carrier::websocket::{Ended, FarEnd};
+use crate::carrier::websocket::{Ended, PeerInfo};
 use crate::carrier::{
-    CongestionControl, EdgeSocket, Proxy, Reach, Transport, WEBSOCKET_PATH, edge_udp,
+    CongestionOwner, EdgeSocket, PathKind, Proxy, Transport, WEBSOCKET_PATH, edge_udp,
     shorten_send_queue, upgrade_response,
 };
 
@@ -131,7 +131,7 @@ async fn listen(
     let mut connections = JoinSet::new();
     loop {
         let (tcp, peer) = listener.accept().await.unwrap();
-        shorten_send_queue(&tcp, Reach::of(peer));
+        shorten_send_queue(&tcp, PathKind::of(peer));
         let (tls, socket, report) = (tls.clone(), socket.clone(), report.clone());
         connections.spawn(async move {
             let io: Box<dyn Io> = match tls {
@@ -164,13 +164,13 @@ async fn answer(
             // The listener's task ends with the upgrade; the test outlives both.
             tokio::spawn(async move {
                 let upgraded = hyper::upgrade::on(request).await.unwrap();
-                let far_end = FarEnd {
+                let peer = PeerInfo {
                     peer,
-                    reach: Reach::of(peer),
-                    congestion: CongestionControl::Ours,
+                    reach: PathKind::of(peer),
+                    congestion: CongestionOwner::Ours,
                 };
                 let io = TokioIo::new(upgraded);
-                if let Ok(carrying) = socket.accept(io, far_end) {
+                if let Ok(carrying) = socket.accept(io, peer) {
                     let _ = report.send(carrying.await);
                 }
             });

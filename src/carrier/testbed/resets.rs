@@ -22,11 +22,13 @@ use tokio::{
 use super::certificate;
 use super::network::{EDGE, Network};
 use super::udp::MemoryUdp;
-use crate::carrier::agent::driver::Ways;
+use crate::carrier::agent::driver::CarrierFactory;
 use crate::carrier::agent::race::Race;
 use crate::carrier::agent::websocket_tasks::Upgraded;
-use crate::carrier::tcp::connect::{Hop, HopError};
-use crate::carrier::{Carrier, EdgeKeys, EdgeSocket, PathMemory, Reach, Transport, edge_endpoint};
+use crate::carrier::tcp::connect::{Peer, TcpConnectError};
+use crate::carrier::{
+    Carrier, EdgeKeys, EdgeSocket, PathKind, PathMemory, Transport, edge_endpoint,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -37,7 +39,7 @@ async fn a_socket_that_changes_upon_a_stateless_reset_ends_nothing_but_the_conne
     let arrived = Arc::new(Notify::new());
     let race = Race {
         quic: certificate().client,
-        reach: Reach::Network,
+        reach: PathKind::Network,
         memory: PathMemory::default(),
         endpoint: EndpointConfig::default(),
         server_name: "edge.test".into(),
@@ -83,15 +85,15 @@ fn start_edge(network: &Arc<Network>) -> (Endpoint, EdgeSocket) {
 /// UDP whose arrivals are told before quinn has them.
 struct HeardWays(Arc<Network>, Arc<Notify>);
 
-impl Ways for HeardWays {
+impl CarrierFactory for HeardWays {
     fn bind(&self) -> io::Result<Arc<dyn AsyncUdpSocket>> {
         let udp = MemoryUdp::open(&self.0, None);
         Ok(Arc::new(Heard(udp, self.1.clone())))
     }
 
-    fn dial(&self) -> BoxFuture<'static, Result<Upgraded, HopError>> {
-        let hop = Hop::Edge("edge.test".into());
-        Box::pin(async { Err(HopError::TimedOut { hop }) })
+    fn dial(&self) -> BoxFuture<'static, Result<Upgraded, TcpConnectError>> {
+        let hop = Peer::Edge("edge.test".into());
+        Box::pin(async { Err(TcpConnectError::TimedOut { hop }) })
     }
 }
 

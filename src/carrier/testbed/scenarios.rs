@@ -80,8 +80,8 @@ async fn a_short_message_that_is_lost_comes_when_it_is_sent_again() {
     let network = Network::new(7);
     network.change(|weather| weather.delay = ROUND_TRIP / 2);
     let lab = Lab::start(network.clone(), Transport::Quic).await;
-    for repeater in &lab.repeaters {
-        repeater.repeat();
+    for duplicator in &lab.repeaters {
+        duplicator.repeat();
     }
     lab.converse(1, 4_000, 4_000).await.unwrap();
     let passes: [fn(&mut Weather) -> &mut bool; 2] = [
@@ -90,14 +90,14 @@ async fn a_short_message_that_is_lost_comes_when_it_is_sent_again() {
     ];
     // The agent has its turn half a round trip later.
     let turns = [Duration::ZERO, ROUND_TRIP / 2];
-    for ((repeater, passes), turn) in lab.repeaters.iter().zip(passes).zip(turns) {
+    for ((duplicator, passes), turn) in lab.repeaters.iter().zip(passes).zip(turns) {
         let started = Instant::now();
         network.change(|weather| *passes(weather) = false);
         let conversation = tokio::spawn(lab.converse(2, 4_000, 4_000));
         sleep(turn + ROUND_TRIP / 8).await;
         network.change(|weather| *passes(weather) = true);
 
-        repeater.repeat();
+        duplicator.repeat();
 
         conversation.await.unwrap().unwrap();
         let elapsed = started.elapsed();
@@ -111,12 +111,12 @@ async fn to_an_address_that_an_agent_has_just_moved_to_nothing_is_sent_twice() {
     let network = Network::new(7);
     network.change(|weather| weather.delay = ROUND_TRIP / 2);
     let lab = Lab::start(network.clone(), Transport::Quic).await;
-    let [repeater, _] = &lab.repeaters;
-    repeater.repeat();
+    let [duplicator, _] = &lab.repeaters;
+    duplicator.repeat();
     lab.converse(1, 4_000, 4_000).await.unwrap();
     let again = || {
         let before = network.carried_to_agent();
-        repeater.repeat();
+        duplicator.repeat();
         network.carried_to_agent() > before
     };
     assert!(again());

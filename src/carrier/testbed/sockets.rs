@@ -19,8 +19,8 @@ use super::lab::{converse, serve};
 use super::real::{RealEdge, WEBSOCKETS, relay, relay_udp};
 use crate::carrier::agent::dial::{DialConfig, race_for};
 use crate::carrier::edge::socket::{EdgeSocket, TooManyWebSockets, edge_endpoint_over};
-use crate::carrier::websocket::{Ended, FarEnd};
-use crate::carrier::{Carrier, CongestionControl, Reach, Transport, WEBSOCKET_PATH};
+use crate::carrier::websocket::{Ended, PeerInfo};
+use crate::carrier::{Carrier, CongestionOwner, PathKind, Transport, WEBSOCKET_PATH};
 use crate::proto::{DATAGRAMS_HEADER, DATAGRAMS_LIMIT, Datagrams};
 
 /// Longer than anything here takes on a busy machine.
@@ -224,12 +224,12 @@ fn accept_stranger(
     number: u16,
 ) -> Result<impl Future<Output = Ended> + Send + use<>, TooManyWebSockets> {
     let [high, low] = number.to_be_bytes();
-    let far_end = FarEnd {
+    let peer = PeerInfo {
         peer: ([198, 18, high, low], 4000).into(),
-        reach: Reach::Network,
-        congestion: CongestionControl::Ours,
+        reach: PathKind::Network,
+        congestion: CongestionOwner::Ours,
     };
-    socket.accept(far, far_end)
+    socket.accept(far, peer)
 }
 
 #[tokio::test(start_paused = true)]

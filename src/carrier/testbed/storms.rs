@@ -33,9 +33,9 @@ async fn storm(seed: u64) {
             requests.spawn(lab.converse(stream, up, down));
         }
         // As if messages had ended, whatever is sent.
-        for repeater in &lab.repeaters {
-            repeater.message_ended(0);
-            repeater.repeat();
+        for duplicator in &lab.repeaters {
+            duplicator.message_written(0);
+            duplicator.repeat();
         }
         match dice.below(13) {
             0 | 1 => network.udp(false),

@@ -31,7 +31,7 @@ use tokio::{
 use self::frames::{FrameError, Reader, Received, Role};
 use self::send_queue::Queue;
 use super::receive_queue::Arrival;
-use super::{CongestionControl, Reach};
+use super::{CongestionOwner, PathKind};
 
 use crate::proto::{DATAGRAMS_HEADER, DATAGRAMS_LIMIT, Datagrams, DatagramsError};
 
@@ -60,13 +60,13 @@ const CLOSE: Duration = Duration::from_secs(1);
 
 /// What is at the other end of a way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FarEnd {
+pub struct PeerInfo {
     /// The address that it really has, or that of the first hop on the way there.
     pub peer: SocketAddr,
     /// How far it is to the other end.
-    pub reach: Reach,
+    pub reach: PathKind,
     /// Who controls congestion on the way there.
-    pub congestion: CongestionControl,
+    pub congestion: CongestionOwner,
 }
 
 /// One WebSocket as quinn's socket sees it.
@@ -76,7 +76,7 @@ pub(crate) struct Line {
     role: Role,
     /// The address that quinn knows it by.
     pub(crate) address: SocketAddr,
-    pub(crate) far_end: FarEnd,
+    pub(crate) peer: PeerInfo,
     pub(crate) queue: Arc<Queue>,
     answered: AtomicBool,
     /// Whether an authenticated session uses it, or has used it.
@@ -88,12 +88,12 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    pub(crate) fn new(role: Role, address: SocketAddr, far_end: FarEnd) -> Self {
+    pub(crate) fn new(role: Role, address: SocketAddr, peer: PeerInfo) -> Self {
         Self {
             role,
             address,
-            far_end,
-            queue: Arc::new(Queue::new(role, far_end.reach)),
+            peer,
+            queue: Arc::new(Queue::new(role, peer.reach)),
             answered: AtomicBool::new(false),
             has_session: AtomicBool::new(false),
             received: AtomicU64::new(0),
@@ -261,7 +261,7 @@ async fn patiently(line: &Line, write: impl Future<Output = io::Result<()>>) -> 
     loop {
         if let Ok(done) = timeout(STALL, &mut write).await {
             if stalled > Duration::ZERO {
-                line.queue.mend();
+                line.queue.stop_discarding();
             }
             return done.map_err(Ended::Lost);
         }
@@ -269,14 +269,14 @@ async fn patiently(line: &Line, write: impl Future<Output = io::Result<()>>) -> 
         if now != written {
             written = now;
             stalled = Duration::ZERO;
-            line.queue.mend();
+            line.queue.stop_discarding();
             continue;
         }
         stalled += STALL;
         if stalled >= STUCK {
             return Err(Ended::Stuck);
         }
-        line.queue.become_hole();
+        line.queue.start_discarding();
     }
 }
 

@@ -1,7 +1,7 @@
 //! The short queue between quinn and one WebSocket.
 //!
 //! [`Queue`] takes transmits from quinn and gives frames to the task that writes the WebSocket. Who waits for
-//! room in it does so at a [`Gate`](crate::carrier::writable::Gate).
+//! room in it does so at a [`WriteGate`](crate::carrier::writable::WriteGate).
 
 use std::{
     collections::VecDeque,
@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 
 use super::frames::{Encoder, Role};
 use super::record_size::Pace;
-use crate::carrier::Reach;
+use crate::carrier::PathKind;
 use crate::proto::Datagrams;
 
 /// Bytes waiting for the WebSocket before quinn is told to wait.
@@ -66,10 +66,10 @@ struct State {
 
 impl Queue {
     /// For this end of a WebSocket that leads so far.
-    pub(crate) fn new(role: Role, reach: Reach) -> Self {
+    pub(crate) fn new(role: Role, reach: PathKind) -> Self {
         let (full, write, pace) = match reach {
-            Reach::Loopback => (FULL_NEARBY, WRITE_NEARBY, None),
-            Reach::Network => (FULL, WRITE, Some(Pace::new(Instant::now()))),
+            PathKind::Loopback => (FULL_NEARBY, WRITE_NEARBY, None),
+            PathKind::Network => (FULL, WRITE, Some(Pace::new(Instant::now()))),
         };
         let state = State {
             encoder: Encoder::new(role),
@@ -155,11 +155,11 @@ impl Queue {
         self.lock().encoder.close(code, reason)
     }
 
-    /// Drop everything here and everything sent here until [`mend`](Self::mend).
+    /// Drop everything here and everything sent here until [`stop_discarding`](Self::stop_discarding).
     ///
     /// A link that has stopped moving must not hold the connections that wait for it: they may
     /// have another way by now, and QUIC knows what to do about loss.
-    pub(crate) fn become_hole(&self) {
+    pub(crate) fn start_discarding(&self) {
         let mut state = self.lock();
         state.hole = true;
         state.frames.clear();
@@ -168,7 +168,7 @@ impl Queue {
     }
 
     /// Take transmits again.
-    pub(crate) fn mend(&self) {
+    pub(crate) fn stop_discarding(&self) {
         self.lock().hole = false;
     }
 
@@ -232,7 +232,7 @@ mod tests {
     use quinn::{Runtime, TokioRuntime, UdpPoller};
 
     use super::*;
-    use crate::carrier::writable::{Gate, Poller, blocked_by};
+    use crate::carrier::writable::{Poller, WriteGate, note_blocked};
 
     #[derive(Default)]
     struct Woken(AtomicUsize);
@@ -256,13 +256,13 @@ mod tests {
 
     #[test]
     fn a_full_queue_blocks_and_wakes_whoever_waits_when_half_is_gone() {
-        let queue = Arc::new(Queue::new(Role::Client, Reach::Network));
+        let queue = Arc::new(Queue::new(Role::Client, PathKind::Network));
         let woken = Arc::new(Woken::default());
         let mut poller = Poller::default();
         fill(&queue);
         assert!(poll(&mut poller, &woken), "nothing was refused yet");
 
-        blocked_by(Gate::WebSocket(queue.clone()));
+        note_blocked(WriteGate::WebSocket(queue.clone()));
 
         assert!(!poll(&mut poller, &woken));
         assert!(queue.try_pop(&mut VecDeque::new()));
@@ -276,7 +276,7 @@ mod tests {
 
     #[test]
     fn what_is_sent_slowly_is_written_packet_by_packet() {
-        let queue = Queue::new(Role::Server, Reach::Network);
+        let queue = Queue::new(Role::Server, PathKind::Network);
         queue.try_push(Some(1_200), &[7; 3_600]).unwrap();
 
         for _ in 0..3 {
@@ -296,11 +296,11 @@ mod tests {
 
     #[test]
     fn a_full_queue_does_not_block_a_connection_that_sends_elsewhere() {
-        let queue = Arc::new(Queue::new(Role::Client, Reach::Network));
+        let queue = Arc::new(Queue::new(Role::Client, PathKind::Network));
         let woken = Arc::new(Woken::default());
         fill(&queue);
 
-        blocked_by(Gate::WebSocket(queue));
+        note_blocked(WriteGate::WebSocket(queue));
 
         assert!(!poll(&mut Poller::default(), &woken));
         assert!(poll(&mut Poller::default(), &woken));
@@ -314,13 +314,13 @@ mod tests {
         };
         let mut poller = Poller::default();
         let before = socket();
-        blocked_by(Gate::Udp(before));
+        note_blocked(WriteGate::Udp(before));
         poll_fn(|cx| Pin::new(&mut poller).poll_writable(cx))
             .await
             .unwrap();
 
         // Nobody has looked yet whether this one has room.
-        blocked_by(Gate::Udp(socket()));
+        note_blocked(WriteGate::Udp(socket()));
 
         let woken = Arc::new(Woken::default());
         assert!(!poll(&mut poller, &woken), "the former one has room");
@@ -331,19 +331,19 @@ mod tests {
 
     #[test]
     fn a_hole_swallows_what_it_holds_and_releases_whoever_waits() {
-        let queue = Arc::new(Queue::new(Role::Client, Reach::Network));
+        let queue = Arc::new(Queue::new(Role::Client, PathKind::Network));
         let woken = Arc::new(Woken::default());
         let mut poller = Poller::default();
         fill(&queue);
-        blocked_by(Gate::WebSocket(queue.clone()));
+        note_blocked(WriteGate::WebSocket(queue.clone()));
         assert!(!poll(&mut poller, &woken));
 
-        queue.become_hole();
+        queue.start_discarding();
 
         assert_eq!(woken.0.load(Ordering::Relaxed), 1);
         assert!(poll(&mut poller, &woken));
         fill_does_nothing(&queue);
-        queue.mend();
+        queue.stop_discarding();
         queue.try_push(None, b"packet").unwrap();
         assert!(queue.try_pop(&mut VecDeque::new()));
     }

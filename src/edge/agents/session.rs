@@ -14,15 +14,15 @@ use super::session_limit::{CountedSession, Sessions};
 use super::unauthenticated::{Admission, Attempt, Place, Unauthenticated};
 use crate::auth::{Name, NameError, Tokens};
 use crate::carrier::{
-    AGENT_STREAMS, Carrier, EdgeSocket, InControl, PathMemory, Paths, Reach, Repeater, Transmitter,
-    alpn, edge_transport, session_window,
+    AGENT_STREAMS, Carrier, Duplicator, EdgeSocket, PathKind, PathMemory, Paths,
+    SharedCongestionOwner, Transmitter, alpn, edge_transport, session_window,
 };
 use crate::edge::limits::EdgeLimits;
 use crate::edge::listen::urls::Urls;
-use crate::edge::names::registry::{Claim, Owner, Registry, Tunnel, Unclaimed};
+use crate::edge::names::registry::{Claim, LiveTunnel, Owner, Registry, Unclaimed};
 use crate::edge::shutdown::Draining;
 use crate::edge::visitors::conversations::Conversations;
-use crate::edge::workers::{Seat, Workers};
+use crate::edge::workers::{WorkerSlot, Workers};
 use crate::http::Upgrades;
 use crate::proto::{
     ALPN, AgentMessage, CONTROL_LIMIT, ClaimMode, Close, EdgeMessage, Hello, Limits, LostSession,
@@ -69,9 +69,9 @@ impl Agents {
                     Some(incoming) => match self.admit_connection(&incoming, &endpoint) {
                         Admission::Place(place) => {
                             let span = info_span!("agent", addr = %incoming.remote_address());
-                            let seat = self.workers.seat();
-                            let runtime = seat.runtime().clone();
-                            let session = self.clone().serve(incoming, seat, place);
+                            let slot = self.workers.slot();
+                            let runtime = slot.runtime().clone();
+                            let session = self.clone().serve(incoming, slot, place);
                             sessions.spawn_on(session.instrument(span), &runtime);
                         }
                         Admission::Retry => {
@@ -92,7 +92,7 @@ impl Agents {
             return Admission::Ignore;
         };
         let attempt = Attempt {
-            from: way.far_end.peer.ip(),
+            from: way.peer.peer.ip(),
             remote,
             id: incoming.orig_dst_cid(),
             // TCP has asked for a proof, too.
@@ -103,17 +103,17 @@ impl Agents {
         self.unauthenticated.admit(&attempt, lingering)
     }
 
-    async fn serve(self: Arc<Self>, incoming: Incoming, seat: Seat, place: Place) {
+    async fn serve(self: Arc<Self>, incoming: Incoming, slot: WorkerSlot, place: Place) {
         let way = self.socket.carrier(incoming.remote_address());
-        let is_near = way.is_some_and(|way| way.far_end.reach == Reach::Loopback);
-        let in_control = InControl::default();
+        let is_near = way.is_some_and(|way| way.peer.reach == PathKind::Loopback);
+        let congestion_owner = SharedCongestionOwner::default();
         let agent = self.socket.udp_address(incoming.remote_address());
         let path = agent
             .map(|agent| self.paths.recall(agent))
             .unwrap_or_default();
         let config = match is_near {
             true => self.nearby.clone(),
-            false => self.quic_for(&in_control, &path),
+            false => self.quic_for(&congestion_owner, &path),
         };
         let (accepted, transmitter) = Transmitter::of(|| incoming.accept_with(config));
         let connecting = match accepted {
@@ -128,20 +128,20 @@ impl Agents {
             Err(err) => return debug!(%err, "no handshake"),
         };
         let budget = Budget::new(self.limits.session_buffer, self.buffer.clone());
-        let repeater = Arc::new(Repeater::of_edge(&connection, &self.socket));
-        let ending = repeater.clone();
+        let duplicator = Arc::new(Duplicator::of_edge(&connection, &self.socket));
+        let ending = duplicator.clone();
         let flow = FlowControl::on(&connection, budget, move |bytes| {
-            ending.message_ended(bytes);
-            transmitter.message_ended();
+            ending.message_written(bytes);
+            transmitter.message_written();
         });
-        let way = Way {
+        let way = SessionContext {
             connection: &connection,
-            in_control: &in_control,
+            congestion_owner: &congestion_owner,
             flow: &flow,
             conversations: &Conversations::new(AGENT_STREAMS as usize),
-            repeater: &repeater,
+            duplicator: &duplicator,
             path: &path,
-            worker: seat.worker,
+            worker: slot.worker,
         };
         if let Err(err) = self.session(way, place).await {
             match &err {
@@ -154,7 +154,7 @@ impl Agents {
         }
     }
 
-    async fn session(&self, way: Way<'_>, place: Place) -> Result<(), SessionError> {
+    async fn session(&self, way: SessionContext<'_>, place: Place) -> Result<(), SessionError> {
         let connection = way.connection;
         if alpn(connection).as_deref() != Some(ALPN) {
             return Err(SessionError::Version);
@@ -208,7 +208,7 @@ impl Agents {
             tunnels = names.join(","),
             software = %hello.software,
             carrier = arrival.map(|way| way.carrier.to_string()),
-            peer = arrival.map(|way| way.far_end.peer.to_string()),
+            peer = arrival.map(|way| way.peer.peer.to_string()),
             "agent came"
         );
         let session = Session {
@@ -243,7 +243,7 @@ impl Agents {
         &self,
         hello: &Hello,
         owner: Owner,
-        way: Way<'_>,
+        way: SessionContext<'_>,
     ) -> Result<Vec<Claim>, Refusal> {
         if hello.tunnels.len() > self.limits.tunnels_per_agent as usize {
             return Err(Refusal::TooManyTunnels {
@@ -289,7 +289,7 @@ impl Agents {
     }
 
     /// Refuse a name that two want who are both alive.
-    fn contested(&self, name: &Name, rival: &Tunnel, owner: Owner) -> Refusal {
+    fn contested(&self, name: &Name, rival: &LiveTunnel, owner: Owner) -> Refusal {
         self.registry.contest(name);
         let agent = rival.owner.agent;
         let holder = match rival.owner == owner {
@@ -323,9 +323,13 @@ impl Agents {
     }
 
     /// QUIC's settings for one agent on a network.
-    fn quic_for(&self, in_control: &InControl, path: &PathMemory) -> Arc<ServerConfig> {
+    fn quic_for(
+        &self,
+        congestion_owner: &SharedCongestionOwner,
+        path: &PathMemory,
+    ) -> Arc<ServerConfig> {
         let mut config = self.quic.clone();
-        config.transport_config(edge_transport(Reach::Network, in_control, path));
+        config.transport_config(edge_transport(PathKind::Network, congestion_owner, path));
         Arc::new(config)
     }
 
@@ -334,14 +338,14 @@ impl Agents {
         requests: &[TunnelRequest],
         claimant: Claimant,
         lost: &Arc<[LostSession]>,
-        way: Way<'_>,
+        way: SessionContext<'_>,
     ) -> Result<Vec<Claim>, Unclaimed> {
         let wanted = requests.iter().map(|request| {
             let name: Name = request.name.parse().map_err(|err: NameError| {
                 let (name, reason) = (request.name.clone(), err.to_string().into());
                 Unclaimed::Refused(Refusal::NameInvalid { name, reason })
             })?;
-            let tunnel = Tunnel {
+            let tunnel = LiveTunnel {
                 owner: claimant.owner,
                 run: claimant.run,
                 epoch: claimant.epoch,
@@ -384,13 +388,13 @@ impl Agents {
 
 /// How a session's conversations go.
 #[derive(Clone, Copy)]
-struct Way<'a> {
+struct SessionContext<'a> {
     connection: &'a Connection,
     /// Whether congestion is for us to control on the path to the agent.
-    in_control: &'a InControl,
+    congestion_owner: &'a SharedCongestionOwner,
     flow: &'a Arc<FlowControl>,
     conversations: &'a Arc<Conversations>,
-    repeater: &'a Repeater,
+    duplicator: &'a Duplicator,
     /// What is known of the path to the agent.
     path: &'a PathMemory,
     /// The number of the worker that the session is on.
@@ -412,7 +416,7 @@ struct Session<'a> {
     owner: Owner,
     run: RunId,
     epoch: u64,
-    way: Way<'a>,
+    way: SessionContext<'a>,
     claims: Vec<Claim>,
 }
 
@@ -439,8 +443,8 @@ impl Session<'_> {
                     }
                     continue;
                 }
-                () = self.way.flow.bare_tail() => {
-                    self.way.repeater.repeat();
+                () = self.way.flow.tail_probe_due() => {
+                    self.way.duplicator.repeat();
                     control.send(&EdgeMessage::Nothing).await?;
                     continue;
                 }
@@ -482,8 +486,10 @@ impl Session<'_> {
         let (socket, remote) = (&self.agents.socket, self.way.connection.remote_address());
         socket.joined(remote);
         let carrier = socket.carrier(remote);
-        let congestion = carrier.map(|way| way.far_end.congestion);
-        self.way.in_control.set(congestion.unwrap_or_default());
+        let congestion = carrier.map(|way| way.peer.congestion);
+        self.way
+            .congestion_owner
+            .set(congestion.unwrap_or_default());
     }
 
     fn open(&mut self, request: &TunnelRequest) -> EdgeMessage {
@@ -525,9 +531,11 @@ impl Session<'_> {
 }
 
 /// Wait for a sign of life of one of these sessions, but not for long.
-async fn first_sign_of_life(sessions: &[(Name, Arc<Tunnel>)]) -> Option<&(Name, Arc<Tunnel>)> {
-    let heard = |session: &Tunnel| session.connection.stats().udp_rx.datagrams;
-    let is_open = |session: &Tunnel| session.connection.close_reason().is_none();
+async fn first_sign_of_life(
+    sessions: &[(Name, Arc<LiveTunnel>)],
+) -> Option<&(Name, Arc<LiveTunnel>)> {
+    let heard = |session: &LiveTunnel| session.connection.stats().udp_rx.datagrams;
+    let is_open = |session: &LiveTunnel| session.connection.close_reason().is_none();
     let before: Vec<_> = sessions.iter().map(|(_, session)| heard(session)).collect();
     let end = Instant::now() + SIGN_OF_LIFE;
     while Instant::now() < end {

@@ -23,7 +23,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug};
 
 use crate::carrier::{
-    CongestionControl, EdgeSocket, FarEnd, NotAWebSocket, Reach, check_extended_connect,
+    CongestionOwner, EdgeSocket, NotAWebSocket, PathKind, PeerInfo, check_extended_connect,
     congestion_control, shorten_send_queue, upgrade_response,
 };
 #[cfg(unix)]
@@ -128,24 +128,24 @@ impl Carriers {
                 // SAFETY: `upgraded` owns the connection, whose socket is therefore open.
                 let tcp = unsafe { tcp.borrow() };
                 let way = match is_direct {
-                    true => (Reach::of(peer), congestion_control(&tcp, peer)),
+                    true => (PathKind::of(peer), congestion_control(&tcp, peer)),
                     // It is often on the same machine, and the agent never is.
-                    false => (Reach::Network, CongestionControl::Ours),
+                    false => (PathKind::Network, CongestionOwner::Ours),
                 };
                 // Packets must not grow old in the kernel's queue.
                 shorten_send_queue(&tcp, way.0);
                 way
             };
             let (socket, io) = (&carriers.socket, TokioIo::new(upgraded));
-            let far_end = FarEnd {
+            let peer = PeerInfo {
                 peer: agent,
                 reach,
                 congestion,
             };
             #[cfg(unix)]
-            let carrying = socket.accept_among(&carriers.predecessors, io, far_end);
+            let carrying = socket.accept_or_relay(&carriers.predecessors, io, peer);
             #[cfg(not(unix))]
-            let carrying = socket.accept(io, far_end);
+            let carrying = socket.accept(io, peer);
             carriers.pump(carrying).await;
         };
         self.pumps.spawn(pump.in_current_span());
@@ -179,7 +179,7 @@ impl Carriers {
     fn carry(&self, passed: PassedWebSocket) {
         let carriers = self.clone();
         self.pumps.spawn(async move {
-            let carrying = carriers.socket.accept(passed.stream, passed.far_end);
+            let carrying = carriers.socket.accept(passed.stream, passed.peer);
             carriers.pump(carrying).await;
         });
     }

@@ -19,13 +19,13 @@ use crate::edge::names::registry::Registry;
 use crate::state::StateDir;
 
 /// Where a successor comes to take over.
-pub struct Door {
+pub struct HandoverListener {
     listener: UnixListener,
-    estate: Estate,
+    estate: HandoverState,
 }
 
 /// What a successor gets.
-pub struct Estate {
+pub struct HandoverState {
     /// The listening sockets, those for UDP too.
     pub sockets: Vec<OwnedFd>,
     /// The UDP socket, if agents come over UDP.
@@ -38,13 +38,13 @@ pub struct Estate {
     pub registry: Registry,
 }
 
-impl Door {
+impl HandoverListener {
     /// Open the door of an edge that was not there before. If another edge runs with the same state
     /// directory, that one's door is left alone, and there is none.
     ///
     /// # Errors
     /// If the socket cannot be made.
-    pub fn open(state: &StateDir, estate: Estate) -> io::Result<Option<Self>> {
+    pub fn open(state: &StateDir, estate: HandoverState) -> io::Result<Option<Self>> {
         if connect(&state.path(SOCKET)).is_ok() {
             return Ok(None);
         }
@@ -55,7 +55,7 @@ impl Door {
     ///
     /// # Errors
     /// If the socket cannot be made.
-    pub fn replace(state: &StateDir, estate: Estate) -> io::Result<Self> {
+    pub fn replace(state: &StateDir, estate: HandoverState) -> io::Result<Self> {
         let path = state.path(SOCKET);
         let temporary = state.path(&format!(".{SOCKET}.{}", std::process::id()));
         let _ = fs::remove_file(&temporary);
@@ -91,8 +91,8 @@ impl Door {
     async fn exchange(&self, socket: UnixStream) -> Result<PassedWebSockets, HandoverError> {
         let channel = Channel::new(socket)?;
         match channel.hear(ANSWER).await?.0 {
-            Message::Question { version: VERSION } => {}
-            Message::Question { version } => {
+            Message::Request { version: VERSION } => {}
+            Message::Request { version } => {
                 let why = format!("it hands over in version {VERSION}, not {version}; restart it");
                 channel.say(&Message::Refused { why }, &[]).await?;
                 return Err(HandoverError::NotUnderstood);
@@ -110,12 +110,12 @@ impl Door {
             Message::Ready => {}
             _ => return Err(HandoverError::NotUnderstood),
         }
-        let Estate { udp, registry, .. } = &self.estate;
+        let HandoverState { udp, registry, .. } = &self.estate;
         registry.retire().await;
         if let Some(udp) = udp {
             udp.give_over(successor);
         }
-        let told = channel.say(&Message::Yours, &[]).await;
+        let told = channel.say(&Message::Granted, &[]).await;
         if told.is_err() {
             if let Some(udp) = udp {
                 udp.read();

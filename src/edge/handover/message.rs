@@ -17,11 +17,11 @@ use tokio::time::timeout;
 
 use crate::carrier::handover::descriptors;
 
-/// One message. The first is a [`Question`](Self::Question) in every version.
+/// One message. The first is a [`Request`](Self::Request) in every version.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Message {
     /// A successor asks to take over.
-    Question {
+    Request {
         /// [`VERSION`]
         version: u32,
     },
@@ -41,7 +41,7 @@ pub enum Message {
     /// The successor has all it needs.
     Ready,
     /// The running edge has let go.
-    Yours,
+    Granted,
 }
 
 /// What is said to an edge, and by it. Both ends are processes of the same user.

@@ -56,9 +56,9 @@ pub(crate) mod listener;
 mod message;
 pub(crate) mod takeover;
 
-pub use self::listener::{Door, Estate};
+pub use self::listener::{HandoverListener, HandoverState};
 pub use self::message::HandoverError;
-pub use self::takeover::Inheritance;
+pub use self::takeover::Takeover;
 
 /// Whether this system has what a handover needs: Unix sockets that keep the bounds of messages
 /// (`SOCK_SEQPACKET`), and on which the end of the other process is seen.

@@ -11,7 +11,7 @@ use crate::state::StateDir;
 
 /// What the running edge has offered. It serves on until [`accept`](Self::accept).
 #[derive(Debug)]
-pub struct Inheritance {
+pub struct Takeover {
     channel: Channel,
     /// Its listening sockets.
     pub sockets: Sockets,
@@ -19,7 +19,7 @@ pub struct Inheritance {
     pub predecessors: Predecessors,
 }
 
-impl Inheritance {
+impl Takeover {
     /// Ask the edge that runs with this state directory.
     ///
     /// # Errors
@@ -34,7 +34,7 @@ impl Inheritance {
             Err(err) if is_absent(&err) => return Err(HandoverError::NoEdge(path)),
             Err(err) => return Err(err.into()),
         };
-        let question = Message::Question { version: VERSION };
+        let question = Message::Request { version: VERSION };
         channel.say(&question, &[]).await?;
         let (count, ids, mut descriptors) = match channel.hear(PATIENCE).await? {
             (Message::Offer { sockets, ids }, descriptors) => (sockets as usize, ids, descriptors),
@@ -67,7 +67,7 @@ impl Inheritance {
     pub async fn accept(self) -> Result<(), HandoverError> {
         self.channel.say(&Message::Ready, &[]).await?;
         match self.channel.hear(ANSWER).await?.0 {
-            Message::Yours => Ok(()),
+            Message::Granted => Ok(()),
             _ => Err(HandoverError::NotUnderstood),
         }
     }

@@ -15,12 +15,12 @@ use super::bind;
 use super::bind::ListenError;
 use super::sockets::Sockets;
 use crate::carrier;
-use crate::carrier::{EdgeKeys, EdgeSocket, InControl, PathMemory, Reach};
+use crate::carrier::{EdgeKeys, EdgeSocket, PathKind, PathMemory, SharedCongestionOwner};
 #[cfg(unix)]
 use crate::carrier::{Predecessors, SharedUdp};
 use crate::edge::config::EdgeConfig;
 #[cfg(unix)]
-use crate::edge::handover::{Estate, HandoverError, Inheritance};
+use crate::edge::handover::{HandoverError, HandoverState, Takeover};
 #[cfg(unix)]
 use crate::edge::names::registry::Registry;
 use crate::edge::server::BindError;
@@ -80,7 +80,7 @@ impl Listening {
         config: &EdgeConfig,
         identity: &Identity,
         keys: EdgeKeys,
-        from: &mut Inheritance,
+        from: &mut Takeover,
     ) -> Result<Self, BindError> {
         if let Some(running) = from.sockets.udp_addr()
             && config.quic != Some(running)
@@ -156,10 +156,10 @@ impl Listening {
     /// # Errors
     /// If the system has no descriptors left.
     #[cfg(unix)]
-    pub fn estate(&self, keys: EdgeKeys, registry: Registry) -> io::Result<Estate> {
+    pub fn estate(&self, keys: EdgeKeys, registry: Registry) -> io::Result<HandoverState> {
         let listeners = self.listeners.iter().map(|listener| listener.tcp.as_fd());
         let sockets = listeners.chain(self.descriptor.as_ref().map(AsFd::as_fd));
-        Ok(Estate {
+        Ok(HandoverState {
             sockets: sockets
                 .map(|socket| socket.try_clone_to_owned())
                 .collect::<Result<_, _>>()?,
@@ -231,10 +231,10 @@ fn server_configs(identity: &Identity) -> (ServerConfig, ServerConfig) {
         .incoming_buffer_size(INCOMING_BUFFER)
         .incoming_buffer_size_total(INCOMING_BUFFERS);
     let mut nearby = server.clone();
-    let (ours, memory) = (InControl::default(), PathMemory::default());
+    let (ours, memory) = (SharedCongestionOwner::default(), PathMemory::default());
     let transport = |reach| carrier::edge_transport(reach, &ours, &memory);
-    server.transport_config(transport(Reach::Network));
-    nearby.transport_config(transport(Reach::Loopback));
+    server.transport_config(transport(PathKind::Network));
+    nearby.transport_config(transport(PathKind::Loopback));
     (server, nearby)
 }
 

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::info;
 
-use super::registry::{Owner, Tunnel};
+use super::registry::{LiveTunnel, Owner};
 use crate::auth::Name;
 use crate::proto::{ClaimMode, Close};
 
@@ -16,7 +16,7 @@ use crate::proto::{ClaimMode, Close};
 pub struct Lease {
     pub owner: Owner,
     /// The session that serves the name. Who waits for the agent to come back watches it.
-    pub presence: watch::Sender<Option<Arc<Tunnel>>>,
+    pub presence: watch::Sender<Option<Arc<LiveTunnel>>>,
     /// Since when no session does, in a manner of speaking; `None` while one does.
     pub absence: Option<(Absence, Instant)>,
     /// When two agents that are both alive wanted the name last.
@@ -35,7 +35,7 @@ pub enum Absence {
 
 impl Lease {
     /// Begin with a session.
-    pub fn live(tunnel: Arc<Tunnel>) -> Self {
+    pub fn live(tunnel: Arc<LiveTunnel>) -> Self {
         Self {
             owner: tunnel.owner,
             presence: watch::Sender::new(Some(tunnel)),
@@ -56,7 +56,7 @@ impl Lease {
 
     /// Let a session have the name, and close the one that had it, if another has. Report whether the
     /// file of leases does not say so yet.
-    pub fn pass_to(&mut self, name: &Name, tunnel: Arc<Tunnel>) -> bool {
+    pub fn pass_to(&mut self, name: &Name, tunnel: Arc<LiveTunnel>) -> bool {
         let is_new = self.owner != tunnel.owner || self.has_left() || self.is_over();
         let former = std::mem::replace(&mut self.owner, tunnel.owner);
         self.absence = None;
@@ -116,7 +116,7 @@ impl Lease {
     }
 
     /// Decide whether a session may have the name.
-    pub fn decide(&self, tunnel: &Tunnel, mode: ClaimMode, grace: Duration) -> Decision {
+    pub fn decide(&self, tunnel: &LiveTunnel, mode: ClaimMode, grace: Duration) -> Decision {
         let held = self.presence.borrow().clone();
         let alive = held.filter(|held| held.connection.close_reason().is_none());
         if self.owner == tunnel.owner {
@@ -140,9 +140,9 @@ impl Lease {
 
     fn decide_for_its_agent(
         &self,
-        tunnel: &Tunnel,
+        tunnel: &LiveTunnel,
         mode: ClaimMode,
-        alive: Option<Arc<Tunnel>>,
+        alive: Option<Arc<LiveTunnel>>,
     ) -> Decision {
         let Some(held) = alive.filter(|held| !held.is_of_session(tunnel)) else {
             return Decision::Granted;
@@ -180,7 +180,7 @@ impl Lease {
 pub enum Decision {
     Granted,
     /// If the session that has it shows no sign of life.
-    IfSilent(Arc<Tunnel>),
+    IfSilent(Arc<LiveTunnel>),
     Refused {
         /// Who holds the name and until when.
         holder: String,

@@ -16,7 +16,7 @@ use crate::state::{StateDir, StateError};
 
 /// The file of leases. It is replaced as a whole, so that a crash at any moment leaves a whole one,
 /// and many changes are written at once.
-pub struct Journal {
+pub struct LeaseFile {
     state: StateDir,
     /// Counts changes.
     version: AtomicU64,
@@ -27,7 +27,7 @@ pub struct Journal {
     retired: Mutex<bool>,
 }
 
-impl Journal {
+impl LeaseFile {
     /// Open the file, and return what an earlier edge left in it.
     ///
     /// # Errors
@@ -41,14 +41,14 @@ impl Journal {
                 Vec::new()
             }
         };
-        let journal = Self {
+        let lease_file = Self {
             state,
             version: AtomicU64::new(0),
             saved: watch::Sender::new(0),
             wanted: Notify::new(),
             retired: Mutex::new(false),
         };
-        Ok((journal, kept))
+        Ok((lease_file, kept))
     }
 
     /// Note that the file does not have the latest change.
@@ -165,13 +165,13 @@ mod tests {
             ("shop".parse().unwrap(), owner(2)),
         ];
 
-        let (journal, before) = Journal::open(state.clone()).unwrap();
-        journal.changed();
-        journal.save(|| held.clone()).await;
-        journal.saved().await;
+        let (lease_file, before) = LeaseFile::open(state.clone()).unwrap();
+        lease_file.changed();
+        lease_file.save(|| held.clone()).await;
+        lease_file.saved().await;
 
         assert!(before.is_empty());
-        assert_eq!(Journal::open(state).unwrap().1, held);
+        assert_eq!(LeaseFile::open(state).unwrap().1, held);
     }
 
     #[test]
@@ -187,7 +187,7 @@ mod tests {
             state.write(FILE, damaged.as_bytes()).unwrap();
 
             assert!(
-                Journal::open(state.clone()).unwrap().1.is_empty(),
+                LeaseFile::open(state.clone()).unwrap().1.is_empty(),
                 "{damaged}"
             );
         }

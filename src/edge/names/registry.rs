@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::lease::{Absence, Decision, Lease};
-use super::lease_file::Journal;
+use super::lease_file::LeaseFile;
 use crate::auth::{Name, TokenId};
 use crate::edge::visitors::conversations::Published;
 use crate::edge::visitors::http::error_page::Fault;
@@ -36,7 +36,7 @@ impl Owner {
 
 /// One public name and the session that serves it.
 #[derive(Debug)]
-pub struct Tunnel {
+pub struct LiveTunnel {
     /// Who holds the name.
     pub owner: Owner,
     /// Which run of the owner this is.
@@ -59,22 +59,22 @@ pub struct Tunnel {
     pub lost: Arc<[LostSession]>,
 }
 
-impl Tunnel {
+impl LiveTunnel {
     /// Report whether the agent has said that a request never reached it in an earlier session.
-    pub fn never_read(&self, earlier: &Tunnel, stream: u64) -> bool {
+    pub fn never_read(&self, earlier: &LiveTunnel, stream: u64) -> bool {
         let report = self.lost.iter().find(|lost| lost.epoch == earlier.epoch);
         let same_run = self.owner == earlier.owner && self.run == earlier.run;
         same_run && report.is_some_and(|lost| !lost.had_read(stream))
     }
 
     /// Report whether both belong to the same session.
-    pub fn is_of_session(&self, other: &Tunnel) -> bool {
+    pub fn is_of_session(&self, other: &LiveTunnel) -> bool {
         self.connection.stable_id() == other.connection.stable_id()
     }
 }
 
 /// The session that serves a name, or none for as long as the agent is away.
-pub type Presence = watch::Receiver<Option<Arc<Tunnel>>>;
+pub type Presence = watch::Receiver<Option<Arc<LiveTunnel>>>;
 
 /// All names that are held, whether their agents are here or away.
 #[derive(Clone)]
@@ -84,12 +84,12 @@ struct Shared {
     leases: Mutex<HashMap<Name, Lease>>,
     /// How long a name stays reserved for an agent that is away.
     grace: Duration,
-    journal: Journal,
+    lease_file: LeaseFile,
 }
 
 impl Registry {
     /// Begin with the names that an earlier edge held: their agents count as away from now on.
-    pub fn new(grace: Duration, journal: Journal, kept: Vec<(Name, Owner)>) -> Self {
+    pub fn new(grace: Duration, lease_file: LeaseFile, kept: Vec<(Name, Owner)>) -> Self {
         let until = Instant::now() + grace;
         let leases = kept
             .into_iter()
@@ -98,12 +98,12 @@ impl Registry {
         Self(Arc::new(Shared {
             leases: Mutex::new(leases),
             grace,
-            journal,
+            lease_file,
         }))
     }
 
     /// Return the session that serves a name at the moment, if one does.
-    pub fn serving(&self, name: &str) -> Option<Arc<Tunnel>> {
+    pub fn serving(&self, name: &str) -> Option<Arc<LiveTunnel>> {
         self.lock().get(name)?.presence.borrow().clone()
     }
 
@@ -129,18 +129,18 @@ impl Registry {
     /// [`Unclaimed`] if somebody else has one, or is to have it back.
     pub fn claim(
         &self,
-        wanted: Vec<(Name, Tunnel)>,
+        wanted: Vec<(Name, LiveTunnel)>,
         mode: ClaimMode,
     ) -> Result<Vec<Claim>, Unclaimed> {
         let mut leases = self.lock();
-        let mut rivals = Vec::new();
+        let mut competing_sessions = Vec::new();
         for (name, tunnel) in &wanted {
             let Some(lease) = leases.get(name).filter(|lease| !lease.is_over()) else {
                 continue;
             };
             match lease.decide(tunnel, mode, self.0.grace) {
                 Decision::Granted => {}
-                Decision::IfSilent(rival) => rivals.push((name.clone(), rival)),
+                Decision::IfSilent(rival) => competing_sessions.push((name.clone(), rival)),
                 Decision::Refused {
                     holder,
                     may_take_over,
@@ -153,11 +153,11 @@ impl Registry {
                 }
             }
         }
-        if !rivals.is_empty() {
-            return Err(Unclaimed::Contested(rivals));
+        if !competing_sessions.is_empty() {
+            return Err(Unclaimed::Contested(competing_sessions));
         }
         let mut changed = false;
-        let mut claim = |(name, tunnel): (Name, Tunnel)| {
+        let mut claim = |(name, tunnel): (Name, LiveTunnel)| {
             let (tunnel, mut taken_from) = (Arc::new(tunnel), None);
             changed |= match leases.get_mut(&name) {
                 Some(lease) => {
@@ -182,7 +182,7 @@ impl Registry {
         };
         let claims = wanted.into_iter().map(&mut claim).collect();
         if changed {
-            self.0.journal.changed();
+            self.0.lease_file.changed();
         }
         Ok(claims)
     }
@@ -196,7 +196,7 @@ impl Registry {
 
     /// Wait until the names that were claimed before will be found again after a crash.
     pub async fn saved(&self) {
-        self.0.journal.saved().await;
+        self.0.lease_file.saved().await;
     }
 
     /// Let go of names whose time is over, and keep the file of the others up to date, until `end`.
@@ -211,7 +211,7 @@ impl Registry {
             };
             tokio::select! {
                 () = due => {}
-                () = self.0.journal.wanted() => {}
+                () = self.0.lease_file.wanted() => {}
                 () = end.cancelled() => {}
             }
             self.save().await;
@@ -222,14 +222,14 @@ impl Registry {
     #[cfg(unix)]
     pub async fn retire(&self) {
         self.save().await;
-        self.0.journal.retire(true).await;
+        self.0.lease_file.retire(true).await;
     }
 
     /// Keep the file again: the successor has not come.
     #[cfg(unix)]
     pub async fn resume(&self) {
-        self.0.journal.retire(false).await;
-        self.0.journal.changed();
+        self.0.lease_file.retire(false).await;
+        self.0.lease_file.changed();
     }
 
     async fn save(&self) {
@@ -241,7 +241,7 @@ impl Registry {
             held.map(|(name, lease)| (name.clone(), lease.owner))
                 .collect()
         };
-        self.0.journal.save(snapshot).await;
+        self.0.lease_file.save(snapshot).await;
     }
 
     /// Remove the leases whose time is over, and return when the next one's will be.
@@ -250,13 +250,13 @@ impl Registry {
         let before = leases.len();
         leases.retain(|_, lease| !lease.is_over());
         if leases.len() < before {
-            self.0.journal.changed();
+            self.0.lease_file.changed();
         }
         leases.values().filter_map(Lease::until).min()
     }
 
     /// Note that a session serves a name no longer.
-    fn release(&self, name: &Name, tunnel: &Arc<Tunnel>, absence: Option<Absence>) {
+    fn release(&self, name: &Name, tunnel: &Arc<LiveTunnel>, absence: Option<Absence>) {
         let mut leases = self.lock();
         let Some(lease) = leases.get_mut(name) else {
             return;
@@ -274,8 +274,8 @@ impl Registry {
         drop(leases);
         match absence {
             // The file has it already; but its end is now to be waited for.
-            Some(Absence::Lost) => self.0.journal.wake(),
-            Some(Absence::Left) | None => self.0.journal.changed(),
+            Some(Absence::Lost) => self.0.lease_file.wake(),
+            Some(Absence::Left) | None => self.0.lease_file.changed(),
         }
     }
 
@@ -288,7 +288,7 @@ impl Registry {
 pub enum Unclaimed {
     Refused(Refusal),
     /// The sessions that have these names must be silent.
-    Contested(Vec<(Name, Arc<Tunnel>)>),
+    Contested(Vec<(Name, Arc<LiveTunnel>)>),
 }
 
 /// A name that a session serves. Dropped, it stays reserved for the agent to come back, unless a
@@ -296,7 +296,7 @@ pub enum Unclaimed {
 pub struct Claim {
     registry: Registry,
     name: Name,
-    tunnel: Arc<Tunnel>,
+    tunnel: Arc<LiveTunnel>,
     /// Which other agent held the name until it was claimed.
     taken_from: Option<AgentId>,
     /// What to think of the agent's being away; `None` if the name is free then.

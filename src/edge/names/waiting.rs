@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
-use super::registry::{Registry, Tunnel};
+use super::registry::{LiveTunnel, Registry};
 use crate::edge::limits::EdgeLimits;
 use crate::edge::visitors::client::Client;
 use crate::edge::visitors::fair_share::FairShare;
@@ -43,7 +43,7 @@ impl Hold {
     }
 
     /// Find the session that serves a name now.
-    pub fn present(&self, name: &str) -> Option<Arc<Tunnel>> {
+    pub fn present(&self, name: &str) -> Option<Arc<LiveTunnel>> {
         self.registry.serving(name)
     }
 
@@ -59,7 +59,7 @@ impl Hold {
         name: &str,
         client: Client,
         size: impl Fn() -> usize,
-    ) -> Result<Arc<Tunnel>, Fault> {
+    ) -> Result<Arc<LiveTunnel>, Fault> {
         match self.registry.serving(name) {
             Some(tunnel) => Ok(tunnel),
             None => {
@@ -80,9 +80,9 @@ impl Hold {
         client: Client,
         size: usize,
         deadline: Instant,
-        broken: &Tunnel,
-    ) -> Result<Arc<Tunnel>, Fault> {
-        let other = |tunnel: &Tunnel| !tunnel.is_of_session(broken);
+        broken: &LiveTunnel,
+    ) -> Result<Arc<LiveTunnel>, Fault> {
+        let other = |tunnel: &LiveTunnel| !tunnel.is_of_session(broken);
         self.wait(name, client, size, deadline, other).await
     }
 
@@ -107,8 +107,8 @@ impl Hold {
         client: Client,
         size: usize,
         deadline: Instant,
-        wanted: impl Fn(&Tunnel) -> bool,
-    ) -> Result<Arc<Tunnel>, Fault> {
+        wanted: impl Fn(&LiveTunnel) -> bool,
+    ) -> Result<Arc<LiveTunnel>, Fault> {
         let (mut presence, others) = self
             .registry
             .watch(name, self.per_tunnel)

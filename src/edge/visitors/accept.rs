@@ -23,7 +23,7 @@ use tracing::{Instrument, debug, debug_span, error, warn};
 
 use super::client::ConnectionId;
 use super::connection_limit::Crowd;
-use super::http::error_page::{Audience, Fault};
+use super::http::error_page::{ErrorFormat, Fault};
 use super::http::failure_log::Failures;
 use super::http::guard::Guard;
 use super::http::http2::{Connection, Expired, ObservedIo, Stream, StreamExecutor};
@@ -215,7 +215,7 @@ impl Visitors {
         let mut end = FuturesUnordered::from_iter([async {
             tokio::select! {
                 () = closing.cancelled() => End::Now,
-                () = async { draining.begun().await; sleep(draining.patience()).await } => End::Soon,
+                () = async { draining.begun().await; sleep(draining.idle_grace()).await } => End::Soon,
             }
         }]);
         let ended = tokio::select! {
@@ -330,7 +330,7 @@ async fn turn_away(tcp: TcpStream, tls: bool, fault: Fault, limits: &EdgeLimits)
     }
     let service = service_fn(
         |request: ::http::Request<hyper::body::Incoming>| async move {
-            let audience = Audience::of(request.method(), request.headers());
+            let audience = ErrorFormat::of(request.method(), request.headers());
             let mut response = audience.tell(fault, None);
             response
                 .headers_mut()

@@ -28,7 +28,7 @@ impl Crowd {
         brings_others: bool,
         limits: &EdgeLimits,
     ) -> Result<Place, Fault> {
-        let house = household(visitor);
+        let house = client_subnet(visitor);
         let mut present = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let here = present.households.get(&house).copied().unwrap_or(0);
         let alone = !brings_others && !visitor.is_loopback();
@@ -68,7 +68,7 @@ impl Drop for Place {
 }
 
 /// One subscriber of IPv6 has a /64 and may use all its addresses.
-fn household(visitor: IpAddr) -> IpAddr {
+fn client_subnet(visitor: IpAddr) -> IpAddr {
     match visitor {
         IpAddr::V4(_) => visitor,
         IpAddr::V6(v6) => {

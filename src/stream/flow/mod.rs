@@ -34,7 +34,7 @@ pub use self::send_window::SendWindow;
 pub use self::unread::{SharedWindow, Unread};
 
 use self::large_head::LargeHeads;
-use self::tail::Tail;
+use self::tail::TailProbe;
 
 use crate::proto::{Close, FIRST_WINDOW_LIMIT, WINDOW_STEP, Window, WireError};
 
@@ -60,7 +60,7 @@ pub struct FlowControl {
     untold: Mutex<HashMap<u64, u64>>,
     told: Notify,
     large_heads: LargeHeads,
-    tail: Tail,
+    tail: TailProbe,
     /// Hears of every message's end, and how long its body was.
     ended: Box<dyn Fn(u64) + Send + Sync>,
 }
@@ -101,7 +101,7 @@ impl FlowControl {
             untold: Mutex::default(),
             told: Notify::new(),
             large_heads: LargeHeads::default(),
-            tail: Tail::default(),
+            tail: TailProbe::default(),
         })
     }
 
@@ -161,11 +161,11 @@ impl FlowControl {
 
     /// Wait until something must be sent behind the end of a message, so that its loss is noticed. May be
     /// cancelled.
-    pub async fn bare_tail(&self) {
-        self.tail.is_bare(|| self.round_trip()).await;
+    pub async fn tail_probe_due(&self) {
+        self.tail.due(|| self.round_trip()).await;
     }
 
-    fn message_ended(&self, bytes: u64) {
+    fn message_written(&self, bytes: u64) {
         self.tail.ended(&self.is_lossy);
         (self.ended)(bytes);
     }

@@ -58,7 +58,7 @@ impl SendWindow {
 
     /// Note that the message has ended, and its last packet is about to be sent.
     pub fn ended(&self) {
-        self.flow.message_ended(self.sent);
+        self.flow.message_written(self.sent);
     }
 
     /// Wait until more may be sent, or the session has ended.

@@ -17,7 +17,7 @@ use super::lock;
 
 /// The ends of one session's messages.
 #[derive(Default)]
-pub struct Tail {
+pub struct TailProbe {
     /// When the latest message ended, and how much has been sent behind it.
     ended: Mutex<Option<(Instant, usize)>>,
     happened: Notify,
@@ -25,7 +25,7 @@ pub struct Tail {
     lossy: AtomicBool,
 }
 
-impl Tail {
+impl TailProbe {
     /// Note that a message has ended, on a path that loses packets or does not.
     pub(crate) fn ended(&self, is_lossy: impl FnOnce() -> bool) {
         if self.ends.fetch_add(1, Relaxed).is_multiple_of(ASK) {
@@ -38,7 +38,7 @@ impl Tail {
     }
 
     /// Wait until something must be sent behind the end of a message. May be cancelled.
-    pub(crate) async fn is_bare(&self, round_trip: impl Fn() -> Duration) {
+    pub(crate) async fn due(&self, round_trip: impl Fn() -> Duration) {
         loop {
             let ended = *lock(&self.ended);
             let Some((at, followed)) = ended else {
@@ -79,38 +79,38 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn something_follows_the_end_of_a_message_and_what_is_repeated_of_it() {
-        let tail = Tail::default();
+        let tail = TailProbe::default();
 
         tail.ended(|| true);
 
         let ended = Instant::now();
-        tail.is_bare(|| RTT).await;
+        tail.due(|| RTT).await;
         assert_eq!(ended.elapsed(), RTT / 8);
-        tail.is_bare(|| RTT).await;
+        tail.due(|| RTT).await;
         assert_eq!(ended.elapsed(), RTT + 3 * RTT / 8);
-        assert!(timeout(RTT, tail.is_bare(|| RTT)).await.is_err());
+        assert!(timeout(RTT, tail.due(|| RTT)).await.is_err());
     }
 
     #[tokio::test(start_paused = true)]
     async fn of_messages_that_follow_each_other_the_last_is_followed() {
-        let tail = Tail::default();
+        let tail = TailProbe::default();
         let since = Instant::now();
         for _ in 0..10 {
             tail.ended(|| true);
-            assert!(timeout(RTT / 10, tail.is_bare(|| RTT)).await.is_err());
+            assert!(timeout(RTT / 10, tail.due(|| RTT)).await.is_err());
         }
 
-        tail.is_bare(|| RTT).await;
+        tail.due(|| RTT).await;
 
         assert_eq!(since.elapsed(), 9 * RTT / 10 + RTT / 8);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_message_is_followed_in_time_that_ends_while_an_earlier_one_may_be_repeated() {
-        let tail = Tail::default();
+        let tail = TailProbe::default();
         tail.ended(|| true);
-        tail.is_bare(|| RTT).await;
-        let (waiting, next) = (tail.is_bare(|| RTT), async {
+        tail.due(|| RTT).await;
+        let (waiting, next) = (tail.due(|| RTT), async {
             sleep_until(Instant::now() + RTT / 2).await;
             tail.ended(|| true);
             Instant::now()
@@ -123,10 +123,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn where_nothing_is_lost_nothing_follows() {
-        let tail = Tail::default();
+        let tail = TailProbe::default();
 
         tail.ended(|| false);
 
-        assert!(timeout(RTT, tail.is_bare(|| RTT)).await.is_err());
+        assert!(timeout(RTT, tail.due(|| RTT)).await.is_err());
     }
 }

@@ -203,7 +203,7 @@ impl From<Failure> for Fault {
 
 /// What of a request decides how an error is shown.
 #[derive(Debug, Clone, Default)]
-pub struct Audience {
+pub struct ErrorFormat {
     format: Format,
     head_only: bool,
 }
@@ -216,7 +216,7 @@ enum Format {
     Json,
 }
 
-impl Audience {
+impl ErrorFormat {
     /// Look at a request's `Accept` and method.
     pub fn of(method: &Method, headers: &HeaderMap) -> Self {
         let accept = headers

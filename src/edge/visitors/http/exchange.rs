@@ -19,10 +19,10 @@ use super::error_page::Fault;
 use super::forward::Forward;
 use super::paced_body::BodyError;
 use super::request_body::RequestBody;
-use crate::edge::names::registry::Tunnel;
+use crate::edge::names::registry::LiveTunnel;
 use crate::edge::visitors::conversations::Admission;
 use crate::error_chain::chain;
-use crate::http::Rewind;
+use crate::http::ReplayBuffer;
 use crate::proto::{
     BodyLength, HttpVersion, INFORMATIONAL_LIMIT, RequestHead, ResponseHead, StreamHead, WireError,
 };
@@ -35,13 +35,13 @@ pub struct Outbound {
     head: StreamHead,
     /// The protocols that the visitor asked for. Which of them may be had, the tunnel says.
     wanted: Option<String>,
-    body: Option<Rewind<RequestBody>>,
+    body: Option<ReplayBuffer<RequestBody>>,
     /// Whether the visitor waits to be told that the body is wanted.
     expects: bool,
 }
 
 /// Why there is no answer to a request that was sent.
-pub enum Broken {
+pub enum DeliveryError {
     /// The session was lost before the agent could have got the whole head.
     NotSent,
     /// The session was lost with the request on the stream of this index.
@@ -58,7 +58,8 @@ impl Outbound {
     pub fn new(head: RequestHead, body: RequestBody, expects: bool) -> Self {
         let (length, wanted) = (head.body, head.upgrade.clone());
         Self {
-            body: (wanted.is_none() && length != BodyLength::Empty).then(|| Rewind::new(body)),
+            body: (wanted.is_none() && length != BodyLength::Empty)
+                .then(|| ReplayBuffer::new(body)),
             head: StreamHead::Http(head),
             wanted,
             expects,
@@ -72,7 +73,7 @@ impl Outbound {
         let fields: usize = fields
             .map(|(name, value)| name.as_str().len() + value.len() + FIELD)
             .sum();
-        let kept = self.body.as_ref().and_then(Rewind::kept);
+        let kept = self.body.as_ref().and_then(ReplayBuffer::kept);
         head.target.len() + fields + kept.unwrap_or(0)
     }
 
@@ -95,10 +96,10 @@ impl Outbound {
     /// Begin to send on a new stream.
     pub async fn send(
         &mut self,
-        tunnel: &Tunnel,
+        tunnel: &LiveTunnel,
         place: Place,
         patience: Duration,
-    ) -> Result<Exchange, Broken> {
+    ) -> Result<PendingResponse, DeliveryError> {
         let Place {
             admission,
             send,
@@ -114,7 +115,7 @@ impl Outbound {
         if wanted.is_some() && !upgrade && head.version == HttpVersion::Http2 {
             // Over HTTP/1.1 the request goes on as if it had not asked (RFC 9110 §7.8); this one is nothing
             // without it.
-            return Err(Broken::Fault(Fault::UpgradeNotAllowed));
+            return Err(DeliveryError::Fault(Fault::UpgradeNotAllowed));
         }
         head.window = u32::try_from(window.limit()).unwrap_or(u32::MAX);
         let to_send = SendWindow::new(tunnel.flow.clone(), stream, window.limit());
@@ -122,14 +123,14 @@ impl Outbound {
         sender.head(&self.head).await.map_err(|err| {
             debug!(err = &err as &dyn std::error::Error, "head not sent");
             match err {
-                SendError::Wire(_) => Broken::Fault(Fault::BadRequest(
+                SendError::Wire(_) => DeliveryError::Fault(Fault::BadRequest(
                     StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
                 )),
-                SendError::Stream(WriteError::ConnectionLost(_)) => Broken::NotSent,
-                _ => Broken::Fault(Fault::AgentLost),
+                SendError::Stream(WriteError::ConnectionLost(_)) => DeliveryError::NotSent,
+                _ => DeliveryError::Fault(Fault::AgentLost),
             }
         })?;
-        let mut exchange = Exchange {
+        let mut exchange = PendingResponse {
             receiver: Receiver::new(receive, window),
             sender: None,
             admission,
@@ -159,7 +160,7 @@ pub struct Place {
 }
 
 /// A request that is being sent and whose response is awaited.
-pub struct Exchange {
+pub struct PendingResponse {
     pub receiver: Receiver,
     /// Kept for what follows an upgrade.
     pub sender: Option<Sender>,
@@ -169,7 +170,7 @@ pub struct Exchange {
     wanted: Arc<Notify>,
 }
 
-impl Exchange {
+impl PendingResponse {
     /// Wait for the final head, passing informational ones on, while the body is being sent.
     /// It fails without a fault if the session is lost.
     pub async fn head(&mut self, forward: &Forward) -> Result<ResponseHead, Option<Fault>> {

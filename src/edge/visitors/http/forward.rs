@@ -17,13 +17,13 @@ use tracing::{Instrument, debug};
 
 use super::body::UpgradedAnswer;
 use super::body::VisitorBody;
-use super::error_page::{Audience, Fault};
-use super::exchange::{Broken, Exchange, Outbound, Place};
+use super::error_page::{ErrorFormat, Fault};
+use super::exchange::{DeliveryError, Outbound, PendingResponse, Place};
 use super::http2::UpgradedStream;
 use super::request_body::RequestBody;
 use super::route::Visit;
 use super::validate::Authority;
-use crate::edge::names::registry::Tunnel;
+use crate::edge::names::registry::LiveTunnel;
 use crate::edge::visitors::client::Client;
 use crate::edge::visitors::conversations::Evict;
 use crate::http::cookies;
@@ -39,7 +39,7 @@ pub struct Forward {
     pub visit: Visit,
     /// For whom it counts.
     pub client: Client,
-    pub audience: Audience,
+    pub audience: ErrorFormat,
     pub authority: Authority,
     /// Whether the guard waits to be told what follows the head (HTTP/1.1).
     pub may_upgrade: bool,
@@ -69,7 +69,7 @@ impl Loaded {
         }
     }
 
-    fn respond(&mut self, exchange: Exchange, head: ResponseHead) -> Response<VisitorBody> {
+    fn respond(&mut self, exchange: PendingResponse, head: ResponseHead) -> Response<VisitorBody> {
         let asked = self.request.take().and_then(Outbound::settle);
         let forward = &self.forward;
         let (status, reason, length, fields) = match head {
@@ -200,7 +200,10 @@ impl Forward {
 
     /// Send the request to the agent and wait for its answer, holding it while the agent is away.
     /// What broke before the agent read it is sent again; what may have been processed is not.
-    async fn deliver(&self, request: &mut Outbound) -> Result<(Exchange, ResponseHead), Fault> {
+    async fn deliver(
+        &self,
+        request: &mut Outbound,
+    ) -> Result<(PendingResponse, ResponseHead), Fault> {
         let hold = &self.visit.visitors.hold;
         let mut tunnel = hold
             .serving(&self.name, self.client, || request.size())
@@ -212,9 +215,9 @@ impl Forward {
                 Err(broken) => broken,
             };
             let (stream, fault) = match broken {
-                Broken::Fault(fault) => return Err(fault),
-                Broken::NotSent => (None, Fault::AgentOffline),
-                Broken::Lost { stream } => (Some(stream), Fault::AgentLost),
+                DeliveryError::Fault(fault) => return Err(fault),
+                DeliveryError::NotSent => (None, Fault::AgentOffline),
+                DeliveryError::Lost { stream } => (Some(stream), Fault::AgentLost),
             };
             if !request.is_whole() {
                 return Err(Fault::AgentLost);
@@ -236,15 +239,15 @@ impl Forward {
     /// Send the request in one session.
     async fn attempt(
         &self,
-        tunnel: &Tunnel,
+        tunnel: &LiveTunnel,
         request: &mut Outbound,
-    ) -> Result<(Exchange, ResponseHead), Broken> {
+    ) -> Result<(PendingResponse, ResponseHead), DeliveryError> {
         let admission = tunnel.conversations.admit(self.client).await;
-        let admission = admission.map_err(Broken::Fault)?;
+        let admission = admission.map_err(DeliveryError::Fault)?;
         let (send, receive) = timeout(OPEN_STREAM, tunnel.connection.open_bi())
             .await
-            .map_err(|_| Broken::Fault(Fault::Busy))?
-            .map_err(|_| Broken::NotSent)?;
+            .map_err(|_| DeliveryError::Fault(Fault::Busy))?
+            .map_err(|_| DeliveryError::NotSent)?;
         let stream = send.id().index();
         let patience = self.visit.visitors.limits.expectation;
         let place = Place {
@@ -255,22 +258,22 @@ impl Forward {
         let mut exchange = request.send(tunnel, place, patience).await?;
         match exchange.head(self).await {
             Ok(head) => Ok((exchange, head)),
-            Err(None) => Err(Broken::Lost { stream }),
-            Err(Some(fault)) => Err(Broken::Fault(fault)),
+            Err(None) => Err(DeliveryError::Lost { stream }),
+            Err(Some(fault)) => Err(DeliveryError::Fault(fault)),
         }
     }
 
     /// Answer a successful upgrade, and relay raw bytes from then on.
     fn switch(
         &self,
-        exchange: Exchange,
+        exchange: PendingResponse,
         on_upgrade: OnUpgrade,
         version: Version,
         mut fields: HeaderMap,
     ) -> Response<VisitorBody> {
         let protocol = strip_hop_by_hop(&mut fields).upgrade;
         cookies::keep_own(&mut fields, &self.authority.host);
-        let Exchange {
+        let PendingResponse {
             receiver,
             sender: Some(sender),
             admission,

@@ -110,7 +110,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for PacedBody<B> {
         let this = self.get_mut();
         let frame = Pin::new(&mut this.body).poll_frame(cx);
         let Some(pace) = &mut this.pace else {
-            return frame.map(|frame| frame.map(|frame| frame.map_err(BodyError::Broken)));
+            return frame.map(|frame| frame.map(|frame| frame.map_err(BodyError::DeliveryError)));
         };
         match frame {
             Poll::Pending => {
@@ -121,7 +121,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for PacedBody<B> {
                 if let Some(Ok(frame)) = &frame {
                     pace.came(frame.data_ref().map_or(0, Bytes::len));
                 }
-                Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Broken)))
+                Poll::Ready(frame.map(|frame| frame.map_err(BodyError::DeliveryError)))
             }
         }
     }
@@ -140,7 +140,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for PacedBody<B> {
 pub enum BodyError<E> {
     /// The visitor broke it off, or the connection is lost.
     #[error("the visitor's connection broke")]
-    Broken(#[source] E),
+    DeliveryError(#[source] E),
     /// The visitor keeps us waiting for too long.
     #[error("the visitor sends too slowly")]
     TooSlow,

@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use tracing::{debug, error};
 
 use super::body::VisitorBody;
-use super::error_page::{Audience, Fault};
+use super::error_page::{ErrorFormat, Fault};
 use super::forward::{Forward, Loaded};
 use super::guard::Verdicts;
 use super::http2::Stream;
@@ -51,7 +51,7 @@ impl Visit {
     ///
     /// Not an async function: that would keep the request beside what becomes of it.
     pub fn answer(self, request: Request<Incoming>) -> impl Future<Output = Response<VisitorBody>> {
-        let audience = Audience::of(request.method(), request.headers());
+        let audience = ErrorFormat::of(request.method(), request.headers());
         let verdicts = self.verdicts.clone();
         let asker = audience.clone();
         let routed = catch_unwind(AssertUnwindSafe(|| self.route(request, asker)));
@@ -83,7 +83,7 @@ impl Visit {
         }
     }
 
-    fn route(self, request: Request<Incoming>, audience: Audience) -> Routed {
+    fn route(self, request: Request<Incoming>, audience: ErrorFormat) -> Routed {
         let (parts, body) = request.into_parts();
         let (limits, received) = (&self.visitors.limits, self.received.clone());
         let stream = self.stream.clone();
@@ -139,7 +139,7 @@ impl Visit {
 
     fn refuse(
         &self,
-        audience: &Audience,
+        audience: &ErrorFormat,
         version: Version,
         violation: Violation,
     ) -> Response<VisitorBody> {
