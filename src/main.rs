@@ -5,9 +5,6 @@ mod cli;
 use std::error::Error;
 use std::process::ExitCode;
 
-#[global_allocator]
-static ALLOCATOR: qtunnel::Allocator = qtunnel::Allocator;
-
 fn main() -> ExitCode {
     let command = cli::parse();
     cli::start_tracing();
@@ -31,3 +28,6 @@ fn report(err: &(dyn Error + 'static), code: u8) -> ExitCode {
     eprintln!("qtunnel: {}", lines.join("\n"));
     ExitCode::from(code)
 }
+
+#[global_allocator]
+static ALLOCATOR: qtunnel::Allocator = qtunnel::Allocator;

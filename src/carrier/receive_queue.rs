@@ -17,17 +17,6 @@ use tracing::debug;
 use super::transport::LARGEST_PACKET;
 use crate::proto::{DATAGRAMS_LIMIT, Datagrams};
 
-/// Messages from all WebSockets that wait for quinn; after that they are not read any more.
-///
-/// quinn takes them within microseconds, so this only bridges its other work. At worst it holds
-/// 64 × 64 KiB.
-const WAITING: usize = 64;
-
-/// Packets of the largest size that one receive buffer must hold (`max_receive_segments`): a whole message,
-/// or as much as the kernel coalesces. Its own count, 64, is one of small packets: quinn would clear 13 MB for
-/// every endpoint, which is most of what a dial then costs.
-pub(crate) const RECEIVE_SEGMENTS: usize = DATAGRAMS_LIMIT.div_ceil(LARGEST_PACKET as usize);
-
 /// Packets that came through a WebSocket, under the address that quinn knows it by.
 #[derive(Debug)]
 pub(crate) struct Arrival {
@@ -194,6 +183,17 @@ fn copy(mut arrival: Arrival, buf: &mut [u8]) -> (RecvMeta, Option<Arrival>) {
     let more = fits > 0 && !arrival.datagrams.bytes.is_empty();
     (meta, more.then_some(arrival))
 }
+
+/// Messages from all WebSockets that wait for quinn; after that they are not read any more.
+///
+/// quinn takes them within microseconds, so this only bridges its other work. At worst it holds
+/// 64 × 64 KiB.
+const WAITING: usize = 64;
+
+/// Packets of the largest size that one receive buffer must hold (`max_receive_segments`): a whole message,
+/// or as much as the kernel coalesces. Its own count, 64, is one of small packets: quinn would clear 13 MB for
+/// every endpoint, which is most of what a dial then costs.
+pub(crate) const RECEIVE_SEGMENTS: usize = DATAGRAMS_LIMIT.div_ceil(LARGEST_PACKET as usize);
 
 #[cfg(test)]
 mod tests {

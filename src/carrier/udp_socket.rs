@@ -8,10 +8,6 @@ use std::{
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tracing::debug;
 
-/// Kernel buffers of a UDP socket: 50 ms at 600 Mbit/s. The usual 208 KiB overflow whenever the
-/// receiving thread is away for a few milliseconds. The kernel may grant less.
-const UDP_BUFFER: usize = 4 << 20;
-
 /// Bind the socket that an agent sends from: any port, both address families if the system has them.
 pub(crate) fn any_port() -> io::Result<UdpSocket> {
     dual_stack().or_else(|_| {
@@ -40,3 +36,7 @@ pub(crate) fn enlarge_buffers(socket: &UdpSocket) {
         debug!(%err, "udp socket keeps its buffers");
     }
 }
+
+/// Kernel buffers of a UDP socket: 50 ms at 600 Mbit/s. The usual 208 KiB overflow whenever the
+/// receiving thread is away for a few milliseconds. The kernel may grant less.
+const UDP_BUFFER: usize = 4 << 20;

@@ -2,16 +2,6 @@
 
 use bytes::Bytes;
 
-/// Bytes of packets in one message: as much as the kernel moves in one segmented UDP transmit.
-pub const DATAGRAMS_LIMIT: usize = 64 * 1024;
-
-/// Packets in one message: Linux's own limit for one segmented transmit. It keeps a message of
-/// one-byte packets from becoming 64 thousand calls into QUIC.
-pub const DATAGRAMS_COUNT: usize = 64;
-
-/// The length of what is in front of the packets.
-pub const DATAGRAMS_HEADER: usize = 2;
-
 /// Packets that travelled together: `stride` bytes each, the last one possibly shorter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Datagrams {
@@ -83,6 +73,16 @@ fn check(stride: usize, len: usize) -> Result<(), DatagramsError> {
     }
     Ok(())
 }
+
+/// Bytes of packets in one message: as much as the kernel moves in one segmented UDP transmit.
+pub const DATAGRAMS_LIMIT: usize = 64 * 1024;
+
+/// Packets in one message: Linux's own limit for one segmented transmit. It keeps a message of
+/// one-byte packets from becoming 64 thousand calls into QUIC.
+pub const DATAGRAMS_COUNT: usize = 64;
+
+/// The length of what is in front of the packets.
+pub const DATAGRAMS_HEADER: usize = 2;
 
 #[cfg(test)]
 mod tests {

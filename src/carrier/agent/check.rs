@@ -21,15 +21,6 @@ use crate::carrier::tcp::connect::{HOP, Peer, TcpConnectError};
 use crate::carrier::tcp::{connect, proxy};
 use crate::carrier::udp_socket;
 
-/// How long an edge may take to answer any of the questions over UDP.
-pub const UDP_ANSWER: Duration = Duration::from_secs(3);
-
-/// Between two questions: a lost packet is no blocked port.
-const AGAIN: Duration = Duration::from_millis(300);
-
-/// The smallest datagram that a QUIC server answers.
-pub const SMALLEST_FULL_PACKET: usize = FULL_SIZE;
-
 impl DialConfig {
     /// Look the edge's name up.
     pub async fn look_up(&self) -> Result<Vec<SocketAddr>, TcpConnectError> {
@@ -140,3 +131,12 @@ async fn answer(socket: &Arc<dyn AsyncUdpSocket>, probes: &[(Probe, SocketAddr)]
         }
     }
 }
+
+/// How long an edge may take to answer any of the questions over UDP.
+pub const UDP_ANSWER: Duration = Duration::from_secs(3);
+
+/// Between two questions: a lost packet is no blocked port.
+const AGAIN: Duration = Duration::from_millis(300);
+
+/// The smallest datagram that a QUIC server answers.
+pub const SMALLEST_FULL_PACKET: usize = FULL_SIZE;

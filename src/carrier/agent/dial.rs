@@ -35,12 +35,6 @@ use crate::carrier::websocket::PeerInfo;
 use crate::carrier::websocket::upgrade::{WEBSOCKET_PATH, upgrade_request};
 use crate::carrier::{Carrier, Transport, udp_socket};
 
-/// How long UDP may keep a WebSocket waiting for DNS, which a proxy does for itself.
-const RESOLVE: Duration = Duration::from_secs(2);
-
-/// Changes of the network that wait to be looked at; more say nothing new.
-const CHANGES: usize = 8;
-
 /// What to dial and how.
 #[derive(Clone)]
 pub struct DialConfig {
@@ -234,3 +228,9 @@ pub(crate) async fn dial_websocket(config: &DialConfig) -> Result<Upgraded, TcpC
         Answer::Refused(status) => Err(TcpConnectError::NotUpgraded { hop, status }),
     }
 }
+
+/// How long UDP may keep a WebSocket waiting for DNS, which a proxy does for itself.
+const RESOLVE: Duration = Duration::from_secs(2);
+
+/// Changes of the network that wait to be looked at; more say nothing new.
+const CHANGES: usize = 8;

@@ -8,10 +8,6 @@ use super::race::HANDSHAKE;
 use crate::carrier::Carrier;
 use crate::carrier::tcp::connect::{Peer, TcpConnectError};
 
-/// QUIC's codes for what TLS says about a certificate, from `bad_certificate` to `decrypt_error` (a
-/// wrong signature): 0x100 and the alert (RFC 9001 §4.8, RFC 8446 §6).
-const CERTIFICATE_ALERTS: RangeInclusive<u64> = 0x12a..=0x133;
-
 /// No carrier brought a connection.
 #[derive(Debug)]
 pub struct DialError {
@@ -156,3 +152,7 @@ impl fmt::Display for DialError {
 }
 
 impl Error for DialError {}
+
+/// QUIC's codes for what TLS says about a certificate, from `bad_certificate` to `decrypt_error` (a
+/// wrong signature): 0x100 and the alert (RFC 9001 §4.8, RFC 8446 §6).
+const CERTIFICATE_ALERTS: RangeInclusive<u64> = 0x12a..=0x133;

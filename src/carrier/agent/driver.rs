@@ -24,15 +24,6 @@ use crate::carrier::selection::{Action, Observation, Selector};
 use crate::carrier::tcp::connect::TcpConnectError;
 use crate::carrier::{Carrier, Transport};
 
-/// How long a closed connection may take to say goodbye.
-const FAREWELL: Duration = Duration::from_secs(1);
-
-/// How long the UDP socket before the present one is read: several round trips.
-const PREVIOUS: Duration = Duration::from_secs(3);
-
-/// Between two new UDP sockets: a storm of network events is one change.
-const REFRESH: Duration = Duration::from_millis(250);
-
 /// How an agent's carriers are made.
 pub(crate) trait CarrierFactory: Send + Sync + 'static {
     /// Bind a UDP socket on the present network.
@@ -299,3 +290,12 @@ impl Driver {
         }
     }
 }
+
+/// How long a closed connection may take to say goodbye.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// How long the UDP socket before the present one is read: several round trips.
+const PREVIOUS: Duration = Duration::from_secs(3);
+
+/// Between two new UDP sockets: a storm of network events is one change.
+const REFRESH: Duration = Duration::from_millis(250);

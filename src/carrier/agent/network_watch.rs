@@ -14,13 +14,6 @@ use tokio::{
 };
 use tracing::debug;
 
-/// Between two looks at the routes and clocks, on systems that do not tell of changes.
-const LOOK: Duration = Duration::from_secs(1);
-
-/// How much later than asked for a timer may fire before the machine must have slept. A machine
-/// so busy that it takes longer gains from starting again, too.
-const SLEPT: Duration = Duration::from_secs(3);
-
 /// What has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
@@ -163,6 +156,13 @@ impl Clocks {
         (passed > asked + SLEPT).then_some(passed)
     }
 }
+
+/// Between two looks at the routes and clocks, on systems that do not tell of changes.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How much later than asked for a timer may fire before the machine must have slept. A machine
+/// so busy that it takes longer gains from starting again, too.
+const SLEPT: Duration = Duration::from_secs(3);
 
 #[cfg(test)]
 mod tests {

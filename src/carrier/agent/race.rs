@@ -24,21 +24,6 @@ use crate::carrier::tcp::happy_eyeballs::STAGGER;
 use crate::carrier::transport::agent_transport;
 use crate::carrier::{Carrier, PathKind, PathMemory, Transport};
 
-/// UDP's advantage in the race: a handshake on a 100 ms path with a round trip to spare. Where UDP
-/// is blocked it is the price of every start.
-const HEAD_START: Duration = Duration::from_millis(250);
-
-/// How long a QUIC handshake may take: it repeats lost packets after 1, 2 and 4 s.
-pub(crate) const HANDSHAKE: Duration = Duration::from_secs(10);
-
-/// How long an edge that was asked may stay silent before it is asked anew: QUIC's own repetitions
-/// come at intervals that double, and an edge that is just starting is found sooner so (RFC 6298
-/// §2.1 gives the same time).
-const ROUND: Duration = Duration::from_secs(1);
-
-/// As many as there is time for.
-const ROUNDS: u32 = (HANDSHAKE.as_secs() / ROUND.as_secs()) as u32;
-
 /// Handshakes over all carriers.
 pub(crate) struct Race {
     /// TLS; the transport's settings are those of each handshake.
@@ -264,3 +249,18 @@ struct Handshake {
     rebinding: Arc<Rebinding>,
     transmitter: Transmitter,
 }
+
+/// UDP's advantage in the race: a handshake on a 100 ms path with a round trip to spare. Where UDP
+/// is blocked it is the price of every start.
+const HEAD_START: Duration = Duration::from_millis(250);
+
+/// How long a QUIC handshake may take: it repeats lost packets after 1, 2 and 4 s.
+pub(crate) const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// How long an edge that was asked may stay silent before it is asked anew: QUIC's own repetitions
+/// come at intervals that double, and an edge that is just starting is found sooner so (RFC 6298
+/// §2.1 gives the same time).
+const ROUND: Duration = Duration::from_secs(1);
+
+/// As many as there is time for.
+const ROUNDS: u32 = (HANDSHAKE.as_secs() / ROUND.as_secs()) as u32;

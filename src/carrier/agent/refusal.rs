@@ -11,15 +11,6 @@ use std::{
 
 use tokio::{net::UdpSocket, time::sleep};
 
-/// The datagram that is refused: shorter than any QUIC packet, so that servers pass over it (RFC 9000 §5.2).
-const NOTHING: [u8; 1] = [0];
-
-/// Datagrams that are sent, of which any may get lost, or the answer to it.
-const DATAGRAMS: u32 = 3;
-
-/// Between two of them: routers limit such messages to a few in a second (RFC 1812 §4.3.2.8).
-const PAUSE: Duration = Duration::from_millis(500);
-
 /// Wait until the host says that nobody listens on this port, and return what it said. Otherwise it waits for ever.
 pub(crate) async fn refused(to: SocketAddr) -> io::Error {
     match ask(to).await {
@@ -63,6 +54,15 @@ fn is_refusal(err: &io::Error) -> bool {
         io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset
     )
 }
+
+/// The datagram that is refused: shorter than any QUIC packet, so that servers pass over it (RFC 9000 §5.2).
+const NOTHING: [u8; 1] = [0];
+
+/// Datagrams that are sent, of which any may get lost, or the answer to it.
+const DATAGRAMS: u32 = 3;
+
+/// Between two of them: routers limit such messages to a few in a second (RFC 1812 §4.3.2.8).
+const PAUSE: Duration = Duration::from_millis(500);
 
 #[cfg(test)]
 mod tests {

@@ -32,19 +32,6 @@ use crate::carrier::writable::{WriteGate, note_blocked};
 use crate::carrier::{Carrier, CongestionOwner, SharedCongestionOwner};
 use crate::proto::DATAGRAMS_COUNT;
 
-/// The edge's address as quinn knows it, from the range for local use (RFC 4193) so that it never
-/// is the address of a real one.
-pub(crate) const EDGE: SocketAddr = SocketAddr::V6(SocketAddrV6::new(
-    Ipv6Addr::new(0xfd71, 0x7475, 0x6e6e, 0x656c, 0, 0, 0, 1),
-    1,
-    0,
-    0,
-));
-
-/// Questions that may be waiting for an answer: two seconds of the fastest probing to four
-/// addresses. Older ones are forgotten.
-const OPEN_PROBES: usize = 40;
-
 /// Both carriers of one connection.
 pub(crate) struct Switch {
     routes: RwLock<Routes>,
@@ -409,3 +396,16 @@ impl Routes {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// The edge's address as quinn knows it, from the range for local use (RFC 4193) so that it never
+/// is the address of a real one.
+pub(crate) const EDGE: SocketAddr = SocketAddr::V6(SocketAddrV6::new(
+    Ipv6Addr::new(0xfd71, 0x7475, 0x6e6e, 0x656c, 0, 0, 0, 1),
+    1,
+    0,
+    0,
+));
+
+/// Questions that may be waiting for an answer: two seconds of the fastest probing to four
+/// addresses. Older ones are forgotten.
+const OPEN_PROBES: usize = 40;

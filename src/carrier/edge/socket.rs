@@ -40,9 +40,6 @@ use crate::carrier::writable::{Poller, WriteGate, note_blocked};
 use crate::carrier::{Carrier, CongestionOwner, PathKind, receive_queue, websocket};
 use crate::proto::DATAGRAMS_COUNT;
 
-/// The port of every made-up address: quinn needs one that is not 0, and nothing else reads it.
-const PORT: u16 = 1;
-
 /// How an agent's packets reach the edge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CarrierInfo {
@@ -420,3 +417,6 @@ fn random_prefix() -> io::Result<[u16; 4]> {
         u16::from_be_bytes([f, g]),
     ])
 }
+
+/// The port of every made-up address: quinn needs one that is not 0, and nothing else reads it.
+const PORT: u16 = 1;

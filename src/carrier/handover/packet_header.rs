@@ -5,10 +5,6 @@ use std::net::{IpAddr, SocketAddr};
 use quinn::udp::{EcnCodepoint, RecvMeta};
 use serde::{Deserialize, Serialize};
 
-/// Bytes of a label, which stands in front of the packets: what postcard needs at most (53), and
-/// zeros.
-pub(crate) const LABEL: usize = 64;
-
 #[derive(Serialize, Deserialize)]
 struct Label {
     from: SocketAddr,
@@ -51,6 +47,10 @@ pub(crate) fn read(label: &[u8; LABEL], len: usize) -> Option<RecvMeta> {
         dst_ip: said.to,
     })
 }
+
+/// Bytes of a label, which stands in front of the packets: what postcard needs at most (53), and
+/// zeros.
+pub(crate) const LABEL: usize = 64;
 
 #[cfg(test)]
 mod tests {

@@ -6,11 +6,6 @@ use tokio::time::Instant;
 
 use super::Action;
 
-/// Pause after the first failed dial, doubled up to the second figure: an edge that is restarted must
-/// be found within a second of its return, and a connection that finds none ends after 15 s.
-const REDIAL: Duration = Duration::from_millis(125);
-const REDIAL_MAX: Duration = Duration::from_millis(500);
-
 /// The state of the WebSocket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Line {
@@ -87,3 +82,9 @@ impl Dialling {
         }
     }
 }
+
+/// Pause after the first failed dial, doubled up to the second figure: an edge that is restarted must
+/// be found within a second of its return, and a connection that finds none ends after 15 s.
+const REDIAL: Duration = Duration::from_millis(125);
+
+const REDIAL_MAX: Duration = Duration::from_millis(500);

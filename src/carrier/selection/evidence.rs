@@ -7,10 +7,6 @@ use std::{
 
 use tokio::time::Instant;
 
-/// What ends a run of packets. Shorter than the agent's keep-alive, so that the answers to those do
-/// not make a run, whose every pause would be suspicious.
-const PAUSE: Duration = Duration::from_millis(500);
-
 /// Written by quinn's tasks with every packet, read by the one that judges.
 #[derive(Debug)]
 pub(crate) struct Clock {
@@ -65,6 +61,10 @@ impl Clock {
         }
     }
 }
+
+/// What ends a run of packets. Shorter than the agent's keep-alive, so that the answers to those do
+/// not make a run, whose every pause would be suspicious.
+const PAUSE: Duration = Duration::from_millis(500);
 
 #[cfg(test)]
 mod tests {

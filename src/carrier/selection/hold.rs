@@ -4,17 +4,6 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How long to stay on a WebSocket at least. Doubled each time that UDP failed again within
-/// [`FLAPPING`].
-const HOLD: Duration = Duration::from_secs(2);
-const FLAPPING: Duration = Duration::from_secs(60);
-
-/// What the doubling goes up to: a healed network is used within half a minute all the same.
-pub(crate) const HOLD_MAX: Duration = Duration::from_secs(16);
-
-/// What the doubling goes up to when UDP was deaf: its probes do not tell the truth.
-pub(crate) const HOLD_DEAF: Duration = Duration::from_secs(300);
-
 #[derive(Debug)]
 pub(crate) struct Hold {
     pub(crate) time: Duration,
@@ -40,3 +29,15 @@ impl Hold {
         self.udp_failed = Some(now);
     }
 }
+
+/// How long to stay on a WebSocket at least. Doubled each time that UDP failed again within
+/// [`FLAPPING`].
+const HOLD: Duration = Duration::from_secs(2);
+
+const FLAPPING: Duration = Duration::from_secs(60);
+
+/// What the doubling goes up to: a healed network is used within half a minute all the same.
+pub(crate) const HOLD_MAX: Duration = Duration::from_secs(16);
+
+/// What the doubling goes up to when UDP was deaf: its probes do not tell the truth.
+pub(crate) const HOLD_DEAF: Duration = Duration::from_secs(300);

@@ -32,17 +32,6 @@ use self::progress::Owed;
 use self::suspicion::Suspicion;
 use super::{Carrier, Transport};
 
-/// Silence that is death on UDP, so that a download goes on within 1.5 s; and that makes a WebSocket
-/// worth replacing.
-const SILENT: Duration = Duration::from_secs(1);
-
-/// Transmits that must be unanswered for silence to count: what needs an answer is repeated.
-const ASKS: u32 = 2;
-
-/// How often to look while something is going on, and while nothing is.
-const BUSY: Duration = Duration::from_millis(50);
-const CALM: Duration = Duration::from_secs(1);
-
 /// What is seen at one moment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Observation {
@@ -223,3 +212,15 @@ impl Selector {
 fn silent_after(rtt: Duration) -> Duration {
     SILENT.max(4 * rtt)
 }
+
+/// Silence that is death on UDP, so that a download goes on within 1.5 s; and that makes a WebSocket
+/// worth replacing.
+const SILENT: Duration = Duration::from_secs(1);
+
+/// Transmits that must be unanswered for silence to count: what needs an answer is repeated.
+const ASKS: u32 = 2;
+
+/// How often to look while something is going on, and while nothing is.
+const BUSY: Duration = Duration::from_millis(50);
+
+const CALM: Duration = Duration::from_secs(1);

@@ -11,22 +11,6 @@ use super::suspicion::{Suspicion, doubt_after};
 use super::{ASKS, Action, Observation, Selector, silent_after};
 use crate::carrier::{Carrier, Transport};
 
-/// Silence that is death although probes are answered: something on the way lets unknown packets
-/// pass but not ours. Needs this many transmits without an answer, too.
-const DEAF: Duration = Duration::from_millis(2500);
-const DEAF_ASKS: u32 = 4;
-
-/// How long a probe may go unanswered at least before a WebSocket is dialled, whose three round trips
-/// are a good part of the time that there is.
-const DIAL: Duration = Duration::from_millis(100);
-
-/// Packets in one run after which a pause is suspicious although nothing of ours is unanswered: the
-/// edge may be the one that waits. Fewer are keep-alives and short requests, not worth a probe each.
-const RUN: u32 = 8;
-
-/// How long an unused WebSocket is kept after UDP has come back.
-const LINGER: Duration = Duration::from_secs(20);
-
 impl Selector {
     pub(crate) fn look_from_udp(&mut self, sight: &Observation, acts: &mut Vec<Action>) {
         let now = sight.now;
@@ -181,3 +165,20 @@ fn asks(sight: &Observation) -> u32 {
 fn dial_after(rtt: Duration) -> Duration {
     (2 * rtt).max(DIAL)
 }
+
+/// Silence that is death although probes are answered: something on the way lets unknown packets
+/// pass but not ours. Needs this many transmits without an answer, too.
+const DEAF: Duration = Duration::from_millis(2500);
+
+const DEAF_ASKS: u32 = 4;
+
+/// How long a probe may go unanswered at least before a WebSocket is dialled, whose three round trips
+/// are a good part of the time that there is.
+const DIAL: Duration = Duration::from_millis(100);
+
+/// Packets in one run after which a pause is suspicious although nothing of ours is unanswered: the
+/// edge may be the one that waits. Fewer are keep-alives and short requests, not worth a probe each.
+const RUN: u32 = 8;
+
+/// How long an unused WebSocket is kept after UDP has come back.
+const LINGER: Duration = Duration::from_secs(20);

@@ -8,16 +8,6 @@ use super::suspicion::doubt_after;
 use super::{Action, Observation, Selector, silent_after};
 use crate::carrier::{Carrier, Transport};
 
-/// Silence that is death for a WebSocket: TCP repairs losses by itself, slower than QUIC does. Before
-/// that another one is dialled, which replaces the silent one if it is the first to come up.
-const WEBSOCKET_SILENT: Duration = Duration::from_secs(3);
-
-/// How long UDP is probed often after it was left.
-const RARE_AFTER: Duration = Duration::from_secs(20);
-
-/// Probes in a row that must be answered before UDP is used again.
-const CONVINCED: u32 = 5;
-
 impl Selector {
     pub(crate) fn look_from_websocket(&mut self, sight: &Observation, acts: &mut Vec<Action>) {
         let now = sight.now;
@@ -73,3 +63,13 @@ impl Selector {
         convinced.then(|| "udp answers again, moved back".into())
     }
 }
+
+/// Silence that is death for a WebSocket: TCP repairs losses by itself, slower than QUIC does. Before
+/// that another one is dialled, which replaces the silent one if it is the first to come up.
+const WEBSOCKET_SILENT: Duration = Duration::from_secs(3);
+
+/// How long UDP is probed often after it was left.
+const RARE_AFTER: Duration = Duration::from_secs(20);
+
+/// Probes in a row that must be answered before UDP is used again.
+const CONVINCED: u32 = 5;

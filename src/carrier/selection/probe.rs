@@ -6,18 +6,6 @@
 
 use std::io;
 
-/// The smallest datagram that a server answers (RFC 9000 §14.1).
-pub(crate) const FULL_SIZE: usize = 1200;
-
-/// A version that is reserved to be unknown (RFC 9000 §15: `0x?a?a?a?a`).
-const UNKNOWN_VERSION: u32 = 0x5a8a_2a7a;
-
-/// Long header, fixed bit set.
-const FIRST_BYTE: u8 = 0b1100_0000;
-
-/// Length of the connection ids: too long to be guessed by someone who cannot see the probe.
-const ID: usize = 8;
-
 /// One question, told from others by its random id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Probe([u8; ID]);
@@ -65,6 +53,18 @@ impl Probe {
 pub(crate) fn is_version_negotiation(datagram: &[u8]) -> bool {
     matches!(datagram, [first, 0, 0, 0, 0, ..] if first & 0x80 != 0)
 }
+
+/// The smallest datagram that a server answers (RFC 9000 §14.1).
+pub(crate) const FULL_SIZE: usize = 1200;
+
+/// A version that is reserved to be unknown (RFC 9000 §15: `0x?a?a?a?a`).
+const UNKNOWN_VERSION: u32 = 0x5a8a_2a7a;
+
+/// Long header, fixed bit set.
+const FIRST_BYTE: u8 = 0b1100_0000;
+
+/// Length of the connection ids: too long to be guessed by someone who cannot see the probe.
+const ID: usize = 8;
 
 #[cfg(test)]
 mod tests {

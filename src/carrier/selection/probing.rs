@@ -6,14 +6,6 @@ use tokio::time::Instant;
 
 use super::Action;
 
-/// Between probes in suspicion, and between those that confirm an answer.
-pub(crate) const PROBE_FAST: Duration = Duration::from_millis(200);
-
-/// Between probes while UDP does not answer: 1 s at first, then rarer for networks where it is
-/// blocked for good. The former, too, between probes that are answered while the connection is not.
-pub(crate) const PROBE_SLOW: Duration = Duration::from_secs(1);
-pub(crate) const PROBE_RARE: Duration = Duration::from_secs(5);
-
 #[derive(Debug, Default)]
 pub(crate) struct Probing {
     probed: Option<Instant>,
@@ -65,3 +57,12 @@ impl Probing {
         self.in_a_row = 0;
     }
 }
+
+/// Between probes in suspicion, and between those that confirm an answer.
+pub(crate) const PROBE_FAST: Duration = Duration::from_millis(200);
+
+/// Between probes while UDP does not answer: 1 s at first, then rarer for networks where it is
+/// blocked for good. The former, too, between probes that are answered while the connection is not.
+pub(crate) const PROBE_SLOW: Duration = Duration::from_secs(1);
+
+pub(crate) const PROBE_RARE: Duration = Duration::from_secs(5);

@@ -7,9 +7,6 @@ use tokio::time::Instant;
 use super::SILENT;
 use super::probing::{PROBE_FAST, PROBE_SLOW};
 
-/// Silence that raises suspicion: beyond the second repetition of a lost packet on most paths.
-const DOUBT: Duration = Duration::from_millis(400);
-
 /// Since when there is suspicion, and what has been done about it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Suspicion {
@@ -55,3 +52,6 @@ impl Suspicion {
 pub(crate) fn doubt_after(rtt: Duration) -> Duration {
     DOUBT.max(3 * rtt)
 }
+
+/// Silence that raises suspicion: beyond the second repetition of a lost packet on most paths.
+const DOUBT: Duration = Duration::from_millis(400);

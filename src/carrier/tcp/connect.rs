@@ -22,12 +22,6 @@ use super::{happy_eyeballs, options};
 use crate::carrier::PathKind;
 use crate::carrier::agent::websocket_tasks::Io;
 
-/// How long a hop may take: DNS, TCP and TLS repeat lost packets after 1, 2 and 4 s.
-pub(crate) const HOP: Duration = Duration::from_secs(10);
-
-/// The longest head of an answer: far more than any proxy or edge says.
-const HEAD: usize = 16 * 1024;
-
 /// What went wrong on the way to the edge.
 #[derive(Debug, thiserror::Error)]
 pub enum TcpConnectError {
@@ -238,3 +232,9 @@ async fn exchange(io: Box<dyn Io>, request: Request<Empty<Bytes>>) -> hyper::Res
     .await?;
     Ok(Answer::Upgraded(headers, Box::new(TokioIo::new(upgraded))))
 }
+
+/// How long a hop may take: DNS, TCP and TLS repeat lost packets after 1, 2 and 4 s.
+pub(crate) const HOP: Duration = Duration::from_secs(10);
+
+/// The longest head of an answer: far more than any proxy or edge says.
+const HEAD: usize = 16 * 1024;

@@ -10,12 +10,6 @@ use futures_util::stream::FuturesUnordered;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
-/// How long an address is tried alone before the next one joins (RFC 8305 §5).
-pub const STAGGER: Duration = Duration::from_millis(250);
-
-/// Addresses of one host that are tried: two of each family.
-const ADDRESSES: usize = 4;
-
 /// Choose a few of a host's addresses, families alternating, that of the first in front.
 pub fn alternate(found: impl IntoIterator<Item = SocketAddr>) -> Vec<SocketAddr> {
     let found: Vec<_> = found.into_iter().collect();
@@ -68,6 +62,12 @@ async fn attempt(addr: SocketAddr, limit: Duration) -> (SocketAddr, io::Result<T
     let timed_out = || Err(io::ErrorKind::TimedOut.into());
     (addr, connected.unwrap_or_else(|_| timed_out()))
 }
+
+/// How long an address is tried alone before the next one joins (RFC 8305 §5).
+pub const STAGGER: Duration = Duration::from_millis(250);
+
+/// Addresses of one host that are tried: two of each family.
+const ADDRESSES: usize = 4;
 
 #[cfg(test)]
 mod tests {

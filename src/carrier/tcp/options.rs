@@ -8,18 +8,6 @@ use tracing::debug;
 
 use crate::carrier::{CongestionOwner, PathKind};
 
-/// Unsent bytes that the kernel accepts. Its send buffer holds all that is in flight and grows to
-/// megabytes; without this bound so does the queue in front of the network, and quinn cannot see it.
-const UNSENT: u32 = 16 * 1024;
-
-/// The same where visitors read: what is ahead of a slow one waits where it is counted, and not in the
-/// kernel's send buffer, which would take megabytes at once and make the visitor look fast.
-const UNSENT_TO_VISITOR: u32 = 128 * 1024;
-
-/// The same within this machine, where it is the time that the other process takes to get its turn, and
-/// not a network, that must be bridged: as much as is in flight there at least.
-const UNSENT_NEARBY: u32 = 256 * 1024;
-
 /// Ask the kernel for BBR, a congestion control that does not take every loss for a full queue, for a
 /// connection to this address or a listener on it. What a listener has, the connections get that it
 /// accepts.
@@ -122,3 +110,15 @@ fn limit_unsent(tcp: &SockRef, unsent: u32) -> std::io::Result<()> {
     const IN_FLIGHT: usize = 512 * 1024;
     tcp.set_send_buffer_size(IN_FLIGHT + unsent as usize)
 }
+
+/// Unsent bytes that the kernel accepts. Its send buffer holds all that is in flight and grows to
+/// megabytes; without this bound so does the queue in front of the network, and quinn cannot see it.
+const UNSENT: u32 = 16 * 1024;
+
+/// The same where visitors read: what is ahead of a slow one waits where it is counted, and not in the
+/// kernel's send buffer, which would take megabytes at once and make the visitor look fast.
+const UNSENT_TO_VISITOR: u32 = 128 * 1024;
+
+/// The same within this machine, where it is the time that the other process takes to get its turn, and
+/// not a network, that must be bridged: as much as is in flight there at least.
+const UNSENT_NEARBY: u32 = 256 * 1024;

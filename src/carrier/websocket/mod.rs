@@ -35,29 +35,6 @@ use super::{CongestionOwner, PathKind};
 
 use crate::proto::{DATAGRAMS_HEADER, DATAGRAMS_LIMIT, Datagrams, DatagramsError};
 
-/// How long a peer may take until quinn answers something it sent: longer than any handshake that
-/// would still succeed.
-pub(crate) const SPEAK_QUIC_WITHIN: Duration = Duration::from_secs(10);
-
-/// How much longer it may take until a session is authenticated that uses the WebSocket: longer than an
-/// edge waits for a handshake and a hello. One that an agent has opened beside UDP and does not use is
-/// closed as well, and opened again when it is needed.
-const BEGIN_SESSION_WITHIN: Duration = Duration::from_secs(10);
-
-/// How long a WebSocket may bring nothing, up to twice: at least twice what a connection that uses
-/// it survives without a packet, so only those are closed that no connection uses.
-const IDLE: Duration = Duration::from_secs(30);
-
-/// How long a write may make no progress before what is sent here is dropped. Slower than TCP's
-/// first repetitions, as fast as an agent's decision to use the other carrier.
-const STALL: Duration = Duration::from_secs(1);
-
-/// How long a write may make no progress before the WebSocket is given up.
-const STUCK: Duration = Duration::from_secs(30);
-
-/// How long to wait for the close frame to be sent.
-const CLOSE: Duration = Duration::from_secs(1);
-
 /// What is at the other end of a way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerInfo {
@@ -300,3 +277,26 @@ pub(crate) async fn watch(line: &Line) -> Ended {
         }
     }
 }
+
+/// How long a peer may take until quinn answers something it sent: longer than any handshake that
+/// would still succeed.
+pub(crate) const SPEAK_QUIC_WITHIN: Duration = Duration::from_secs(10);
+
+/// How much longer it may take until a session is authenticated that uses the WebSocket: longer than an
+/// edge waits for a handshake and a hello. One that an agent has opened beside UDP and does not use is
+/// closed as well, and opened again when it is needed.
+const BEGIN_SESSION_WITHIN: Duration = Duration::from_secs(10);
+
+/// How long a WebSocket may bring nothing, up to twice: at least twice what a connection that uses
+/// it survives without a packet, so only those are closed that no connection uses.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// How long a write may make no progress before what is sent here is dropped. Slower than TCP's
+/// first repetitions, as fast as an agent's decision to use the other carrier.
+const STALL: Duration = Duration::from_secs(1);
+
+/// How long a write may make no progress before the WebSocket is given up.
+const STUCK: Duration = Duration::from_secs(30);
+
+/// How long to wait for the close frame to be sent.
+const CLOSE: Duration = Duration::from_secs(1);

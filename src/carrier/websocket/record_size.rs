@@ -2,13 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-/// For how long what is written at once keeps the path busy, between these bounds. None of a TLS record can be
-/// read before its end has come: at 1 Mbit/s one of 16 KiB makes the first packet in it wait for 0.13 s.
-const RECORD: Duration = Duration::from_millis(5);
-
-/// Over which time the pace is measured.
-const PACE: Duration = Duration::from_millis(100);
-
 /// How fast packets have come of late.
 pub(crate) struct Pace {
     since: Instant,
@@ -40,6 +33,13 @@ impl Pace {
         }
     }
 }
+
+/// For how long what is written at once keeps the path busy, between these bounds. None of a TLS record can be
+/// read before its end has come: at 1 Mbit/s one of 16 KiB makes the first packet in it wait for 0.13 s.
+const RECORD: Duration = Duration::from_millis(5);
+
+/// Over which time the pace is measured.
+const PACE: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests {

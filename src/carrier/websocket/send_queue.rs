@@ -19,26 +19,6 @@ use super::record_size::Pace;
 use crate::carrier::PathKind;
 use crate::proto::Datagrams;
 
-/// Bytes waiting for the WebSocket before quinn is told to wait.
-///
-/// Short on purpose: what waits here is delay for every small request behind it (4 ms at
-/// 50 Mbit/s). It takes two of quinn's largest transmits, enough to keep the writing task busy.
-const FULL: usize = 24 * 1024;
-
-/// The same within this machine: it moves so much in half a millisecond, and less would have both ends
-/// wait for each other's turns.
-const FULL_NEARBY: usize = 128 * 1024;
-
-/// The longest message, unless one packet is longer: what fits into a TLS record, so that no message waits for
-/// a second one.
-const MESSAGE: usize = 16 * 1024;
-
-/// Bytes that are written at once at most: one TLS record.
-const WRITE: usize = 16 * 1024;
-
-/// The same within this machine, where the calls into the kernel are what costs.
-const WRITE_NEARBY: usize = 64 * 1024;
-
 /// Transmits on their way into one WebSocket.
 pub(crate) struct Queue {
     /// Bytes that may wait. A waiting connection is woken when half of them are left, so that it sends
@@ -218,6 +198,26 @@ impl fmt::Debug for Queue {
             .finish_non_exhaustive()
     }
 }
+
+/// Bytes waiting for the WebSocket before quinn is told to wait.
+///
+/// Short on purpose: what waits here is delay for every small request behind it (4 ms at
+/// 50 Mbit/s). It takes two of quinn's largest transmits, enough to keep the writing task busy.
+const FULL: usize = 24 * 1024;
+
+/// The same within this machine: it moves so much in half a millisecond, and less would have both ends
+/// wait for each other's turns.
+const FULL_NEARBY: usize = 128 * 1024;
+
+/// The longest message, unless one packet is longer: what fits into a TLS record, so that no message waits for
+/// a second one.
+const MESSAGE: usize = 16 * 1024;
+
+/// Bytes that are written at once at most: one TLS record.
+const WRITE: usize = 16 * 1024;
+
+/// The same within this machine, where the calls into the kernel are what costs.
+const WRITE_NEARBY: usize = 64 * 1024;
 
 #[cfg(test)]
 mod tests {

@@ -9,12 +9,6 @@ use http::{
     header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE},
 };
 
-/// Where every HTTP and HTTPS listener of an edge accepts WebSockets that carry packets.
-pub const WEBSOCKET_PATH: &str = "/_qtunnel/connect";
-
-/// The only version of the protocol (RFC 6455 §4.1).
-const VERSION: &str = "13";
-
 /// Why a request does not become a WebSocket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotAWebSocket {
@@ -107,6 +101,12 @@ fn has_token(headers: &HeaderMap, name: http::HeaderName, token: &str) -> bool {
         .flat_map(|line| line.split(','))
         .any(|word| word.trim().eq_ignore_ascii_case(token))
 }
+
+/// Where every HTTP and HTTPS listener of an edge accepts WebSockets that carry packets.
+pub const WEBSOCKET_PATH: &str = "/_qtunnel/connect";
+
+/// The only version of the protocol (RFC 6455 §4.1).
+const VERSION: &str = "13";
 
 #[cfg(test)]
 mod tests {

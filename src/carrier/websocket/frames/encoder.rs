@@ -4,9 +4,6 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{FIN, LENGTH_16, LENGTH_64, MASKED, Role, SHORT, apply, opcode};
 
-/// The longest head of a frame.
-const LONGEST_HEAD: usize = 2 + 8 + 4;
-
 /// Makes frames.
 pub(crate) struct Encoder {
     masks: Option<Box<Masks>>,
@@ -99,3 +96,6 @@ impl Masks {
         Some(self.drawn[self.used - 1])
     }
 }
+
+/// The longest head of a frame.
+const LONGEST_HEAD: usize = 2 + 8 + 4;

@@ -7,9 +7,6 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::{FIN, LENGTH_16, LENGTH_64, MASKED, Role, SHORT, apply, opcode};
 
-/// In the first byte: what no extension of ours uses.
-const RESERVED: u8 = 0x70;
-
 /// What has come from the far end.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Received {
@@ -220,6 +217,9 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         Ok(())
     }
 }
+
+/// In the first byte: what no extension of ours uses.
+const RESERVED: u8 = 0x70;
 
 #[cfg(test)]
 mod tests {

@@ -9,9 +9,6 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
-/// Slices that are handed to the connection at once.
-const SLICES: usize = 16;
-
 /// Write frames, taking off those that are written and counting their bytes, and see that nothing is held back.
 ///
 /// May be dropped between any two polls; `frames` then begins with what is left of the first one.
@@ -48,3 +45,6 @@ fn take_off(frames: &mut VecDeque<Bytes>, mut bytes: usize) {
         frames.pop_front();
     }
 }
+
+/// Slices that are handed to the connection at once.
+const SLICES: usize = 16;

@@ -17,8 +17,6 @@ use super::{Guard, Verdicts};
 use crate::edge::limits::EdgeLimits;
 use crate::edge::visitors::http::violation::Violation;
 
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// A visitor's end of a connection that hyper serves through a guard, over so small a pipe.
 ///
 /// The service says what it got: the status of the violation or 200, method, target, and the body with
@@ -343,3 +341,5 @@ async fn a_request_in_progress_has_no_deadline() {
         .await
         .expect_err("nothing to read");
 }
+
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
