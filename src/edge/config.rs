@@ -1,4 +1,4 @@
-//! What an edge is told.
+//! Configuration of an edge.
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -11,51 +11,53 @@ use ipnet::IpNet;
 use super::limits::EdgeLimits;
 use crate::proto::Secret;
 
-/// How to run an edge.
+/// Configuration of an edge.
 #[derive(Debug, Clone)]
 pub struct EdgeConfig {
-    /// Tunnels are published directly below this domain.
+    /// Domain directly below which tunnels are published.
     pub domain: String,
-    /// Where to listen for visitors in clear text.
+    /// Addresses to listen on for visitors over plain HTTP.
     pub http: Vec<SocketAddr>,
-    /// Where to listen for visitors over TLS.
+    /// Addresses to listen on for visitors over HTTPS.
     pub https: Vec<SocketAddr>,
-    /// Where to listen for agents over UDP. Over WebSockets they come to the visitors' addresses.
+    /// UDP address to listen on for agents; `None` switches UDP off. Agents on WebSockets connect
+    /// to the visitors' addresses.
     pub quic: Option<SocketAddr>,
-    /// What to prove the edge's identity with.
+    /// The certificate that the edge presents.
     pub identity: EdgeIdentity,
-    /// Where to keep what a restarted edge must find again.
+    /// Directory for state that a restarted edge needs: certificates, keys, name reservations.
     pub state_dir: PathBuf,
-    /// The tokens that agents may show; `None` accepts every agent.
+    /// Tokens that agents may present; `None` accepts every agent.
     pub tokens: Option<Vec<Secret>>,
-    /// Proxies in front of the edge, whose word about the visitor is believed.
+    /// Proxies in front of the edge whose `X-Forwarded-For` and `Forwarded` fields are believed.
     pub trusted_proxies: Vec<IpNet>,
-    /// Where visitors reach the edge, if a proxy in front makes that another place than where it
-    /// listens: `https://example.com`. A tunnel's name goes in front of the host.
+    /// URL at which visitors reach the edge, if a proxy in front makes it differ from the listening
+    /// addresses: `https://example.com`. A tunnel's name goes in front of the host.
     pub public_url: Option<Uri>,
-    /// Answer plain HTTP with a redirection to HTTPS.
+    /// Whether to answer plain HTTP with a redirect to HTTPS.
     pub redirect_https: bool,
-    /// How long conversations may go on once the edge is told to stop.
+    /// Time for conversations under way to finish once the edge is asked to stop; then they are
+    /// cut.
     pub grace_period: Duration,
-    /// How long an agent's names stay reserved for it after its session broke.
+    /// Time that an agent's names stay reserved for it after its session was lost.
     pub lease: Duration,
-    /// How long requests wait for an agent that is away.
+    /// Longest time that a request waits for an agent that is away.
     pub hold: Duration,
-    /// Threads that serve: sessions are spread over them, and visitors go where their tunnel's session
-    /// is. One is the fastest for one agent.
+    /// Threads that serve: sessions are spread over them, and a visitor is moved to the thread of
+    /// its tunnel's session. One is the fastest for a single agent.
     pub workers: NonZeroUsize,
-    /// What visitors and agents may use up.
+    /// Resource and time limits for visitors and agents.
     pub limits: EdgeLimits,
 }
 
-/// Where the edge's certificate comes from.
+/// Source of the edge's certificate.
 #[derive(Debug, Clone)]
 pub enum EdgeIdentity {
     /// A certificate issued by a CA that the edge keeps in its state directory.
     LocalCa,
-    /// A chain and its key, in PEM files.
+    /// A certificate chain and its key, in PEM files.
     Files {
-        /// The chain, the edge's own certificate first.
+        /// The chain, leaf certificate first.
         chain: PathBuf,
         /// Its private key.
         key: PathBuf,
@@ -63,7 +65,7 @@ pub enum EdgeIdentity {
 }
 
 impl Default for EdgeConfig {
-    /// A local edge, with nothing but loopback addresses and ports of the system's choice.
+    /// Return a local edge: loopback addresses only, on ports of the system's choice.
     fn default() -> Self {
         let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
         Self {

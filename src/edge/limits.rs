@@ -1,75 +1,76 @@
-//! What visitors and agents may use up.
+//! Resource and time limits for visitors and agents.
 
 use std::time::Duration;
 
-/// What visitors and agents may use up.
+/// Resource and time limits for visitors and agents.
 #[derive(Debug, Clone, Copy)]
 pub struct EdgeLimits {
-    /// Connections of one visitor (an IPv4 address or an IPv6 /64) at the same time.
+    /// Concurrent connections of one visitor (an IPv4 address or an IPv6 /64).
     pub connections_per_visitor: usize,
-    /// Connections of all visitors together.
+    /// Concurrent connections of all visitors together.
     pub connections: usize,
-    /// Sessions of agents at the same time.
+    /// Concurrent sessions of all agents.
     pub sessions: usize,
-    /// Those of the same agent: of all processes that have its identity.
+    /// Concurrent sessions of one agent, counting all processes that share its identity.
     pub sessions_per_agent: usize,
-    /// Connections of agents whose token was not accepted yet, at the same time.
+    /// Concurrent connections of agents whose token has not been accepted yet.
     pub unauthenticated: usize,
-    /// Those from the same address (an IPv4 address or an IPv6 /64).
+    /// Concurrent unauthenticated connections from one address (an IPv4 address or an IPv6 /64).
     pub unauthenticated_per_address: usize,
-    /// WebSockets of agents at the same time.
+    /// Concurrent WebSockets of all agents.
     pub websockets: usize,
     /// Tunnels of one agent.
     pub tunnels_per_agent: u32,
-    /// Requests that wait for their agents to come back, at the same time.
+    /// Requests that wait for their agents to reconnect, at the same time.
     pub held_requests: usize,
-    /// Those that wait for the same tunnel's agent.
+    /// Requests that wait for one tunnel's agent, at the same time.
     pub held_per_tunnel: usize,
-    /// What all of them may take, in bytes of heads and bodies.
+    /// Memory of all waiting requests together, in bytes of heads and bodies.
     pub held_bytes: usize,
     /// Bytes of bodies that may wait for their readers in one session, beyond the 16 KiB that each
-    /// conversation has in any case.
+    /// conversation always has.
     pub session_buffer: u64,
-    /// The same for all sessions together.
+    /// Bytes of bodies that may wait for their readers in all sessions together.
     pub buffer: u64,
-    /// How long a visitor's TLS handshake or an agent's QUIC handshake may take.
+    /// Timeout of a visitor's TLS handshake and of an agent's QUIC handshake.
     pub handshake: Duration,
-    /// How long an agent may take to say who it is.
+    /// Timeout of an agent's hello, once the QUIC handshake is complete.
     pub hello: Duration,
-    /// How long an HTTP/2 visitor may take for the connection preface: its 24 bytes and the SETTINGS.
+    /// Timeout of an HTTP/2 visitor's connection preface: its 24 bytes and the SETTINGS.
     pub preface: Duration,
-    /// How long a visitor may take for a head, once it has begun; over HTTP/2 also for any other frame
-    /// that is not DATA.
+    /// Timeout of a request head, from its first byte; over HTTP/2 also of any other frame but
+    /// DATA.
     pub head: Duration,
-    /// How long a connection may wait for its next request, over HTTP/2 with no stream open. PINGs and
-    /// SETTINGS do not count.
+    /// Idle timeout of a visitor's connection without a request; over HTTP/2, without an open
+    /// stream. PINGs and SETTINGS do not count as activity.
     pub idle: Duration,
-    /// How long a visitor may keep us waiting for the first bytes of a request's body.
+    /// Timeout of the first bytes of a request's body.
     pub body_grace: Duration,
-    /// What a visitor must send of a body on average while we wait for it, in bytes per second: each
-    /// byte buys that much time to wait. What waits for the tunnel or the upstream costs nothing.
+    /// Lowest average rate of a request's body while the edge waits for it, in bytes per second:
+    /// each byte buys that much time to wait. Time spent waiting for the tunnel or the upstream
+    /// does not count.
     pub body_rate: u64,
     /// The most time that bytes can buy, and so the longest pause in the middle of an upload.
     pub body_pause: Duration,
-    /// How long a visitor may take nothing of what is to be written to it: neither acknowledge a byte
-    /// over TCP nor open the window of a stream over HTTP/2.
+    /// Write timeout: how long a visitor may neither acknowledge a byte over TCP nor, over HTTP/2,
+    /// open the window of a stream, while something waits to be written to it.
     pub write_stall: Duration,
-    /// How long nothing may be written to a visitor that has shut down its sending side. One that has
-    /// gone looks the same until something is written.
+    /// Timeout of a half-closed connection on which nothing is written. A visitor that has gone
+    /// looks like one that only shut down its sending side, until something is written.
     pub half_closed: Duration,
-    /// How long what a visitor still sends is read and discarded before its HTTP/1.1 connection is
-    /// closed, so that it can read the answer first.
+    /// Time for which input is read and discarded before an HTTP/1.1 connection is closed, so that
+    /// the visitor can read the response first (lingering close).
     pub linger: Duration,
-    /// How long what a visitor still sends on an HTTP/2 stream is read and discarded after the whole
-    /// answer, before the stream is reset.
+    /// Time for which input on an HTTP/2 stream is read and discarded after the whole response,
+    /// before the stream is reset.
     pub discard: Duration,
-    /// How many bytes of it are discarded on one stream. What is more stays in the stream's window.
+    /// Bytes discarded in this way on one HTTP/2 stream. Any more stay in the stream's window.
     pub discard_bytes: u64,
-    /// How long a visitor may take to read why its connection is refused, or to close an HTTP/2
-    /// connection whose time is over.
+    /// Time for a visitor to read why its connection is refused, or to close an HTTP/2 connection
+    /// after GOAWAY.
     pub farewell: Duration,
-    /// How long an upstream may leave `Expect: 100-continue` without an answer before the body is
-    /// sent all the same. RFC 9110 §10.1.1 leaves it to clients; curl waits one second.
+    /// Time that an upstream may leave `Expect: 100-continue` without an answer before the body is
+    /// sent anyway. RFC 9110 §10.1.1 leaves it to clients; curl waits one second.
     pub expectation: Duration,
 }
 
@@ -96,17 +97,18 @@ impl Default for EdgeLimits {
             idle: Duration::from_secs(75),
             body_grace: Duration::from_secs(10),
             body_rate: 500,
-            // A telephone that changes its network in the middle of an upload.
+            // Long enough for a phone that changes its network in the middle of an upload.
             body_pause: Duration::from_secs(60),
-            // Behind a proxy on the same machine a segment has 64 KiB: the window of one that reads
-            // 1 KB/s opens once in 64 s.
+            // Behind a proxy on the same machine a segment has 64 KiB: a reader at 1 KB/s opens the
+            // window once in 64 s.
             write_stall: Duration::from_secs(90),
-            // Scripts half-close (`nc -N`), browsers never do; and an upstream should not work for long
-            // for nobody.
+            // Scripts half-close (`nc -N`), browsers never do; and an upstream should not work for
+            // long for a client that is gone.
             half_closed: Duration::from_secs(10),
-            // Several round trips on a bad network, and too short to be worth holding connections with.
+            // Several round trips on a bad network, and too short to be useful for holding
+            // connections open.
             linger: Duration::from_secs(5),
-            // Nothing is lost by the reset, as long as it comes behind the answer.
+            // The reset loses nothing as long as it follows the response.
             discard: Duration::from_secs(1),
             discard_bytes: 16 << 20,
             farewell: Duration::from_secs(2),

@@ -36,7 +36,7 @@ use super::visitors::connection_limit::Crowd;
 use super::visitors::http::failure_log::Failures;
 use super::workers::{WorkerThreads, Workers};
 use crate::auth::Tokens;
-use crate::carrier::Paths;
+use crate::carrier::PathCache;
 #[cfg(unix)]
 use crate::carrier::{EdgeKeys, SharedUdp};
 use crate::proto::Close;
@@ -52,25 +52,27 @@ pub struct Edge {
     tokens: Tokens,
     registry: Registry,
     workers: Workers,
-    crew: WorkerThreads,
-    /// Where a successor would come.
+    worker_threads: WorkerThreads,
+    /// Accepts a successor process, if this edge can hand over.
     #[cfg(unix)]
-    door: Option<HandoverListener>,
+    handover_listener: Option<HandoverListener>,
 }
 
 impl Edge {
-    /// Do all that can fail: load or make certificates, bind addresses.
+    /// Bind an edge: load or create certificates, and bind addresses. Everything that can fail
+    /// happens here.
     ///
     /// # Errors
-    /// [`BindError`] names the file or address.
+    /// [`BindError`] names the file or address at fault.
     pub async fn bind(config: EdgeConfig) -> Result<Self, BindError> {
         Self::bind_on(config, Sockets::default()).await
     }
 
-    /// Bind as [`bind`](Self::bind) does, but use these sockets where their addresses are wanted.
+    /// Bind as [`bind`](Self::bind) does, but use these sockets for the configured addresses that
+    /// they are bound to.
     ///
     /// # Errors
-    /// [`BindError`] names the file or address.
+    /// [`BindError`] names the file or address at fault.
     pub async fn bind_on(config: EdgeConfig, mut sockets: Sockets) -> Result<Self, BindError> {
         let state = StateDir::open(&config.state_dir)?;
         let keys = reset_keys::open(&state)?;
@@ -78,43 +80,43 @@ impl Edge {
             Listening::start(config, identity, keys, &mut sockets)
         })?;
         for addr in sockets.addrs() {
-            warn!(%addr, "a socket that was passed is for no address of ours");
+            warn!(%addr, "ignoring an inherited socket that matches no configured address");
         }
         #[cfg(unix)]
-        let edge = edge.open_door(&state, keys, HandoverListener::open);
+        let edge = edge.listen_for_successor(&state, keys, HandoverListener::open);
         Ok(edge)
     }
 
-    /// Bind, and take the addresses and agents over from the edge that runs with the same state
-    /// directory. From then on that one drains. Until this returns without an error, it serves on as
-    /// if nothing had happened.
+    /// Bind, and take addresses and agents over from the edge that runs with the same state
+    /// directory (hot restart). That edge then drains. Until this returns without an error, it
+    /// keeps serving undisturbed.
     ///
     /// # Errors
-    /// [`BindError::Handover`] if there is no such edge or it does not hand over; otherwise the file
-    /// or address that does not work.
+    /// [`BindError::Handover`] if there is no such edge or it refuses to hand over; otherwise an
+    /// error that names the file or address at fault.
     #[cfg(unix)]
     pub async fn take_over(config: EdgeConfig) -> Result<Self, BindError> {
         let state = StateDir::open(&config.state_dir)?;
-        let mut inheritance = Takeover::ask(&state).await?;
+        let mut takeover = Takeover::ask(&state).await?;
         let keys = reset_keys::open(&state)?.with_other_ids();
         let mut edge = Self::prepare(config, &state, |config, identity| {
-            Listening::inherit(config, identity, keys, &mut inheritance)
+            Listening::inherit(config, identity, keys, &mut takeover)
         })?;
-        inheritance.accept().await?;
+        takeover.accept().await?;
 
-        // Nothing may fail any more: the addresses are ours.
-        edge.listening.begin();
+        // Nothing below may fail: the addresses are ours now.
+        edge.listening.start_reading();
         match open_registry(&edge.config, &state) {
-            // Now that its last word is written.
+            // Read again, now that the old process has flush the file for the last time.
             Ok(registry) => edge.registry = registry,
-            Err(err) => warn!(%err, "names are not kept for the agents of before"),
+            Err(err) => warn!(%err, "cannot restore name reservations, agents of the old edge may lose their names"),
         }
-        if let Err(err) = reset_keys::keep(&state, keys) {
+        if let Err(err) = reset_keys::save(&state, keys) {
             let err = err.to_string();
-            warn!(err, "agents will need longer to come back after a crash");
+            warn!(err, "cannot save the QUIC keys, after a crash agents will take longer to reconnect");
         }
-        Ok(edge.open_door(&state, keys, |state, estate| {
-            HandoverListener::replace(state, estate).map(Some)
+        Ok(edge.listen_for_successor(&state, keys, |state, handover_state| {
+            HandoverListener::replace(state, handover_state).map(Some)
         }))
     }
 
@@ -139,7 +141,7 @@ impl Edge {
             .for_each(|token| tokens.add(token));
 
         let registry = open_registry(&config, state)?;
-        let (workers, crew) = Workers::start(config.workers).map_err(|err| {
+        let (workers, worker_threads) = Workers::start(config.workers).map_err(|err| {
             let count = config.workers;
             BindError::Workers { count, err }
         })?;
@@ -151,15 +153,15 @@ impl Edge {
             tokens,
             registry,
             workers,
-            crew,
+            worker_threads,
             #[cfg(unix)]
-            door: None,
+            handover_listener: None,
         })
     }
 
-    /// Let a successor in. An edge that cannot do that serves all the same.
+    /// Listen for a successor process. An edge that cannot do so serves nevertheless.
     #[cfg(unix)]
-    fn open_door(
+    fn listen_for_successor(
         mut self,
         state: &StateDir,
         keys: EdgeKeys,
@@ -168,34 +170,34 @@ impl Edge {
         if !handover::SUPPORTED {
             return self;
         }
-        let estate = self.listening.estate(keys, self.registry.clone());
-        self.door = match estate.and_then(|estate| open(state, estate)) {
+        let handover_state = self.listening.handover_state(keys, self.registry.clone());
+        self.handover_listener = match handover_state.and_then(|handover_state| open(state, handover_state)) {
             Ok(None) => {
                 info!(
-                    "another edge runs with this state directory, and a successor would be its own"
+                    "another edge runs with this state directory, only that one can be taken over"
                 );
                 None
             }
-            Ok(door) => door,
+            Ok(handover_listener) => handover_listener,
             Err(err) => {
-                warn!(%err, "no other process will be able to take over from this one");
+                warn!(%err, "this edge cannot be taken over by a successor");
                 None
             }
         };
         self
     }
 
-    /// Return where visitors connect in clear text.
+    /// Return the addresses on which visitors connect over plain HTTP.
     pub fn http_addrs(&self) -> &[SocketAddr] {
         &self.listening.addrs.http
     }
 
-    /// Return where visitors connect over TLS.
+    /// Return the addresses on which visitors connect over HTTPS.
     pub fn https_addrs(&self) -> &[SocketAddr] {
         &self.listening.addrs.https
     }
 
-    /// Return where agents connect over UDP.
+    /// Return the addresses on which agents connect over UDP: none or one.
     pub fn quic_addrs(&self) -> &[SocketAddr] {
         self.listening.addrs.quic.as_slice()
     }
@@ -210,18 +212,19 @@ impl Edge {
         &self.config.state_dir
     }
 
-    /// Report whether the certificate is one of the authority in the state directory.
+    /// Report whether the certificate was issued by the local CA in the state directory.
     pub fn has_local_ca(&self) -> bool {
         matches!(self.config.identity, EdgeIdentity::LocalCa)
     }
 
-    /// Report whether agents most likely recognise this edge without a pin: whether this machine's
-    /// own certificate authorities vouch for it.
+    /// Report whether agents most likely trust this edge without a pin, which they do if this
+    /// machine's own certificate authorities vouch for it.
     pub fn is_publicly_trusted(&self) -> bool {
         self.identity.is_publicly_trusted(&self.config.domain)
     }
 
-    /// Serve agents and visitors until `shutdown`, then drain for as long as the grace period.
+    /// Serve agents and visitors until `shutdown` resolves, then drain for at most the grace
+    /// period.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
         let registry = self.registry;
         #[cfg(unix)]
@@ -242,7 +245,7 @@ impl Edge {
             socket: self.listening.socket,
             quic: self.listening.quic,
             nearby: self.listening.nearby,
-            paths: Paths::default(),
+            paths: PathCache::default(),
             tokens: self.tokens,
             limits: self.config.limits,
             unauthenticated: Unauthenticated::new(&self.config.limits),
@@ -277,17 +280,17 @@ impl Edge {
 
         let mut sessions = JoinSet::new();
         sessions.spawn(agents.clone().accept(self.listening.endpoint.clone()));
-        let written = CancellationToken::new();
-        let mut keeper = JoinSet::new();
-        keeper.spawn(registry.keep(written.clone()));
-        // Ends with this function.
+        let flush = CancellationToken::new();
+        let mut lease_writer = JoinSet::new();
+        lease_writer.spawn(registry.write_loop(flush.clone()));
+        // Aborted when this function returns.
         let _reporting = AbortOnDropHandle::new(tokio::spawn(failures.report()));
         let mut listeners = JoinSet::new();
         for listener in self.listening.listeners {
             listeners.spawn(visitors.clone().accept(listener));
         }
         #[cfg(unix)]
-        let (handed_over, orphaned) = (handed_over(self.door, &carriers), orphaned(udp));
+        let (handed_over, orphaned) = (handed_over(self.handover_listener, &carriers), orphaned(udp));
         #[cfg(not(unix))]
         let (handed_over, orphaned) = (pending::<()>(), pending::<()>());
         let mut shutdown = pin!(shutdown);
@@ -297,50 +300,51 @@ impl Edge {
             () = handed_over => draining.hand_over(),
         }
 
-        // The order: no new visitors; agents hear of it; conversations under way end, or are cut
-        // when the grace period is over; then the agents' connections are closed.
-        info!(grace = ?self.config.grace_period, successor = draining.is_succeeded(), "draining");
+        // Order of shutdown: refuse new visitors; announce it to the agents; let conversations
+        // finish, or cut them when the grace period is over; close the agents' connections.
+        info!(grace = ?self.config.grace_period, successor = draining.has_successor(), "draining");
         upgrades.close();
         let drained = async {
             while listeners.join_next().await.is_some() {}
             upgrades.wait().await;
         };
-        let shutdown = draining.is_succeeded().then_some(shutdown);
+        let shutdown = draining.has_successor().then_some(shutdown);
         drain(drained, self.config.grace_period, shutdown, orphaned).await;
         closing.cancel();
         listeners.shutdown().await;
         self.listening
             .endpoint
             .close(Close::Done.code(), b"the edge stops");
-        // So that the agents hear of it; one that does not answer is not waited for.
-        let _ = tokio::time::timeout(FAREWELL, self.listening.endpoint.wait_idle()).await;
+        // Give the agents time to receive the close; do not wait for one that does not respond.
+        let _ = timeout(CLOSE_TIMEOUT, self.listening.endpoint.wait_idle()).await;
         carriers.end.cancel();
         carriers.pumps.close();
         carriers.pumps.wait().await;
         sessions.shutdown().await;
-        written.cancel();
-        let kept = async { while keeper.join_next().await.is_some() {} };
-        if timeout(LAST_WRITE, kept).await.is_err() {
-            warn!("the state directory does not answer: names may not be kept");
+        flush.cancel();
+        let written = async { while lease_writer.join_next().await.is_some() {} };
+        if timeout(FINAL_WRITE_TIMEOUT, written).await.is_err() {
+            warn!("the state directory does not respond, name reservations may be lost");
         }
-        drop(self.crew);
+        drop(self.worker_threads);
         debug!("closed");
     }
 }
 
 fn open_registry(config: &EdgeConfig, state: &StateDir) -> Result<Registry, StateError> {
-    let (lease_file, kept) = LeaseFile::open(state.clone())?;
-    Ok(Registry::new(config.lease, lease_file, kept))
+    let (lease_file, restored) = LeaseFile::open(state.clone())?;
+    Ok(Registry::new(config.lease, lease_file, restored))
 }
 
-/// Wait for what is under way, but not for ever.
+/// Wait for `conversations`, until the grace period is over, the successor is gone or `shutdown`
+/// resolves a second time.
 async fn drain(
     conversations: impl Future<Output = ()>,
     grace: Duration,
     shutdown: Option<impl Future<Output = ()>>,
     orphaned: impl Future<Output = ()>,
 ) {
-    // It has no further effect, but may arrange for that of the next signal.
+    // A second signal needs no other effect here, but polling may install its handler.
     let stopped = async {
         if let Some(shutdown) = shutdown {
             shutdown.await;
@@ -349,24 +353,24 @@ async fn drain(
     };
     tokio::select! {
         drained = timeout(grace, conversations) => if drained.is_err() {
-            warn!("the grace period is over, cutting what is left");
+            warn!("the grace period is over, cutting the conversations that are left");
         },
-        () = orphaned => warn!("the successor is gone, cutting what is left"),
+        () = orphaned => warn!("the successor is gone, cutting the conversations that are left"),
         () = stopped => {}
     }
 }
 
-/// Wait until a successor is in charge, and let our agents' WebSockets come from it. Dropped, it closes
-/// the door, whose copies of the listeners would keep the addresses in use.
+/// Wait until a successor has taken over, and receive our agents' WebSockets from it. When dropped,
+/// it closes the handover listener, whose copies of the sockets would keep the addresses in use.
 #[cfg(unix)]
-async fn handed_over(door: Option<HandoverListener>, carriers: &Carriers) {
-    match door {
-        Some(door) => carriers.receive(door.hand_over().await),
+async fn handed_over(handover_listener: Option<HandoverListener>, carriers: &Carriers) {
+    match handover_listener {
+        Some(handover_listener) => carriers.receive(handover_listener.hand_over().await),
         None => pending().await,
     }
 }
 
-/// Wait until the successor is gone.
+/// Wait until the successor process is gone.
 #[cfg(unix)]
 async fn orphaned(udp: Option<Arc<SharedUdp>>) {
     match udp {
@@ -375,19 +379,19 @@ async fn orphaned(udp: Option<Arc<SharedUdp>>) {
     }
 }
 
-/// How long to wait for agents to acknowledge that the edge stops.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// Timeout for agents to acknowledge that the edge closes their connections.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long the last write to the state directory may take. Its disk may never answer.
-const LAST_WRITE: Duration = Duration::from_secs(2);
+/// Timeout of the final write to the state directory: its disk may never respond.
+const FINAL_WRITE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The edge cannot start.
+/// Reason why an edge cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    /// The state directory does not work.
+    /// The state directory cannot be used.
     #[error(transparent)]
     State(#[from] StateError),
-    /// The local CA does not work.
+    /// The local CA cannot be used.
     #[error(transparent)]
     Ca(#[from] CaError),
     /// The certificate or its key cannot be used.
@@ -396,16 +400,16 @@ pub enum BindError {
     /// An address cannot be listened on.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// The system has no more threads.
+    /// The system cannot start so many threads.
     #[error("cannot start {count} worker threads; ask for fewer")]
     Workers {
-        /// How many were wanted.
+        /// Number of workers that the configuration asks for.
         count: NonZeroUsize,
-        /// What the system says.
+        /// The system's error.
         #[source]
         err: std::io::Error,
     },
-    /// The running edge cannot be succeeded.
+    /// The running edge cannot be taken over.
     #[cfg(unix)]
     #[error(transparent)]
     Handover(#[from] HandoverError),

@@ -1,4 +1,4 @@
-//! Whether the edge takes leave, and of whom.
+//! Shutdown state: draining or not, and whether a successor has taken over.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,50 +6,51 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-/// The beginning of the end, for all who have to know.
+/// Shutdown state, shared by everything that has to react to it.
 #[derive(Debug, Clone, Default)]
 pub struct Draining {
-    begun: CancellationToken,
-    succeeded: Arc<AtomicBool>,
+    started: CancellationToken,
+    handed_over: Arc<AtomicBool>,
 }
 
 impl Draining {
-    /// Stop: there will be nobody here.
+    /// Start draining; no other process takes over.
     pub fn stop(&self) {
-        self.begun.cancel();
+        self.started.cancel();
     }
 
-    /// Leave the addresses to a successor.
+    /// Start draining; a successor serves the addresses from now on.
     pub fn hand_over(&self) {
-        self.succeeded.store(true, Ordering::Release);
-        self.begun.cancel();
+        self.handed_over.store(true, Ordering::Release);
+        self.started.cancel();
     }
 
-    /// Wait for the beginning.
-    pub async fn begun(&self) {
-        self.begun.cancelled().await;
+    /// Wait until draining starts.
+    pub async fn started(&self) {
+        self.started.cancelled().await;
     }
 
-    /// Report whether it has begun.
-    pub fn has_begun(&self) -> bool {
-        self.begun.is_cancelled()
+    /// Report whether draining has started.
+    pub fn has_started(&self) -> bool {
+        self.started.is_cancelled()
     }
 
-    /// Report whether there is a successor.
-    pub fn is_succeeded(&self) -> bool {
-        self.succeeded.load(Ordering::Acquire)
+    /// Report whether a successor has taken over.
+    pub fn has_successor(&self) -> bool {
+        self.handed_over.load(Ordering::Acquire)
     }
 
-    /// Return how long an idle connection of HTTP/1.1 is kept once draining has begun. A visitor may
-    /// be sending a request on it in this moment, which would be lost. With a successor there is the
-    /// time to answer that one, and to say that the connection ends with it.
+    /// Return how long an idle HTTP/1.1 connection is kept once draining has started. A visitor may
+    /// be sending a request on it at this moment, which a close would lose. With a successor in
+    /// place there is time to answer that request and to announce the end of the connection with
+    /// it.
     pub fn idle_grace(&self) -> Duration {
-        match self.is_succeeded() {
-            true => PATIENCE,
+        match self.has_successor() {
+            true => IDLE_GRACE,
             false => Duration::ZERO,
         }
     }
 }
 
-/// Visitors who are in the middle of something use their connections more often than this.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Longer than the gaps between requests of a visitor that is actively browsing.
+const IDLE_GRACE: Duration = Duration::from_secs(5);

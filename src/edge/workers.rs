@@ -1,8 +1,8 @@
-//! The threads of an edge.
+//! The worker threads of an edge.
 //!
-//! Each has a runtime of its own and nothing to do with the others: a session stays on one of them,
-//! and visitors of its tunnels are brought there, so that no request waits for another thread's lock
-//! or wakes one up. Where there is one worker, it is the thread that everything begins on.
+//! Each has its own single-threaded runtime: a session stays on one of them, and visitors of its
+//! tunnels are moved there, so that no request waits for another thread's lock or wakes another
+//! thread. With one worker, it is the thread that everything starts on.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::runtime::runtime;
 
-/// Where work may go.
+/// The runtimes that work may be spawned on.
 #[derive(Debug, Clone)]
 pub struct Workers(Arc<[Worker]>);
 
@@ -25,51 +25,52 @@ struct Worker {
     sessions: AtomicUsize,
 }
 
-/// The threads besides the first one. They end when this is dropped, with all that still runs there.
+/// The worker threads besides the first one. Dropping this stops them, with everything that still
+/// runs there.
 #[derive(Debug)]
 pub struct WorkerThreads {
     threads: Vec<JoinHandle<()>>,
-    end: CancellationToken,
+    stop: CancellationToken,
 }
 
 impl Workers {
-    /// Start so many, of which this thread is the first.
+    /// Start `count` workers; the calling thread is the first of them.
     ///
     /// # Errors
-    /// If the system has no more threads.
+    /// Returns the system's error if it cannot start another thread or runtime.
     pub fn start(count: NonZeroUsize) -> io::Result<(Self, WorkerThreads)> {
-        let end = CancellationToken::new();
-        let mut crew = WorkerThreads {
+        let stop = CancellationToken::new();
+        let mut worker_threads = WorkerThreads {
             threads: Vec::new(),
-            end: end.clone(),
+            stop: stop.clone(),
         };
         let mut runtimes = vec![Handle::current()];
         for number in 1..count.get() {
             let runtime = runtime()?;
             runtimes.push(runtime.handle().clone());
-            let end = end.clone();
+            let stop = stop.clone();
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{number}"))
                 .spawn(move || {
-                    runtime.block_on(end.cancelled());
-                    // Without waiting for what blocks.
+                    runtime.block_on(stop.cancelled());
+                    // Do not wait for blocking tasks.
                     runtime.shutdown_background();
                 })?;
-            crew.threads.push(thread);
+            worker_threads.threads.push(thread);
         }
         let workers = runtimes.into_iter().map(|runtime| Worker {
             runtime,
             sessions: AtomicUsize::new(0),
         });
-        Ok((Self(workers.collect()), crew))
+        Ok((Self(workers.collect()), worker_threads))
     }
 
-    /// Report whether there is no choice.
+    /// Report whether there is only one worker.
     pub fn is_one(&self) -> bool {
         self.0.len() == 1
     }
 
-    /// Take a place for a session where there are fewest.
+    /// Reserve a slot for a session on the worker that has the fewest.
     pub fn slot(&self) -> WorkerSlot {
         let sessions = |number: &usize| self.0[*number].sessions.load(Ordering::Relaxed);
         let worker = (0..self.0.len()).min_by_key(sessions).unwrap_or(0);
@@ -80,22 +81,22 @@ impl Workers {
         }
     }
 
-    /// Return what runs the work of that worker.
+    /// Return the runtime of a worker.
     pub fn runtime(&self, worker: usize) -> &Handle {
         &self.0[worker].runtime
     }
 }
 
-/// A session's place, until it is dropped.
+/// A session's slot on a worker, freed when this is dropped.
 #[derive(Debug)]
 pub struct WorkerSlot {
     workers: Workers,
-    /// The number of the worker.
+    /// Index of the worker.
     pub worker: usize,
 }
 
 impl WorkerSlot {
-    /// Return what runs the session.
+    /// Return the runtime that the session runs on.
     pub fn runtime(&self) -> &Handle {
         self.workers.runtime(self.worker)
     }
@@ -111,9 +112,9 @@ impl Drop for WorkerSlot {
 
 impl Drop for WorkerThreads {
     fn drop(&mut self) {
-        self.end.cancel();
+        self.stop.cancel();
         for thread in self.threads.drain(..) {
-            // It says itself when it panics.
+            // A panic has been reported by the thread itself.
             let _ = thread.join();
         }
     }

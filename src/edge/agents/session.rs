@@ -14,7 +14,7 @@ use super::session_limit::{CountedSession, Sessions};
 use super::unauthenticated::{Admission, Attempt, Place, Unauthenticated};
 use crate::auth::{Name, NameError, Tokens};
 use crate::carrier::{
-    AGENT_STREAMS, Carrier, Duplicator, EdgeSocket, PathKind, PathMemory, Paths,
+    AGENT_STREAMS, Carrier, Duplicator, EdgeSocket, PathKind, PathMemory, PathCache,
     SharedCongestionOwner, Transmitter, alpn, edge_transport, session_window,
 };
 use crate::edge::limits::EdgeLimits;
@@ -40,7 +40,7 @@ pub struct Agents {
     /// QUIC's settings for agents on this machine.
     pub nearby: Arc<ServerConfig>,
     /// What is known of the ways to agents.
-    pub paths: Paths,
+    pub paths: PathCache,
     pub tokens: Tokens,
     pub limits: EdgeLimits,
     pub unauthenticated: Unauthenticated,
@@ -105,7 +105,7 @@ impl Agents {
 
     async fn serve(self: Arc<Self>, incoming: Incoming, slot: WorkerSlot, place: Place) {
         let way = self.socket.carrier(incoming.remote_address());
-        let is_near = way.is_some_and(|way| way.peer.reach == PathKind::Loopback);
+        let is_near = way.is_some_and(|way| way.peer.path_kind == PathKind::Loopback);
         let congestion_owner = SharedCongestionOwner::default();
         let agent = self.socket.udp_address(incoming.remote_address());
         let path = agent
@@ -115,7 +115,7 @@ impl Agents {
             true => self.nearby.clone(),
             false => self.quic_for(&congestion_owner, &path),
         };
-        let (accepted, transmitter) = Transmitter::of(|| incoming.accept_with(config));
+        let (accepted, transmitter) = Transmitter::capture(|| incoming.accept_with(config));
         let connecting = match accepted {
             Ok(connecting) => connecting,
             Err(err) => return debug!(%err, "no handshake"),
@@ -171,13 +171,13 @@ impl Agents {
         };
         // From here on it is no stranger's any more.
         drop(place);
-        self.socket.joined(connection.remote_address());
+        self.socket.session_started(connection.remote_address());
         let claims = match self.admit(&hello, owner, way).await {
             Ok(claims) => claims,
             Err(refusal) => return self.refuse(control, connection, refusal).await,
         };
         if let Some(agent) = self.socket.udp_address(connection.remote_address()) {
-            self.paths.keep(agent, way.path);
+            self.paths.store(agent, way.path);
         }
         self.registry.saved().await;
         // From here on the agent may use what a session may.
@@ -444,7 +444,7 @@ impl Session<'_> {
                     continue;
                 }
                 () = self.way.flow.tail_probe_due() => {
-                    self.way.duplicator.repeat();
+                    self.way.duplicator.resend_tail();
                     control.send(&EdgeMessage::Nothing).await?;
                     continue;
                 }
@@ -484,7 +484,7 @@ impl Session<'_> {
     /// it says something.
     fn look_at_carrier(&self) {
         let (socket, remote) = (&self.agents.socket, self.way.connection.remote_address());
-        socket.joined(remote);
+        socket.session_started(remote);
         let carrier = socket.carrier(remote);
         let congestion = carrier.map(|way| way.peer.congestion);
         self.way

@@ -23,8 +23,8 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug};
 
 use crate::carrier::{
-    CongestionOwner, EdgeSocket, NotAWebSocket, PathKind, PeerInfo, check_extended_connect,
-    congestion_control, shorten_send_queue, upgrade_response,
+    CongestionOwner, EdgeSocket, UpgradeError, PathKind, PeerInfo, check_extended_connect,
+    congestion_owner, limit_send_queue, upgrade_response,
 };
 #[cfg(unix)]
 use crate::carrier::{PassedWebSocket, PassedWebSockets, Predecessors};
@@ -105,12 +105,12 @@ impl Carriers {
             *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
             upgrade_response(&parts.headers)
         } else {
-            Err(NotAWebSocket::NoUpgrade)
+            Err(UpgradeError::NoUpgrade)
         };
         let (headers, on_upgrade) = match (headers, parts.extensions.remove::<OnUpgrade>()) {
             (Ok(headers), Some(on_upgrade)) => (headers, on_upgrade),
             (headers, _) => {
-                let refusal = headers.err().unwrap_or(NotAWebSocket::NoUpgrade);
+                let refusal = headers.err().unwrap_or(UpgradeError::NoUpgrade);
                 *response.status_mut() = refusal.status();
                 *response.headers_mut() = refusal.required();
                 return response;
@@ -128,12 +128,12 @@ impl Carriers {
                 // SAFETY: `upgraded` owns the connection, whose socket is therefore open.
                 let tcp = unsafe { tcp.borrow() };
                 let way = match is_direct {
-                    true => (PathKind::of(peer), congestion_control(&tcp, peer)),
+                    true => (PathKind::of(peer), congestion_owner(&tcp, peer)),
                     // It is often on the same machine, and the agent never is.
-                    false => (PathKind::Network, CongestionOwner::Ours),
+                    false => (PathKind::Network, CongestionOwner::Quic),
                 };
                 // Packets must not grow old in the kernel's queue.
-                shorten_send_queue(&tcp, way.0);
+                limit_send_queue(&tcp, way.0);
                 way
             };
             let (socket, io) = (&carriers.socket, TokioIo::new(upgraded));

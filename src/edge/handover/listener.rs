@@ -113,7 +113,7 @@ impl HandoverListener {
         let HandoverState { udp, registry, .. } = &self.estate;
         registry.retire().await;
         if let Some(udp) = udp {
-            udp.give_over(successor);
+            udp.hand_over(successor);
         }
         let told = channel.say(&Message::Granted, &[]).await;
         if told.is_err() {
@@ -132,8 +132,8 @@ impl HandoverListener {
         descriptors.extend(self.estate.sockets.iter().map(OwnedFd::as_fd));
         descriptors.extend(lines.iter().map(OwnedFd::as_fd));
         let mut before = Vec::new();
-        for predecessor in self.estate.predecessors.living().iter() {
-            let (id, lines) = predecessor.introduce();
+        for predecessor in self.estate.predecessors.alive().iter() {
+            let (id, lines) = predecessor.handover_parts();
             ids.push(id);
             for line in lines {
                 before.push(line.try_clone_to_owned()?);

@@ -259,7 +259,7 @@ fn bound(
     let tcp = listen(sockets.take_tcp(addr));
     let local = tcp.and_then(|tcp| Ok((tcp.local_addr()?, tcp)));
     let (addr, tcp) = local.map_err(|err| ListenError::new("TCP", addr, err))?;
-    carrier::ask_for_bbr(&tcp, addr);
-    carrier::shorten_visitors_queues(&tcp);
+    carrier::request_bbr(&tcp, addr);
+    carrier::limit_visitor_send_queues(&tcp);
     Ok((tcp, addr))
 }
