@@ -35,16 +35,16 @@ mod udp_socket;
 mod websocket;
 mod writable;
 
-pub use self::agent::check::{SMALLEST_FULL_PACKET, UDP_ANSWER, ask_over_udp};
+pub use self::agent::check::{MIN_INITIAL_DATAGRAM, UDP_ANSWER_TIMEOUT, probe_over_udp};
 pub use self::agent::dial::{DialConfig, Dialed, dial};
 pub use self::agent::dial_error::{AttemptError, DialError};
 pub use self::agent::driver::{CarrierState, Driver};
-pub use self::congestion::{CongestionOwner, PathMemory, Paths, SharedCongestionOwner};
+pub use self::congestion::{CongestionOwner, PathMemory, PathCache, SharedCongestionOwner};
 pub use self::duplicate::duplicator::Duplicator;
 pub use self::duplicate::transmitter::Transmitter;
 pub use self::edge::endpoint::{EdgeKeys, bind_edge_udp, edge_endpoint, edge_udp};
 pub use self::edge::socket::EdgeSocket;
-pub use self::flush::all_delivered;
+pub use self::flush::wait_until_delivered;
 #[cfg(unix)]
 pub use self::handover::passed_websocket::{PassedWebSocket, PassedWebSockets};
 #[cfg(unix)]
@@ -58,7 +58,7 @@ pub use self::handover::successor::Successor;
 pub use self::subnet::subnet;
 pub use self::tcp::happy_eyeballs::{alternate as alternate_families, connect as connect_to_first};
 pub use self::tcp::options::{
-    ask_for_bbr, congestion_control, shorten_send_queue, shorten_visitors_queues, unacknowledged,
+    request_bbr, congestion_owner, limit_send_queue, limit_visitor_send_queues, unacknowledged,
 };
 pub use self::tcp::outer_tls::outer_tls;
 pub use self::tcp::proxy::Proxy;
@@ -67,7 +67,7 @@ pub use self::transport::{
 };
 pub use self::websocket::PeerInfo;
 pub use self::websocket::upgrade::{
-    NotAWebSocket, WEBSOCKET_PATH, check_extended_connect, upgrade_response,
+    UpgradeError, WEBSOCKET_PATH, check_extended_connect, upgrade_response,
 };
 
 #[cfg(test)]

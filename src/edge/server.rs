@@ -29,7 +29,7 @@ use super::listen::sockets::Sockets;
 use super::listen::urls::Urls;
 use super::names::lease_file::LeaseFile;
 use super::names::registry::Registry;
-use super::names::waiting::Hold;
+use super::names::waiting::WaitingRequests;
 use super::shutdown::Draining;
 use super::visitors::accept::Visitors;
 use super::visitors::connection_limit::Crowd;
@@ -107,7 +107,7 @@ impl Edge {
         // Nothing below may fail: the addresses are ours now.
         edge.listening.start_reading();
         match open_registry(&edge.config, &state) {
-            // Read again, now that the old process has flush the file for the last time.
+            // Read again, now that the old process has written the file for the last time.
             Ok(registry) => edge.registry = registry,
             Err(err) => warn!(%err, "cannot restore name reservations, agents of the old edge may lose their names"),
         }
@@ -258,7 +258,7 @@ impl Edge {
         });
         let failures = Failures::default();
         let visitors = Arc::new(Visitors {
-            hold: Hold::new(registry.clone(), self.config.hold, &self.config.limits),
+            waiting: WaitingRequests::new(registry.clone(), self.config.hold, &self.config.limits),
             domain: self.config.domain.to_ascii_lowercase(),
             limits: self.config.limits,
             crowd: Crowd::default(),

@@ -24,10 +24,10 @@ use super::udp_route::UdpRoute;
 use crate::carrier::duplicate::saved_transmit::SavedTransmit;
 use crate::carrier::duplicate::send_log::SendLog;
 use crate::carrier::gso_limit::send_over_udp;
-use crate::carrier::receive_queue::{Arrival, Inbox};
-use crate::carrier::selection::evidence::{Clock, Seen};
+use crate::carrier::receive_queue::{ReceivedPackets, ReceiveQueue};
+use crate::carrier::selection::receive_monitor::{ReceiveActivity, ReceiveMonitor};
 use crate::carrier::selection::probe::Probe;
-use crate::carrier::websocket::Line;
+use crate::carrier::websocket::WebSocketLink;
 use crate::carrier::writable::{WriteGate, note_blocked};
 use crate::carrier::{Carrier, CongestionOwner, SharedCongestionOwner};
 use crate::proto::DATAGRAMS_COUNT;
@@ -35,28 +35,28 @@ use crate::proto::DATAGRAMS_COUNT;
 /// Both carriers of one connection.
 pub(crate) struct Switch {
     routes: RwLock<Routes>,
-    inbox: Inbox,
-    arrivals: mpsc::Sender<Arrival>,
-    udp: Clock,
-    websocket: Clock,
+    receive_queue: ReceiveQueue,
+    arrivals: mpsc::Sender<ReceivedPackets>,
+    udp: ReceiveMonitor,
+    websocket: ReceiveMonitor,
     /// Who controls congestion on the current carrier.
     congestion_owner: SharedCongestionOwner,
     /// The end of the latest transmit, to be sent again over another carrier.
     last: Mutex<Option<SavedTransmit>>,
     /// What was sent over UDP.
-    recent: SendLog,
+    send_log: SendLog,
     probes: Mutex<Vec<(Probe, SocketAddr)>>,
     /// The addresses that have answered a probe since someone last asked.
     answers: Mutex<Vec<SocketAddr>>,
     /// Whether the one who watches the carriers sleeps until something happens.
-    watcher_sleeps: AtomicBool,
-    happened: Notify,
+    watcher_waits: AtomicBool,
+    active: Notify,
 }
 
 struct Routes {
     current: Carrier,
     udp: Option<Arc<UdpRoute>>,
-    websocket: Option<Arc<Line>>,
+    websocket: Option<Arc<WebSocketLink>>,
     /// Send over the WebSocket too: UDP is the current carrier but may be dead.
     suspicion: bool,
 }
@@ -69,9 +69,9 @@ impl Switch {
     pub(crate) fn new(
         current: Carrier,
         udp: Option<UdpRoute>,
-        websocket: Option<Arc<Line>>,
+        websocket: Option<Arc<WebSocketLink>>,
     ) -> Self {
-        let (arrivals, inbox) = Inbox::new();
+        let (arrivals, receive_queue) = ReceiveQueue::new();
         Self {
             routes: RwLock::new(Routes {
                 current,
@@ -79,22 +79,22 @@ impl Switch {
                 websocket,
                 suspicion: false,
             }),
-            inbox,
+            receive_queue,
             arrivals,
-            udp: Clock::new(),
-            websocket: Clock::new(),
+            udp: ReceiveMonitor::new(),
+            websocket: ReceiveMonitor::new(),
             congestion_owner: SharedCongestionOwner::default(),
             last: Mutex::default(),
-            recent: SendLog::default(),
+            send_log: SendLog::default(),
             probes: Mutex::default(),
             answers: Mutex::default(),
-            watcher_sleeps: AtomicBool::new(false),
-            happened: Notify::new(),
+            watcher_waits: AtomicBool::new(false),
+            active: Notify::new(),
         }
     }
 
     /// Where a WebSocket of this agent delivers its packets.
-    pub(crate) fn arrivals(&self) -> mpsc::Sender<Arrival> {
+    pub(crate) fn arrivals(&self) -> mpsc::Sender<ReceivedPackets> {
         self.arrivals.clone()
     }
 
@@ -107,12 +107,12 @@ impl Switch {
         &self.congestion_owner
     }
 
-    pub(crate) fn udp_seen(&self) -> Seen {
-        self.udp.seen()
+    pub(crate) fn udp_activity(&self) -> ReceiveActivity {
+        self.udp.activity()
     }
 
-    pub(crate) fn websocket_seen(&self) -> Seen {
-        self.websocket.seen()
+    pub(crate) fn websocket_activity(&self) -> ReceiveActivity {
+        self.websocket.activity()
     }
 
     pub(crate) fn udp_route(&self) -> Option<Arc<UdpRoute>> {
@@ -123,7 +123,7 @@ impl Switch {
     pub(crate) fn is_full(&self) -> bool {
         let routes = self.routes();
         match (routes.current, &routes.websocket) {
-            (Carrier::WebSocket, Some(line)) => line.queue.is_full(),
+            (Carrier::WebSocket, Some(link)) => link.queue.is_full(),
             _ => false,
         }
     }
@@ -139,22 +139,22 @@ impl Switch {
             }
             Carrier::Udp => {
                 routes.send_to_udp(transmit)?;
-                self.recent.sent(transmit, |again| {
+                self.send_log.sent(transmit, |again| {
                     let _ = routes.send_to_udp(&again);
                 });
                 if routes.suspicion
-                    && let Some(line) = &routes.websocket
+                    && let Some(link) = &routes.websocket
                 {
                     // A copy: nobody waits for room on its behalf.
-                    let _ = line
+                    let _ = link
                         .queue
                         .try_push(transmit.segment_size, transmit.contents);
                 }
             }
         }
         drop(routes);
-        self.keep_last(transmit);
-        self.happens();
+        self.store_last(transmit);
+        self.note_activity();
         Ok(())
     }
 
@@ -173,16 +173,16 @@ impl Switch {
             return Poll::Ready(filled);
         }
         let socket = udp.as_ref().map(|udp| &*udp.socket);
-        let filled = ready!(self.inbox.poll_both(socket, cx, bufs, meta));
+        let filled = ready!(self.receive_queue.poll_both(socket, cx, bufs, meta));
         if filled.websocket > 0 {
-            self.websocket.heard(Instant::now());
+            self.websocket.packet_received(Instant::now());
         }
         let all = filled.websocket + filled.udp;
         self.inspect(
             &bufs[filled.websocket..all],
             &mut meta[filled.websocket..all],
         );
-        self.happens();
+        self.note_activity();
         Poll::Ready(all)
     }
 
@@ -203,16 +203,16 @@ impl Switch {
         self.congestion_owner.set(routes.congestion());
     }
 
-    pub(crate) fn set_doubt(&self, suspicion: bool) {
+    pub(crate) fn set_suspicion(&self, suspicion: bool) {
         if self.routes().suspicion != suspicion {
             self.routes_mut().suspicion = suspicion;
         }
     }
 
     /// Replace the WebSocket. The connection no longer waits for the one that was there.
-    pub(crate) fn set_websocket(&self, line: Option<Arc<Line>>) {
+    pub(crate) fn set_websocket(&self, link: Option<Arc<WebSocketLink>>) {
         let mut routes = self.routes_mut();
-        let gone = std::mem::replace(&mut routes.websocket, line);
+        let gone = std::mem::replace(&mut routes.websocket, link);
         self.congestion_owner.set(routes.congestion());
         drop(routes);
         if let Some(gone) = gone {
@@ -233,7 +233,7 @@ impl Switch {
             let Ok(probe) = Probe::new() else { return };
             {
                 let mut open = lock(&self.probes);
-                if open.len() >= OPEN_PROBES {
+                if open.len() >= MAX_OPEN_PROBES {
                     open.remove(0);
                 }
                 open.push((probe, edge));
@@ -258,7 +258,7 @@ impl Switch {
     /// They are the newest that quinn has made, so the edge moves to the carrier that brings them
     /// and acknowledges them, and the sender learns what was lost without waiting for a timeout.
     /// If they had arrived after all, the edge discards them as duplicates.
-    pub(crate) fn send_last_again(&self) {
+    pub(crate) fn resend_last(&self) {
         let last = lock(&self.last);
         let Some(last) = &*last else { return };
         let transmit = Transmit {
@@ -277,33 +277,33 @@ impl Switch {
 
     /// Note that a message is about to be sent that takes one packet.
     pub(crate) fn message_written(&self) {
-        self.recent.message_written();
+        self.send_log.message_written();
     }
 
     /// Send a short message over UDP again that was sent within this time: see [`SendLog::again`].
-    pub(crate) fn send_again(&self, within: Duration, most: u64) {
+    pub(crate) fn resend_recent(&self, within: Duration, most: u64) {
         let routes = self.routes();
         if routes.current == Carrier::Udp {
-            self.recent.resend_within(within, most, |transmit| {
+            self.send_log.resend_within(within, most, |transmit| {
                 let _ = routes.send_to_udp(&transmit);
             });
         }
     }
 
     /// Wait until packets are sent or received again after a pause. For one watcher.
-    pub(crate) async fn something_happens(&self) {
-        self.watcher_sleeps.store(true, Ordering::Relaxed);
-        self.happened.notified().await;
+    pub(crate) async fn activity(&self) {
+        self.watcher_waits.store(true, Ordering::Relaxed);
+        self.active.notified().await;
     }
 
-    fn happens(&self) {
-        if self.watcher_sleeps.load(Ordering::Relaxed) {
-            self.watcher_sleeps.store(false, Ordering::Relaxed);
-            self.happened.notify_one();
+    fn note_activity(&self) {
+        if self.watcher_waits.load(Ordering::Relaxed) {
+            self.watcher_waits.store(false, Ordering::Relaxed);
+            self.active.notify_one();
         }
     }
 
-    fn keep_last(&self, transmit: &Transmit) {
+    fn store_last(&self, transmit: &Transmit) {
         let mut last = lock(&self.last);
         let buffer = last
             .take()
@@ -315,19 +315,19 @@ impl Switch {
     fn inspect(&self, bufs: &[IoSliceMut<'_>], metas: &mut [RecvMeta]) {
         let routes = self.routes();
         let Some(udp) = &routes.udp else { return };
-        let mut heard = false;
+        let mut received = false;
         for (buf, meta) in bufs.iter().zip(metas) {
             meta.addr.set_ip(meta.addr.ip().to_canonical());
             if !udp.edge.contains(&meta.addr) {
                 meta.len = 0;
                 continue;
             }
-            heard |= !self.is_answer(&buf[..meta.len], meta.stride);
+            received |= !self.is_answer(&buf[..meta.len], meta.stride);
             meta.addr = EDGE;
             meta.dst_ip = None;
         }
-        if heard {
-            self.udp.heard(Instant::now());
+        if received {
+            self.udp.packet_received(Instant::now());
         }
     }
 
@@ -346,7 +346,7 @@ impl Switch {
         };
         let (_, edge) = open.swap_remove(at);
         lock(&self.answers).push(edge);
-        self.happened.notify_one();
+        self.active.notify_one();
         true
     }
 
@@ -362,8 +362,8 @@ impl Switch {
 impl Routes {
     fn congestion(&self) -> CongestionOwner {
         match (self.current, &self.websocket) {
-            (Carrier::WebSocket, Some(line)) => line.peer.congestion,
-            _ => CongestionOwner::Ours,
+            (Carrier::WebSocket, Some(link)) => link.peer.congestion,
+            _ => CongestionOwner::Quic,
         }
     }
 
@@ -384,12 +384,12 @@ impl Routes {
     }
 
     fn send_to_websocket(&self, transmit: &Transmit) -> io::Result<()> {
-        let Some(line) = &self.websocket else {
+        let Some(link) = &self.websocket else {
             return Ok(());
         };
-        line.queue
+        link.queue
             .try_push(transmit.segment_size, transmit.contents)
-            .map_err(|_| note_blocked(WriteGate::WebSocket(line.queue.clone())))
+            .map_err(|_| note_blocked(WriteGate::WebSocket(link.queue.clone())))
     }
 }
 
@@ -408,4 +408,4 @@ pub(crate) const EDGE: SocketAddr = SocketAddr::V6(SocketAddrV6::new(
 
 /// Questions that may be waiting for an answer: two seconds of the fastest probing to four
 /// addresses. Older ones are forgotten.
-const OPEN_PROBES: usize = 40;
+const MAX_OPEN_PROBES: usize = 40;

@@ -1,4 +1,4 @@
-//! What quinn tells the model, and asks of it.
+//! Implementation of quinn's [`Controller`] on top of the model.
 
 use std::any::Any;
 use std::time::Instant;
@@ -7,19 +7,19 @@ use quinn::congestion::Controller;
 use quinn_proto::RttEstimator;
 
 use super::delivery::Sample;
-use super::kernel::{FAST, OPEN, SURELY_FAST, UNHEARD};
+use super::owner::{ACK_TIMEOUT, OPEN_WINDOW, TCP_ENTRY_RATE, TCP_MIN_RATE};
 use super::{RateModel, Stage};
 
 impl Controller for RateModel {
     fn on_sent(&mut self, now: Instant, bytes: u64, _last_packet_number: u64) {
-        if bytes > ACK_ONLY {
+        if bytes > ACK_ONLY_SIZE {
             if self.delivery.is_idle() {
                 self.acked_at = now;
                 self.limit_window_after_idle(now);
             }
-            if self.is_left_to_kernel() {
-                let patience = (self.smoothed_rtt * UNHEARD.0).max(UNHEARD.1);
-                self.unheard = now.saturating_duration_since(self.acked_at) > patience;
+            if self.is_tcp_controlled() {
+                let timeout = (self.smoothed_rtt * ACK_TIMEOUT.0).max(ACK_TIMEOUT.1);
+                self.acks_overdue = now.saturating_duration_since(self.acked_at) > timeout;
             }
             self.delivery.on_sent(now, self.smoothed_rtt);
         }
@@ -34,9 +34,9 @@ impl Controller for RateModel {
         rtt: &RttEstimator,
     ) {
         self.smoothed_rtt = rtt.get();
-        (self.acked_at, self.unheard) = (now, false);
+        (self.acked_at, self.acks_overdue) = (now, false);
         self.delivery.on_ack(now, sent, bytes);
-        self.batch += bytes;
+        self.acked_bytes += bytes;
     }
 
     fn on_end_acks(
@@ -47,17 +47,17 @@ impl Controller for RateModel {
         _largest: Option<u64>,
     ) {
         let sample = self.delivery.on_end_acks(now, in_flight, app_limited);
-        let before = self.left_to_kernel;
-        self.left_to_kernel = self.congestion_owner.is_kernel() && self.is_fast();
-        if before && !self.left_to_kernel {
+        let before = self.tcp_controlled;
+        self.tcp_controlled = self.congestion_owner.is_tcp() && self.is_fast();
+        if before && !self.tcp_controlled {
             self.reset_path(now);
         }
         match sample {
-            Some(sample) if self.left_to_kernel => self.on_sample_of_kernel(&sample),
+            Some(sample) if self.tcp_controlled => self.on_sample_under_tcp(&sample),
             Some(sample) => self.on_sample(now, in_flight, app_limited, &sample),
             None => {}
         }
-        self.batch = 0;
+        self.acked_bytes = 0;
     }
 
     fn on_congestion_event(
@@ -67,7 +67,7 @@ impl Controller for RateModel {
         persistent: bool,
         lost_bytes: u64,
     ) {
-        if self.is_left_to_kernel() {
+        if self.is_tcp_controlled() {
             return;
         }
         self.path.observe_delivery(0, lost_bytes);
@@ -86,20 +86,21 @@ impl Controller for RateModel {
     }
 
     fn window(&self) -> u64 {
-        if self.is_left_to_kernel() {
-            return match self.unheard {
+        if self.is_tcp_controlled() {
+            return match self.acks_overdue {
                 true => self.window.min(self.initial_window),
-                false => OPEN,
+                false => OPEN_WINDOW,
             };
         }
-        // quinn paces by the smoothed RTT, which remembers a queue for long after it has gone. What allows it
-        // to pace faster allows for more in flight too, up to a burst at once: a short window stays as it is.
+        // quinn paces by the smoothed RTT, which stays high long after a queue has gone. A larger
+        // window makes it pace faster, but allows more in flight too, up to a burst at once: a
+        // small window is left as it is.
         let (smoothed, longest) = (self.smoothed_rtt, self.path.longest_now());
-        let short = self.window < 2 * BURST * self.path.mtu;
+        let short = self.window < 2 * PACER_BURST * self.path.mtu;
         if short || smoothed < longest || longest.is_zero() {
             return self.window;
         }
-        let stretch = smoothed.div_duration_f64(longest) / PACING;
+        let stretch = smoothed.div_duration_f64(longest) / PACING_GAIN;
         (self.window as f64 * stretch.max(1.0)) as u64
     }
 
@@ -117,22 +118,24 @@ impl Controller for RateModel {
 }
 
 impl RateModel {
-    /// Whether the window is open, because the kernel keeps the queues of this path short.
-    fn is_left_to_kernel(&self) -> bool {
-        self.left_to_kernel && self.congestion_owner.is_kernel()
+    /// Report whether the window is open because TCP keeps this path's queues short.
+    fn is_tcp_controlled(&self) -> bool {
+        self.tcp_controlled && self.congestion_owner.is_tcp()
     }
 
-    /// Whether the path delivers so much that what is queued on the way to the kernel takes no time.
+    /// Report whether the path is so fast that what is buffered on the way to the kernel drains at
+    /// once.
     fn is_fast(&self) -> bool {
-        let least = match self.left_to_kernel {
-            true => FAST,
-            false => SURELY_FAST,
+        let min_rate = match self.tcp_controlled {
+            true => TCP_MIN_RATE,
+            false => TCP_ENTRY_RATE,
         };
-        self.path.rate() >= least
+        self.path.rate() >= min_rate
     }
 
-    /// See whether the path is still a fast one. What else the model knows of it would be about TCP's queues.
-    fn on_sample_of_kernel(&mut self, sample: &Sample) {
+    /// Update only the rate, to see whether the path is still fast. Anything else would measure
+    /// TCP's queues, not the path.
+    fn on_sample_under_tcp(&mut self, sample: &Sample) {
         self.path.observe_rate(sample);
         self.app_limited |= sample.app_limited;
         if sample.delivered_before >= self.round_end {
@@ -145,33 +148,33 @@ impl RateModel {
     }
 
     fn on_sample(&mut self, now: Instant, in_flight: u64, app_limited: bool, sample: &Sample) {
-        self.path.observe_delivery(self.batch, 0);
+        self.path.observe_delivery(self.acked_bytes, 0);
         let rtt = self.path.observe_rtt(now, sample.sent);
-        self.round_least = self.round_least.min(rtt);
+        self.round_min_rtt = self.round_min_rtt.min(rtt);
         let paced = self.smoothed_rtt > rtt.mul_f64(1.25);
         self.window_used |=
-            !app_limited && (paced || (in_flight + self.batch) * 4 >= self.window * 3);
+            !app_limited && (paced || (in_flight + self.acked_bytes) * 4 >= self.window * 3);
         self.app_limited |= sample.app_limited;
         match self.stage {
             Stage::Drain | Stage::Verify => {}
             _ => self.path.observe_rate(sample),
         }
-        if self.stage == Stage::Relax && in_flight > self.window {
-            // Ours is still on its way out, however long a start-up has made it: nothing that was
-            // sent since then has been judged yet.
+        if self.stage == Stage::DrainProbe && in_flight > self.window {
+            // Our queue is still draining, however long start-up has made it: nothing that was sent
+            // after it drained has been acknowledged yet.
             self.stage_since = now;
         }
-        if let Stage::Startup { leaps, .. } = self.stage {
-            if let Some(known) = self.known.take() {
-                let jump = known.jump(self.path.base(), now);
+        if let Stage::Startup { fast_startup, .. } = self.stage {
+            if let Some(known) = self.known_path.take() {
+                let jump = known.jump(self.path.min_rtt(), now);
                 self.window = self.window.max(jump.unwrap_or(0));
             }
-            self.on_ack_in_startup(leaps, now, rtt);
+            self.on_ack_in_startup(fast_startup, now, rtt);
         }
-        if let Stage::Relax | Stage::Verify = self.stage
+        if let Stage::DrainProbe | Stage::Verify = self.stage
             && sample.sent >= self.stage_since
         {
-            self.on_ack_when_relaxed(now, rtt);
+            self.on_ack_after_drain(now, rtt);
         }
         if sample.delivered_before >= self.round_end {
             self.on_round(now);
@@ -184,12 +187,12 @@ impl RateModel {
     }
 }
 
-/// quinn paces at this many windows per smoothed RTT.
-const PACING: f64 = 1.25;
+/// Windows per smoothed RTT at which quinn paces.
+const PACING_GAIN: f64 = 1.25;
 
-/// Packets that quinn's pacer lets go at once, whatever the rate.
-const BURST: u64 = 10;
+/// Packets that quinn's pacer sends in one burst at any rate.
+const PACER_BURST: u64 = 10;
 
-/// Packets up to this size hold nothing but acknowledgements, most often. Those are never
-/// acknowledged themselves, and not worth remembering.
-const ACK_ONLY: u64 = 128;
+/// Size in bytes up to which a packet is taken to carry only ACK frames: such packets are never
+/// acknowledged themselves and need no snapshot.
+const ACK_ONLY_SIZE: u64 = 128;

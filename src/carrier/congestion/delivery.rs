@@ -1,26 +1,26 @@
-//! The delivery-rate sampler (draft-cheng-iccrg-delivery-rate-estimation): how fast bytes arrived
-//! at the peer while an acknowledged packet was on its way. Leaves what to make of it to others.
+//! Delivery-rate sampler (draft-cheng-iccrg-delivery-rate-estimation): how fast bytes arrived at
+//! the peer while an acknowledged packet was in flight. What to conclude from it is left to others.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// Counts what is delivered and remembers the state in which packets were sent.
+/// Counter of delivered bytes, with snapshots of its state at the time packets were sent.
 #[derive(Clone)]
 pub(crate) struct Delivery {
     /// Bytes acknowledged so far.
     pub delivered: u64,
     delivered_at: Instant,
-    /// When the packet that was acknowledged last had been sent.
+    /// Send time of the most recently acknowledged packet.
     first_sent: Instant,
     log: VecDeque<Snapshot>,
-    /// What was sent before this much was delivered was sent for want of data, not of window.
+    /// Delivered count up to which packets were sent application-limited (draft's `app_limited`).
     limited_until: u64,
     idle: bool,
-    /// The newest packet of the batch of acknowledgements in progress.
+    /// Send time of the newest packet in the current batch of acknowledgements.
     newest: Option<Instant>,
 }
 
-/// The counters at the moment some packets were sent.
+/// Counters at the moment some packets were sent.
 #[derive(Clone, Copy)]
 struct Snapshot {
     sent: Instant,
@@ -30,13 +30,13 @@ struct Snapshot {
     app_limited: bool,
 }
 
-/// What a batch of acknowledgements says.
+/// Rate sample of one batch of acknowledgements.
 pub(crate) struct Sample {
-    /// When the newest packet of the batch was sent.
+    /// Send time of the batch's newest packet.
     pub sent: Instant,
-    /// Bytes per second; zero if too little is known.
+    /// Delivery rate in bytes per second; zero if too little is known.
     pub rate: f64,
-    /// Whether the sender had nothing more to send, so that `rate` is only a lower bound.
+    /// Whether the sender had no more data to send, so that `rate` is only a lower bound.
     pub app_limited: bool,
     /// Bytes that had been delivered when the packet was sent.
     pub delivered_before: u64,
@@ -55,19 +55,19 @@ impl Delivery {
         }
     }
 
-    /// Report whether nothing is on its way.
+    /// Report whether nothing is in flight.
     pub(crate) fn is_idle(&self) -> bool {
         self.idle
     }
 
-    /// Note that packets are sent. `srtt` decides for how long, and how finely, that is remembered.
+    /// Record that packets are sent. `srtt` decides how long, and how finely, snapshots are kept.
     pub(crate) fn on_sent(&mut self, now: Instant, srtt: Duration) {
         if self.idle {
             self.idle = false;
             (self.delivered_at, self.first_sent) = (now, now);
         }
-        let retention = (srtt * 4).max(RETENTION);
-        let spacing = retention / SNAPSHOTS;
+        let retention = (srtt * 4).max(MIN_RETENTION);
+        let spacing = retention / MAX_SNAPSHOTS;
         if self
             .log
             .back()
@@ -91,14 +91,14 @@ impl Delivery {
         });
     }
 
-    /// Count a packet of the batch.
+    /// Count an acknowledged packet of the batch.
     pub(crate) fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64) {
         self.delivered += bytes;
         self.delivered_at = now;
         self.newest = self.newest.max(Some(sent));
     }
 
-    /// Close the batch.
+    /// Close the batch and return its rate sample.
     pub(crate) fn on_end_acks(
         &mut self,
         now: Instant,
@@ -109,7 +109,8 @@ impl Delivery {
         self.first_sent = sent;
         self.idle = in_flight == 0;
         if app_limited {
-            // One byte more: what is sent when all this has been delivered is the first that the want let out.
+            // +1, so that a packet sent exactly when all of this is delivered still counts as
+            // application-limited.
             self.limited_until = self.delivered + in_flight + 1;
         }
         let after = self.log.partition_point(|snapshot| snapshot.sent <= sent);
@@ -131,8 +132,8 @@ impl Delivery {
     }
 }
 
-/// How many moments are remembered at most: rates are off by a percent then, and the log has 24 KiB.
-const SNAPSHOTS: u32 = 512;
+/// Most snapshots kept: rates are then off by 1 %, and the log takes 24 KiB.
+const MAX_SNAPSHOTS: u32 = 512;
 
-/// For how long packets are remembered at least; four round trips where that is longer.
-const RETENTION: Duration = Duration::from_millis(100);
+/// Shortest time that snapshots are kept; four round trips where that is longer.
+const MIN_RETENTION: Duration = Duration::from_millis(100);

@@ -1,43 +1,43 @@
-//! What is known of the path: how fast it delivers, how long it takes without a queue, how much of
-//! that time is noise, and what share it loses. Leaves what to do about it to the controller.
+//! Model of the path: delivery rate, minimum RTT, jitter, competing queue and loss. What to do
+//! about them is left to the controller.
 
 use std::time::{Duration, Instant};
 
 use super::delivery::Sample;
 
-/// A model of the path, kept up to date by acknowledgements.
+/// Model of the path, updated by acknowledgements.
 #[derive(Clone)]
 pub(crate) struct PathModel {
-    /// Bytes of a full packet.
+    /// Size of a full packet, in bytes.
     pub mtu: u64,
-    /// Highest delivery rate of each of the last rounds, bytes per second.
+    /// Highest delivery rate of each of the last [`RATE_ROUNDS`] rounds, in bytes per second.
     rates: [f64; RATE_ROUNDS],
     rates_at: usize,
-    /// Packets sent before this met a path that is no more.
-    rates_from: Instant,
-    /// Lowest round trip of the span before, and of this one.
-    base: [Duration; 2],
-    base_since: Instant,
-    /// What was left of the queue the last times when ours was gone.
-    residues: [Duration; RESIDUES],
-    residues_at: usize,
-    earlier: Tick,
+    /// Send time before which packets are ignored, because the path has changed since.
+    rates_since: Instant,
+    /// Lowest RTT of the previous [`MIN_RTT_WINDOW`], and of the current one.
+    min_rtts: [Duration; 2],
+    min_rtt_since: Instant,
+    /// Last estimates of competing traffic's queueing delay, taken when our own queue had drained.
+    competing_queues: [Duration; COMPETING_QUEUE_SAMPLES],
+    competing_queues_at: usize,
+    previous_tick: Tick,
     tick: Tick,
-    /// The highest jump from a round trip to the next in each of the last ticks.
+    /// Largest increase between consecutive RTTs in each of the last ticks.
     jumps: [Duration; JUMP_TICKS],
     jumps_at: usize,
-    /// Their median.
-    noise: Duration,
+    /// Median of `jumps`.
+    jitter: Duration,
     last_rtt: Duration,
     acked: u64,
     lost: u64,
-    /// The share lost while no queue but ours was seen.
-    loss: f64,
-    /// The share lost of late.
-    loss_now: f64,
+    /// Share lost while no competing queue was seen.
+    random_loss: f64,
+    /// Moving average of the share lost.
+    recent_loss: f64,
 }
 
-/// A short while, about half a round trip.
+/// A sampling interval of about half a round trip.
 #[derive(Clone, Copy)]
 struct Tick {
     since: Instant,
@@ -54,35 +54,37 @@ impl PathModel {
             mtu,
             rates: [0.0; RATE_ROUNDS],
             rates_at: 0,
-            rates_from: now,
-            base: [Duration::MAX; 2],
-            base_since: now,
-            residues: [Duration::ZERO; RESIDUES],
-            residues_at: 0,
-            earlier: Tick::new(now, 0),
+            rates_since: now,
+            min_rtts: [Duration::MAX; 2],
+            min_rtt_since: now,
+            competing_queues: [Duration::ZERO; COMPETING_QUEUE_SAMPLES],
+            competing_queues_at: 0,
+            previous_tick: Tick::new(now, 0),
             tick: Tick::new(now, 0),
             jumps: [Duration::ZERO; JUMP_TICKS],
             jumps_at: 0,
-            noise: Duration::ZERO,
+            jitter: Duration::ZERO,
             last_rtt: Duration::MAX,
             acked: 0,
             lost: 0,
-            loss: 0.0,
-            loss_now: 0.0,
+            random_loss: 0.0,
+            recent_loss: 0.0,
         }
     }
 
-    /// Take in the round trip of a packet that was sent at `sent`.
+    /// Record the RTT of a packet that was sent at `sent`, and return it.
     pub(crate) fn observe_rtt(&mut self, now: Instant, sent: Instant) -> Duration {
-        let rtt = now.saturating_duration_since(sent).max(RTT_MIN);
-        if now.saturating_duration_since(self.base_since) > BASE_SPAN {
-            let before = self.base();
-            self.base = [self.base[1], rtt];
-            self.base_since = now;
-            let risen = self.base().saturating_sub(before);
-            self.residues = self.residues.map(|residue| residue.saturating_sub(risen));
+        let rtt = now.saturating_duration_since(sent).max(MIN_RTT_SAMPLE);
+        if now.saturating_duration_since(self.min_rtt_since) > MIN_RTT_WINDOW {
+            let before = self.min_rtt();
+            self.min_rtts = [self.min_rtts[1], rtt];
+            self.min_rtt_since = now;
+            let risen = self.min_rtt().saturating_sub(before);
+            self.competing_queues = self
+                .competing_queues
+                .map(|queue| queue.saturating_sub(risen));
         }
-        self.base[1] = self.base[1].min(rtt);
+        self.min_rtts[1] = self.min_rtts[1].min(rtt);
         self.tick.shortest = self.tick.shortest.min(rtt);
         self.tick.longest = self.tick.longest.max(rtt);
         self.tick.jump = self.tick.jump.max(rtt.saturating_sub(self.last_rtt));
@@ -91,141 +93,143 @@ impl PathModel {
         rtt
     }
 
-    /// Take in a delivery rate, unless it is old or says only how little there was to send.
+    /// Record a delivery rate, unless it predates the last reset or is application-limited and
+    /// lower.
     pub(crate) fn observe_rate(&mut self, sample: &Sample) {
-        if sample.sent >= self.rates_from && (!sample.app_limited || sample.rate > self.rate()) {
+        if sample.sent >= self.rates_since && (!sample.app_limited || sample.rate > self.rate()) {
             let best = &mut self.rates[self.rates_at];
             *best = best.max(sample.rate);
         }
     }
 
-    /// Begin a new round of rates, which makes that of [`RATE_ROUNDS`] ago forgotten.
+    /// Start a new round of rates, dropping that of [`RATE_ROUNDS`] ago.
     pub(crate) fn next_round(&mut self) {
         self.rates_at = (self.rates_at + 1) % RATE_ROUNDS;
         self.rates[self.rates_at] = 0.0;
     }
 
-    /// Replace what is known of the rate.
+    /// Replace the rate estimate.
     pub(crate) fn set_rate(&mut self, rate: f64, now: Instant) {
         self.rates = [0.0; RATE_ROUNDS];
         self.rates[self.rates_at] = rate;
-        self.rates_from = now;
+        self.rates_since = now;
     }
 
-    /// Count packets for the loss rate.
+    /// Count acknowledged and lost bytes for the loss rate.
     pub(crate) fn observe_delivery(&mut self, acked: u64, lost: u64) {
         self.acked += acked;
         self.lost += lost;
     }
 
-    /// The share lost since the last answer, once enough has been sent to tell.
+    /// Return the share lost since the last result, once [`LOSS_PACKETS`] have been sent.
     pub(crate) fn take_loss(&mut self) -> Option<f64> {
         let sent = self.acked + self.lost;
         if sent < LOSS_PACKETS * self.mtu {
             return None;
         }
         let share = self.lost as f64 / sent as f64;
-        self.loss_now += LOSS_WEIGHT * (share - self.loss_now);
-        if self.residue().is_zero() {
-            self.loss = self.loss_now;
+        self.recent_loss += LOSS_WEIGHT * (share - self.recent_loss);
+        if self.competing_queue().is_zero() {
+            self.random_loss = self.recent_loss;
         }
         (self.acked, self.lost) = (0, 0);
         Some(share)
     }
 
-    /// Whether a tick is over.
+    /// Report whether the tick is over.
     pub(crate) fn tick_is_over(&self, now: Instant) -> bool {
-        let length = (self.base() / 2).max(TICK_MIN).max(self.noise());
-        self.tick.samples >= FEW && now.saturating_duration_since(self.tick.since) > length
+        let length = (self.min_rtt() / 2).max(MIN_TICK).max(self.jitter());
+        self.tick.samples >= MIN_TICK_SAMPLES
+            && now.saturating_duration_since(self.tick.since) > length
     }
 
-    /// Begin the next tick.
+    /// Start the next tick.
     pub(crate) fn next_tick(&mut self, now: Instant, delivered: u64) {
-        // An acknowledgement is for two packets, the second of which waited for the first.
+        // One acknowledgement covers two packets, the second of which waited for the first.
         let pair = Duration::from_secs_f64((2 * self.mtu) as f64 / self.rate().max(1.0));
         self.jumps_at = (self.jumps_at + 1) % JUMP_TICKS;
         self.jumps[self.jumps_at] = self.tick.jump.saturating_sub(pair);
         let mut jumps = self.jumps;
         jumps.sort_unstable();
-        self.noise = jumps[JUMP_TICKS / 2];
-        self.earlier = self.tick;
+        self.jitter = jumps[JUMP_TICKS / 2];
+        self.previous_tick = self.tick;
         self.tick = Tick::new(now, delivered);
     }
 
-    /// Highest delivery rate of late, bytes per second.
+    /// Return the highest recent delivery rate, in bytes per second.
     pub(crate) fn rate(&self) -> f64 {
         self.rates.iter().copied().fold(0.0, f64::max)
     }
 
-    /// Delivery rate during this tick and the one before.
+    /// Return the delivery rate during this tick and the previous one, in bytes per second.
     pub(crate) fn rate_now(&self, now: Instant, delivered: u64) -> f64 {
         let time = now
-            .saturating_duration_since(self.earlier.since)
+            .saturating_duration_since(self.previous_tick.since)
             .as_secs_f64();
-        (delivered - self.earlier.delivered) as f64 / time.max(1e-6)
+        (delivered - self.previous_tick.delivered) as f64 / time.max(1e-6)
     }
 
-    /// The round trip without a queue.
-    pub(crate) fn base(&self) -> Duration {
-        self.base[0].min(self.base[1])
+    /// Return the minimum RTT: the path's round trip without a queue.
+    pub(crate) fn min_rtt(&self) -> Duration {
+        self.min_rtts[0].min(self.min_rtts[1])
     }
 
-    /// The lowest round trip during this tick and the one before.
+    /// Return the lowest RTT during this tick and the previous one.
     pub(crate) fn rtt_now(&self) -> Duration {
-        self.tick.shortest.min(self.earlier.shortest)
+        self.tick.shortest.min(self.previous_tick.shortest)
     }
 
-    /// By how much round trips exceed the base without a queue of ours: they vary, or somebody else
-    /// fills the queue.
-    pub(crate) fn residue(&self) -> Duration {
-        let mut residues = self.residues;
-        residues.sort_unstable();
-        residues[RESIDUES / 2]
+    /// Return the queueing delay that is not ours: RTTs exceed `min_rtt` by it although our queue
+    /// is drained, because they vary or because competing traffic fills the queue.
+    pub(crate) fn competing_queue(&self) -> Duration {
+        let mut competing_queues = self.competing_queues;
+        competing_queues.sort_unstable();
+        competing_queues[COMPETING_QUEUE_SAMPLES / 2]
     }
 
-    /// Take in the mean round trip of packets that met no queue of ours.
-    pub(crate) fn observe_residue(&mut self, mean: Duration) {
-        self.residues_at = (self.residues_at + 1) % RESIDUES;
-        self.residues[self.residues_at] = self.residue_of(mean);
+    /// Record the mean RTT of packets that met no queue of ours.
+    pub(crate) fn observe_competing_queue(&mut self, mean: Duration) {
+        self.competing_queues_at = (self.competing_queues_at + 1) % COMPETING_QUEUE_SAMPLES;
+        self.competing_queues[self.competing_queues_at] = self.competing_queue_of(mean);
     }
 
-    /// The same, and forget earlier ones.
-    pub(crate) fn reset_residue(&mut self, mean: Duration) {
-        self.residues = [self.residue_of(mean); RESIDUES];
+    /// Record it, replacing all earlier samples.
+    pub(crate) fn reset_competing_queue(&mut self, mean: Duration) {
+        self.competing_queues = [self.competing_queue_of(mean); COMPETING_QUEUE_SAMPLES];
     }
 
-    fn residue_of(&self, mean: Duration) -> Duration {
-        let packets = (super::LEAST * self.mtu) as f64 / self.rate().max(1.0);
-        let excess = mean.saturating_sub(self.base());
-        let discount = RESIDUE_MIN + Duration::from_secs_f64(packets);
-        excess.min(2 * excess.saturating_sub(discount))
+    fn competing_queue_of(&self, mean: Duration) -> Duration {
+        let packets = (super::MIN_WINDOW_PACKETS * self.mtu) as f64 / self.rate().max(1.0);
+        let excess = mean.saturating_sub(self.min_rtt());
+        let allowance = COMPETING_QUEUE_ALLOWANCE + Duration::from_secs_f64(packets);
+        excess.min(2 * excess.saturating_sub(allowance))
     }
 
-    /// The longest round trip during this tick and the one before.
+    /// Return the highest RTT during this tick and the previous one.
     pub(crate) fn longest_now(&self) -> Duration {
-        self.tick.longest.max(self.earlier.longest)
+        self.tick.longest.max(self.previous_tick.longest)
     }
 
-    /// How long packets wait at the bottleneck, whoever filled its queue.
+    /// Return the queueing delay at the bottleneck, whoever caused it.
     pub(crate) fn queue(&self) -> Duration {
-        self.rtt_now().saturating_sub(self.base())
+        self.rtt_now().saturating_sub(self.min_rtt())
     }
 
-    /// How much round trips differ for reasons other than our own queue, which grows gradually: the
-    /// median of the jumps of the last ticks.
-    pub(crate) fn noise(&self) -> Duration {
-        self.noise
+    /// Return how much RTTs vary for reasons other than our own queue, which grows gradually: the
+    /// median of the last ticks' jumps.
+    pub(crate) fn jitter(&self) -> Duration {
+        self.jitter
     }
 
-    /// The share of packets that a queue that others fill has no room for.
-    pub(crate) fn overflow(&self) -> f64 {
-        (self.loss_now - self.loss).max(0.0)
+    /// Return the share of packets lost to a queue that competing traffic keeps full.
+    pub(crate) fn overflow_loss(&self) -> f64 {
+        (self.recent_loss - self.random_loss).max(0.0)
     }
 
-    /// Bytes that must be in flight to keep the path busy for so long a round trip. Lost packets
-    /// are in flight too, until they are missed.
+    /// Return the bytes that must be in flight to keep the path busy for a round trip of `rtt`.
+    /// Lost packets count as in flight until they are detected.
     pub(crate) fn in_flight(&self, rtt: Duration) -> f64 {
-        self.rate() * rtt.as_secs_f64() / (1.0 - self.loss.min(super::LOSS_TOLERATED))
+        self.rate() * rtt.as_secs_f64() / (1.0 - self.random_loss.min(super::MAX_RANDOM_LOSS))
     }
 }
 
@@ -242,35 +246,36 @@ impl Tick {
     }
 }
 
-/// Rounds for which the best rate is remembered: longer than a probing cycle.
+/// Rounds whose best rate is kept: longer than a probing cycle.
 const RATE_ROUNDS: usize = 10;
 
-/// The base is the lowest round trip of the last one to two spans (BBR: ten seconds).
-const BASE_SPAN: Duration = Duration::from_secs(10);
+/// Window of the minimum-RTT filter, which spans the last one to two of them (BBR: ten seconds).
+const MIN_RTT_WINDOW: Duration = Duration::from_secs(10);
 
-/// What no network is faster than; it keeps divisions sane.
-const RTT_MIN: Duration = Duration::from_micros(1);
+/// Lower bound of an RTT sample; no network is faster, and it keeps divisions sane.
+const MIN_RTT_SAMPLE: Duration = Duration::from_micros(1);
 
-/// Ticks by which the noise is judged.
+/// Ticks over which the jitter is taken.
 const JUMP_TICKS: usize = 8;
 
-/// The residue is the least of these: in between, others may have probed.
-const RESIDUES: usize = 3;
+/// Samples of the competing queue, of which the median counts: others may have been probing during
+/// one.
+const COMPETING_QUEUE_SAMPLES: usize = 3;
 
-/// Residues up to this, and up to the time of the least packets, are not counted: the queues that
-/// connections see of each other would add up.
-const RESIDUE_MIN: Duration = Duration::from_millis(4);
+/// Queueing delay, besides the time that [`MIN_WINDOW_PACKETS`] take, that is not counted as
+/// competing: otherwise the small queues that our connections see of each other would add up.
+const COMPETING_QUEUE_ALLOWANCE: Duration = Duration::from_millis(4);
 
-/// Where round trips take microseconds, scheduling decides about what happens within this.
-const TICK_MIN: Duration = Duration::from_millis(2);
+/// Shortest tick: where RTTs are microseconds, scheduling decides what happens within this.
+const MIN_TICK: Duration = Duration::from_millis(2);
 
-/// Acknowledgements in a tick at least. On a slow line there are not many more, and the lowest of three round
-/// trips that vary is a long one often enough to pass for a queue.
-const FEW: u32 = 6;
+/// Fewest acknowledgements in a tick. A slow line has not many more, and the lowest of only three
+/// RTTs that vary is often long enough to pass for a queue.
+const MIN_TICK_SAMPLES: u32 = 6;
 
-/// Packets over which loss is judged. At 5 % in bursts of five, a fifth of so many is lost by chance
-/// once in a thousand times.
+/// Packets per loss sample. At 5 % loss in bursts of five, a fifth of this many is lost by chance
+/// once in a thousand samples.
 const LOSS_PACKETS: u64 = 256;
 
-/// Weight of the newest judgement.
+/// Weight of the newest sample in the moving average of loss.
 const LOSS_WEIGHT: f64 = 0.2;

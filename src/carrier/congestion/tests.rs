@@ -358,10 +358,10 @@ fn the_same_seed_gives_the_same_result() {
 }
 
 /// A controller that leaves a path to the kernel which has delivered 16 MiB in 40 ms.
-fn left_to_kernel(config: &Arc<Config>, start: Instant) -> RateModel {
+fn tcp_controlled(config: &Arc<Config>, start: Instant) -> RateModel {
     let mut model = RateModel::new(config, 1_200, start);
     assert_eq!(model.window(), config.initial_window);
-    config.congestion_owner.set(CongestionOwner::Kernel);
+    config.congestion_owner.set(CongestionOwner::Tcp);
     deliver(&mut model, start, 16 * MIB);
     deliver(&mut model, start + ms(50), 1_200);
     model
@@ -373,14 +373,14 @@ fn the_window_is_open_while_the_kernel_is_in_control_and_small_on_a_path_that_is
     let config = ours();
     let initial = config.initial_window;
 
-    let mut model = left_to_kernel(&config, start);
+    let mut model = tcp_controlled(&config, start);
 
     assert!(model.window() > 16 * MIB);
-    config.congestion_owner.set(CongestionOwner::Ours);
+    config.congestion_owner.set(CongestionOwner::Quic);
     deliver(&mut model, start + secs(1), 1_200);
     assert!(model.window() < 4 * initial);
 
-    config.congestion_owner.set(CongestionOwner::Kernel);
+    config.congestion_owner.set(CongestionOwner::Tcp);
     let elsewhere = config.build(start + secs(2), 1_200);
     assert_eq!(elsewhere.window(), initial);
 }
@@ -389,7 +389,7 @@ fn the_window_is_open_while_the_kernel_is_in_control_and_small_on_a_path_that_is
 fn what_the_kernel_takes_but_nobody_acknowledges_is_not_followed_by_more() {
     let start = Instant::now();
     let config = ours();
-    let mut model = left_to_kernel(&config, start);
+    let mut model = tcp_controlled(&config, start);
 
     let later = start + secs(60);
     model.on_sent(later, 1_200, 0);
@@ -405,7 +405,7 @@ fn what_the_kernel_takes_but_nobody_acknowledges_is_not_followed_by_more() {
 fn a_slow_path_is_never_left_to_the_kernel_so_that_nothing_waits_on_the_way_there() {
     let slow = Link::new(1.0, ms(20), secs(1));
     let config = ours();
-    config.congestion_owner.set(CongestionOwner::Kernel);
+    config.congestion_owner.set(CongestionOwner::Tcp);
     let mut model = LinkModel::symmetric(&slow, 1);
 
     model.add(config, u64::MAX);
@@ -418,7 +418,7 @@ fn a_slow_path_is_never_left_to_the_kernel_so_that_nothing_waits_on_the_way_ther
 #[test]
 fn a_path_that_has_become_slow_is_taken_back_from_the_kernel() {
     let start = Instant::now();
-    let mut model = left_to_kernel(&ours(), start);
+    let mut model = tcp_controlled(&ours(), start);
     let mut now = start + ms(100);
 
     for _ in 0..50 {
@@ -434,7 +434,7 @@ fn deliver(model: &mut RateModel, sent: Instant, bytes: u64) {
     let acked = sent + ms(40);
     model.on_sent(sent, bytes, 0);
     model.delivery.on_ack(acked, sent, bytes);
-    model.batch = bytes;
-    (model.acked_at, model.unheard) = (acked, false);
+    model.acked_bytes = bytes;
+    (model.acked_at, model.acks_overdue) = (acked, false);
     model.on_end_acks(acked, 0, false, None);
 }

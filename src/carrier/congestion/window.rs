@@ -1,97 +1,119 @@
-//! How much may be in flight, and what queue that leaves.
+//! Congestion window, and the queue that it leaves at the bottleneck.
 
 use std::time::{Duration, Instant};
 
-use super::memory::Known;
-use super::{LEAST, RateModel, Stage};
+use super::memory::KnownPath;
+use super::{MIN_WINDOW_PACKETS, RateModel, Stage};
 
 impl RateModel {
-    /// Round trips beyond the bare one that must be bridged: they vary, and senders sleep.
+    /// Return the time beyond `min_rtt` that the window must cover: jitter, competing queue and
+    /// scheduling.
     pub(crate) fn margin(&self) -> Duration {
-        let short = MARGIN.saturating_sub(self.path.base() / 8);
-        self.path.noise().max(self.path.residue()).max(short)
+        let scheduling = SCHEDULING_MARGIN.saturating_sub(self.path.min_rtt() / 8);
+        self.path
+            .jitter()
+            .max(self.path.competing_queue())
+            .max(scheduling)
     }
 
-    /// Bytes of ours that should wait at the bottleneck. Less than proportional to the rate, which
-    /// is what makes the shares of connections equal (TCP Vegas keeps a constant).
-    fn keep(&self) -> f64 {
-        let packets = self.path.rate() * KEEP.as_secs_f64() / self.path.mtu as f64;
-        (KEEP_LEAST + packets.sqrt()) * self.path.mtu as f64
+    /// Return the bytes of ours that should stand in the bottleneck's queue. They grow more slowly
+    /// than the rate, which makes competing connections converge to equal shares (TCP Vegas keeps a
+    /// constant).
+    fn standing_queue(&self) -> f64 {
+        let packets = self.path.rate() * STANDING_QUEUE_TIME.as_secs_f64() / self.path.mtu as f64;
+        (MIN_QUEUE_PACKETS + packets.sqrt()) * self.path.mtu as f64
     }
 
-    /// Whether the queue that cruising leaves is so large a part of what is in flight, on a slow line, that a
-    /// faster path would show without a probe.
-    pub(crate) fn cruise_probes(&self) -> bool {
-        self.keep() > (PROBE - 1.0) * self.path.in_flight(self.path.base())
+    /// Report whether, on a slow link, the standing queue is so large a part of what is in flight
+    /// that a faster path would show without a probe.
+    pub(crate) fn cruise_reveals_bandwidth(&self) -> bool {
+        self.standing_queue() > (PROBE_GAIN - 1.0) * self.path.in_flight(self.path.min_rtt())
     }
 
-    /// The queue of ours that cruising leaves.
-    pub(crate) fn queue_expected(&self) -> Duration {
-        self.margin() + self.queue_kept()
+    /// Return the queueing delay to expect while cruising: margin and our standing queue.
+    pub(crate) fn expected_queue_delay(&self) -> Duration {
+        self.margin() + self.standing_queue_delay()
     }
 
-    pub(crate) fn queue_kept(&self) -> Duration {
-        seconds(self.keep() / self.path.rate().max(1.0))
+    pub(crate) fn standing_queue_delay(&self) -> Duration {
+        seconds(self.standing_queue() / self.path.rate().max(1.0))
     }
 
-    /// The queue that is not of our making, or of a rate that is no more.
-    pub(crate) fn queue_high(&self) -> Duration {
-        let probe = self.path.base().mul_f64(PROBE - 1.0);
-        probe.max(QUEUE_MIN) + self.queue_expected()
+    /// Return the queueing delay above which a queue is not ours, or the rate has fallen.
+    pub(crate) fn queue_limit(&self) -> Duration {
+        let probe = self.path.min_rtt().mul_f64(PROBE_GAIN - 1.0);
+        probe.max(MIN_QUEUE_DELAY) + self.expected_queue_delay()
     }
 
-    /// The queue of our making.
+    /// Return the queueing delay that is ours.
     pub(crate) fn queue(&self) -> Duration {
-        self.path.queue().saturating_sub(self.path.residue())
+        self.path
+            .queue()
+            .saturating_sub(self.path.competing_queue())
     }
 
-    /// Bytes by which the window may grow for each that is acknowledged.
+    /// Return the bytes by which the window may grow for each byte acknowledged.
     fn growth(&self) -> u64 {
         match self.stage {
-            Stage::Startup { leaps: true, .. }
-                if self.queued == 0 && self.window < self.initial_window * LEAP =>
+            Stage::Startup {
+                fast_startup: true, ..
+            } if self.queued_acks == 0
+                && self.window < self.initial_window * FAST_STARTUP_WINDOWS =>
             {
-                LEAP_GROWTH
+                FAST_STARTUP_GROWTH
             }
             _ => 1,
         }
     }
 
-    /// Where little was sent for a while, send no more at once than a new connection would on this path. It may
-    /// have become a slow one meanwhile, which little does not show. Each acknowledgement gives back as much as it
-    /// is for, so that the second flight may be as long as ever.
+    /// Limit the window after an application-limited period (RFC 7661, or slow start after idle):
+    /// send no more at once than a new connection would on this path, which may have become slow
+    /// unnoticed. Each acknowledgement then opens the window by the bytes it covers, so that the
+    /// second flight is not limited.
     pub(crate) fn limit_window_after_idle(&mut self, now: Instant) {
-        let unknown = matches!(self.stage, Stage::Startup { leaps: true, .. });
+        let unknown = matches!(
+            self.stage,
+            Stage::Startup {
+                fast_startup: true,
+                ..
+            }
+        );
         if unknown || now.saturating_duration_since(self.filled_at) <= NON_VALIDATED_PERIOD {
             return;
         }
-        let known = Known::new(self.path.rate(), self.path.base(), self.filled_at);
-        let jump = known.jump(self.path.base(), now).unwrap_or(0);
+        let known = KnownPath::new(self.path.rate(), self.path.min_rtt(), self.filled_at);
+        let jump = known.jump(self.path.min_rtt(), now).unwrap_or(0);
         self.window = self.window.min(jump.max(self.initial_window));
     }
 
     pub(crate) fn update_window(&mut self) {
         let mtu = self.path.mtu;
-        let foreign = self.path.residue().div_duration_f64(self.path.base());
-        let contend = 1.0 + CONTEND * foreign.min(1.0) - GIVE_WAY * self.path.overflow();
-        let busy = self.path.in_flight(self.path.base() + self.margin());
-        let cruise = busy * contend.max(CONTEND_LEAST) + self.keep();
-        let grown = self.window + self.growth() * self.batch;
-        let short = MARGIN.saturating_sub(self.path.base() / 8);
+        let competing = self
+            .path
+            .competing_queue()
+            .div_duration_f64(self.path.min_rtt());
+        let gain = 1.0 + COMPETING_GAIN * competing.min(1.0)
+            - OVERFLOW_BACKOFF * self.path.overflow_loss();
+        let busy = self.path.in_flight(self.path.min_rtt() + self.margin());
+        let cruise = busy * gain.max(MIN_COMPETING_GAIN) + self.standing_queue();
+        let grown = self.window + self.growth() * self.acked_bytes;
+        let scheduling = SCHEDULING_MARGIN.saturating_sub(self.path.min_rtt() / 8);
         let drained = self
             .path
-            .in_flight(self.path.base() + short.max(self.path.noise()));
+            .in_flight(self.path.min_rtt() + scheduling.max(self.path.jitter()));
         let target = match self.stage {
             Stage::Startup { .. } if !self.window_used => return,
-            Stage::Startup { leaps: true, .. } => return self.window = grown,
-            Stage::Startup { .. } => cruise * AGAIN,
+            Stage::Startup {
+                fast_startup: true, ..
+            } => return self.window = grown,
+            Stage::Startup { .. } => cruise * RESTART_GAIN,
             Stage::Cruise { .. } => cruise,
-            Stage::Probe => (cruise * PROBE).max(cruise + mtu as f64),
-            Stage::Relax => drained * RELAX,
-            Stage::Drain | Stage::Verify => drained * DRAIN,
+            Stage::Probe => (cruise * PROBE_GAIN).max(cruise + mtu as f64),
+            Stage::DrainProbe => drained * DRAIN_PROBE_GAIN,
+            Stage::Drain | Stage::Verify => drained * DRAIN_GAIN,
         };
-        let least = self.least_window.max(LEAST * mtu);
-        self.window = (target as u64).min(grown).max(least);
+        let min_window = self.min_window.max(MIN_WINDOW_PACKETS * mtu);
+        self.window = (target as u64).min(grown).max(min_window);
     }
 }
 
@@ -99,49 +121,49 @@ fn seconds(seconds: f64) -> Duration {
     Duration::from_secs_f64(seconds.min(1e6))
 }
 
-/// Up to so many initial windows, and while no queue shows, a start-up does not double its window in
-/// each round trip, but makes it four times as large: on a long path it is the start-up that takes time.
-const LEAP: u64 = 8;
+/// Initial windows up to which start-up quadruples its window per round trip instead of doubling
+/// it, while no queue shows: on a long path it is start-up that takes time.
+const FAST_STARTUP_WINDOWS: u64 = 8;
 
-/// So much more is sent then for each byte that is acknowledged.
-const LEAP_GROWTH: u64 = 3;
+/// Extra window per byte acknowledged during fast start-up.
+const FAST_STARTUP_GROWTH: u64 = 3;
 
-/// For so long a path is taken to be what it was, although what is sent does not show it.
+/// How long an estimate stays valid while the application, not the window, limits sending (RFC 7661
+/// calls this the non-validated period).
 const NON_VALIDATED_PERIOD: Duration = Duration::from_secs(1);
 
-/// How much more than fills the path, as far as it is known, a start-up sends that begins again: what is
-/// known grows with it, and half a round trip of queue comes of it at most if there is nothing to be found.
-const AGAIN: f64 = 1.6;
+/// Window gain of a start-up that resumes from a known rate: the estimate grows with it, and it
+/// causes at most half a round trip of queue if there is no spare bandwidth.
+const RESTART_GAIN: f64 = 1.6;
 
-/// The share of the rate of which the square root, in packets, waits at the bottleneck: 6 at
-/// 50 Mbit/s, 1 at 1 Mbit/s, besides [`KEEP_LEAST`].
-const KEEP: Duration = Duration::from_millis(8);
+/// Standing queue: the square root of the packets that the path delivers in this time, besides
+/// [`MIN_QUEUE_PACKETS`]. 6 packets at 50 Mbit/s, 1 at 1 Mbit/s.
+const STANDING_QUEUE_TIME: Duration = Duration::from_millis(8);
 
-/// Packets that wait at the bottleneck at any rate.
-const KEEP_LEAST: f64 = 1.0;
+/// Standing queue at any rate, in packets.
+const MIN_QUEUE_PACKETS: f64 = 1.0;
 
-/// What bridges the scheduling of either end, where the round trip itself does not.
-const MARGIN: Duration = Duration::from_millis(2);
+/// Allowance for scheduling at either end, where an eighth of `min_rtt` does not cover it.
+const SCHEDULING_MARGIN: Duration = Duration::from_millis(2);
 
-/// How much more is sent where others keep the queue filled, in proportion to their part of the
-/// round trip: enough not to be pushed out by TCP, too little to push it out.
-const CONTEND: f64 = 0.2;
+/// Window gain against a competing queue, in proportion to its share of `min_rtt`: enough not to be
+/// starved by TCP, too little to starve it.
+const COMPETING_GAIN: f64 = 0.2;
 
-/// No more than this is given way, or the model would lose sight of the path.
-const CONTEND_LEAST: f64 = 0.5;
+/// Lowest window gain under overflow loss; below this the model could no longer measure the path.
+const MIN_COMPETING_GAIN: f64 = 0.5;
 
-/// How much less is sent there for each packet in a hundred that others leave no room for: two in a
-/// hundred undo [`CONTEND`].
-const GIVE_WAY: f64 = 10.0;
+/// Window reduction per share of overflow loss: 2 % of it undo [`COMPETING_GAIN`].
+const OVERFLOW_BACKOFF: f64 = 10.0;
 
-/// How much more a probe sends.
-const PROBE: f64 = 1.2;
+/// Window gain of a probe.
+const PROBE_GAIN: f64 = 1.2;
 
-/// What share of the path is used to let a probe's queue go.
-const RELAX: f64 = 0.95;
+/// Window gain that drains a probe's queue.
+const DRAIN_PROBE_GAIN: f64 = 0.95;
 
-/// What share of the path is used to find out whether a queue is ours.
-const DRAIN: f64 = 0.85;
+/// Window gain while finding out whether a queue is ours.
+const DRAIN_GAIN: f64 = 0.85;
 
-/// A queue shorter than this is never taken for a change of the path.
-const QUEUE_MIN: Duration = Duration::from_millis(8);
+/// Shortest queueing delay that is ever taken for a change of the path.
+const MIN_QUEUE_DELAY: Duration = Duration::from_millis(8);

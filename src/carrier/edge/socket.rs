@@ -28,14 +28,14 @@ use tokio::{
     sync::mpsc,
 };
 
-use crate::carrier::duplicate::send_logs::{Remembering, SendLogs};
-use crate::carrier::duplicate::transmitter::Transmitting;
-use crate::carrier::gso_limit::{Segments, send_over_udp};
-use crate::carrier::receive_queue::{Arrival, Inbox};
+use crate::carrier::duplicate::send_logs::{SendLogHandle, SendLogs};
+use crate::carrier::duplicate::transmitter::TransmitterRuntime;
+use crate::carrier::gso_limit::{GsoLimit, send_over_udp};
+use crate::carrier::receive_queue::{ReceivedPackets, ReceiveQueue};
 use crate::carrier::selection::probe;
 use crate::carrier::subnet::subnet;
 use crate::carrier::websocket::frames::Role;
-use crate::carrier::websocket::{Ended, Line, PeerInfo};
+use crate::carrier::websocket::{Ended, WebSocketLink, PeerInfo};
 use crate::carrier::writable::{Poller, WriteGate, note_blocked};
 use crate::carrier::{Carrier, CongestionOwner, PathKind, receive_queue, websocket};
 use crate::proto::DATAGRAMS_COUNT;
@@ -55,17 +55,17 @@ pub struct EdgeSocket(Arc<Shared>);
 struct Shared {
     udp: Option<Arc<dyn AsyncUdpSocket>>,
     local: SocketAddr,
-    inbox: Inbox,
-    segments: Segments,
-    arrivals: mpsc::Sender<Arrival>,
+    receive_queue: ReceiveQueue,
+    gso_limit: GsoLimit,
+    arrivals: mpsc::Sender<ReceivedPackets>,
     /// The upper half of the made-up addresses.
     prefix: [u16; 4],
     /// The open WebSockets, by the lower half of their made-up address.
-    websockets: RwLock<HashMap<u64, Arc<Line>>>,
+    websockets: RwLock<HashMap<u64, Arc<WebSocketLink>>>,
     next: AtomicU64,
     limit: usize,
     /// What is sent over UDP to some of the agents.
-    recent: Arc<SendLogs>,
+    send_logs: Arc<SendLogs>,
 }
 
 /// Too many WebSockets are open already.
@@ -96,24 +96,24 @@ pub(crate) fn edge_endpoint_over(
         Some(udp) => udp.local_addr()?,
         None => (Ipv6Addr::UNSPECIFIED, PORT).into(),
     };
-    let (arrivals, inbox) = Inbox::new();
+    let (arrivals, receive_queue) = ReceiveQueue::new();
     let socket = EdgeSocket(Arc::new(Shared {
         udp,
         local,
-        inbox,
-        segments: Segments::new(),
+        receive_queue,
+        gso_limit: GsoLimit::new(),
         arrivals,
         prefix: random_prefix()?,
         websockets: RwLock::default(),
         next: AtomicU64::new(1),
         limit,
-        recent: Arc::default(),
+        send_logs: Arc::default(),
     }));
     let endpoint = Endpoint::new_with_abstract_socket(
         config,
         Some(server),
         Arc::new(socket.clone()),
-        Arc::new(Transmitting),
+        Arc::new(TransmitterRuntime),
     )?;
     Ok((endpoint, socket))
 }
@@ -127,15 +127,15 @@ impl EdgeSocket {
             return Some(CarrierInfo {
                 carrier: Carrier::Udp,
                 peer: PeerInfo {
-                    peer: remote,
-                    reach: PathKind::of(remote),
-                    congestion: CongestionOwner::Ours,
+                    address: remote,
+                    path_kind: PathKind::of(remote),
+                    congestion: CongestionOwner::Quic,
                 },
             });
         };
-        self.0.line(id).map(|line| CarrierInfo {
+        self.0.link(id).map(|link| CarrierInfo {
             carrier: Carrier::WebSocket,
-            peer: line.peer,
+            peer: link.peer,
         })
     }
 
@@ -145,18 +145,18 @@ impl EdgeSocket {
     }
 
     /// Note that an authenticated session's packets come from there.
-    pub fn joined(&self, remote: SocketAddr) {
-        if let Some(line) = self.0.id(remote.ip()).and_then(|id| self.0.line(id)) {
-            line.joined();
+    pub fn session_started(&self, remote: SocketAddr) {
+        if let Some(link) = self.0.id(remote.ip()).and_then(|id| self.0.link(id)) {
+            link.session_started();
         }
     }
 
     /// Note that for all of them, as an edge would whose agents are all authenticated.
     #[cfg(test)]
-    pub(crate) fn all_joined(&self) {
+    pub(crate) fn all_sessions_started(&self) {
         let websockets = self.0.websockets.read();
         let websockets = websockets.unwrap_or_else(PoisonError::into_inner);
-        websockets.values().for_each(|line| line.joined());
+        websockets.values().for_each(|link| link.session_started());
     }
 
     /// The made-up addresses of the open WebSockets.
@@ -164,7 +164,7 @@ impl EdgeSocket {
     pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
         let websockets = self.0.websockets.read();
         let websockets = websockets.unwrap_or_else(PoisonError::into_inner);
-        websockets.values().map(|line| line.address).collect()
+        websockets.values().map(|link| link.address).collect()
     }
 
     /// Count the open WebSockets.
@@ -190,21 +190,21 @@ impl EdgeSocket {
     }
 
     /// Keep what is sent over UDP to an agent from now on; a WebSocket's is not.
-    pub(crate) fn remember(&self, remote: SocketAddr) -> Option<Remembering> {
+    pub(crate) fn start_log(&self, remote: SocketAddr) -> Option<SendLogHandle> {
         match self.0.id(remote.ip()) {
-            None => Some(self.0.recent.remember(remote)),
+            None => Some(self.0.send_logs.start_log(remote)),
             Some(_) => None,
         }
     }
 
     /// Send a short message again that was sent within this time: see [`SendLog::again`](crate::carrier::duplicate::send_log::SendLog::again).
-    pub(crate) fn send_again(&self, to: &Remembering, within: Duration, most: u64) {
+    pub(crate) fn resend_recent(&self, to: &SendLogHandle, within: Duration, most: u64) {
         to.resend_within(within, most, |transmit| {
             let _ = self.0.send_to_udp(&transmit);
         });
     }
 
-    pub(crate) fn attach(&self, peer: PeerInfo) -> Result<Attached, TooManyWebSockets> {
+    pub(crate) fn attach(&self, peer: PeerInfo) -> Result<AttachedWebSocket, TooManyWebSockets> {
         let limit = self.0.limit;
         let mut websockets = self
             .0
@@ -216,53 +216,53 @@ impl EdgeSocket {
         }
         let from = subnet(peer.peer.ip());
         let is_unused =
-            |line: &&Arc<Line>| !line.has_session() && subnet(line.peer.peer.ip()) == from;
+            |link: &&Arc<WebSocketLink>| !link.has_session() && subnet(link.peer.address.ip()) == from;
         if websockets.values().filter(is_unused).count() >= UNUSED_WEBSOCKETS {
             return Err(TooManyWebSockets::Unused);
         }
         let id = self.0.next.fetch_add(1, Ordering::Relaxed);
-        let line = Arc::new(Line::new(Role::Server, self.0.address(id), peer));
-        websockets.insert(id, line.clone());
-        Ok(Attached {
+        let link = Arc::new(WebSocketLink::new(Role::Server, self.0.address(id), peer));
+        websockets.insert(id, link.clone());
+        Ok(AttachedWebSocket {
             socket: self.clone(),
             id,
-            line,
+            link,
         })
     }
 }
 
 /// A WebSocket's place in the table; dropped, the socket forgets its address.
-pub(crate) struct Attached {
+pub(crate) struct AttachedWebSocket {
     socket: EdgeSocket,
     id: u64,
-    line: Arc<Line>,
+    link: Arc<WebSocketLink>,
 }
 
-impl Attached {
+impl AttachedWebSocket {
     /// Carry packets until the connection ends; some of what it says may have been read already.
     pub(crate) async fn carry<S>(&self, io: S, early: BytesMut) -> Ended
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let arrivals = self.socket.0.arrivals.clone();
-        websocket::run(io, early, &self.line, arrivals).await
+        websocket::run(io, early, &self.link, arrivals).await
     }
 
     /// Look at the WebSocket.
     #[cfg(unix)]
-    pub(crate) fn line(&self) -> &Line {
-        &self.line
+    pub(crate) fn link(&self) -> &WebSocketLink {
+        &self.link
     }
 }
 
-impl Drop for Attached {
+impl Drop for AttachedWebSocket {
     fn drop(&mut self) {
         let websockets = self.socket.0.websockets.write();
         websockets
             .unwrap_or_else(PoisonError::into_inner)
             .remove(&self.id);
         // A connection may be waiting for room that nobody will make any more.
-        self.line.queue.start_discarding();
+        self.link.queue.start_discarding();
     }
 }
 
@@ -282,7 +282,7 @@ impl Shared {
         }
     }
 
-    fn line(&self, id: u64) -> Option<Arc<Line>> {
+    fn link(&self, id: u64) -> Option<Arc<WebSocketLink>> {
         let websockets = self.websockets.read();
         websockets
             .unwrap_or_else(PoisonError::into_inner)
@@ -291,15 +291,15 @@ impl Shared {
     }
 
     fn send_to_websocket(&self, id: u64, transmit: &Transmit) -> io::Result<()> {
-        let Some(line) = self.line(id) else {
+        let Some(link) = self.link(id) else {
             return Ok(());
         };
         if !probe::is_version_negotiation(transmit.contents) {
-            line.answered();
+            link.quic_answered();
         }
-        line.queue
+        link.queue
             .try_push(transmit.segment_size, transmit.contents)
-            .map_err(|_| note_blocked(WriteGate::WebSocket(line.queue.clone())))
+            .map_err(|_| note_blocked(WriteGate::WebSocket(link.queue.clone())))
     }
 
     fn send_to_udp(&self, transmit: &Transmit) -> io::Result<()> {
@@ -336,12 +336,12 @@ impl AsyncUdpSocket for EdgeSocket {
     }
 
     fn try_send(&self, transmit: &Transmit) -> io::Result<()> {
-        self.0.segments.sent(transmit);
+        self.0.gso_limit.record(transmit);
         match self.0.id(transmit.destination.ip()) {
             Some(id) => self.0.send_to_websocket(id, transmit),
             None => {
                 self.0.send_to_udp(transmit)?;
-                self.0.recent.sent(transmit, |again| {
+                self.0.send_logs.sent(transmit, |again| {
                     let _ = self.0.send_to_udp(&again);
                 });
                 Ok(())
@@ -357,7 +357,7 @@ impl AsyncUdpSocket for EdgeSocket {
     ) -> Poll<io::Result<usize>> {
         let filled = ready!(
             self.0
-                .inbox
+                .receive_queue
                 .poll_both(self.0.udp.as_deref(), cx, bufs, meta)
         );
         let all = filled.websocket + filled.udp;
@@ -379,7 +379,7 @@ impl AsyncUdpSocket for EdgeSocket {
     fn max_transmit_segments(&self) -> usize {
         let udp = self.0.udp.as_ref();
         udp.map_or(DATAGRAMS_COUNT, |udp| udp.max_transmit_segments())
-            .min(self.0.segments.allowed())
+            .min(self.0.gso_limit.allowed())
     }
 
     fn max_receive_segments(&self) -> usize {

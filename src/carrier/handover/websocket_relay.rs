@@ -19,12 +19,12 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::predecessor::ENOUGH;
+use super::predecessor::ID_PREFIX;
 use super::predecessors::Predecessors;
 use crate::carrier::edge::socket::{EdgeSocket, TooManyWebSockets};
 use crate::carrier::websocket;
 use crate::carrier::websocket::frames;
-use crate::carrier::websocket::{Ended, Line, PeerInfo, SPEAK_QUIC_WITHIN};
+use crate::carrier::websocket::{Ended, WebSocketLink, PeerInfo, QUIC_TIMEOUT};
 use crate::proto::DATAGRAMS_HEADER;
 
 impl EdgeSocket {
@@ -43,14 +43,14 @@ impl EdgeSocket {
         let predecessors = predecessors.clone();
         Ok(async move {
             let mut early = BytesMut::new();
-            let alone = predecessors.living().is_empty();
+            let alone = predecessors.alive().is_empty();
             if !alone {
                 read_first_packet(&mut io, &mut early).await;
             }
             let packet = first_packet(&early).unwrap_or_default();
             match predecessors.pass_on_websocket(&packet, &peer) {
                 Ok(None) => attached.carry(io, early).await,
-                Ok(Some(process)) => relay(io, &early, process, attached.line()).await,
+                Ok(Some(process)) => relay(io, &early, process, attached.link()).await,
                 // The agent dials again, and may be luckier.
                 Err(err) => Ended::Lost(err),
             }
@@ -65,12 +65,12 @@ async fn read_first_packet(io: &mut (impl AsyncRead + Unpin), early: &mut BytesM
         while first_packet(early).is_none() && io.read_buf(early).await? > 0 {}
         Ok::<_, io::Error>(())
     };
-    let _ = timeout(SPEAK_QUIC_WITHIN, read).await;
+    let _ = timeout(QUIC_TIMEOUT, read).await;
 }
 
 /// The beginning of the first packet, once there is enough of it.
 fn first_packet(early: &[u8]) -> Option<Vec<u8>> {
-    let mut message = frames::beginning(early, DATAGRAMS_HEADER + ENOUGH)?;
+    let mut message = frames::payload_prefix(early, DATAGRAMS_HEADER + ID_PREFIX)?;
     Some(message.split_off(DATAGRAMS_HEADER.min(message.len())))
 }
 
@@ -79,22 +79,22 @@ async fn relay(
     io: impl AsyncRead + AsyncWrite,
     early: &[u8],
     mut process: UnixStream,
-    line: &Line,
+    link: &WebSocketLink,
 ) -> Ended {
     // Whether it is one of a session, the other process knows.
-    line.joined();
+    link.session_started();
     let (mut from_agent, mut to_agent) = tokio::io::split(io);
     let (mut from_process, mut to_process) = process.split();
     let there = async {
         to_process.write_all(early).await?;
-        copy(&mut from_agent, &mut to_process, || line.received()).await
+        copy(&mut from_agent, &mut to_process, || link.note_received()).await
     };
-    let back = copy(&mut from_process, &mut to_agent, || line.answered());
+    let back = copy(&mut from_process, &mut to_agent, || link.quic_answered());
     let ended = tokio::select! {
         ended = there => ended,
         ended = back => ended,
         // The other process watches, too, but cannot be heard while the agent takes nothing.
-        ended = websocket::watch(line) => return ended,
+        ended = websocket::watch(link) => return ended,
     };
     ended.map_or_else(Ended::Lost, |()| Ended::Closed)
 }
@@ -150,9 +150,9 @@ mod tests {
 
     fn peer() -> PeerInfo {
         PeerInfo {
-            peer: ([198, 51, 100, 1], 4000).into(),
-            reach: PathKind::Network,
-            congestion: CongestionOwner::Kernel,
+            address: ([198, 51, 100, 1], 4000).into(),
+            path_kind: PathKind::Network,
+            congestion: CongestionOwner::Tcp,
         }
     }
 
@@ -232,7 +232,7 @@ mod tests {
             second.accepted.await.unwrap(),
             Ended::Closed | Ended::Lost(_)
         ));
-        assert!(second.predecessors.living().is_empty());
+        assert!(second.predecessors.alive().is_empty());
     }
 
     #[tokio::test(start_paused = true)]

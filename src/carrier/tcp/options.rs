@@ -14,7 +14,7 @@ use crate::carrier::{CongestionOwner, PathKind};
 ///
 /// Where there is none, or none for us, the socket keeps what it has. So it does within this machine:
 /// nothing is lost there, and BBR's pacing would only cost time.
-pub fn ask_for_bbr<'s>(tcp: impl Into<SockRef<'s>>, addr: SocketAddr) {
+pub fn request_bbr<'s>(tcp: impl Into<SockRef<'s>>, addr: SocketAddr) {
     if PathKind::of(addr) == PathKind::Loopback {
         return;
     }
@@ -27,10 +27,10 @@ pub fn ask_for_bbr<'s>(tcp: impl Into<SockRef<'s>>, addr: SocketAddr) {
 
 /// Tell whether congestion can be left to the kernel on a connection that leads, without a proxy on the way,
 /// to this address: whether it is on BBR, which keeps the network's queue short.
-pub fn congestion_control<'s>(tcp: impl Into<SockRef<'s>>, peer: SocketAddr) -> CongestionOwner {
+pub fn congestion_owner<'s>(tcp: impl Into<SockRef<'s>>, peer: SocketAddr) -> CongestionOwner {
     match PathKind::of(peer) == PathKind::Network && is_on_bbr(&tcp.into()) {
-        true => CongestionOwner::Kernel,
-        false => CongestionOwner::Ours,
+        true => CongestionOwner::Tcp,
+        false => CongestionOwner::Quic,
     }
 }
 
@@ -78,11 +78,11 @@ fn set_bbr(_: &SockRef) -> std::io::Result<()> {
 /// Keep the kernel's queue in front of a TCP connection short and send small packets at once.
 ///
 /// For every TCP connection that may become a WebSocket, before TLS is put on it.
-pub fn shorten_send_queue<'s>(tcp: impl Into<SockRef<'s>>, reach: PathKind) {
+pub fn limit_send_queue<'s>(tcp: impl Into<SockRef<'s>>, path_kind: PathKind) {
     let tcp = tcp.into();
-    let unsent = match reach {
-        PathKind::Loopback => UNSENT_NEARBY,
-        PathKind::Network => UNSENT,
+    let unsent = match path_kind {
+        PathKind::Loopback => MAX_UNSENT_LOOPBACK,
+        PathKind::Network => MAX_UNSENT,
     };
     let asked = tcp
         .set_tcp_nodelay(true)
@@ -93,8 +93,8 @@ pub fn shorten_send_queue<'s>(tcp: impl Into<SockRef<'s>>, reach: PathKind) {
 }
 
 /// Keep the kernel's queues short of what the connections that a listener accepts are sent.
-pub fn shorten_visitors_queues<'s>(listener: impl Into<SockRef<'s>>) {
-    if let Err(err) = limit_unsent(&listener.into(), UNSENT_TO_VISITOR) {
+pub fn limit_visitor_send_queues<'s>(listener: impl Into<SockRef<'s>>) {
+    if let Err(err) = limit_unsent(&listener.into(), MAX_UNSENT_TO_VISITOR) {
         debug!(%err, "tcp listener keeps its options");
     }
 }
@@ -113,12 +113,12 @@ fn limit_unsent(tcp: &SockRef, unsent: u32) -> std::io::Result<()> {
 
 /// Unsent bytes that the kernel accepts. Its send buffer holds all that is in flight and grows to
 /// megabytes; without this bound so does the queue in front of the network, and quinn cannot see it.
-const UNSENT: u32 = 16 * 1024;
+const MAX_UNSENT: u32 = 16 * 1024;
 
 /// The same where visitors read: what is ahead of a slow one waits where it is counted, and not in the
 /// kernel's send buffer, which would take megabytes at once and make the visitor look fast.
-const UNSENT_TO_VISITOR: u32 = 128 * 1024;
+const MAX_UNSENT_TO_VISITOR: u32 = 128 * 1024;
 
 /// The same within this machine, where it is the time that the other process takes to get its turn, and
 /// not a network, that must be bridged: as much as is in flight there at least.
-const UNSENT_NEARBY: u32 = 256 * 1024;
+const MAX_UNSENT_LOOPBACK: u32 = 256 * 1024;

@@ -20,7 +20,7 @@ use tower::service_fn;
 use tower_service::Service;
 
 use super::bbr_restart::BbrRestart;
-use super::connect::{Answer, HOP, Peer, TcpConnectError};
+use super::connect::{Answer, STEP_TIMEOUT, Peer, TcpConnectError};
 use super::{connect, options};
 use crate::carrier::CongestionOwner;
 use crate::carrier::agent::websocket_tasks::Io;
@@ -52,11 +52,11 @@ impl Proxy {
     /// Choose the proxy for a destination, if it needs one.
     pub(crate) fn intercept(
         &self,
-        tls_handshake: bool,
+        use_tls: bool,
         host: &str,
         port: u16,
     ) -> Result<Option<Intercept>, TcpConnectError> {
-        let scheme = if tls_handshake { "https" } else { "http" };
+        let scheme = if use_tls { "https" } else { "http" };
         let target: Uri = match format!("{scheme}://{host}:{port}/").parse() {
             Ok(target) => target,
             Err(_) => return Ok(None),
@@ -80,7 +80,7 @@ impl Proxy {
 pub(crate) struct Connected {
     pub(crate) io: Box<dyn Io>,
     /// The first hop's address.
-    pub(crate) peer: SocketAddr,
+    pub(crate) address: SocketAddr,
     /// Who controls congestion all the way to the edge.
     pub(crate) congestion: CongestionOwner,
 }
@@ -88,14 +88,14 @@ pub(crate) struct Connected {
 /// Connect to the edge's TCP port, through a proxy if there is one.
 pub(crate) async fn connect(
     proxy: &Proxy,
-    tls_handshake: bool,
+    use_tls: bool,
     host: &str,
     port: u16,
     proxy_tls: &Arc<rustls::ClientConfig>,
 ) -> Result<Connected, TcpConnectError> {
-    let Some(proxy) = proxy.intercept(tls_handshake, host, port)? else {
-        let hop = Peer::Edge(format!("{host}:{port}"));
-        return direct(&hop, host, port).await;
+    let Some(proxy) = proxy.intercept(use_tls, host, port)? else {
+        let peer = Peer::Edge(format!("{host}:{port}"));
+        return direct(&peer, host, port).await;
     };
     let uri = proxy.uri();
     let scheme = uri.scheme_str().unwrap_or_default();
@@ -107,15 +107,15 @@ pub(crate) async fn connect(
         "http" => 80,
         _ => 1080,
     });
-    let hop = Peer::Proxy(format!("{via}:{via_port}"));
-    let Connected { io, peer, .. } = direct(&hop, via, via_port).await?;
+    let peer = Peer::Proxy(format!("{via}:{via_port}"));
+    let Connected { io, address, .. } = direct(&peer, via, via_port).await?;
     let io = match scheme {
-        "http" => tunnel(&hop, io, host, port, proxy.basic_auth()).await?,
+        "http" => tunnel(&peer, io, host, port, proxy.basic_auth()).await?,
         "https" => {
-            let io = connect::tls_handshake(&hop, via, io, proxy_tls).await?;
-            tunnel(&hop, io, host, port, proxy.basic_auth()).await?
+            let io = connect::tls_handshake(&peer, via, io, proxy_tls).await?;
+            tunnel(&peer, io, host, port, proxy.basic_auth()).await?
         }
-        "socks5" | "socks5h" => socks5(&hop, io, host, port, &proxy).await?,
+        "socks5" | "socks5h" => socks5(&peer, io, host, port, &proxy).await?,
         _ => {
             return Err(TcpConnectError::ProxyUrl(without_credentials(
                 &uri.to_string(),
@@ -124,27 +124,27 @@ pub(crate) async fn connect(
     };
     Ok(Connected {
         io,
-        peer,
+        address,
         // What happens behind the proxy, the kernel here does not know.
-        congestion: CongestionOwner::Ours,
+        congestion: CongestionOwner::Quic,
     })
 }
 
-async fn direct(hop: &Peer, host: &str, port: u16) -> Result<Connected, TcpConnectError> {
-    let addresses = connect::resolve(host, port, HOP).await?;
+async fn direct(peer: &Peer, host: &str, port: u16) -> Result<Connected, TcpConnectError> {
+    let addresses = connect::resolve(host, port, STEP_TIMEOUT).await?;
     let first = addresses[0];
-    let tcp = connect::connect(hop, addresses).await?;
-    let peer = tcp.peer_addr().unwrap_or(first);
+    let tcp = connect::connect(peer, addresses).await?;
+    let address = tcp.peer_addr().unwrap_or(first);
     Ok(Connected {
-        congestion: options::congestion_control(&tcp, peer),
+        congestion: options::congestion_owner(&tcp, address),
         io: Box::new(BbrRestart::new(tcp)),
-        peer,
+        address,
     })
 }
 
 /// HTTP CONNECT (RFC 9110 §9.3.6).
 async fn tunnel(
-    hop: &Peer,
+    peer: &Peer,
     io: Box<dyn Io>,
     host: &str,
     port: u16,
@@ -158,13 +158,13 @@ async fn tunnel(
     let Ok(request) = request.body(Empty::<Bytes>::new()) else {
         return Err(TcpConnectError::ProxyUrl(target));
     };
-    match connect::request_tunnel(hop, io, request).await? {
+    match connect::request_tunnel(peer, io, request).await? {
         Answer::Upgraded(_, io) => Ok(io),
         Answer::Refused(StatusCode::PROXY_AUTHENTICATION_REQUIRED) => {
-            Err(TcpConnectError::ProxyAuthentication { hop: hop.clone() })
+            Err(TcpConnectError::ProxyAuthentication { peer: peer.clone() })
         }
         Answer::Refused(status) => Err(TcpConnectError::ProxyRefused {
-            hop: hop.clone(),
+            peer: peer.clone(),
             target,
             status,
         }),
@@ -174,7 +174,7 @@ async fn tunnel(
 /// SOCKS5 (RFC 1928, RFC 1929). The proxy resolves the name: where one is needed, the network on
 /// this side often cannot.
 async fn socks5(
-    hop: &Peer,
+    peer: &Peer,
     io: Box<dyn Io>,
     host: &str,
     port: u16,
@@ -192,7 +192,7 @@ async fn socks5(
         socks = socks.with_auth(user.into(), password.into());
     }
     let failed = |err: Box<dyn Error + Send + Sync>| TcpConnectError::Socks {
-        hop: hop.clone(),
+        peer: peer.clone(),
         target: target.clone(),
         err,
     };
@@ -202,10 +202,10 @@ async fn socks5(
         .path_and_query("/")
         .build()
         .map_err(|err| failed(err.into()))?;
-    match timeout(HOP, socks.call(destination)).await {
+    match timeout(STEP_TIMEOUT, socks.call(destination)).await {
         Ok(Ok(io)) => Ok(Box::new(io.into_inner())),
         Ok(Err(err)) => Err(failed(err.to_string().into())),
-        Err(_) => Err(TcpConnectError::TimedOut { hop: hop.clone() }),
+        Err(_) => Err(TcpConnectError::TimedOut { peer: peer.clone() }),
     }
 }
 

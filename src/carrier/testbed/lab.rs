@@ -20,8 +20,8 @@ use super::noise::noise;
 use super::udp::MemoryUdp;
 use super::{certificate, pipe};
 use crate::carrier::agent::dial_error::AttemptError;
-use crate::carrier::agent::driver::{CarrierFactory, CarrierState, Watch};
-use crate::carrier::agent::network_watch::Change;
+use crate::carrier::agent::driver::{CarrierFactory, CarrierState, NetworkWatch};
+use crate::carrier::agent::network_watch::NetworkChange;
 use crate::carrier::agent::race::Race;
 use crate::carrier::agent::websocket_tasks::Upgraded;
 use crate::carrier::edge::socket::{EdgeSocket, edge_endpoint_over};
@@ -40,7 +40,7 @@ pub(crate) struct Lab {
     pub(crate) network: Arc<Network>,
     pub(crate) edge_socket: EdgeSocket,
     pub(crate) carrier: watch::Receiver<CarrierState>,
-    pub(crate) changes: mpsc::Sender<Change>,
+    pub(crate) changes: mpsc::Sender<NetworkChange>,
     pub(crate) edge: Connection,
     pub(crate) agent: Connection,
     /// Those of the edge and of the agent.
@@ -69,18 +69,18 @@ impl CarrierFactory for MemoryWays {
             // TCP, TLS and the upgrade take a round trip each.
             sleep(weather.delay * 6).await;
             if !weather.dialling || !network.tcp.borrow().moves {
-                let hop = Peer::Edge("edge.test".into());
-                return Err(TcpConnectError::TimedOut { hop });
+                let peer = Peer::Edge("edge.test".into());
+                return Err(TcpConnectError::TimedOut { peer });
             }
             let (near, far, between) = pipe::connection(network);
             let mut tasks = tasks.lock().unwrap();
             let peer = PeerInfo {
-                peer: PEER.into(),
-                reach: PathKind::Network,
-                congestion: CongestionOwner::Ours,
+                address: PEER.into(),
+                path_kind: PathKind::Network,
+                congestion: CongestionOwner::Quic,
             };
             if let Ok(carrying) = edge.accept(far, peer) {
-                edge.all_joined();
+                edge.all_sessions_started();
                 tasks.spawn(async move {
                     carrying.await;
                 });
@@ -117,12 +117,12 @@ impl Lab {
         });
         let race = Race {
             quic: certificate.client,
-            reach: PathKind::Network,
+            path_kind: PathKind::Network,
             memory: PathMemory::default(),
             endpoint: EndpointConfig::default(),
             server_name: "edge.test".into(),
             edge: vec![EDGE],
-            ways,
+            factory: ways,
         };
         let accepting = tokio::spawn({
             let endpoint = edge_endpoint.clone();
@@ -148,7 +148,7 @@ impl Lab {
         let (driver, carrier) = race.drive(
             established,
             transport,
-            Watch {
+            NetworkWatch {
                 changes: changed,
                 watcher: None,
             },

@@ -169,11 +169,11 @@ async fn the_edge_shows_where_an_agent_really_is() {
     let outside = edge.socket.carrier(outside.remote_address()).unwrap();
 
     assert_eq!(
-        (inside.carrier, inside.peer.peer.ip()),
+        (inside.carrier, inside.peer.address.ip()),
         (Carrier::WebSocket, front.ip())
     );
     assert_eq!(
-        (outside.carrier, outside.peer.peer.ip()),
+        (outside.carrier, outside.peer.address.ip()),
         (Carrier::Udp, front.ip())
     );
     assert_eq!(dialed.carrier.borrow().carrier, Carrier::Udp);

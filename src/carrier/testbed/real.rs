@@ -28,7 +28,7 @@ use crate::carrier::tcp::outer_tls;
 use crate::carrier::websocket::{Ended, PeerInfo};
 use crate::carrier::{
     CongestionOwner, EdgeSocket, PathKind, Proxy, Transport, WEBSOCKET_PATH, edge_udp,
-    shorten_send_queue, upgrade_response,
+    limit_send_queue, upgrade_response,
 };
 
 /// WebSockets that the edge takes.
@@ -131,7 +131,7 @@ async fn listen(
     let mut connections = JoinSet::new();
     loop {
         let (tcp, peer) = listener.accept().await.unwrap();
-        shorten_send_queue(&tcp, PathKind::of(peer));
+        limit_send_queue(&tcp, PathKind::of(peer));
         let (tls, socket, report) = (tls.clone(), socket.clone(), report.clone());
         connections.spawn(async move {
             let io: Box<dyn Io> = match tls {
@@ -165,9 +165,9 @@ async fn answer(
             tokio::spawn(async move {
                 let upgraded = hyper::upgrade::on(request).await.unwrap();
                 let peer = PeerInfo {
-                    peer,
-                    reach: PathKind::of(peer),
-                    congestion: CongestionOwner::Ours,
+                    address: peer,
+                    path_kind: PathKind::of(peer),
+                    congestion: CongestionOwner::Quic,
                 };
                 let io = TokioIo::new(upgraded);
                 if let Ok(carrying) = socket.accept(io, peer) {

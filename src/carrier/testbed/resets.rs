@@ -39,12 +39,12 @@ async fn a_socket_that_changes_upon_a_stateless_reset_ends_nothing_but_the_conne
     let arrived = Arc::new(Notify::new());
     let race = Race {
         quic: certificate().client,
-        reach: PathKind::Network,
+        path_kind: PathKind::Network,
         memory: PathMemory::default(),
         endpoint: EndpointConfig::default(),
         server_name: "edge.test".into(),
         edge: vec![EDGE],
-        ways: Arc::new(HeardWays(network.clone(), arrived.clone())),
+        factory: Arc::new(HeardWays(network.clone(), arrived.clone())),
     };
     let accepting = tokio::spawn({
         let edge = edge.clone();
@@ -92,8 +92,8 @@ impl CarrierFactory for HeardWays {
     }
 
     fn dial(&self) -> BoxFuture<'static, Result<Upgraded, TcpConnectError>> {
-        let hop = Peer::Edge("edge.test".into());
-        Box::pin(async { Err(TcpConnectError::TimedOut { hop }) })
+        let peer = Peer::Edge("edge.test".into());
+        Box::pin(async { Err(TcpConnectError::TimedOut { peer }) })
     }
 }
 

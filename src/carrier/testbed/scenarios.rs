@@ -81,7 +81,7 @@ async fn a_short_message_that_is_lost_comes_when_it_is_sent_again() {
     network.change(|weather| weather.delay = ROUND_TRIP / 2);
     let lab = Lab::start(network.clone(), Transport::Quic).await;
     for duplicator in &lab.repeaters {
-        duplicator.repeat();
+        duplicator.resend_tail();
     }
     lab.converse(1, 4_000, 4_000).await.unwrap();
     let passes: [fn(&mut Weather) -> &mut bool; 2] = [
@@ -97,7 +97,7 @@ async fn a_short_message_that_is_lost_comes_when_it_is_sent_again() {
         sleep(turn + ROUND_TRIP / 8).await;
         network.change(|weather| *passes(weather) = true);
 
-        duplicator.repeat();
+        duplicator.resend_tail();
 
         conversation.await.unwrap().unwrap();
         let elapsed = started.elapsed();
@@ -112,11 +112,11 @@ async fn to_an_address_that_an_agent_has_just_moved_to_nothing_is_sent_twice() {
     network.change(|weather| weather.delay = ROUND_TRIP / 2);
     let lab = Lab::start(network.clone(), Transport::Quic).await;
     let [duplicator, _] = &lab.repeaters;
-    duplicator.repeat();
+    duplicator.resend_tail();
     lab.converse(1, 4_000, 4_000).await.unwrap();
     let again = || {
         let before = network.carried_to_agent();
-        duplicator.repeat();
+        duplicator.resend_tail();
         network.carried_to_agent() > before
     };
     assert!(again());

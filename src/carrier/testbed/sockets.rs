@@ -38,8 +38,8 @@ async fn a_download_is_exact_while_it_changes_carriers_every_few_megabytes() {
     let accepted = tokio::spawn(async move { endpoint.accept().await.unwrap().await.unwrap() });
     let mut agent = race.run(Transport::Quic, &mut Vec::new()).await.unwrap();
     let inside = accepted.await.unwrap();
-    let upgraded = race.ways.dial().await.unwrap();
-    let line = agent.lines.carry(upgraded, agent.switch.arrivals());
+    let upgraded = race.factory.dial().await.unwrap();
+    let line = agent.websocket_tasks.carry(upgraded, agent.switch.arrivals());
     agent.switch.set_websocket(Some(line));
     let mut tasks = JoinSet::new();
     tasks.spawn(serve(agent.connection.clone()));
@@ -225,9 +225,9 @@ fn accept_stranger(
 ) -> Result<impl Future<Output = Ended> + Send + use<>, TooManyWebSockets> {
     let [high, low] = number.to_be_bytes();
     let peer = PeerInfo {
-        peer: ([198, 18, high, low], 4000).into(),
-        reach: PathKind::Network,
-        congestion: CongestionOwner::Ours,
+        address: ([198, 18, high, low], 4000).into(),
+        path_kind: PathKind::Network,
+        congestion: CongestionOwner::Quic,
     };
     socket.accept(far, peer)
 }
@@ -275,7 +275,7 @@ async fn websockets_of_one_address_that_no_session_uses_leave_places_to_others()
 
     assert_eq!(of_one, 256);
     assert!(open(2).is_ok());
-    socket.all_joined();
+    socket.all_sessions_started();
     assert!(open(1).is_ok(), "those of sessions do not count");
 }
 

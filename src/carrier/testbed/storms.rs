@@ -8,7 +8,7 @@ use super::lab::Lab;
 use super::network::Network;
 use super::noise::Dice;
 use crate::carrier::Transport;
-use crate::carrier::agent::network_watch::Change;
+use crate::carrier::agent::network_watch::NetworkChange;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -35,7 +35,7 @@ async fn storm(seed: u64) {
         // As if messages had ended, whatever is sent.
         for duplicator in &lab.repeaters {
             duplicator.message_written(0);
-            duplicator.repeat();
+            duplicator.resend_tail();
         }
         match dice.below(13) {
             0 | 1 => network.udp(false),
@@ -48,11 +48,11 @@ async fn storm(seed: u64) {
             8 => network.change(|weather| weather.dialling = !weather.dialling),
             9 => {
                 let now = [10, 0, 0, dice.below(250) as u8].into();
-                lab.changes.send(Change::Address { now }).await.unwrap();
+                lab.changes.send(NetworkChange::Address { now }).await.unwrap();
             }
             10 => {
                 let after = SECOND * 60;
-                lab.changes.send(Change::Woke { after }).await.unwrap();
+                lab.changes.send(NetworkChange::Woke { after }).await.unwrap();
             }
             11 => network.forget_tcp(),
             _ => {}

@@ -92,7 +92,7 @@ impl Agents {
             return Admission::Ignore;
         };
         let attempt = Attempt {
-            from: way.peer.peer.ip(),
+            from: way.peer.address.ip(),
             remote,
             id: incoming.orig_dst_cid(),
             // TCP has asked for a proof, too.
@@ -208,7 +208,7 @@ impl Agents {
             tunnels = names.join(","),
             software = %hello.software,
             carrier = arrival.map(|way| way.carrier.to_string()),
-            peer = arrival.map(|way| way.peer.peer.to_string()),
+            peer = arrival.map(|way| way.peer.address.to_string()),
             "agent came"
         );
         let session = Session {

@@ -124,7 +124,7 @@ impl Carriers {
                 Ok(upgraded) => upgraded,
                 Err(err) => return debug!(%err, "no websocket came about"),
             };
-            let (reach, congestion) = {
+            let (path_kind, congestion) = {
                 // SAFETY: `upgraded` owns the connection, whose socket is therefore open.
                 let tcp = unsafe { tcp.borrow() };
                 let way = match is_direct {
@@ -138,8 +138,8 @@ impl Carriers {
             };
             let (socket, io) = (&carriers.socket, TokioIo::new(upgraded));
             let peer = PeerInfo {
-                peer: agent,
-                reach,
+                address: agent,
+                path_kind,
                 congestion,
             };
             #[cfg(unix)]

@@ -1,4 +1,4 @@
-//! What is known of the ways to agents, by the networks that they are in.
+//! Cache of path measurements, by the network that an agent connects from.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv6Addr};
@@ -6,23 +6,26 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::PathMemory;
 
-/// The paths to the networks of the latest agents, so that one who comes back does not start from nothing.
+/// Path memories of the most recent agents' networks, so that a returning agent's connection does
+/// not start from nothing.
 #[derive(Debug, Default)]
-pub struct Paths(Mutex<VecDeque<(IpAddr, PathMemory)>>);
+pub struct PathCache(Mutex<VecDeque<(IpAddr, PathMemory)>>);
 
-impl Paths {
-    /// Return what is known of the way to this agent. Before [`Self::keep`] it is nobody else's.
+impl PathCache {
+    /// Return the memory of the path to this agent. Until [`Self::store`] is called with it, it is
+    /// not shared.
     pub fn recall(&self, agent: IpAddr) -> PathMemory {
         let (network, paths) = (network(agent), self.lock());
         let known = paths.iter().find(|(other, _)| *other == network);
         known.map(|(_, path)| path.clone()).unwrap_or_default()
     }
 
-    /// Have this remembered for who comes from there next, instead of the path that was not needed for longest.
-    pub fn keep(&self, agent: IpAddr, path: &PathMemory) {
+    /// Store a path memory for the agent's network, evicting the least recently stored one when
+    /// full.
+    pub fn store(&self, agent: IpAddr, path: &PathMemory) {
         let (network, mut paths) = (network(agent), self.lock());
         paths.retain(|(other, _)| *other != network);
-        if paths.len() == MOST {
+        if paths.len() == MAX_NETWORKS {
             paths.pop_front();
         }
         paths.push_back((network, path.clone()));
@@ -33,7 +36,8 @@ impl Paths {
     }
 }
 
-/// What hosts with the same path have in common: a host of IPv6 changes the lower half of its address (RFC 8981).
+/// Return the network part of an address, which hosts with the same path share: an IPv6 host
+/// changes the lower half of its address (RFC 8981).
 fn network(agent: IpAddr) -> IpAddr {
     match agent.to_canonical() {
         IpAddr::V4(v4) => v4.into(),
@@ -41,8 +45,8 @@ fn network(agent: IpAddr) -> IpAddr {
     }
 }
 
-/// Networks that are remembered; each takes some 150 bytes.
-const MOST: usize = 1_024;
+/// Networks that are cached; each takes some 150 bytes.
+const MAX_NETWORKS: usize = 1_024;
 
 #[cfg(test)]
 mod tests {
@@ -57,22 +61,22 @@ mod tests {
         address.parse().unwrap()
     }
 
-    /// Keep a path on which something is known.
-    fn keep_known(paths: &Paths, agent: IpAddr) {
+    /// Store a path with a measurement.
+    fn store_known(paths: &PathCache, agent: IpAddr) {
         let path = paths.recall(agent);
-        paths.keep(agent, &path);
+        paths.store(agent, &path);
         path.note(1e6, RTT, Instant::now());
     }
 
-    fn knows(paths: &Paths, agent: &str) -> bool {
+    fn knows(paths: &PathCache, agent: &str) -> bool {
         paths.recall(ip(agent)).recall().is_some()
     }
 
     #[test]
     fn an_agent_that_comes_back_from_the_same_network_finds_what_is_known_of_it() {
-        let paths = Paths::default();
+        let paths = PathCache::default();
         for agent in ["192.0.2.1", "2001:db8:1:2:a::1"] {
-            keep_known(&paths, ip(agent));
+            store_known(&paths, ip(agent));
         }
 
         assert!(knows(&paths, "192.0.2.1"));
@@ -84,7 +88,7 @@ mod tests {
 
     #[test]
     fn what_was_not_kept_is_nobody_elses() {
-        let paths = Paths::default();
+        let paths = PathCache::default();
         let stranger = ip("192.0.2.1");
 
         paths.recall(stranger).note(1e6, RTT, Instant::now());
@@ -94,17 +98,17 @@ mod tests {
 
     #[test]
     fn the_path_that_was_not_needed_for_longest_is_forgotten_first() {
-        let paths = Paths::default();
+        let paths = PathCache::default();
         let agent = |n: u32| Ipv4Addr::from_bits((10 << 24) + n).into();
-        for n in 0..MOST as u32 {
-            keep_known(&paths, agent(n));
+        for n in 0..MAX_NETWORKS as u32 {
+            store_known(&paths, agent(n));
         }
-        keep_known(&paths, agent(0));
+        store_known(&paths, agent(0));
 
-        keep_known(&paths, ip("192.0.2.1"));
+        store_known(&paths, ip("192.0.2.1"));
 
         assert!(knows(&paths, "10.0.0.0"));
         assert!(!knows(&paths, "10.0.0.1"));
-        assert_eq!(paths.lock().len(), MOST);
+        assert_eq!(paths.lock().len(), MAX_NETWORKS);
     }
 }
