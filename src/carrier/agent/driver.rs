@@ -13,11 +13,11 @@ use tokio::{
 };
 use tracing::{debug, info};
 
-use super::network_watch::Change;
+use super::network_watch::NetworkChange;
 use super::rebind::Rebinding;
 use super::switch::Switch;
 use super::udp_route::UdpRoute;
-use super::websocket_tasks::{LineEvent, Upgraded, WebSocketTasks};
+use super::websocket_tasks::{WebSocketEvent, Upgraded, WebSocketTasks};
 use crate::carrier::duplicate::transmitter::Transmitter;
 use crate::carrier::selection::progress::Progress;
 use crate::carrier::selection::{Action, Observation, Selector};
@@ -50,10 +50,10 @@ pub struct CarrierState {
 pub struct Driver {
     on: Established,
     transport: Transport,
-    ways: Arc<dyn CarrierFactory>,
+    factory: Arc<dyn CarrierFactory>,
     selector: Selector,
     progress: Progress,
-    changes: mpsc::Receiver<Change>,
+    changes: mpsc::Receiver<NetworkChange>,
     /// Reports changes of the network.
     watcher: Option<BoxFuture<'static, ()>>,
     state: watch::Sender<CarrierState>,
@@ -61,8 +61,8 @@ pub struct Driver {
 }
 
 /// Where reports of the network's changes come from, and what has to be polled for them.
-pub(crate) struct Watch {
-    pub(crate) changes: mpsc::Receiver<Change>,
+pub(crate) struct NetworkWatch {
+    pub(crate) changes: mpsc::Receiver<NetworkChange>,
     pub(crate) watcher: Option<BoxFuture<'static, ()>>,
 }
 
@@ -73,32 +73,32 @@ pub(crate) struct Established {
     pub(crate) switch: Arc<Switch>,
     pub(crate) rebinding: Arc<Rebinding>,
     pub(crate) transmitter: Transmitter,
-    pub(crate) lines: WebSocketTasks,
+    pub(crate) websocket_tasks: WebSocketTasks,
 }
 
 impl Established {
     /// Send over this carrier from now on, and let the edge know.
     pub(crate) fn send_over(&self, carrier: Carrier) {
         self.switch.select(carrier);
-        self.speak_up();
+        self.announce_carrier();
     }
 
     /// Have something sent over the current carrier now, so that the edge learns of it.
     ///
     /// quinn pings when its socket has changed, unless too much is in flight; then what was sent
     /// last is sent again.
-    fn speak_up(&self) {
-        self.switch.send_last_again();
+    fn announce_carrier(&self) {
+        self.switch.resend_last();
         self.rebinding.rebind(&self.endpoint);
     }
 }
 
 /// Wait until it is time to look again: soon, or when something happens if nothing does.
 async fn pause(switch: &Switch, idle: Option<Duration>) {
-    let soon = sleep(Selector::pace());
+    let soon = sleep(Selector::busy_interval());
     if let Some(idle) = idle {
         // From now on, so that nothing is missed; but traffic is not looked at with every packet.
-        let _ = timeout(idle, switch.something_happens()).await;
+        let _ = timeout(idle, switch.activity()).await;
     }
     soon.await;
 }
@@ -107,8 +107,8 @@ impl Driver {
     pub(crate) fn new(
         on: Established,
         transport: Transport,
-        ways: Arc<dyn CarrierFactory>,
-        network: Watch,
+        factory: Arc<dyn CarrierFactory>,
+        network: NetworkWatch,
         reason: &str,
     ) -> (Self, watch::Receiver<CarrierState>) {
         let carrier = on.switch.current();
@@ -121,7 +121,7 @@ impl Driver {
             progress: Progress::new(&on.connection),
             on,
             transport,
-            ways,
+            factory,
             selector: Selector::new(transport, carrier, now),
             changes: network.changes,
             watcher: network.watcher,
@@ -141,15 +141,15 @@ impl Driver {
         let connection = self.on.connection.clone();
         let mut closed = pin!(connection.closed());
         loop {
-            let sight = self.sight();
-            let acts = self.selector.decide(&sight);
-            self.perform(acts);
-            let idle = self.selector.may_sleep(&sight);
+            let observation = self.observe();
+            let actions = self.selector.decide(&observation);
+            self.perform(actions);
+            let idle = self.selector.idle_interval(&observation);
             let switch = self.on.switch.clone();
             tokio::select! {
                 biased;
                 _ = &mut closed => break,
-                event = self.on.lines.next() => self.line_event(event),
+                event = self.on.websocket_tasks.next() => self.websocket_event(event),
                 Some(change) = self.changes.recv() => self.network_changed(&change),
                 () = async { watcher.as_mut().expect("is some").await }, if watcher.is_some() => watcher = None,
                 () = pause(&switch, idle) => {}
@@ -158,74 +158,74 @@ impl Driver {
                 self.prefer(edge);
                 self.selector.probe_answered();
             }
-            self.forget_previous_udp();
+            self.close_previous_udp();
         }
-        let _ = timeout(FAREWELL, self.on.endpoint.wait_idle()).await;
+        let _ = timeout(CLOSE_TIMEOUT, self.on.endpoint.wait_idle()).await;
     }
 
-    fn sight(&mut self) -> Observation {
+    fn observe(&mut self) -> Observation {
         let now = Instant::now();
         let more_to_send = self.on.switch.is_full();
-        self.progress.decide(&self.on.connection, more_to_send, now);
+        self.progress.update(&self.on.connection, more_to_send, now);
         Observation {
             now,
-            udp: self.on.switch.udp_seen(),
-            websocket: self.on.switch.websocket_seen(),
-            owed: self.progress.owed(),
-            acked: self.progress.acked(),
+            udp: self.on.switch.udp_activity(),
+            websocket: self.on.switch.websocket_activity(),
+            unacked: self.progress.unacked(),
+            last_acked: self.progress.last_acked(),
             rtt: self.on.connection.rtt(),
         }
     }
 
-    fn line_event(&mut self, event: LineEvent) {
+    fn websocket_event(&mut self, event: WebSocketEvent) {
         let now = Instant::now();
-        let acts = match event {
-            LineEvent::Dialled(Ok(_)) if !self.selector.wants_websocket() => Vec::new(),
-            LineEvent::Dialled(Ok(upgraded)) => {
-                let line = self.on.lines.carry(upgraded, self.on.switch.arrivals());
-                self.on.switch.set_websocket(Some(line));
+        let actions = match event {
+            WebSocketEvent::Dialled(Ok(_)) if !self.selector.wants_websocket() => Vec::new(),
+            WebSocketEvent::Dialled(Ok(upgraded)) => {
+                let link = self.on.websocket_tasks.carry(upgraded, self.on.switch.arrivals());
+                self.on.switch.set_websocket(Some(link));
                 if self.on.switch.current() == Carrier::WebSocket {
                     // Whoever tells the edge of another carrier must tell it of another WebSocket too.
                     self.state.send_modify(|_| {});
                 }
                 self.selector.websocket_up(now)
             }
-            LineEvent::Dialled(Err(err)) => {
+            WebSocketEvent::Dialled(Err(err)) => {
                 debug!(%err, carrier = "websocket", "dialling failed");
                 self.selector.websocket_failed(now);
                 Vec::new()
             }
-            LineEvent::Ended(_, ended) => {
+            WebSocketEvent::Ended(_, ended) => {
                 self.on.switch.set_websocket(None);
                 self.selector.websocket_lost(now, &ended.to_string())
             }
         };
-        self.perform(acts);
+        self.perform(actions);
     }
 
-    fn network_changed(&mut self, change: &Change) {
+    fn network_changed(&mut self, change: &NetworkChange) {
         info!(%change, "network changed");
-        let acts = self
+        let actions = self
             .selector
             .network_changed(Instant::now(), &change.to_string());
-        self.perform(acts);
+        self.perform(actions);
     }
 
-    fn perform(&mut self, acts: Vec<Action>) {
-        for act in acts {
-            match act {
+    fn perform(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            match action {
                 Action::Probe => self.on.switch.probe_udp(),
-                Action::Dial => self.on.lines.dial(&*self.ways),
-                Action::HangUp => {
-                    self.on.lines.close();
+                Action::Dial => self.on.websocket_tasks.dial(&*self.factory),
+                Action::CloseWebSocket => {
+                    self.on.websocket_tasks.close();
                     self.on.switch.set_websocket(None);
                 }
-                Action::Move { to, reason } => self.move_to(to, reason),
-                Action::Speak => self.on.speak_up(),
-                Action::Refresh => self.refresh(),
+                Action::SwitchTo { to, reason } => self.move_to(to, reason),
+                Action::Announce => self.on.announce_carrier(),
+                Action::Rebind => self.refresh(),
             }
         }
-        self.on.switch.set_doubt(self.selector.in_doubt());
+        self.on.switch.set_suspicion(self.selector.sends_on_both());
     }
 
     fn move_to(&mut self, carrier: Carrier, reason: String) {
@@ -246,9 +246,9 @@ impl Driver {
     /// edge start again at once instead of waiting for a timeout that has grown long.
     fn refresh(&mut self) {
         let now = Instant::now();
-        if self.transport != Transport::Websocket && now >= self.refreshed + REFRESH {
+        if self.transport != Transport::Websocket && now >= self.refreshed + MIN_REFRESH_INTERVAL {
             self.refreshed = now;
-            match (self.ways.bind(), self.on.switch.udp_route()) {
+            match (self.factory.bind(), self.on.switch.udp_route()) {
                 (Ok(socket), Some(before)) => {
                     let (previous, edge) = (before.socket.clone(), before.edge.clone());
                     let route = UdpRoute::new(socket, Some(previous), edge);
@@ -258,7 +258,7 @@ impl Driver {
                 (Ok(_), None) => {}
             }
         }
-        self.on.speak_up();
+        self.on.announce_carrier();
     }
 
     /// Send to the address that answers, if the one in use may not.
@@ -266,7 +266,7 @@ impl Driver {
         let Some(route) = self.on.switch.udp_route() else {
             return;
         };
-        let in_use = self.on.switch.current() == Carrier::Udp && !self.selector.in_doubt();
+        let in_use = self.on.switch.current() == Carrier::Udp && !self.selector.sends_on_both();
         if in_use || route.edge.first() == Some(&edge) {
             return;
         }
@@ -277,8 +277,8 @@ impl Driver {
         }
     }
 
-    fn forget_previous_udp(&self) {
-        if Instant::now() < self.refreshed + PREVIOUS {
+    fn close_previous_udp(&self) {
+        if Instant::now() < self.refreshed + OLD_SOCKET_LIFETIME {
             return;
         }
         if let Some(route) = self.on.switch.udp_route()
@@ -292,10 +292,10 @@ impl Driver {
 }
 
 /// How long a closed connection may take to say goodbye.
-const FAREWELL: Duration = Duration::from_secs(1);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long the UDP socket before the present one is read: several round trips.
-const PREVIOUS: Duration = Duration::from_secs(3);
+const OLD_SOCKET_LIFETIME: Duration = Duration::from_secs(3);
 
 /// Between two new UDP sockets: a storm of network events is one change.
-const REFRESH: Duration = Duration::from_millis(250);
+const MIN_REFRESH_INTERVAL: Duration = Duration::from_millis(250);

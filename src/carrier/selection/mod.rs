@@ -1,226 +1,228 @@
-//! Which carrier to use, decided from what is seen of both and nothing else.
+//! Selection of the carrier, from observations of both and nothing else.
 //!
-//! Pure: time and evidence come in, [`Action`]s go out. It never assumes that a carrier works because
-//! it once did, nor that it is dead because it once was.
+//! Pure: time and observations come in, [`Action`]s go out. It never assumes that a carrier works
+//! because it once did, nor that it is dead because it once was.
 //!
-//! On UDP: silence while an answer is owed raises suspicion. In suspicion, UDP is probed, a WebSocket is
-//! dialled, and once it is there packets take both ways. Silence that lasts is death. On the
-//! WebSocket: UDP is probed all the time, and several answers in a row lead back to it.
+//! On UDP: silence while something is unacknowledged raises suspicion. Under suspicion, UDP is
+//! probed, a WebSocket is dialled, and once it is up packets are sent over both. Silence that lasts
+//! means that UDP is dead. On the WebSocket: UDP is probed all the time, and several answers in a
+//! row lead back to it.
 //!
-//! Only an acknowledgement or the answer to a probe shows that packets pass in both directions: an
-//! edge that is heard may be repeating itself because it hears nothing.
+//! Only an acknowledgement or the answer to a probe shows that packets pass in both directions:
+//! packets from the edge may be retransmissions, sent because it receives nothing.
 
-pub(crate) mod dialling;
-pub(crate) mod evidence;
-pub(crate) mod hold;
+pub(crate) mod dialer;
+pub(crate) mod hold_down;
 pub(crate) mod on_udp;
 pub(crate) mod on_websocket;
 pub(crate) mod probe;
 pub(crate) mod probing;
 pub(crate) mod progress;
+pub(crate) mod receive_monitor;
 pub(crate) mod suspicion;
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use self::dialling::{Dialling, Line};
-use self::evidence::Seen;
-use self::hold::Hold;
+use self::dialer::{WebSocketDialer, WebSocketState};
+use self::hold_down::HoldDown;
 use self::probing::Probing;
-use self::progress::Owed;
+use self::progress::Unacked;
+use self::receive_monitor::ReceiveActivity;
 use self::suspicion::Suspicion;
 use super::{Carrier, Transport};
 
-/// What is seen at one moment.
+/// Observation of both carriers at one moment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Observation {
     pub(crate) now: Instant,
-    pub(crate) udp: Seen,
-    pub(crate) websocket: Seen,
-    /// What was sent over the carrier in use and waits for the edge to acknowledge something.
-    pub(crate) owed: Option<Owed>,
-    /// When the edge acknowledged something last.
-    pub(crate) acked: Option<Instant>,
+    pub(crate) udp: ReceiveActivity,
+    pub(crate) websocket: ReceiveActivity,
+    /// Data sent over the carrier in use of which the edge has acknowledged nothing yet.
+    pub(crate) unacked: Option<Unacked>,
+    /// Time of the edge's last acknowledgement.
+    pub(crate) last_acked: Option<Instant>,
     pub(crate) rtt: Duration,
 }
 
-/// What is to be done.
+/// Step for the driver to take.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     /// Probe UDP.
     Probe,
-    /// Dial a WebSocket; the outcome is told by `websocket_up` or `websocket_failed`.
+    /// Dial a WebSocket; `websocket_up` or `websocket_failed` is called with the outcome.
     Dial,
     /// Close the WebSocket, or stop dialling it.
-    HangUp,
+    CloseWebSocket,
     /// Send over this carrier from now on.
-    Move { to: Carrier, reason: String },
-    /// Let the edge hear from us: it may be sending to where we were.
-    Speak,
-    /// Use a new UDP socket and tell the edge, so that both ends try again at once.
-    Refresh,
+    SwitchTo { to: Carrier, reason: String },
+    /// Send a PING, so that the edge learns our address: it may be sending to the previous one.
+    Announce,
+    /// Rebind to a new UDP socket and send a PING, so that both ends start retransmitting at once.
+    Rebind,
 }
 
-/// Decides for one connection.
+/// Carrier selection of one connection.
 #[derive(Debug)]
 pub(crate) struct Selector {
     transport: Transport,
     current: Carrier,
     moved: Instant,
-    dialling: Dialling,
+    dialer: WebSocketDialer,
     suspicion: Option<Suspicion>,
-    /// Whether UDP is in use only because the WebSocket was lost.
+    /// Set while UDP is in use only because the WebSocket was lost.
     provisional: bool,
-    /// Silence before this moment has been explained by an answered probe.
+    /// Time up to which silence has been explained by an answered probe.
     cleared: Option<Instant>,
-    /// How long the run of packets was then: the answers to our own question are no new one.
+    /// Length of the run of packets then: the answers to our own probe do not start a new one.
     cleared_run: u32,
     probing: Probing,
-    hold: Hold,
+    hold_down: HoldDown,
 }
 
 impl Selector {
     pub(crate) fn new(transport: Transport, current: Carrier, now: Instant) -> Self {
-        let line = match current {
-            Carrier::Udp => Line::Absent,
-            Carrier::WebSocket => Line::Up,
+        let websocket = match current {
+            Carrier::Udp => WebSocketState::Absent,
+            Carrier::WebSocket => WebSocketState::Up,
         };
         Self {
             transport,
             current,
             moved: now,
-            dialling: Dialling::new(line, now),
+            dialer: WebSocketDialer::new(websocket, now),
             suspicion: None,
             provisional: false,
             cleared: None,
             cleared_run: 0,
             probing: Probing::default(),
-            hold: Hold::new(),
+            hold_down: HoldDown::new(),
         }
     }
 
-    /// Whether packets should take both ways.
-    pub(crate) fn in_doubt(&self) -> bool {
+    /// Report whether packets should be sent over both carriers.
+    pub(crate) fn sends_on_both(&self) -> bool {
         self.suspicion.is_some() || self.provisional
     }
 
-    /// How long nothing will have to be done, if nothing happens.
-    pub(crate) fn may_sleep(&self, sight: &Observation) -> Option<Duration> {
-        let busy = sight.owed.is_some()
+    /// Return how long the driver may wait for the next packet before it decides again, if nothing
+    /// is going on.
+    pub(crate) fn idle_interval(&self, observation: &Observation) -> Option<Duration> {
+        let busy = observation.unacked.is_some()
             || match self.current {
-                Carrier::Udp => self.in_doubt() || self.silent_since(sight).is_some(),
-                Carrier::WebSocket => self.probing.in_a_row > 0,
+                Carrier::Udp => self.sends_on_both() || self.silent_since(observation).is_some(),
+                Carrier::WebSocket => self.probing.consecutive_answers > 0,
             };
-        (!busy).then_some(CALM)
+        (!busy).then_some(IDLE_INTERVAL)
     }
 
-    /// The time between two looks while something is going on.
-    pub(crate) const fn pace() -> Duration {
-        BUSY
+    /// Return the interval between two decisions while something is going on.
+    pub(crate) const fn busy_interval() -> Duration {
+        BUSY_INTERVAL
     }
 
-    /// An address of the edge has answered a probe.
+    /// Record that an address of the edge has answered a probe.
     pub(crate) fn probe_answered(&mut self) {
-        self.probing.is_answered();
+        self.probing.answer_received();
     }
 
-    /// Whether a WebSocket that was dialled is still of use.
+    /// Report whether a WebSocket that was dialled is still of use.
     pub(crate) fn wants_websocket(&self) -> bool {
-        self.dialling.is_wanted()
+        self.dialer.is_wanted()
     }
 
     pub(crate) fn websocket_up(&mut self, now: Instant) -> Vec<Action> {
-        self.dialling.succeeded();
+        self.dialer.succeeded();
         if self.current == Carrier::WebSocket {
-            return vec![self.go(Carrier::WebSocket, now, "websocket dialled again".into())];
+            return vec![self.switch_to(Carrier::WebSocket, now, "websocket dialled again".into())];
         }
         match self.suspicion {
-            // Both ways now: whichever brings an answer is the one to use.
-            Some(_) => vec![Action::Speak],
+            // Send over both from now on: whichever carries an acknowledgement is the one to use.
+            Some(_) => vec![Action::Announce],
             None => Vec::new(),
         }
     }
 
     pub(crate) fn websocket_failed(&mut self, now: Instant) {
-        self.dialling.failed(now);
+        self.dialer.failed(now);
     }
 
-    /// The WebSocket has ended, for the reason given.
+    /// Handle the end of the WebSocket, for the reason given.
     pub(crate) fn websocket_lost(&mut self, now: Instant, why: &str) -> Vec<Action> {
-        self.dialling.lost();
+        self.dialer.lost();
         if self.current == Carrier::Udp {
             return Vec::new();
         }
-        let mut acts = vec![self.dialling.dial()];
+        let mut actions = vec![self.dialer.dial()];
         if self.transport == Transport::Auto {
             self.provisional = true;
-            acts.push(self.probing.probe(now));
-            acts.push(self.go(
+            actions.push(self.probing.probe(now));
+            actions.push(self.switch_to(
                 Carrier::Udp,
                 now,
                 format!("websocket lost ({why}), moved to udp"),
             ));
         }
-        acts
+        actions
     }
 
-    /// The network is another one, or time has passed unseen.
+    /// Handle a change of network, or a wake-up from sleep.
     pub(crate) fn network_changed(&mut self, now: Instant, what: &str) -> Vec<Action> {
         match (self.transport, self.current) {
             (Transport::Quic, _) | (_, Carrier::Udp) => {
                 self.suspicion = Some(Suspicion::new(now));
-                let mut acts = vec![Action::Refresh, self.probing.probe(now)];
-                if self.dialling.line != Line::Absent {
-                    // It was dialled from the network that was.
-                    self.dialling.lost();
-                    acts.push(Action::HangUp);
+                let mut actions = vec![Action::Rebind, self.probing.probe(now)];
+                if self.dialer.state != WebSocketState::Absent {
+                    // It was dialled from the previous network.
+                    self.dialer.lost();
+                    actions.push(Action::CloseWebSocket);
                 }
-                acts
+                actions
             }
             (_, Carrier::WebSocket) => {
-                let mut acts = vec![Action::HangUp];
-                acts.extend(self.websocket_lost(now, what));
-                acts
+                let mut actions = vec![Action::CloseWebSocket];
+                actions.extend(self.websocket_lost(now, what));
+                actions
             }
         }
     }
 
-    /// Look at the evidence.
-    pub(crate) fn decide(&mut self, sight: &Observation) -> Vec<Action> {
-        let mut acts = Vec::new();
+    /// Decide what to do about an observation.
+    pub(crate) fn decide(&mut self, observation: &Observation) -> Vec<Action> {
+        let mut actions = Vec::new();
         match self.current {
-            Carrier::Udp => self.look_from_udp(sight, &mut acts),
-            Carrier::WebSocket => self.look_from_websocket(sight, &mut acts),
+            Carrier::Udp => self.decide_on_udp(observation, &mut actions),
+            Carrier::WebSocket => self.decide_on_websocket(observation, &mut actions),
         }
-        acts
+        actions
     }
 
-    fn go(&mut self, to: Carrier, now: Instant, reason: String) -> Action {
+    fn switch_to(&mut self, to: Carrier, now: Instant, reason: String) -> Action {
         self.current = to;
         self.moved = now;
         self.suspicion = None;
         self.cleared = Some(now);
-        self.probing.start_again();
+        self.probing.reset_answers();
         if to == Carrier::WebSocket {
             self.provisional = false;
         }
-        Action::Move { to, reason }
+        Action::SwitchTo { to, reason }
     }
 }
 
-fn silent_after(rtt: Duration) -> Duration {
-    SILENT.max(4 * rtt)
+fn dead_after(rtt: Duration) -> Duration {
+    UDP_DEAD_AFTER.max(4 * rtt)
 }
 
-/// Silence that is death on UDP, so that a download goes on within 1.5 s; and that makes a WebSocket
-/// worth replacing.
-const SILENT: Duration = Duration::from_secs(1);
+/// Silence after which UDP counts as dead, so that a download resumes within 1.5 s; and after which
+/// a WebSocket is replaced.
+const UDP_DEAD_AFTER: Duration = Duration::from_secs(1);
 
-/// Transmits that must be unanswered for silence to count: what needs an answer is repeated.
-const ASKS: u32 = 2;
+/// Unanswered transmits that make silence count: QUIC retransmits what must be acknowledged.
+const MIN_TRANSMITS: u32 = 2;
 
-/// How often to look while something is going on, and while nothing is.
-const BUSY: Duration = Duration::from_millis(50);
+/// Interval between decisions while something is going on.
+const BUSY_INTERVAL: Duration = Duration::from_millis(50);
 
-const CALM: Duration = Duration::from_secs(1);
+const IDLE_INTERVAL: Duration = Duration::from_secs(1);

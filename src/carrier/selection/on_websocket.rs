@@ -1,75 +1,85 @@
-//! What to do while a WebSocket is in use.
+//! Decisions while a WebSocket is in use.
 
 use std::time::Duration;
 
-use super::dialling::Line;
-use super::probing::{PROBE_FAST, PROBE_RARE, PROBE_SLOW};
-use super::suspicion::doubt_after;
-use super::{Action, Observation, Selector, silent_after};
+use super::dialer::WebSocketState;
+use super::probing::{FAST_PROBE_INTERVAL, RARE_PROBE_INTERVAL, SLOW_PROBE_INTERVAL};
+use super::suspicion::suspect_after;
+use super::{Action, Observation, Selector, dead_after};
 use crate::carrier::{Carrier, Transport};
 
 impl Selector {
-    pub(crate) fn look_from_websocket(&mut self, sight: &Observation, acts: &mut Vec<Action>) {
-        let now = sight.now;
-        self.dialling.dial_if_due(now, acts);
-        let silence = sight.owed.map_or(Duration::ZERO, |owed| now - owed.since);
-        if self.dialling.line == Line::Up && silence >= WEBSOCKET_SILENT.max(6 * sight.rtt) {
-            acts.push(Action::HangUp);
+    pub(crate) fn decide_on_websocket(
+        &mut self,
+        observation: &Observation,
+        actions: &mut Vec<Action>,
+    ) {
+        let now = observation.now;
+        self.dialer.dial_if_due(now, actions);
+        let silence = observation
+            .unacked
+            .map_or(Duration::ZERO, |unacked| now - unacked.since);
+        if self.dialer.state == WebSocketState::Up
+            && silence >= WEBSOCKET_DEAD_AFTER.max(6 * observation.rtt)
+        {
+            actions.push(Action::CloseWebSocket);
             let why = format!("silent for {:.1} s", silence.as_secs_f32());
-            acts.extend(self.websocket_lost(now, &why));
+            actions.extend(self.websocket_lost(now, &why));
             return;
         }
-        match silence >= silent_after(sight.rtt) {
-            true => self.dialling.dial_beside(now, acts),
-            false => self.dialling.keep(),
+        match silence >= dead_after(observation.rtt) {
+            true => self.dialer.dial_replacement(now, actions),
+            false => self.dialer.cancel_replacement(),
         }
         if self.transport != Transport::Auto {
             return;
         }
-        let patience = PROBE_FAST.max(2 * sight.rtt);
+        let timeout = FAST_PROBE_INTERVAL.max(2 * observation.rtt);
         if self.probing.take_answered() {
-            self.probing.in_a_row += 1;
-            if let Some(reason) = self.reason_to_return(sight, silence) {
-                if silence >= silent_after(sight.rtt) {
-                    // It must not count as a way out when UDP fails again.
-                    self.dialling.lost();
-                    acts.push(Action::HangUp);
+            self.probing.consecutive_answers += 1;
+            if let Some(reason) = self.reason_to_return(observation, silence) {
+                if silence >= dead_after(observation.rtt) {
+                    // It must not count as a fallback when UDP fails again.
+                    self.dialer.lost();
+                    actions.push(Action::CloseWebSocket);
                 }
-                acts.push(self.go(Carrier::Udp, now, reason));
+                actions.push(self.switch_to(Carrier::Udp, now, reason));
                 return;
             }
-        } else if self.probing.has_waited(patience, now) {
-            self.probing.in_a_row = 0;
+        } else if self.probing.has_waited(timeout, now) {
+            self.probing.consecutive_answers = 0;
         }
-        let pause = match () {
-            () if silence >= doubt_after(sight.rtt) => patience,
-            () if self.probing.in_a_row > 0 && now + PROBE_SLOW >= self.moved + self.hold.time => {
-                patience
+        let interval = match () {
+            () if silence >= suspect_after(observation.rtt) => timeout,
+            () if self.probing.consecutive_answers > 0
+                && now + SLOW_PROBE_INTERVAL >= self.moved + self.hold_down.time =>
+            {
+                timeout
             }
-            () if now < self.moved + RARE_AFTER => PROBE_SLOW,
-            () => PROBE_RARE,
+            () if now < self.moved + RARE_PROBES_AFTER => SLOW_PROBE_INTERVAL,
+            () => RARE_PROBE_INTERVAL,
         };
-        self.probing.probe_every(pause, now, acts);
+        self.probing.probe_every(interval, now, actions);
     }
 
-    /// Why to use UDP again, whose probe has just been answered.
-    fn reason_to_return(&self, sight: &Observation, silence: Duration) -> Option<String> {
-        if silence >= silent_after(sight.rtt) {
+    /// Return the reason to use UDP again after its probe was answered, if there is one.
+    fn reason_to_return(&self, observation: &Observation, silence: Duration) -> Option<String> {
+        if silence >= dead_after(observation.rtt) {
             let silence = silence.as_secs_f32();
             return Some(format!("websocket silent for {silence:.1} s, moved to udp"));
         }
-        let convinced =
-            self.probing.in_a_row >= CONVINCED && sight.now >= self.moved + self.hold.time;
+        let convinced = self.probing.consecutive_answers >= ANSWERS_TO_RETURN
+            && observation.now >= self.moved + self.hold_down.time;
         convinced.then(|| "udp answers again, moved back".into())
     }
 }
 
-/// Silence that is death for a WebSocket: TCP repairs losses by itself, slower than QUIC does. Before
-/// that another one is dialled, which replaces the silent one if it is the first to come up.
-const WEBSOCKET_SILENT: Duration = Duration::from_secs(3);
+/// Silence after which a WebSocket counts as dead: TCP retransmits more slowly than QUIC does.
+/// Before that another one is dialled, which replaces the silent one if it is the first to come up.
+const WEBSOCKET_DEAD_AFTER: Duration = Duration::from_secs(3);
 
-/// How long UDP is probed often after it was left.
-const RARE_AFTER: Duration = Duration::from_secs(20);
+/// Time after leaving UDP during which it is probed often.
+const RARE_PROBES_AFTER: Duration = Duration::from_secs(20);
 
-/// Probes in a row that must be answered before UDP is used again.
-const CONVINCED: u32 = 5;
+/// Consecutive answered probes that lead back to UDP.
+const ANSWERS_TO_RETURN: u32 = 5;

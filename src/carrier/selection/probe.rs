@@ -1,12 +1,12 @@
-//! Asking an edge for a sign of life with a packet that every QUIC server answers.
+//! A probe: a packet that every QUIC server answers, without a connection.
 //!
-//! A long header with a version that nobody speaks makes a server answer with the versions it does
-//! speak (RFC 9000 §6, RFC 8999 §6). It needs no connection and no code at the far end. Servers
-//! must ignore such packets below 1,200 bytes, so an answer also proves that full packets pass.
+//! A long header with an unknown version makes a server answer with a Version Negotiation packet
+//! (RFC 9000 §6, RFC 8999 §6). It needs no code at the far end. Servers must ignore such packets
+//! below 1,200 bytes, so an answer also proves that full packets pass.
 
 use std::io;
 
-/// One question, told from others by its random id.
+/// One probe, identified by its random connection id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Probe([u8; ID]);
 
@@ -17,7 +17,7 @@ impl Probe {
         Ok(Self(id))
     }
 
-    /// The datagram to send. The edge routes by the destination id and echoes the source id.
+    /// Return the datagram to send. The edge routes by the destination id and echoes the source id.
     pub(crate) fn datagram(&self) -> [u8; FULL_SIZE] {
         let mut datagram = [0; FULL_SIZE];
         let mut at = 0;
@@ -34,14 +34,14 @@ impl Probe {
         datagram
     }
 
-    /// The datagram to send, `size` bytes long if that is more.
+    /// Return the datagram to send, padded to `size` bytes if that is more.
     pub(crate) fn padded(&self, size: usize) -> Vec<u8> {
         let mut datagram = self.datagram().to_vec();
         datagram.resize(size.max(FULL_SIZE), 0);
         datagram
     }
 
-    /// Whether this datagram answers the question.
+    /// Report whether this datagram answers the probe.
     pub(crate) fn is_answered_by(&self, datagram: &[u8]) -> bool {
         is_version_negotiation(datagram)
             && datagram.get(5) == Some(&(ID as u8))
@@ -49,21 +49,22 @@ impl Probe {
     }
 }
 
-/// Whether a datagram is a Version Negotiation packet (RFC 8999 §6).
+/// Report whether a datagram is a Version Negotiation packet (RFC 8999 §6).
 pub(crate) fn is_version_negotiation(datagram: &[u8]) -> bool {
     matches!(datagram, [first, 0, 0, 0, 0, ..] if first & 0x80 != 0)
 }
 
-/// The smallest datagram that a server answers (RFC 9000 §14.1).
+/// Smallest datagram that a server answers, in bytes (RFC 9000 §14.1).
 pub(crate) const FULL_SIZE: usize = 1200;
 
-/// A version that is reserved to be unknown (RFC 9000 §15: `0x?a?a?a?a`).
+/// Version reserved to force version negotiation (RFC 9000 §15: `0x?a?a?a?a`).
 const UNKNOWN_VERSION: u32 = 0x5a8a_2a7a;
 
-/// Long header, fixed bit set.
+/// First byte: long header, fixed bit set.
 const FIRST_BYTE: u8 = 0b1100_0000;
 
-/// Length of the connection ids: too long to be guessed by someone who cannot see the probe.
+/// Length of the connection ids in bytes: too long to be guessed by someone who cannot see the
+/// probe.
 const ID: usize = 8;
 
 #[cfg(test)]

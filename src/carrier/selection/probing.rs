@@ -1,4 +1,4 @@
-//! Which probes of UDP were sent and answered.
+//! Probes of UDP, and their answers.
 
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ use super::Action;
 #[derive(Debug, Default)]
 pub(crate) struct Probing {
     probed: Option<Instant>,
-    /// Whether the latest probe still waits for its answer.
+    /// Set while the latest probe is unanswered.
     waiting: bool,
-    /// Whether a probe has been answered since the last look.
+    /// Set when a probe has been answered since the last [`Self::take_answered`].
     answered: bool,
-    /// Probes answered in a row.
-    pub(crate) in_a_row: u32,
+    /// Consecutive answered probes.
+    pub(crate) consecutive_answers: u32,
 }
 
 impl Probing {
@@ -26,43 +26,44 @@ impl Probing {
 
     pub(crate) fn probe_every(
         &mut self,
-        pause: Duration,
+        interval: Duration,
         now: Instant,
-        acts: &mut Vec<Action>,
+        actions: &mut Vec<Action>,
     ) -> bool {
-        let due = self.probed.is_none_or(|probed| now >= probed + pause);
+        let due = self.probed.is_none_or(|probed| now >= probed + interval);
         if due {
-            acts.push(self.probe(now));
+            actions.push(self.probe(now));
         }
         due
     }
 
-    pub(crate) fn is_answered(&mut self) {
+    pub(crate) fn answer_received(&mut self) {
         self.answered |= std::mem::take(&mut self.waiting);
     }
 
-    /// Take whether a probe has been answered since this was asked last.
+    /// Report whether a probe has been answered since the previous call, and clear that.
     pub(crate) fn take_answered(&mut self) -> bool {
         std::mem::take(&mut self.answered)
     }
 
-    /// Whether the latest probe has waited for longer than this.
-    pub(crate) fn has_waited(&self, patience: Duration, now: Instant) -> bool {
-        self.waiting && self.probed.is_some_and(|probed| now >= probed + patience)
+    /// Report whether the latest probe has been unanswered for `timeout`.
+    pub(crate) fn has_waited(&self, timeout: Duration, now: Instant) -> bool {
+        self.waiting && self.probed.is_some_and(|probed| now >= probed + timeout)
     }
 
-    /// Count answers anew.
-    pub(crate) fn start_again(&mut self) {
+    /// Reset the count of answers.
+    pub(crate) fn reset_answers(&mut self) {
         self.answered = false;
-        self.in_a_row = 0;
+        self.consecutive_answers = 0;
     }
 }
 
-/// Between probes in suspicion, and between those that confirm an answer.
-pub(crate) const PROBE_FAST: Duration = Duration::from_millis(200);
+/// Interval between probes under suspicion, and between those that confirm an answer.
+pub(crate) const FAST_PROBE_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Between probes while UDP does not answer: 1 s at first, then rarer for networks where it is
-/// blocked for good. The former, too, between probes that are answered while the connection is not.
-pub(crate) const PROBE_SLOW: Duration = Duration::from_secs(1);
+/// Interval between probes while UDP does not answer: first this, then [`RARE_PROBE_INTERVAL`], for
+/// networks where UDP is blocked for good. This is also the interval between probes that are
+/// answered while the connection is not.
+pub(crate) const SLOW_PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
-pub(crate) const PROBE_RARE: Duration = Duration::from_secs(5);
+pub(crate) const RARE_PROBE_INTERVAL: Duration = Duration::from_secs(5);

@@ -1,87 +1,90 @@
-//! What the edge acknowledges of what was sent to it: the only proof that packets pass both ways.
+//! Tracking of the edge's acknowledgements: the only proof that packets pass both ways.
 //!
-//! An edge that hears nothing goes on speaking: it repeats itself, and visitors make it say new
-//! things. Even its acknowledgement frames come again with those. So this counts the bytes that are
-//! acknowledged for the first time.
+//! An edge that receives nothing still sends: it retransmits, and visitors cause new data. Even its
+//! ACK frames are repeated with those. So this counts the bytes that are acknowledged for the first
+//! time.
 
 use quinn::{Connection, FrameStats};
 use tokio::time::Instant;
 
 use crate::carrier::congestion;
 
-/// Follows one connection, as often as it is told to look.
+/// Acknowledgements of one connection, sampled at each [`Self::update`].
 #[derive(Debug)]
 pub(crate) struct Progress {
-    /// Bytes that were acknowledged at the last look.
+    /// Bytes acknowledged by the last update.
     delivered: u64,
-    /// Frames that had been sent then and must be acknowledged.
-    asked: u64,
-    acked: Option<Instant>,
-    owed: Option<Owed>,
+    /// Ack-eliciting frames sent by then.
+    sent: u64,
+    last_acked: Option<Instant>,
+    unacked: Option<Unacked>,
 }
 
-/// Something was sent and nothing has been acknowledged since.
+/// Data sent since the last acknowledgement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Owed {
+pub(crate) struct Unacked {
     pub(crate) since: Instant,
-    /// At how many looks more had been sent, or waited: QUIC repeats what needs an answer.
-    pub(crate) asks: u32,
+    /// Updates at which more had been sent, or waited to be: QUIC retransmits what must be
+    /// acknowledged.
+    pub(crate) transmits: u32,
 }
 
 impl Progress {
     pub(crate) fn new(connection: &Connection) -> Self {
-        let (delivered, asked) = counts(connection);
-        Self::since(delivered, asked)
+        let (delivered, sent) = counts(connection);
+        Self::since(delivered, sent)
     }
 
-    fn since(delivered: u64, asked: u64) -> Self {
+    fn since(delivered: u64, sent: u64) -> Self {
         Self {
             delivered,
-            asked,
-            acked: None,
-            owed: None,
+            sent,
+            last_acked: None,
+            unacked: None,
         }
     }
 
-    /// Look at what has come since the last look. What the carrier does not take is owed like what it took:
-    /// a connection that waits for room sends nothing that could be missed.
-    pub(crate) fn decide(&mut self, connection: &Connection, more_to_send: bool, now: Instant) {
-        let (delivered, asked) = counts(connection);
-        self.note(delivered, asked, more_to_send, now);
+    /// Compare the connection's counters with those of the last update. What the carrier has no
+    /// room for counts as unacknowledged, too: a blocked connection sends nothing whose loss could
+    /// be noticed.
+    pub(crate) fn update(&mut self, connection: &Connection, more_to_send: bool, now: Instant) {
+        let (delivered, sent) = counts(connection);
+        self.note(delivered, sent, more_to_send, now);
     }
 
-    fn note(&mut self, delivered: u64, asked: u64, more_to_send: bool, now: Instant) {
+    fn note(&mut self, delivered: u64, sent: u64, more_to_send: bool, now: Instant) {
         if delivered > self.delivered {
-            // What was sent in the meantime may be acknowledged or not. If not, QUIC will repeat it.
-            self.acked = Some(now);
-            self.owed = None;
-        } else if asked > self.asked || more_to_send {
-            let owed = self.owed.get_or_insert(Owed {
+            // What was sent in the meantime may be acknowledged or not. If not, QUIC will
+            // retransmit it.
+            self.last_acked = Some(now);
+            self.unacked = None;
+        } else if sent > self.sent || more_to_send {
+            let unacked = self.unacked.get_or_insert(Unacked {
                 since: now,
-                asks: 0,
+                transmits: 0,
             });
-            owed.asks += 1;
+            unacked.transmits += 1;
         }
-        (self.delivered, self.asked) = (delivered, asked);
+        (self.delivered, self.sent) = (delivered, sent);
     }
 
-    /// When something was acknowledged last, to the precision of a look.
-    pub(crate) fn acked(&self) -> Option<Instant> {
-        self.acked
+    /// Return the time of the last acknowledgement, to the precision of the updates.
+    pub(crate) fn last_acked(&self) -> Option<Instant> {
+        self.last_acked
     }
 
-    pub(crate) fn owed(&self) -> Option<Owed> {
-        self.owed
+    pub(crate) fn unacked(&self) -> Option<Unacked> {
+        self.unacked
     }
 }
 
 fn counts(connection: &Connection) -> (u64, u64) {
     let delivered = congestion::delivered(connection.congestion_state());
-    (delivered, must_be_acked(&connection.stats().frame_tx))
+    (delivered, ack_eliciting(&connection.stats().frame_tx))
 }
 
-/// Frames sent that must be acknowledged: all but ACK, PADDING and CONNECTION_CLOSE (RFC 9002 §2).
-fn must_be_acked(sent: &FrameStats) -> u64 {
+/// Return the ack-eliciting frames sent: all but ACK, PADDING and CONNECTION_CLOSE (RFC 9002 §2).
+fn ack_eliciting(sent: &FrameStats) -> u64 {
     [
         sent.ack_frequency,
         sent.crypto,
@@ -123,21 +126,21 @@ mod tests {
         let mut progress = Progress::since(100, 5);
 
         progress.note(100, 5, false, at(0));
-        assert_eq!(progress.owed(), None);
+        assert_eq!(progress.unacked(), None);
 
         progress.note(100, 7, false, at(50));
         progress.note(100, 7, false, at(100));
         progress.note(100, 8, false, at(150));
-        let owed = Owed {
+        let unacked = Unacked {
             since: at(50),
-            asks: 2,
+            transmits: 2,
         };
-        assert_eq!(progress.owed(), Some(owed));
-        assert_eq!(progress.acked(), None);
+        assert_eq!(progress.unacked(), Some(unacked));
+        assert_eq!(progress.last_acked(), None);
 
         progress.note(200, 9, false, at(200));
-        assert_eq!(progress.owed(), None);
-        assert_eq!(progress.acked(), Some(at(200)));
+        assert_eq!(progress.unacked(), None);
+        assert_eq!(progress.last_acked(), Some(at(200)));
     }
 
     #[test]
@@ -147,8 +150,8 @@ mod tests {
 
         progress.note(100, 5, true, now);
 
-        assert_eq!(progress.owed().map(|owed| owed.since), Some(now));
+        assert_eq!(progress.unacked().map(|unacked| unacked.since), Some(now));
         progress.note(200, 5, true, now);
-        assert_eq!(progress.owed(), None);
+        assert_eq!(progress.unacked(), None);
     }
 }

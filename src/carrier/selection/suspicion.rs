@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::SILENT;
-use super::probing::{PROBE_FAST, PROBE_SLOW};
+use super::UDP_DEAD_AFTER;
+use super::probing::{FAST_PROBE_INTERVAL, SLOW_PROBE_INTERVAL};
 
-/// Since when there is suspicion, and what has been done about it.
+/// Suspicion that UDP is dead, and the probes sent to find out.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Suspicion {
     pub(crate) raised: Instant,
@@ -30,28 +30,31 @@ impl Suspicion {
         self.probes = 0;
     }
 
-    /// Since when there is no sign of life at all.
-    pub(crate) fn lifeless(&self) -> Instant {
+    /// Return the time of the last sign of life: an answered probe, or when the suspicion was
+    /// raised.
+    pub(crate) fn last_sign_of_life(&self) -> Instant {
         self.answered.unwrap_or(self.raised)
     }
 
-    /// Whether both ends wait for timeouts that have grown long.
+    /// Report whether it has lasted so long that both ends wait for retransmission timeouts that
+    /// have grown long.
     pub(crate) fn has_lasted(&self, now: Instant) -> bool {
-        now >= self.lifeless() + SILENT
+        now >= self.last_sign_of_life() + UDP_DEAD_AFTER
     }
 
-    /// The time between two probes.
-    pub(crate) fn pause(&self, now: Instant, rtt: Duration) -> Duration {
+    /// Return the interval between two probes.
+    pub(crate) fn probe_interval(&self, now: Instant, rtt: Duration) -> Duration {
         match self.answered {
-            Some(answered) if now < answered + PROBE_SLOW => PROBE_SLOW,
-            _ => PROBE_FAST.max(rtt),
+            Some(answered) if now < answered + SLOW_PROBE_INTERVAL => SLOW_PROBE_INTERVAL,
+            _ => FAST_PROBE_INTERVAL.max(rtt),
         }
     }
 }
 
-pub(crate) fn doubt_after(rtt: Duration) -> Duration {
-    DOUBT.max(3 * rtt)
+pub(crate) fn suspect_after(rtt: Duration) -> Duration {
+    SUSPECT_AFTER.max(3 * rtt)
 }
 
-/// Silence that raises suspicion: beyond the second repetition of a lost packet on most paths.
-const DOUBT: Duration = Duration::from_millis(400);
+/// Silence that raises suspicion: longer than the second retransmission of a lost packet on most
+/// paths.
+const SUSPECT_AFTER: Duration = Duration::from_millis(400);
