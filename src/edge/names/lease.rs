@@ -1,4 +1,4 @@
-//! An agent's hold on a name, which outlives its session.
+//! A lease: an agent's reservation of a name, which outlives its session.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,54 +12,67 @@ use super::registry::{LiveTunnel, Owner};
 use crate::auth::Name;
 use crate::proto::{ClaimMode, Close};
 
-/// Who holds a name, and whether its agent is here.
+/// An agent's reservation of a name, and the session that serves it, if one does.
 pub struct Lease {
     pub owner: Owner,
-    /// The session that serves the name. Who waits for the agent to come back watches it.
+    /// The session that serves the name, or `None`. Requests that wait for the agent to reconnect
+    /// watch it.
     pub presence: watch::Sender<Option<Arc<LiveTunnel>>>,
-    /// Since when no session does, in a manner of speaking; `None` while one does.
-    pub absence: Option<(Absence, Instant)>,
-    /// When two agents that are both alive wanted the name last.
+    /// Why no session serves the name, and until when it is reserved; `None` while one does.
+    pub away: Option<Away>,
+    /// When two live agents last competed for the name.
     contested: Option<Instant>,
 }
 
-/// Why no session serves a name.
+/// The state of a lease that no session serves.
+#[derive(Debug, Clone, Copy)]
+pub struct Away {
+    /// Why no session serves the name.
+    pub reason: AwayReason,
+    /// When the name becomes free.
+    pub expires: Instant,
+}
+
+/// Reason why no session serves a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Absence {
-    /// The session broke: the name is kept for its agent.
+pub enum AwayReason {
+    /// The session was lost: the name is reserved for its agent.
     Lost,
-    /// The agent said goodbye. It may be restarting, so requests wait for it; but whoever asks for
-    /// the name gets it.
+    /// The agent closed the session. It may be restarting, so requests wait for it; but any other
+    /// agent that asks for the name gets it.
     Left,
 }
 
 impl Lease {
-    /// Begin with a session.
+    /// Create the lease of a name that a session serves.
     pub fn live(tunnel: Arc<LiveTunnel>) -> Self {
         Self {
             owner: tunnel.owner,
             presence: watch::Sender::new(Some(tunnel)),
-            absence: None,
+            away: None,
             contested: None,
         }
     }
 
-    /// Begin with an agent that is expected to come back before a moment.
-    pub fn away(owner: Owner, until: Instant) -> Self {
+    /// Create the lease of a name whose agent is expected to reconnect before `expires`.
+    pub fn reserved(owner: Owner, expires: Instant) -> Self {
         Self {
             owner,
             presence: watch::Sender::new(None),
-            absence: Some((Absence::Lost, until)),
+            away: Some(Away {
+                reason: AwayReason::Lost,
+                expires,
+            }),
             contested: None,
         }
     }
 
-    /// Let a session have the name, and close the one that had it, if another has. Report whether the
-    /// file of leases does not say so yet.
-    pub fn pass_to(&mut self, name: &Name, tunnel: Arc<LiveTunnel>) -> bool {
-        let is_new = self.owner != tunnel.owner || self.has_left() || self.is_over();
+    /// Transfer the name to a session, and close the session that had it, if it is another. Report
+    /// whether the lease file needs to be written for this.
+    pub fn transfer_to(&mut self, name: &Name, tunnel: Arc<LiveTunnel>) -> bool {
+        let is_new = self.owner != tunnel.owner || self.has_left() || self.has_expired();
         let former = std::mem::replace(&mut self.owner, tunnel.owner);
-        self.absence = None;
+        self.away = None;
         let held = self.presence.send_replace(Some(tunnel.clone()));
         let Some(held) = held.filter(|held| !held.is_of_session(&tunnel)) else {
             return is_new;
@@ -67,7 +80,7 @@ impl Lease {
         let was_alive = held.connection.close_reason().is_none();
         if former == tunnel.owner {
             if held.run != tunnel.run && was_alive {
-                info!(%name, agent = %former.agent, "a newer process of the agent has the name");
+                info!(%name, agent = %former.agent, "a newer process of the agent took over the name");
             }
             let code = Close::Superseded.code();
             held.connection.close(code, b"superseded");
@@ -83,36 +96,38 @@ impl Lease {
         is_new
     }
 
-    /// Note that two want the name who are both alive: from now on, and for a while, it passes on only
-    /// from a session that is silent.
+    /// Record that two live agents compete for the name: from now on, for [`CONTEST_PERIOD`], it
+    /// passes only from a session that is silent.
     pub fn contest(&mut self) {
         self.contested = Some(Instant::now());
     }
 
     fn is_contested(&self) -> bool {
         self.contested
-            .is_some_and(|since| since.elapsed() < CONTESTED)
+            .is_some_and(|since| since.elapsed() < CONTEST_PERIOD)
     }
 
-    /// Note that the session is gone; the lease ends at `until`.
-    pub fn leave(&mut self, absence: Absence, until: Instant) {
-        self.absence = Some((absence, until));
+    /// Record that no session serves the name any more; the lease expires at `expires`.
+    pub fn set_away(&mut self, reason: AwayReason, expires: Instant) {
+        self.away = Some(Away { reason, expires });
         self.presence.send_replace(None);
     }
 
-    /// Return when the lease ends, if the agent is away.
-    pub fn until(&self) -> Option<Instant> {
-        self.absence.map(|(_, until)| until)
+    /// Return when the lease expires, if the agent is away.
+    pub fn expires(&self) -> Option<Instant> {
+        self.away.map(|away| away.expires)
     }
 
-    /// Report whether the agent stayed away for too long.
-    pub fn is_over(&self) -> bool {
-        self.until().is_some_and(|until| until <= Instant::now())
+    /// Report whether the agent has stayed away for too long.
+    pub fn has_expired(&self) -> bool {
+        self.expires()
+            .is_some_and(|expires| expires <= Instant::now())
     }
 
-    /// Report whether the agent said goodbye.
+    /// Report whether the agent closed its session.
     pub fn has_left(&self) -> bool {
-        matches!(self.absence, Some((Absence::Left, _)))
+        self.away
+            .is_some_and(|away| away.reason == AwayReason::Left)
     }
 
     /// Decide whether a session may have the name.
@@ -120,7 +135,7 @@ impl Lease {
         let held = self.presence.borrow().clone();
         let alive = held.filter(|held| held.connection.close_reason().is_none());
         if self.owner == tunnel.owner {
-            return self.decide_for_its_agent(tunnel, mode, alive);
+            return self.decide_for_own_agent(tunnel, mode, alive);
         }
         if self.has_left() {
             return Decision::Granted;
@@ -132,13 +147,13 @@ impl Lease {
             }
             (ClaimMode::TakeOver, _) if may_take_over => Decision::Granted,
             _ => Decision::Refused {
-                holder: self.holder(grace),
+                holder: self.describe_holder(grace),
                 may_take_over,
             },
         }
     }
 
-    fn decide_for_its_agent(
+    fn decide_for_own_agent(
         &self,
         tunnel: &LiveTunnel,
         mode: ClaimMode,
@@ -150,7 +165,7 @@ impl Lease {
         if mode == ClaimMode::Superseded || (held.run != tunnel.run && self.is_contested()) {
             return Decision::IfSilent(held);
         }
-        // Runs have no order but that in which they come; within one, a session may be late.
+        // Runs are ordered only by their arrival; within one run, an older session may arrive late.
         match held.run == tunnel.run && held.epoch > tunnel.epoch {
             true => Decision::Refused {
                 holder: format!("a newer session of the same agent ({})", self.owner.agent),
@@ -160,13 +175,13 @@ impl Lease {
         }
     }
 
-    /// Say who holds the name and until when.
-    fn holder(&self, grace: Duration) -> String {
+    /// Describe who holds the name, and until when.
+    fn describe_holder(&self, grace: Duration) -> String {
         let agent = self.owner.agent;
-        match self.absence {
-            Some((_, until)) => format!(
+        match self.away {
+            Some(away) => format!(
                 "agent {agent}, which is away and has until {} to come back",
-                clock(until)
+                format_moment(away.expires)
             ),
             None => format!(
                 "agent {agent} for as long as it is connected and {} beyond",
@@ -176,25 +191,25 @@ impl Lease {
     }
 }
 
-/// Whether a session may have a name.
+/// Decision about a session that claims a name.
 pub enum Decision {
     Granted,
-    /// If the session that has it shows no sign of life.
+    /// Granted if the session that has the name shows no sign of life.
     IfSilent(Arc<LiveTunnel>),
     Refused {
-        /// Who holds the name and until when.
+        /// Who holds the name, and until when.
         holder: String,
-        /// Whether it would have been granted to somebody who asks to take it over.
+        /// Whether a claim that asks to take the name over would have been granted.
         may_take_over: bool,
     },
 }
 
-/// How long two may not take a name from each other, counted from their last attempt: longer than
-/// service managers wait before they start a program again.
-const CONTESTED: Duration = Duration::from_secs(60);
+/// How long two agents may not take a name from each other, counted from their last attempt: longer
+/// than service managers wait before they restart a program.
+const CONTEST_PERIOD: Duration = Duration::from_secs(60);
 
-/// Write a moment as people read it: `14:05:31 UTC, in 42 s`.
-fn clock(moment: Instant) -> String {
+/// Format a moment for people: `14:05:31 UTC, in 42 s`.
+fn format_moment(moment: Instant) -> String {
     let left = moment.saturating_duration_since(Instant::now());
     let seconds = left.as_secs() + u64::from(left.subsec_nanos() > 0);
     let until = Timestamp::now() + SignedDuration::from_secs(seconds as i64);

@@ -1,4 +1,4 @@
-//! Which names are held, in a file: what a restarted edge must find again.
+//! The lease file: the names that are reserved, which a restarted edge must restore.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -14,93 +14,94 @@ use crate::auth::{Name, TokenId};
 use crate::proto::AgentId;
 use crate::state::{StateDir, StateError};
 
-/// The file of leases. It is replaced as a whole, so that a crash at any moment leaves a whole one,
+/// The lease file. It is replaced as a whole, so that a crash at any moment leaves a complete one,
 /// and many changes are written at once.
 pub struct LeaseFile {
     state: StateDir,
     /// Counts changes.
     version: AtomicU64,
-    /// Up to which change the file has them all.
-    saved: watch::Sender<u64>,
-    wanted: Notify,
-    /// Whether the file belongs to a successor. Held while the file is being written.
+    /// The last change that the file contains.
+    flushed: watch::Sender<u64>,
+    wake: Notify,
+    /// Whether the file belongs to a successor. Locked while the file is being written.
     retired: Mutex<bool>,
 }
 
 impl LeaseFile {
-    /// Open the file, and return what an earlier edge left in it.
+    /// Open the file, and return the leases that an earlier edge left in it.
     ///
     /// # Errors
-    /// [`StateError`] if the file cannot be read. A damaged one is reported and passed over.
+    /// [`StateError`] if the file cannot be read. A damaged file is reported and ignored.
     pub fn open(state: StateDir) -> Result<(Self, Vec<(Name, Owner)>), StateError> {
-        let kept = match state.read(FILE)?.map(|bytes| parse(&bytes)) {
+        let restored = match state.read(FILE)?.map(|bytes| decode(&bytes)) {
             None => Vec::new(),
-            Some(Some(kept)) => kept,
+            Some(Some(restored)) => restored,
             Some(None) => {
-                warn!("the file {FILE} is damaged: names are not kept for the agents of before");
+                warn!("the file {FILE} is damaged, name reservations of earlier agents are lost");
                 Vec::new()
             }
         };
         let lease_file = Self {
             state,
             version: AtomicU64::new(0),
-            saved: watch::Sender::new(0),
-            wanted: Notify::new(),
+            flushed: watch::Sender::new(0),
+            wake: Notify::new(),
             retired: Mutex::new(false),
         };
-        Ok((lease_file, kept))
+        Ok((lease_file, restored))
     }
 
-    /// Note that the file does not have the latest change.
+    /// Record a change that the file does not contain yet, and wake the writer.
     pub fn changed(&self) {
         self.version.fetch_add(1, Ordering::Relaxed);
-        self.wanted.notify_one();
+        self.wake.notify_one();
     }
 
-    /// Have whoever keeps the file look at the leases again.
+    /// Wake the writer, so that it looks at the leases again.
     pub fn wake(&self) {
-        self.wanted.notify_one();
+        self.wake.notify_one();
     }
 
-    /// Wait until there is something to do.
-    pub async fn wanted(&self) {
-        self.wanted.notified().await;
+    /// Wait until the writer is woken.
+    pub async fn woken(&self) {
+        self.wake.notified().await;
     }
 
-    /// Write the file, unless it is up to date. Failures are reported: the edge works without it.
+    /// Write the file unless it is up to date. Failures are only logged: the edge works without the
+    /// file.
     pub async fn save(&self, snapshot: impl FnOnce() -> Vec<(Name, Owner)>) {
         let retired = self.retired.lock().await;
         let version = self.version.load(Ordering::Relaxed);
-        if *self.saved.borrow() == version {
+        if *self.flushed.borrow() == version {
             return;
         }
         if *retired {
-            self.saved.send_replace(version);
+            self.flushed.send_replace(version);
             return;
         }
-        let (state, text) = (self.state.clone(), print(snapshot()));
+        let (state, text) = (self.state.clone(), encode(snapshot()));
         let written = spawn_blocking(move || state.write(FILE, &text)).await;
         match written {
             Ok(Ok(())) => {}
-            Ok(Err(err)) => warn!(err = &err as &dyn std::error::Error, "names are not kept"),
-            Err(err) => warn!(%err, "names are not kept"),
+            Ok(Err(err)) => warn!(err = &err as &dyn std::error::Error, "cannot write name reservations"),
+            Err(err) => warn!(%err, "cannot write name reservations"),
         }
-        self.saved.send_replace(version);
+        self.flushed.send_replace(version);
     }
 
-    /// Write the file no more, because a successor does, or again.
+    /// Stop writing the file because a successor does (`true`), or resume (`false`).
     #[cfg(unix)]
     pub async fn retire(&self, retired: bool) {
         *self.retired.lock().await = retired;
     }
 
-    /// Wait until the changes up to now are written, for as long as a disk may take.
-    pub async fn saved(&self) {
+    /// Wait until all changes so far are written, for at most [`WRITE_TIMEOUT`].
+    pub async fn flushed(&self) {
         let version = self.version.load(Ordering::Relaxed);
-        let mut saved = self.saved.subscribe();
-        let written = saved.wait_for(|saved| *saved >= version);
-        if timeout(SLOW_DISK, written).await.is_err() {
-            warn!("the state directory is slow: names may not be kept if the edge crashes now");
+        let mut flushed = self.flushed.subscribe();
+        let written = flushed.wait_for(|flushed| *flushed >= version);
+        if timeout(WRITE_TIMEOUT, written).await.is_err() {
+            warn!("the state directory is slow, name reservations may be lost if the edge crashes now");
         }
     }
 }
@@ -117,18 +118,18 @@ struct Entry {
     agent: String,
 }
 
-fn print(mut held: Vec<(Name, Owner)>) -> Vec<u8> {
-    held.sort_by(|(one, _), (other, _)| one.cmp(other));
+fn encode(mut leases: Vec<(Name, Owner)>) -> Vec<u8> {
+    leases.sort_by(|(one, _), (other, _)| one.cmp(other));
     let entry = |(name, owner): (Name, Owner)| Entry {
         name: name.to_string(),
         token: owner.token.to_hex(),
         agent: owner.agent.to_hex(),
     };
-    let leases = held.into_iter().map(entry).collect();
+    let leases = leases.into_iter().map(entry).collect();
     serde_json::to_vec_pretty(&Contents { leases }).expect("strings can be written")
 }
 
-fn parse(bytes: &[u8]) -> Option<Vec<(Name, Owner)>> {
+fn decode(bytes: &[u8]) -> Option<Vec<(Name, Owner)>> {
     let contents: Contents = serde_json::from_slice(bytes).ok()?;
     let lease = |entry: Entry| {
         let owner = Owner {
@@ -142,8 +143,8 @@ fn parse(bytes: &[u8]) -> Option<Vec<(Name, Owner)>> {
 
 const FILE: &str = "leases.json";
 
-/// A disk that takes longer must not keep agents away.
-const SLOW_DISK: Duration = Duration::from_secs(2);
+/// A slower disk must not keep agents from connecting.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
 mod tests {
@@ -157,25 +158,25 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_saved_is_found_again() {
+    async fn saved_leases_are_restored() {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::open(dir.path()).unwrap();
-        let held = vec![
+        let leases = vec![
             ("blog".parse().unwrap(), owner(1)),
             ("shop".parse().unwrap(), owner(2)),
         ];
 
         let (lease_file, before) = LeaseFile::open(state.clone()).unwrap();
         lease_file.changed();
-        lease_file.save(|| held.clone()).await;
-        lease_file.saved().await;
+        lease_file.save(|| leases.clone()).await;
+        lease_file.flushed().await;
 
         assert!(before.is_empty());
-        assert_eq!(LeaseFile::open(state).unwrap().1, held);
+        assert_eq!(LeaseFile::open(state).unwrap().1, leases);
     }
 
     #[test]
-    fn a_damaged_file_is_passed_over() {
+    fn a_damaged_file_is_ignored() {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::open(dir.path()).unwrap();
         for damaged in [

@@ -1,4 +1,4 @@
-//! The edge's live table: which name is whose, and which session serves it.
+//! The registry of names: which agent holds a name, and which session serves it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,58 +9,58 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::lease::{Absence, Decision, Lease};
+use super::lease::{AwayReason, Decision, Lease};
 use super::lease_file::LeaseFile;
 use crate::auth::{Name, TokenId};
-use crate::edge::visitors::conversations::Published;
+use crate::edge::visitors::conversations::TunnelConversations;
 use crate::edge::visitors::http::error_page::Fault;
 use crate::http::Upgrades;
 use crate::proto::{AgentId, ClaimMode, LostSession, Refusal, RunId};
 use crate::stream::FlowControl;
 
-/// Who holds a name.
+/// The holder of a name: an agent and its token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Owner {
-    /// The token that was shown.
+    /// The token that the agent presented.
     pub token: TokenId,
-    /// The agent that showed it.
+    /// The agent's identity.
     pub agent: AgentId,
 }
 
 impl Owner {
-    /// Report whether both have shown the same token, and it means something.
+    /// Report whether both presented the same token, on an edge that requires tokens.
     pub fn shares_token(self, other: Self) -> bool {
         self.token == other.token && self.token != TokenId::OPEN
     }
 }
 
-/// One public name and the session that serves it.
+/// A public name as served by one session.
 #[derive(Debug)]
 pub struct LiveTunnel {
-    /// Who holds the name.
+    /// The holder of the name.
     pub owner: Owner,
-    /// Which run of the owner this is.
+    /// The run of the owner's process.
     pub run: RunId,
-    /// Which of the run's sessions this is; a higher one supersedes a lower one.
+    /// Number of the session within the run; a higher one supersedes a lower one.
     pub epoch: u64,
-    /// The number that the agent gave the tunnel.
+    /// The tunnel's number, chosen by the agent.
     pub number: u32,
-    /// The session's connection.
+    /// The session's QUIC connection.
     pub connection: Connection,
-    /// The session's windows.
+    /// The session's flow control.
     pub flow: Arc<FlowControl>,
     /// The session's conversations, of which this tunnel has a share.
-    pub conversations: Published,
-    /// The number of the worker that the session is on.
+    pub conversations: TunnelConversations,
+    /// Index of the worker that the session runs on.
     pub worker: usize,
-    /// What visitors may switch to.
+    /// Protocols that visitors may upgrade to.
     pub upgrades: Upgrades,
-    /// What the agent says about its earlier sessions.
+    /// The agent's reports about its earlier sessions.
     pub lost: Arc<[LostSession]>,
 }
 
 impl LiveTunnel {
-    /// Report whether the agent has said that a request never reached it in an earlier session.
+    /// Report whether the agent has declared that a request never reached it in an earlier session.
     pub fn never_read(&self, earlier: &LiveTunnel, stream: u64) -> bool {
         let report = self.lost.iter().find(|lost| lost.epoch == earlier.epoch);
         let same_run = self.owner == earlier.owner && self.run == earlier.run;
@@ -73,10 +73,10 @@ impl LiveTunnel {
     }
 }
 
-/// The session that serves a name, or none for as long as the agent is away.
+/// Watches the session that serves a name: `None` while the agent is away.
 pub type Presence = watch::Receiver<Option<Arc<LiveTunnel>>>;
 
-/// All names that are held, whether their agents are here or away.
+/// All names that are held, whether their agents are connected or away.
 #[derive(Clone)]
 pub struct Registry(Arc<Shared>);
 
@@ -88,12 +88,13 @@ struct Shared {
 }
 
 impl Registry {
-    /// Begin with the names that an earlier edge held: their agents count as away from now on.
-    pub fn new(grace: Duration, lease_file: LeaseFile, kept: Vec<(Name, Owner)>) -> Self {
-        let until = Instant::now() + grace;
-        let leases = kept
+    /// Create a registry with the names that an earlier edge held: their agents count as away from
+    /// now on.
+    pub fn new(grace: Duration, lease_file: LeaseFile, restored: Vec<(Name, Owner)>) -> Self {
+        let expires = Instant::now() + grace;
+        let leases = restored
             .into_iter()
-            .map(|(name, owner)| (name, Lease::away(owner, until)))
+            .map(|(name, owner)| (name, Lease::reserved(owner, expires)))
             .collect();
         Self(Arc::new(Shared {
             leases: Mutex::new(leases),
@@ -102,31 +103,31 @@ impl Registry {
         }))
     }
 
-    /// Return the session that serves a name at the moment, if one does.
+    /// Return the session that serves a name at the moment, if any.
     pub fn serving(&self, name: &str) -> Option<Arc<LiveTunnel>> {
         self.lock().get(name)?.presence.borrow().clone()
     }
 
-    /// Follow who serves a name: a session, or none for as long as the agent is away. The sender
-    /// goes when the lease ends. Returned with the number of those who follow it already; `None` if nobody holds the
-    /// name.
+    /// Watch which session serves a name; the value is `None` while the agent is away, and the
+    /// sender is dropped when the lease ends. Returned with the number of other watchers; `None` if
+    /// nobody holds the name.
     ///
     /// # Errors
-    /// [`Fault::Busy`] if so many follow it already.
-    pub fn watch(&self, name: &str, most: usize) -> Option<Result<(Presence, usize), Fault>> {
+    /// [`Fault::Busy`] if it has `max_watchers` already.
+    pub fn watch(&self, name: &str, max_watchers: usize) -> Option<Result<(Presence, usize), Fault>> {
         let leases = self.lock();
-        let lease = leases.get(name).filter(|lease| !lease.is_over())?;
+        let lease = leases.get(name).filter(|lease| !lease.has_expired())?;
         Some(match lease.presence.receiver_count() {
-            watching if watching >= most => Err(Fault::Busy),
+            watching if watching >= max_watchers => Err(Fault::Busy),
             watching => Ok((lease.presence.subscribe(), watching)),
         })
     }
 
-    /// Claim names until the returned values are dropped: all of them or none. The owner's newer
-    /// session takes its own names over at once, and the older session is closed.
+    /// Claim names until the returned values are dropped: all of them or none. A newer session of
+    /// an owner takes that owner's names over at once, and the older session is closed.
     ///
     /// # Errors
-    /// [`Unclaimed`] if somebody else has one, or is to have it back.
+    /// [`Unclaimed`] if another agent holds one of them, or has it reserved.
     pub fn claim(
         &self,
         wanted: Vec<(Name, LiveTunnel)>,
@@ -135,7 +136,7 @@ impl Registry {
         let mut leases = self.lock();
         let mut competing_sessions = Vec::new();
         for (name, tunnel) in &wanted {
-            let Some(lease) = leases.get(name).filter(|lease| !lease.is_over()) else {
+            let Some(lease) = leases.get(name).filter(|lease| !lease.has_expired()) else {
                 continue;
             };
             match lease.decide(tunnel, mode, self.0.grace) {
@@ -161,11 +162,11 @@ impl Registry {
             let (tunnel, mut taken_from) = (Arc::new(tunnel), None);
             changed |= match leases.get_mut(&name) {
                 Some(lease) => {
-                    let is_anothers = lease.owner != tunnel.owner;
-                    if is_anothers && !lease.is_over() && !lease.has_left() {
+                    let is_other_owner = lease.owner != tunnel.owner;
+                    if is_other_owner && !lease.has_expired() && !lease.has_left() {
                         taken_from = Some(lease.owner.agent);
                     }
-                    lease.pass_to(&name, tunnel.clone())
+                    lease.transfer_to(&name, tunnel.clone())
                 }
                 None => {
                     leases.insert(name.clone(), Lease::live(tunnel.clone()));
@@ -177,7 +178,7 @@ impl Registry {
                 name,
                 tunnel,
                 taken_from,
-                absence: Some(Absence::Lost),
+                away_reason: Some(AwayReason::Lost),
             }
         };
         let claims = wanted.into_iter().map(&mut claim).collect();
@@ -187,45 +188,46 @@ impl Registry {
         Ok(claims)
     }
 
-    /// Note that somebody wants a name whose session is alive.
+    /// Record that another live agent wants a name whose session is alive.
     pub fn contest(&self, name: &Name) {
         if let Some(lease) = self.lock().get_mut(name) {
             lease.contest();
         }
     }
 
-    /// Wait until the names that were claimed before will be found again after a crash.
-    pub async fn saved(&self) {
-        self.0.lease_file.saved().await;
+    /// Wait until the names claimed so far would survive a crash.
+    pub async fn flushed(&self) {
+        self.0.lease_file.flushed().await;
     }
 
-    /// Let go of names whose time is over, and keep the file of the others up to date, until `end`.
-    pub async fn keep(self, end: CancellationToken) {
+    /// Remove expired leases and keep the lease file up to date, until `end` is cancelled. The file
+    /// is written once more after that.
+    pub async fn write_loop(self, end: CancellationToken) {
         while !end.is_cancelled() {
             let next = self.expire();
-            let due = async {
+            let expiry = async {
                 match next {
-                    Some(due) => tokio::time::sleep_until(due).await,
+                    Some(expiry) => tokio::time::sleep_until(expiry).await,
                     None => std::future::pending().await,
                 }
             };
             tokio::select! {
-                () = due => {}
-                () = self.0.lease_file.wanted() => {}
+                () = expiry => {}
+                () = self.0.lease_file.woken() => {}
                 () = end.cancelled() => {}
             }
             self.save().await;
         }
     }
 
-    /// Bring the file up to date and leave it to a successor from then on.
+    /// Bring the lease file up to date and stop writing it: it is a successor's from then on.
     #[cfg(unix)]
     pub async fn retire(&self) {
         self.save().await;
         self.0.lease_file.retire(true).await;
     }
 
-    /// Keep the file again: the successor has not come.
+    /// Write the lease file again: the successor did not take over.
     #[cfg(unix)]
     pub async fn resume(&self) {
         self.0.lease_file.retire(false).await;
@@ -237,45 +239,45 @@ impl Registry {
             let leases = self.lock();
             let held = leases
                 .iter()
-                .filter(|(_, lease)| !lease.is_over() && !lease.has_left());
+                .filter(|(_, lease)| !lease.has_expired() && !lease.has_left());
             held.map(|(name, lease)| (name.clone(), lease.owner))
                 .collect()
         };
         self.0.lease_file.save(snapshot).await;
     }
 
-    /// Remove the leases whose time is over, and return when the next one's will be.
+    /// Remove expired leases, and return when the next one expires.
     fn expire(&self) -> Option<Instant> {
         let mut leases = self.lock();
         let before = leases.len();
-        leases.retain(|_, lease| !lease.is_over());
+        leases.retain(|_, lease| !lease.has_expired());
         if leases.len() < before {
             self.0.lease_file.changed();
         }
-        leases.values().filter_map(Lease::until).min()
+        leases.values().filter_map(Lease::expires).min()
     }
 
-    /// Note that a session serves a name no longer.
-    fn release(&self, name: &Name, tunnel: &Arc<LiveTunnel>, absence: Option<Absence>) {
+    /// Record that a session no longer serves a name.
+    fn release(&self, name: &Name, tunnel: &Arc<LiveTunnel>, away_reason: Option<AwayReason>) {
         let mut leases = self.lock();
         let Some(lease) = leases.get_mut(name) else {
             return;
         };
-        let is_ours = matches!(&*lease.presence.borrow(), Some(held) if Arc::ptr_eq(held, tunnel));
-        if !is_ours {
+        let is_current = matches!(&*lease.presence.borrow(), Some(held) if Arc::ptr_eq(held, tunnel));
+        if !is_current {
             return;
         }
-        match absence {
-            Some(absence) => lease.leave(absence, Instant::now() + self.0.grace),
+        match away_reason {
+            Some(reason) => lease.set_away(reason, Instant::now() + self.0.grace),
             None => {
                 leases.remove(name);
             }
         }
         drop(leases);
-        match absence {
-            // The file has it already; but its end is now to be waited for.
-            Some(Absence::Lost) => self.0.lease_file.wake(),
-            Some(Absence::Left) | None => self.0.lease_file.changed(),
+        match away_reason {
+            // The file contains the lease already, but the writer must learn when it expires.
+            Some(AwayReason::Lost) => self.0.lease_file.wake(),
+            Some(AwayReason::Left) | None => self.0.lease_file.changed(),
         }
     }
 
@@ -284,23 +286,24 @@ impl Registry {
     }
 }
 
-/// Why names were not claimed.
+/// Reason why names were not claimed.
 pub enum Unclaimed {
+    /// The agent must be refused.
     Refused(Refusal),
-    /// The sessions that have these names must be silent.
+    /// Live sessions hold these names, and may lose them only if they are silent.
     Contested(Vec<(Name, Arc<LiveTunnel>)>),
 }
 
-/// A name that a session serves. Dropped, it stays reserved for the agent to come back, unless a
-/// newer session has taken it over.
+/// A session's claim on a name. When dropped, the name stays reserved until the agent reconnects,
+/// unless a newer session has taken it over.
 pub struct Claim {
     registry: Registry,
     name: Name,
     tunnel: Arc<LiveTunnel>,
-    /// Which other agent held the name until it was claimed.
+    /// The other agent that held the name until it was claimed.
     taken_from: Option<AgentId>,
-    /// What to think of the agent's being away; `None` if the name is free then.
-    absence: Option<Absence>,
+    /// What the agent's absence means after the claim is dropped; `None` frees the name.
+    away_reason: Option<AwayReason>,
 }
 
 impl Claim {
@@ -309,7 +312,7 @@ impl Claim {
         &self.name
     }
 
-    /// Return the number that the agent gave the tunnel.
+    /// Return the tunnel's number, chosen by the agent.
     pub fn number(&self) -> u32 {
         self.tunnel.number
     }
@@ -319,20 +322,21 @@ impl Claim {
         self.taken_from
     }
 
-    /// Let go of the name because the agent stops.
-    pub fn leave(mut self) {
-        self.absence = Some(Absence::Left);
+    /// Release the name because the agent shuts down: any agent may claim it, and requests wait for
+    /// this one.
+    pub fn release(mut self) {
+        self.away_reason = Some(AwayReason::Left);
     }
 
-    /// Free the name because the agent does not want it any more.
+    /// Free the name because the agent closed the tunnel.
     pub fn free(mut self) {
-        self.absence = None;
+        self.away_reason = None;
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
         self.registry
-            .release(&self.name, &self.tunnel, self.absence);
+            .release(&self.name, &self.tunnel, self.away_reason);
     }
 }

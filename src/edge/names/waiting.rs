@@ -1,4 +1,4 @@
-//! Requests that wait for an agent to come back.
+//! Requests that wait for an agent to reconnect.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,29 +12,29 @@ use crate::edge::visitors::client::Client;
 use crate::edge::visitors::fair_share::FairShare;
 use crate::edge::visitors::http::error_page::Fault;
 
-/// Holds requests, for so long and so many of them.
-pub struct Hold {
+/// Holds requests whose agent is away: for a limited max_wait, and a limited number and size of them.
+pub struct WaitingRequests {
     registry: Registry,
-    time: Duration,
+    max_wait: Duration,
     requests: Semaphore,
     bytes: Semaphore,
     per_tunnel: usize,
-    /// Places of clients among the requests.
+    /// Shares of the clients in the waiting requests.
     share: Mutex<FairShare>,
 }
 
-/// A client's place among the held requests, until it is dropped.
-struct Held<'a> {
+/// A client's share for one waiting request, returned when this is dropped.
+struct ClientShare<'a> {
     share: &'a Mutex<FairShare>,
     client: Client,
 }
 
-impl Hold {
-    /// Hold requests to these names.
-    pub fn new(registry: Registry, time: Duration, limits: &EdgeLimits) -> Self {
+impl WaitingRequests {
+    /// Create an empty set of waiting requests for the names of `registry`.
+    pub fn new(registry: Registry, max_wait: Duration, limits: &EdgeLimits) -> Self {
         Self {
             registry,
-            time,
+            max_wait,
             requests: Semaphore::new(limits.held_requests),
             bytes: Semaphore::new(limits.held_bytes.min(Semaphore::MAX_PERMITS)),
             per_tunnel: limits.held_per_tunnel,
@@ -42,18 +42,19 @@ impl Hold {
         }
     }
 
-    /// Find the session that serves a name now.
+    /// Return the session that serves a name at the moment, if any.
     pub fn present(&self, name: &str) -> Option<Arc<LiveTunnel>> {
         self.registry.serving(name)
     }
 
-    /// Find the session that serves a name, or wait for one. `size` tells how much memory the request
-    /// takes; only one that has to wait is asked.
+    /// Return the session that serves a name, or wait for one. `size` computes how much memory the
+    /// request takes, in bytes; it is called only if the request has to wait.
     ///
     /// # Errors
-    /// [`Fault::NoSuchTunnel`] if nobody holds the name, [`Fault::AgentOffline`] if its agent does not
-    /// come in time, [`Fault::Busy`] if too much is held already, [`Fault::TooManyConversations`] if the client has
-    /// more places than it leaves free.
+    /// [`Fault::NoSuchTunnel`] if nobody holds the name, [`Fault::AgentOffline`] if its agent does
+    /// not connect in max_wait, [`Fault::Busy`] if too much waits already,
+    /// [`Fault::TooManyConversations`] if the client already has as many waiting requests as it
+    /// leaves free.
     pub async fn serving(
         &self,
         name: &str,
@@ -70,7 +71,7 @@ impl Hold {
         }
     }
 
-    /// Wait for a session that serves a name in the place of one that broke.
+    /// Wait for another session that serves a name, after the session `broken` was lost.
     ///
     /// # Errors
     /// As for [`serving`](Self::serving).
@@ -86,16 +87,16 @@ impl Hold {
         self.wait(name, client, size, deadline, other).await
     }
 
-    /// Return how long a request that arrives now may be held.
+    /// Return until when a request that arrives now may wait.
     pub fn deadline(&self) -> Instant {
-        Instant::now() + self.time
+        Instant::now() + self.max_wait
     }
 
-    /// Take a place for a client, of so many that are free.
-    fn share(&self, client: Client, free: usize) -> Result<Held<'_>, Fault> {
+    /// Reserve a share for a client, when `free` places are left.
+    fn share(&self, client: Client, free: usize) -> Result<ClientShare<'_>, Fault> {
         let mut share = self.share.lock().unwrap_or_else(PoisonError::into_inner);
-        share.take_of(free, client.holders())?;
-        Ok(Held {
+        share.acquire_of(free, client.holders())?;
+        Ok(ClientShare {
             share: &self.share,
             client,
         })
@@ -113,23 +114,23 @@ impl Hold {
             .registry
             .watch(name, self.per_tunnel)
             .ok_or(Fault::NoSuchTunnel)??;
-        // A client leaves the other visitors of this tunnel as many places as it has.
+        // A client leaves as many places for this tunnel's other visitors as it has itself.
         let _share = self.share(client, self.per_tunnel.saturating_sub(others))?;
         let size = u32::try_from(size).unwrap_or(u32::MAX);
-        let _place = self.requests.try_acquire().map_err(|_| Fault::Busy)?;
-        let _room = self.bytes.try_acquire_many(size).map_err(|_| Fault::Busy)?;
-        let there = presence.wait_for(|now| now.as_deref().is_some_and(&wanted));
-        match timeout_at(deadline, there).await {
+        let _request = self.requests.try_acquire().map_err(|_| Fault::Busy)?;
+        let _memory = self.bytes.try_acquire_many(size).map_err(|_| Fault::Busy)?;
+        let present = presence.wait_for(|now| now.as_deref().is_some_and(&wanted));
+        match timeout_at(deadline, present).await {
             Ok(Ok(tunnel)) => tunnel.clone().ok_or(Fault::Internal),
-            // The lease has ended, or the time is over.
+            // The lease has expired, or the time is over.
             Ok(Err(_)) | Err(_) => Err(Fault::AgentOffline),
         }
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for ClientShare<'_> {
     fn drop(&mut self) {
         let mut share = self.share.lock().unwrap_or_else(PoisonError::into_inner);
-        share.give_back(self.client.holders());
+        share.release(self.client.holders());
     }
 }

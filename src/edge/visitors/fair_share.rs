@@ -1,4 +1,4 @@
-//! Places that are shared between holders of which nobody knows in advance how many there are.
+//! Fair sharing of a fixed number of places between holders whose number is not known in advance.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -6,22 +6,22 @@ use std::net::Ipv6Addr;
 
 use super::client::ConnectionId;
 
-/// Somebody whose places are counted together.
+/// A party whose places are counted together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Holder {
     /// An IPv4 address, or an IPv6 /64.
     Subscriber(IpAddr),
     /// An IPv6 /48, with all the subscribers in it.
     Network(Ipv6Addr),
-    /// A connection whose address says nothing about the visitor.
+    /// A connection whose address does not identify the visitor.
     Connection(ConnectionId),
     /// A tunnel beside others of the same agent.
     Tunnel(u32),
 }
 
 impl Holder {
-    /// Return how many places this holder may have for each one that is left.
-    fn places_per_free_one(self) -> usize {
+    /// Return how many places this holder may have for each one that is left free.
+    fn places_per_free_place(self) -> usize {
         match self {
             Self::Subscriber(_) | Self::Connection(_) => CLIENT_SHARE,
             Self::Network(_) => NETWORK_SHARE,
@@ -30,11 +30,12 @@ impl Holder {
     }
 }
 
-/// Places, and who holds how many.
+/// A number of places, and how many of them each holder has.
 ///
-/// A holder may have one more as long as it has fewer than are free (or a multiple of that): whoever has many
-/// leaves the more for others, the less there is. One greedy holder gets a half, two get a third each, and however
-/// many there are, a newcomer finds a place (Choudhury and Hahne, Dynamic queue length thresholds for shared-memory
+/// A holder may take one more place as long as it has fewer than are free (or than a multiple of
+/// that): a holder with many places leaves more for others, the fewer there are. One greedy holder
+/// gets half of them, two get a third each, and however many there are, a newcomer finds a place
+/// (dynamic thresholds: Choudhury and Hahne, Dynamic queue length thresholds for shared-memory
 /// packet switches, 1998).
 #[derive(Debug)]
 pub struct FairShare {
@@ -43,17 +44,17 @@ pub struct FairShare {
     held: HashMap<Holder, usize>,
 }
 
-/// No place, for a reason.
+/// Reason why a place was denied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Denied {
     /// All places are taken.
     Full,
-    /// This holder has its share.
+    /// This holder has its share already.
     Share(Holder),
 }
 
 impl FairShare {
-    /// Share so many places.
+    /// Share `places` places, all of them free.
     pub fn new(places: usize) -> Self {
         Self {
             places,
@@ -72,20 +73,21 @@ impl FairShare {
         self.held.get(&holder).copied().unwrap_or(0)
     }
 
-    /// Take a place that counts for all of these.
+    /// Take a place that counts for all of these holders.
     ///
     /// # Errors
-    /// [`Denied`] if there is none, or one of them has its share.
+    /// [`Denied`] if no place is free, or one of the holders has its share already.
     pub fn take(&mut self, holders: impl Iterator<Item = Holder> + Clone) -> Result<(), Denied> {
         let free = self.free();
-        self.take_of(free, holders)
+        self.acquire_of(free, holders)
     }
 
-    /// Take a place as if so many were free: where there is a narrower limit than that of all places.
+    /// Take a place as if only `free` places were free, for a limit that is narrower than that of
+    /// all places.
     ///
     /// # Errors
-    /// [`Denied`] if there is none, or one of them has its share.
-    pub fn take_of(
+    /// [`Denied`] if no place is free, or one of the holders has its share already.
+    pub fn acquire_of(
         &mut self,
         free: usize,
         holders: impl Iterator<Item = Holder> + Clone,
@@ -95,7 +97,7 @@ impl FairShare {
             return Err(Denied::Full);
         }
         let has_its_share = |holder: &Holder| {
-            self.held(*holder) >= free.saturating_mul(holder.places_per_free_one())
+            self.held(*holder) >= free.saturating_mul(holder.places_per_free_place())
         };
         if let Some(holder) = holders.clone().find(has_its_share) {
             return Err(Denied::Share(holder));
@@ -107,8 +109,8 @@ impl FairShare {
         Ok(())
     }
 
-    /// Free a place that these have taken.
-    pub fn give_back(&mut self, holders: impl Iterator<Item = Holder>) {
+    /// Release a place that these holders have taken.
+    pub fn release(&mut self, holders: impl Iterator<Item = Holder>) {
         self.taken = self.taken.saturating_sub(1);
         for holder in holders {
             if let Some(held) = self.held.get_mut(&holder) {
@@ -121,14 +123,16 @@ impl FairShare {
     }
 }
 
-/// A client may have as many places as it leaves free: half of all, alone.
+/// Places that a client may have for each one that it leaves free: alone, it gets half of them.
 const CLIENT_SHARE: usize = 1;
 
-/// All clients of an IPv6 /48 may have twice as many as they leave free: two thirds of all, alone. Providers give
-/// whole /48s to single customers, and some put many customers into one.
+/// Places that all clients of an IPv6 /48 may have for each one that they leave free: alone, they
+/// get two thirds. Providers give whole /48s to single customers, and some put many customers into
+/// one.
 const NETWORK_SHARE: usize = 2;
 
-/// A tunnel may have three times as many places as it leaves free for its siblings: three quarters of all, alone.
+/// Places that a tunnel may have for each one that it leaves free for its siblings: alone, it gets
+/// three quarters.
 const TUNNEL_SHARE: usize = 3;
 
 #[cfg(test)]
@@ -171,14 +175,14 @@ mod tests {
     }
 
     #[test]
-    fn what_was_given_back_is_there_for_others() {
+    fn released_places_are_available_to_others() {
         let mut share = FairShare::new(4);
         let one = once(subscriber(1));
         share.take(one.clone()).unwrap();
         share.take(one.clone()).unwrap();
         assert_eq!(share.take(one.clone()), Err(Denied::Share(subscriber(1))));
 
-        share.give_back(one.clone());
+        share.release(one.clone());
 
         assert!(share.take(one).is_ok());
         assert_eq!(share.free(), 2);
