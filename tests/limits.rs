@@ -22,10 +22,10 @@ const FIELDS: &str = "src/edge/limits.rs";
 /// Times and numbers that limit nothing: what a format says, or how something is tuned.
 const NO_LIMITS: &[(&str, &str)] = &[
     ("src/agent/upstream/read_limit.rs", "SMALL"),
-    ("src/agent/config.rs", "HTTPS"),
+    ("src/agent/config.rs", "DEFAULT_PORT"),
     ("src/agent/session/dial.rs", "NO_APPLICATION_PROTOCOL"),
     ("src/edge/visitors/http/exchange.rs", "FIELD"),
-    ("src/edge/handover/message.rs", "SPACE"),
+    ("src/edge/handover/message.rs", "CONTROL_MESSAGE_SIZE"),
     ("src/edge/handover/message.rs", "VERSION"),
     (
         "src/edge/visitors/http/http2/connection.rs",

@@ -1,4 +1,4 @@
-//! The running edge's side of a handover.
+//! The running edge's side of a handover (hot restart).
 
 use std::fs;
 use std::io;
@@ -13,88 +13,88 @@ use tokio::net::{UnixListener, UnixStream};
 use tracing::{debug, warn};
 
 use super::SOCKET;
-use super::message::{ANSWER, Channel, DESCRIPTORS, HandoverError, Message, VERSION};
+use super::message::{REPLY_TIMEOUT, Channel, MAX_DESCRIPTORS, HandoverError, Message, VERSION};
 use crate::carrier::{PassedWebSockets, Predecessors, SharedUdp, Successor};
 use crate::edge::names::registry::Registry;
 use crate::state::StateDir;
 
-/// Where a successor comes to take over.
+/// The Unix socket on which a successor asks to take over to take over, and what it is handed.
 pub struct HandoverListener {
     listener: UnixListener,
-    estate: HandoverState,
+    state: HandoverState,
 }
 
-/// What a successor gets.
+/// Everything that a successor is handed.
 pub struct HandoverState {
-    /// The listening sockets, those for UDP too.
+    /// The listening sockets, including the one for UDP.
     pub sockets: Vec<OwnedFd>,
-    /// The UDP socket, if agents come over UDP.
+    /// The UDP socket, if agents may connect over UDP.
     pub udp: Option<Arc<SharedUdp>>,
-    /// The edges before this one.
+    /// The edges before this one that still drain.
     pub predecessors: Predecessors,
-    /// What marks the ids of our connections.
+    /// Key that marks the QUIC connection ids of this process.
     pub ids: u64,
-    /// The names that are held, of which the file in the state directory tells.
+    /// The registry of names, which the successor restores from the lease file.
     pub registry: Registry,
 }
 
 impl HandoverListener {
-    /// Open the door of an edge that was not there before. If another edge runs with the same state
-    /// directory, that one's door is left alone, and there is none.
+    /// Listen for a successor of a newly started edge. Returns `None` if another edge runs with the
+    /// same state directory, whose socket is left alone.
     ///
     /// # Errors
-    /// If the socket cannot be made.
-    pub fn open(state: &StateDir, estate: HandoverState) -> io::Result<Option<Self>> {
-        if connect(&state.path(SOCKET)).is_ok() {
+    /// Returns the system's error if the socket cannot be created.
+    pub fn open(dir: &StateDir, state: HandoverState) -> io::Result<Option<Self>> {
+        if connect(&dir.path(SOCKET)).is_ok() {
             return Ok(None);
         }
-        Self::replace(state, estate).map(Some)
+        Self::replace(dir, state).map(Some)
     }
 
-    /// Open the door in place of the predecessor's.
+    /// Listen for a successor in place of the predecessor, whose socket is replaced.
     ///
     /// # Errors
-    /// If the socket cannot be made.
-    pub fn replace(state: &StateDir, estate: HandoverState) -> io::Result<Self> {
-        let path = state.path(SOCKET);
-        let temporary = state.path(&format!(".{SOCKET}.{}", std::process::id()));
+    /// Returns the system's error if the socket cannot be created.
+    pub fn replace(dir: &StateDir, state: HandoverState) -> io::Result<Self> {
+        let path = dir.path(SOCKET);
+        let temporary = dir.path(&format!(".{SOCKET}.{}", std::process::id()));
         let _ = fs::remove_file(&temporary);
         let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
         socket.set_nonblocking(true)?;
         socket.bind(&SockAddr::unix(&temporary)?)?;
         fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600))?;
-        socket.listen(WAITING)?;
+        socket.listen(LISTEN_BACKLOG)?;
         fs::rename(&temporary, path)?;
         let listener = UnixListener::from_std(OwnedFd::from(socket).into())?;
-        Ok(Self { listener, estate })
+        Ok(Self { listener, state })
     }
 
-    /// Wait for a successor and hand over to it. It returns once that one is in charge, with where that
-    /// one passes on our agents' WebSockets. Cancelled, it has handed over or not; in either case this
-    /// process is about to end.
+    /// Wait for a successor and hand over to it. Returns once that process is in charge, with the
+    /// channel on which it passes on our agents' WebSockets. If cancelled, the handover has either
+    /// happened or not; in both cases this process is about to end.
     pub async fn hand_over(&self) -> PassedWebSockets {
         loop {
-            let exchange = match self.listener.accept().await {
-                // One at a time, and each with a limit for every answer.
-                Ok((socket, _)) => self.exchange(socket).await,
+            let handed_over = match self.listener.accept().await {
+                // One successor at a time, with a timeout for every reply.
+                Ok((socket, _)) => self.negotiate(socket).await,
                 Err(err) => Err(err.into()),
             };
-            match exchange {
+            match handed_over {
                 Ok(websockets) => return websockets,
                 Err(err) => warn!(%err, "nothing was handed over, this edge serves on"),
             }
-            // Somebody may ask again and again.
-            tokio::time::sleep(PAUSE).await;
+            // A failing successor may try again and again.
+            tokio::time::sleep(RETRY_INTERVAL).await;
         }
     }
 
-    async fn exchange(&self, socket: UnixStream) -> Result<PassedWebSockets, HandoverError> {
+    async fn negotiate(&self, socket: UnixStream) -> Result<PassedWebSockets, HandoverError> {
         let channel = Channel::new(socket)?;
-        match channel.hear(ANSWER).await?.0 {
+        match channel.receive(REPLY_TIMEOUT).await?.0 {
             Message::Request { version: VERSION } => {}
             Message::Request { version } => {
-                let why = format!("it hands over in version {VERSION}, not {version}; restart it");
-                channel.say(&Message::Refused { why }, &[]).await?;
+                let reason = format!("it supports handover version {VERSION}, not {version}; restart it instead");
+                channel.send(&Message::Refused { reason }, &[]).await?;
                 return Err(HandoverError::NotUnderstood);
             }
             _ => return Err(HandoverError::NotUnderstood),
@@ -102,58 +102,58 @@ impl HandoverListener {
         let (successor, packets) = Successor::new()?;
         let (passed, websockets) = PassedWebSockets::new()?;
         if let Err(err) = self.offer(&channel, [packets, websockets]).await {
-            let why = err.to_string();
-            let _ = channel.say(&Message::Refused { why }, &[]).await;
+            let reason = err.to_string();
+            let _ = channel.send(&Message::Refused { reason }, &[]).await;
             return Err(err);
         }
-        match channel.hear(PREPARATION).await?.0 {
+        match channel.receive(PREPARATION_TIMEOUT).await?.0 {
             Message::Ready => {}
             _ => return Err(HandoverError::NotUnderstood),
         }
-        let HandoverState { udp, registry, .. } = &self.estate;
+        let HandoverState { udp, registry, .. } = &self.state;
         registry.retire().await;
         if let Some(udp) = udp {
             udp.hand_over(successor);
         }
-        let told = channel.say(&Message::Granted, &[]).await;
-        if told.is_err() {
+        let sent = channel.send(&Message::Granted, &[]).await;
+        if sent.is_err() {
             if let Some(udp) = udp {
                 udp.read();
             }
             registry.resume().await;
         }
-        told.map(|()| passed)
+        sent.map(|()| passed)
     }
 
-    /// Send everything; it stays in use here.
-    async fn offer(&self, channel: &Channel, lines: [OwnedFd; 2]) -> Result<(), HandoverError> {
-        let mut ids = vec![self.estate.ids];
+    /// Send the sockets to the successor; they stay in use here.
+    async fn offer(&self, channel: &Channel, pipes: [OwnedFd; 2]) -> Result<(), HandoverError> {
+        let mut ids = vec![self.state.ids];
         let mut descriptors = Vec::new();
-        descriptors.extend(self.estate.sockets.iter().map(OwnedFd::as_fd));
-        descriptors.extend(lines.iter().map(OwnedFd::as_fd));
-        let mut before = Vec::new();
-        for predecessor in self.estate.predecessors.alive().iter() {
-            let (id, lines) = predecessor.handover_parts();
+        descriptors.extend(self.state.sockets.iter().map(OwnedFd::as_fd));
+        descriptors.extend(pipes.iter().map(OwnedFd::as_fd));
+        let mut inherited = Vec::new();
+        for predecessor in self.state.predecessors.alive().iter() {
+            let (id, pipes) = predecessor.handover_parts();
             ids.push(id);
-            for line in lines {
-                before.push(line.try_clone_to_owned()?);
+            for pipe in pipes {
+                inherited.push(pipe.try_clone_to_owned()?);
             }
         }
-        descriptors.extend(before.iter().map(OwnedFd::as_fd));
-        if descriptors.len() > DESCRIPTORS {
+        descriptors.extend(inherited.iter().map(OwnedFd::as_fd));
+        if descriptors.len() > MAX_DESCRIPTORS {
             return Err(HandoverError::Refused(
-                "too many former edges still drain".into(),
+                "too many earlier edges are still draining".into(),
             ));
         }
-        let sockets = self.estate.sockets.len() as u32;
-        debug!(sockets, processes = ids.len(), "a successor asks");
+        let sockets = self.state.sockets.len() as u32;
+        debug!(sockets, processes = ids.len(), "a successor asks to take over");
         channel
-            .say(&Message::Offer { sockets, ids }, &descriptors)
+            .send(&Message::Offer { sockets, ids }, &descriptors)
             .await
     }
 }
 
-/// Connect to the door of a running edge.
+/// Connect to the handover socket of a running edge.
 pub fn connect(path: &Path) -> io::Result<UnixStream> {
     let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
     socket.connect(&SockAddr::unix(path)?)?;
@@ -161,11 +161,11 @@ pub fn connect(path: &Path) -> io::Result<UnixStream> {
     UnixStream::from_std(OwnedFd::from(socket).into())
 }
 
-/// How long a successor may take for what can fail: reading certificates, binding more addresses.
-const PREPARATION: Duration = Duration::from_secs(10);
+/// Timeout of what can fail at the successor: reading certificates, binding further addresses.
+const PREPARATION_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Successors that may wait at the door; there should be one.
-const WAITING: i32 = 4;
+/// Successors that may wait to be accepted; there should be one.
+const LISTEN_BACKLOG: i32 = 4;
 
-/// Between one that failed and the next.
-const PAUSE: Duration = Duration::from_millis(100);
+/// Pause between a failed handover and the next.
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);

@@ -1,4 +1,4 @@
-//! What two processes of an edge say to each other.
+//! Messages between two processes of an edge during a handover.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -17,43 +17,44 @@ use tokio::time::timeout;
 
 use crate::carrier::handover::descriptors;
 
-/// One message. The first is a [`Request`](Self::Request) in every version.
+/// A message. The first is a [`Request`](Self::Request) in every version.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Message {
-    /// A successor asks to take over.
+    /// The successor asks to take over.
     Request {
-        /// [`VERSION`]
+        /// The successor's [`VERSION`].
         version: u32,
     },
-    /// The running edge will not have it.
+    /// The running edge refuses.
     Refused {
-        /// Why.
-        why: String,
+        /// The reason.
+        reason: String,
     },
-    /// The running edge offers what it has. The message bears descriptors, in this order: the
-    /// listening sockets, then two lines for each of `ids`, for packets and for WebSockets.
+    /// The running edge offers its sockets. The message carries descriptors in this order: the
+    /// listening sockets, then for each of `ids` two Unix sockets, for packets and for WebSockets.
     Offer {
-        /// How many of the descriptors are listening sockets.
+        /// Number of listening sockets among the descriptors.
         sockets: u32,
-        /// What marks the connection ids of the running edge, and of those before it that still drain.
+        /// Keys that mark the connection ids of the running edge, and of those before it that still
+        /// drain.
         ids: Vec<u64>,
     },
-    /// The successor has all it needs.
+    /// The successor is ready to take over.
     Ready,
-    /// The running edge has let go.
+    /// The running edge has stopped reading the UDP socket: the successor is in charge.
     Granted,
 }
 
-/// What is said to an edge, and by it. Both ends are processes of the same user.
+/// A connection between two processes of an edge. Both belong to the same user.
 #[derive(Debug)]
 pub struct Channel(UnixStream);
 
 impl Channel {
-    /// Talk through a connected socket that keeps the bounds of messages, if the same user is at the
-    /// other end, or root.
+    /// Use a connected socket that preserves message boundaries, if the process at the other end
+    /// belongs to the same user or to root.
     ///
     /// # Errors
-    /// [`HandoverError::Foreign`] if not.
+    /// [`HandoverError::Foreign`] if it belongs to another user.
     pub fn new(socket: UnixStream) -> Result<Self, HandoverError> {
         let (peer, us) = (socket.peer_cred()?.uid(), rustix::process::geteuid());
         if peer != us.as_raw() && peer != 0 {
@@ -62,18 +63,18 @@ impl Channel {
         Ok(Self(socket))
     }
 
-    /// Say something, with descriptors.
+    /// Send a message, with descriptors.
     ///
     /// # Errors
-    /// If the other end does not listen.
-    pub async fn say(
+    /// If it cannot be sent within [`REPLY_TIMEOUT`].
+    pub async fn send(
         &self,
         message: &Message,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<(), HandoverError> {
         let bytes = postcard::to_stdvec(message).expect("memory takes any message");
-        let send = || {
-            let mut space = [MaybeUninit::uninit(); SPACE];
+        let write = || {
+            let mut space = [MaybeUninit::uninit(); CONTROL_MESSAGE_SIZE];
             let mut ancillary = SendAncillaryBuffer::new(&mut space);
             if !descriptors.is_empty()
                 && !ancillary.push(SendAncillaryMessage::ScmRights(descriptors))
@@ -84,20 +85,20 @@ impl Channel {
             sendmsg(&self.0, &message, &mut ancillary, descriptors::SEND)?;
             Ok(())
         };
-        timeout(ANSWER, self.0.async_io(Interest::WRITABLE, send))
+        timeout(REPLY_TIMEOUT, self.0.async_io(Interest::WRITABLE, write))
             .await
             .map_err(|_| HandoverError::Silent)??;
         Ok(())
     }
 
-    /// Hear what is said next.
+    /// Receive the next message.
     ///
     /// # Errors
-    /// If nothing comes in time, or the other end is gone or not understood.
-    pub async fn hear(&self, patience: Duration) -> Result<(Message, Vec<OwnedFd>), HandoverError> {
-        let receive = || {
-            let mut bytes = [0; LONGEST];
-            let mut space = [MaybeUninit::uninit(); SPACE];
+    /// If none arrives within `limit`, or the other end is gone or sends something else.
+    pub async fn receive(&self, limit: Duration) -> Result<(Message, Vec<OwnedFd>), HandoverError> {
+        let read = || {
+            let mut bytes = [0; MAX_MESSAGE];
+            let mut space = [MaybeUninit::uninit(); CONTROL_MESSAGE_SIZE];
             let mut ancillary = RecvAncillaryBuffer::new(&mut space);
             let mut buffer = [IoSliceMut::new(&mut bytes)];
             let received = recvmsg(&self.0, &mut buffer, &mut ancillary, descriptors::RECEIVE)?;
@@ -116,7 +117,7 @@ impl Channel {
             let message = whole.then(|| postcard::from_bytes(&bytes[..received.bytes]).ok());
             Ok((received.bytes, message.flatten(), descriptors))
         };
-        let received = timeout(patience, self.0.async_io(Interest::READABLE, receive));
+        let received = timeout(limit, self.0.async_io(Interest::READABLE, read));
         match received.await.map_err(|_| HandoverError::Silent)?? {
             (0, ..) => Err(HandoverError::Gone),
             (_, Some(message), descriptors) => Ok((message, descriptors)),
@@ -125,40 +126,42 @@ impl Channel {
     }
 }
 
-/// Both processes must have the same.
+/// Version of the handover protocol; both processes must have the same.
 pub const VERSION: u32 = 2;
 
-/// How long an answer may take that needs no work.
-pub const ANSWER: Duration = Duration::from_secs(5);
+/// Timeout of a reply that needs no work.
+pub const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Descriptors in one message: the kernel takes 253. Eight listeners, and three times as many processes.
-pub const DESCRIPTORS: usize = 64;
+/// Most descriptors in one message; the kernel takes 253. Enough for eight listeners and more than
+/// twenty draining processes.
+pub const MAX_DESCRIPTORS: usize = 64;
 
-/// Room for them.
-const SPACE: usize = rustix::cmsg_space!(ScmRights(DESCRIPTORS));
+/// Size of the control message that carries them, in bytes.
+const CONTROL_MESSAGE_SIZE: usize = rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS));
 
-/// Bytes of a message: an offer with keys for as many processes.
-const LONGEST: usize = 4 << 10;
+/// Largest message in bytes: an offer with the keys of as many processes.
+const MAX_MESSAGE: usize = 4 << 10;
 
-/// One process of an edge cannot take over from another.
+/// Reason why one process of an edge cannot take over from another.
 #[derive(Debug, thiserror::Error)]
 pub enum HandoverError {
-    /// It needs what this system does not have: Unix sockets that keep the bounds of messages.
+    /// This system lacks Unix sockets that preserve message boundaries.
     #[error(
         "an edge cannot take over from another one on this system, only on Linux: stop the running one, then \
          start this one without --take-over"
     )]
     Unsupported,
-    /// There is nobody to take over from.
+    /// No edge runs with this state directory.
     #[error(
         "no edge runs with this state directory: nobody answers at {}; start without --take-over, or say \
          which edge is meant with --state-dir", .0.display()
     )]
     NoEdge(PathBuf),
-    /// The running edge will not have it.
+    /// The running edge refuses.
     #[error("the running edge does not hand over: {0}")]
     Refused(String),
-    /// The running edge listens for agents elsewhere, where they will look for the successor.
+    /// The running edge listens for agents at another address, where they would look for the
+    /// successor.
     #[error(
         "the running edge listens for agents at {running} (UDP) and this one would at {wanted}: a successor \
          keeps that address (--quic)"
@@ -166,22 +169,22 @@ pub enum HandoverError {
     Elsewhere {
         /// Where the running edge listens.
         running: String,
-        /// Where the successor would.
+        /// Where the successor would listen.
         wanted: String,
     },
-    /// Another user's process is at the other end.
+    /// The process at the other end belongs to another user.
     #[error("the process at the other end belongs to user {0}, not to ours")]
     Foreign(u32),
-    /// The other end takes too long.
+    /// The other end does not respond in time.
     #[error("the process at the other end does not answer")]
     Silent,
-    /// The other end has ended.
+    /// The other end has closed the connection.
     #[error("the process at the other end broke off")]
     Gone,
-    /// The other end is of another kind, or another version.
+    /// The other end is another program, or of another version.
     #[error("the process at the other end is not understood")]
     NotUnderstood,
-    /// The system does not go along.
+    /// A system call failed.
     #[error("the handover failed")]
     System(#[from] io::Error),
 }

@@ -3,27 +3,27 @@
 use std::io;
 
 use super::listener::connect;
-use super::message::{ANSWER, Channel, HandoverError, Message, VERSION};
+use super::message::{REPLY_TIMEOUT, Channel, HandoverError, Message, VERSION};
 use super::{SOCKET, SUPPORTED};
 use crate::carrier::{Predecessor, Predecessors};
 use crate::edge::listen::sockets::Sockets;
 use crate::state::StateDir;
 
-/// What the running edge has offered. It serves on until [`accept`](Self::accept).
+/// An offer of the running edge, which keeps serving until [`accept`](Self::accept).
 #[derive(Debug)]
 pub struct Takeover {
     channel: Channel,
-    /// Its listening sockets.
+    /// The running edge's listening sockets.
     pub sockets: Sockets,
-    /// It, and those before it that still drain.
+    /// The running edge, and those before it that still drain.
     pub predecessors: Predecessors,
 }
 
 impl Takeover {
-    /// Ask the edge that runs with this state directory.
+    /// Ask the edge that runs with this state directory to hand over.
     ///
     /// # Errors
-    /// If there is none, or it does not hand over.
+    /// If no edge runs, or it refuses to hand over.
     pub async fn ask(state: &StateDir) -> Result<Self, HandoverError> {
         if !SUPPORTED {
             return Err(HandoverError::Unsupported);
@@ -34,18 +34,18 @@ impl Takeover {
             Err(err) if is_absent(&err) => return Err(HandoverError::NoEdge(path)),
             Err(err) => return Err(err.into()),
         };
-        let question = Message::Request { version: VERSION };
-        channel.say(&question, &[]).await?;
-        let (count, ids, mut descriptors) = match channel.hear(PATIENCE).await? {
+        let request = Message::Request { version: VERSION };
+        channel.send(&request, &[]).await?;
+        let (count, ids, mut descriptors) = match channel.receive(OFFER_TIMEOUT).await? {
             (Message::Offer { sockets, ids }, descriptors) => (sockets as usize, ids, descriptors),
-            (Message::Refused { why }, _) => return Err(HandoverError::Refused(why)),
+            (Message::Refused { reason }, _) => return Err(HandoverError::Refused(reason)),
             _ => return Err(HandoverError::NotUnderstood),
         };
         if descriptors.len() != count + 2 * ids.len() {
             return Err(HandoverError::NotUnderstood);
         }
-        let mut lines = descriptors.split_off(count).into_iter();
-        let pairs = std::iter::from_fn(|| Some([lines.next()?, lines.next()?]));
+        let mut pipes = descriptors.split_off(count).into_iter();
+        let pairs = std::iter::from_fn(|| Some([pipes.next()?, pipes.next()?]));
         let mut sockets = Sockets::default();
         for descriptor in descriptors {
             sockets.add(descriptor)?;
@@ -55,18 +55,18 @@ impl Takeover {
             channel,
             sockets,
             predecessors: predecessors
-                .map(|(ids, lines)| Predecessor::new(ids, lines))
+                .map(|(ids, pipes)| Predecessor::new(ids, pipes))
                 .collect(),
         })
     }
 
-    /// Take over: all that can fail is done.
+    /// Take over, now that everything that can fail is done.
     ///
     /// # Errors
-    /// If the running edge has changed its mind, or is gone.
+    /// If the running edge is gone, or does not let go.
     pub async fn accept(self) -> Result<(), HandoverError> {
-        self.channel.say(&Message::Ready, &[]).await?;
-        match self.channel.hear(ANSWER).await?.0 {
+        self.channel.send(&Message::Ready, &[]).await?;
+        match self.channel.receive(REPLY_TIMEOUT).await?.0 {
             Message::Granted => Ok(()),
             _ => Err(HandoverError::NotUnderstood),
         }
@@ -80,5 +80,5 @@ fn is_absent(err: &io::Error) -> bool {
     )
 }
 
-/// How long the running edge may take for its offer: another successor may be at the door.
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(15);
+/// Timeout of the running edge's offer: it may be busy with another successor.
+const OFFER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(15);

@@ -1,4 +1,4 @@
-//! Binding addresses, with errors that say what to do.
+//! Binding addresses, with errors that suggest a remedy.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,15 +11,16 @@ use crate::edge::config::EdgeConfig;
 /// Listen for TCP connections.
 ///
 /// # Errors
-/// Those of the system; [`ListenError`] explains them.
+/// Returns the system's error, which [`ListenError`] explains.
 pub fn tcp(addr: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     if addr.is_ipv6() {
-        // The unspecified address stands for both families.
+        // The unspecified IPv6 address stands for both families.
         socket.set_only_v6(!addr.ip().is_unspecified())?;
     }
-    // A restarted edge must not wait for its predecessor's connections to be forgotten. On Windows it does not
-    // have to, and there this would let another process listen on the same address.
+    // A restarted edge must not wait for its predecessor's connections to leave TIME_WAIT. On
+    // Windows it does not have to, and there this would let another process listen on the same
+    // address.
     socket.set_reuse_address(cfg!(unix))?;
     socket.set_nonblocking(true)?;
     socket.bind(&addr.into())?;
@@ -27,10 +28,10 @@ pub fn tcp(addr: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-/// Connections that the system keeps while we do not accept; it may hold fewer (`somaxconn`).
+/// Connections that the system queues before they are accepted; it may queue fewer (`somaxconn`).
 const BACKLOG: i32 = 4096;
 
-/// An address cannot be listened on.
+/// Reason why an address cannot be listened on.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {addr} ({protocol}){}", advice(*addr, source))]
 pub struct ListenError {
@@ -40,7 +41,7 @@ pub struct ListenError {
 }
 
 impl ListenError {
-    /// Explain why binding failed.
+    /// Wrap the system's error for an address.
     pub fn new(protocol: &'static str, addr: SocketAddr, source: io::Error) -> Self {
         Self {
             protocol,
@@ -49,7 +50,7 @@ impl ListenError {
         }
     }
 
-    /// Explain why there is no UDP socket for agents.
+    /// Wrap the system's error for the UDP socket of agents.
     pub fn udp(config: &EdgeConfig) -> impl FnOnce(io::Error) -> Self + use<> {
         let addr = config.quic.unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)));
         move |err| Self::new("UDP", addr, err)
@@ -62,7 +63,7 @@ fn advice(addr: SocketAddr, err: &io::Error) -> String {
             ": port {} is in use by another process; stop it ({} shows it) or choose another with --http, \
              --https and --quic",
             addr.port(),
-            who_listens(addr.port())
+            command_to_find_listener(addr.port())
         ),
         io::ErrorKind::PermissionDenied if cfg!(windows) => format!(
             ": port {} is kept by another process or by Windows itself (`netsh int ipv4 show \
@@ -87,8 +88,8 @@ fn advice(addr: SocketAddr, err: &io::Error) -> String {
     }
 }
 
-/// What shows the process that listens on a port.
-fn who_listens(port: u16) -> String {
+/// Return a command that shows the process listening on a port.
+fn command_to_find_listener(port: u16) -> String {
     match std::env::consts::OS {
         "linux" => format!("`ss -lptun 'sport = :{port}'`"),
         "windows" => format!("`netstat -ano | findstr :{port}`"),

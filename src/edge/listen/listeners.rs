@@ -1,4 +1,4 @@
-//! Where an edge listens: for visitors over TCP, for agents over UDP too.
+//! An edge's bound sockets: TCP for visitors and agents on WebSockets, UDP for agents.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,8 +11,7 @@ use quinn::{AsyncUdpSocket, Endpoint, ServerConfig};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
-use super::bind;
-use super::bind::ListenError;
+use super::bind::{self, ListenError};
 use super::sockets::Sockets;
 use crate::carrier;
 use crate::carrier::{EdgeKeys, EdgeSocket, PathKind, PathMemory, SharedCongestionOwner};
@@ -28,27 +27,27 @@ use crate::edge::visitors::accept::Listener;
 use crate::proto::{ALPN, ALPN_ANY};
 use crate::tls::Identity;
 
-/// Everything that is bound.
+/// Everything that an edge has bound.
 pub struct Listening {
     pub listeners: Vec<Listener>,
     pub endpoint: Endpoint,
     pub socket: EdgeSocket,
-    /// QUIC's settings for agents in general.
+    /// QUIC settings for agents on other machines.
     pub quic: ServerConfig,
-    /// QUIC's settings for agents on this machine.
+    /// QUIC settings for agents on this machine.
     pub nearby: Arc<ServerConfig>,
     pub addrs: Addrs,
     #[cfg(unix)]
     pub udp: Option<Arc<SharedUdp>>,
-    /// The edges whose addresses these were.
+    /// The edges that these sockets were inherited from, which still drain.
     #[cfg(unix)]
     pub predecessors: Predecessors,
-    /// The same socket as `udp`.
+    /// A duplicate of the descriptor of `udp`.
     #[cfg(unix)]
     descriptor: Option<OwnedFd>,
 }
 
-/// The addresses that are listened on.
+/// Addresses that an edge listens on.
 #[derive(Debug, Clone, Default)]
 pub struct Addrs {
     pub http: Vec<SocketAddr>,
@@ -56,25 +55,26 @@ pub struct Addrs {
     pub quic: Option<SocketAddr>,
 }
 
-/// The edges whose addresses these are, if they are inherited.
+/// The edges that sockets are inherited from, if any.
 #[cfg(unix)]
-type Before = Option<Predecessors>;
+type Inherited = Option<Predecessors>;
 #[cfg(not(unix))]
-type Before = ();
+type Inherited = ();
 
 impl Listening {
-    /// Listen on the addresses of the configuration, with those of the sockets that fit.
+    /// Listen on the addresses of the configuration, using those of `sockets` that are bound to
+    /// them.
     pub fn start(
         config: &EdgeConfig,
         identity: &Identity,
         keys: EdgeKeys,
         sockets: &mut Sockets,
     ) -> Result<Self, BindError> {
-        Self::on(config, identity, keys, sockets, Before::default())
+        Self::bind(config, identity, keys, sockets, Inherited::default())
     }
 
-    /// Listen on the addresses of a running edge, without a look at what comes until
-    /// [`begin`](Self::begin).
+    /// Listen on the addresses of a running edge, without reading UDP packets until
+    /// [`start_reading`](Self::start_reading).
     #[cfg(unix)]
     pub fn inherit(
         config: &EdgeConfig,
@@ -92,27 +92,27 @@ impl Listening {
             }
             .into());
         }
-        let before = Some(from.predecessors.clone());
-        Self::on(config, identity, keys, &mut from.sockets, before)
+        let inherited = Some(from.predecessors.clone());
+        Self::bind(config, identity, keys, &mut from.sockets, inherited)
     }
 
-    fn on(
+    fn bind(
         config: &EdgeConfig,
         identity: &Identity,
         keys: EdgeKeys,
         sockets: &mut Sockets,
-        before: Before,
+        inherited: Inherited,
     ) -> Result<Self, BindError> {
         let mut addrs = Addrs::default();
         let mut listeners = Vec::new();
         for addr in &config.http {
-            let (tcp, addr) = bound(*addr, sockets)?;
+            let (tcp, addr) = listen_tcp(*addr, sockets)?;
             addrs.http.push(addr);
             listeners.push(Listener { tcp, tls: None });
         }
         let tls = TlsAcceptor::from(Arc::new(identity.visitor_config()));
         for addr in &config.https {
-            let (tcp, addr) = bound(*addr, sockets)?;
+            let (tcp, addr) = listen_tcp(*addr, sockets)?;
             addrs.https.push(addr);
             listeners.push(Listener {
                 tcp,
@@ -120,12 +120,12 @@ impl Listening {
             });
         }
         #[cfg(unix)]
-        let predecessors = before.clone().unwrap_or_default();
-        let agents = Agents::new(config, sockets, before)?;
-        addrs.quic = agents.addr;
+        let predecessors = inherited.clone().unwrap_or_default();
+        let agent_udp = AgentUdp::new(config, sockets, inherited)?;
+        addrs.quic = agent_udp.addr;
         let (quic, nearby) = server_configs(identity);
         let (endpoint, socket) =
-            carrier::edge_endpoint(agents.udp, quic.clone(), keys, config.limits.websockets)
+            carrier::edge_endpoint(agent_udp.udp, quic.clone(), keys, config.limits.websockets)
                 .map_err(ListenError::udp(config))?;
         Ok(Self {
             listeners,
@@ -135,28 +135,28 @@ impl Listening {
             nearby: Arc::new(nearby),
             addrs,
             #[cfg(unix)]
-            udp: agents.shared,
+            udp: agent_udp.shared,
             #[cfg(unix)]
             predecessors,
             #[cfg(unix)]
-            descriptor: agents.descriptor,
+            descriptor: agent_udp.descriptor,
         })
     }
 
-    /// Begin to read what comes over UDP.
+    /// Start to read UDP packets.
     #[cfg(unix)]
-    pub fn begin(&self) {
+    pub fn start_reading(&self) {
         if let Some(udp) = &self.udp {
             udp.read();
         }
     }
 
-    /// Return what a successor would get.
+    /// Return what a successor is handed.
     ///
     /// # Errors
-    /// If the system has no descriptors left.
+    /// Returns the system's error if it has no descriptors left.
     #[cfg(unix)]
-    pub fn estate(&self, keys: EdgeKeys, registry: Registry) -> io::Result<HandoverState> {
+    pub fn handover_state(&self, keys: EdgeKeys, registry: Registry) -> io::Result<HandoverState> {
         let listeners = self.listeners.iter().map(|listener| listener.tcp.as_fd());
         let sockets = listeners.chain(self.descriptor.as_ref().map(AsFd::as_fd));
         Ok(HandoverState {
@@ -171,9 +171,9 @@ impl Listening {
     }
 }
 
-/// Where agents come over UDP, if they do.
+/// The UDP socket for agents, if there is one.
 #[derive(Default)]
-struct Agents {
+struct AgentUdp {
     addr: Option<SocketAddr>,
     udp: Option<Arc<dyn AsyncUdpSocket>>,
     #[cfg(unix)]
@@ -182,19 +182,19 @@ struct Agents {
     descriptor: Option<OwnedFd>,
 }
 
-impl Agents {
+impl AgentUdp {
     fn new(
         config: &EdgeConfig,
         sockets: &mut Sockets,
-        before: Before,
+        inherited: Inherited,
     ) -> Result<Self, ListenError> {
         match config.quic {
-            Some(addr) => Self::at(addr, sockets, before).map_err(ListenError::udp(config)),
+            Some(addr) => Self::at(addr, sockets, inherited).map_err(ListenError::udp(config)),
             None => Ok(Self::default()),
         }
     }
 
-    fn at(addr: SocketAddr, sockets: &mut Sockets, before: Before) -> io::Result<Self> {
+    fn at(addr: SocketAddr, sockets: &mut Sockets, inherited: Inherited) -> io::Result<Self> {
         let socket = match sockets.take_udp(addr) {
             Some(bound) => bound,
             None => carrier::bind_edge_udp(addr)?,
@@ -204,12 +204,12 @@ impl Agents {
         let descriptor = Some(socket.as_fd().try_clone_to_owned()?);
         let udp = carrier::edge_udp(socket)?;
         #[cfg(unix)]
-        let udp = match before {
+        let udp = match inherited {
             Some(predecessors) => SharedUdp::waiting(udp, predecessors),
             None => SharedUdp::reading(udp),
         };
         #[cfg(not(unix))]
-        let () = before;
+        let () = inherited;
         Ok(Self {
             addr,
             #[cfg(unix)]
@@ -221,15 +221,15 @@ impl Agents {
     }
 }
 
-/// QUIC's settings for agents in general, and for those on this machine.
+/// Return the QUIC settings for agents on other machines, and for those on this machine.
 fn server_configs(identity: &Identity) -> (ServerConfig, ServerConfig) {
     let tls = identity.agent_config(&[ALPN, ALPN_ANY]);
     let tls = QuicServerConfig::try_from(tls).expect("the configuration speaks TLS 1.3");
     let mut server = ServerConfig::with_crypto(Arc::new(tls));
     server
-        .max_incoming(MOST_INCOMING)
+        .max_incoming(MAX_INCOMING)
         .incoming_buffer_size(INCOMING_BUFFER)
-        .incoming_buffer_size_total(INCOMING_BUFFERS);
+        .incoming_buffer_size_total(INCOMING_BUFFER_TOTAL);
     let mut nearby = server.clone();
     let (ours, memory) = (SharedCongestionOwner::default(), PathMemory::default());
     let transport = |reach| carrier::edge_transport(reach, &ours, &memory);
@@ -238,17 +238,17 @@ fn server_configs(identity: &Identity) -> (ServerConfig, ServerConfig) {
     (server, nearby)
 }
 
-/// First packets that wait to be looked at, which takes less than a millisecond. What comes beyond is
-/// dropped, and repeated by whoever means it.
-const MOST_INCOMING: usize = 1_024;
+/// Most new connections whose first packet waits to be examined, which takes less than a
+/// millisecond. Any more are dropped, and retransmitted by clients that mean it.
+const MAX_INCOMING: usize = 1_024;
 
-/// What may wait behind one of them, in bytes: the rest of a first flight with large keys is one packet.
+/// Bytes buffered for one of them: the rest of a first flight with large keys is one packet.
 const INCOMING_BUFFER: u64 = 16 << 10;
 
-/// The same for all of them.
-const INCOMING_BUFFERS: u64 = 4 << 20;
+/// Bytes buffered for all of them together.
+const INCOMING_BUFFER_TOTAL: u64 = 4 << 20;
 
-fn bound(
+fn listen_tcp(
     addr: SocketAddr,
     sockets: &mut Sockets,
 ) -> Result<(TcpListener, SocketAddr), ListenError> {

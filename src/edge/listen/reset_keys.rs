@@ -1,14 +1,15 @@
-//! Keys by which agents learn at once that the edge was restarted.
+//! Keys that let a restarted edge reset its predecessor's connections, so that agents notice the
+//! restart at once (stateless reset, RFC 9000 §10.3).
 
 use tracing::warn;
 
 use crate::carrier::EdgeKeys;
 use crate::state::{StateDir, StateError};
 
-/// Find the keys of the last edge here, or make them.
+/// Read the keys of the last edge with this state directory, or create them.
 ///
 /// # Errors
-/// If the state directory does not work.
+/// If the state directory cannot be used.
 pub fn open(state: &StateDir) -> Result<EdgeKeys, StateError> {
     let fresh = || {
         let mut random = vec![0; EdgeKeys::LENGTH];
@@ -19,19 +20,19 @@ pub fn open(state: &StateDir) -> Result<EdgeKeys, StateError> {
     if let Ok(bytes) = <&[u8; EdgeKeys::LENGTH]>::try_from(found.as_slice()) {
         return Ok(EdgeKeys::from_bytes(bytes));
     }
-    warn!("the file {FILE} is damaged; agents of an earlier edge will need longer to come back");
+    warn!("the file {FILE} is damaged, agents of an earlier edge will take longer to reconnect");
     let fresh = fresh();
     state.write(FILE, &fresh)?;
     let bytes = fresh.as_slice().try_into().expect("made with that length");
     Ok(EdgeKeys::from_bytes(bytes))
 }
 
-/// Keep these keys for the edge after this one.
+/// Save these keys for the next edge with this state directory.
 ///
 /// # Errors
-/// If the state directory does not work.
+/// If the state directory cannot be used.
 #[cfg(unix)]
-pub fn keep(state: &StateDir, keys: EdgeKeys) -> Result<(), StateError> {
+pub fn save(state: &StateDir, keys: EdgeKeys) -> Result<(), StateError> {
     state.write(FILE, &keys.to_bytes())
 }
 

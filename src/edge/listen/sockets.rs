@@ -1,4 +1,5 @@
-//! Listening sockets that somebody else has bound: a service manager, or the edge before this one.
+//! Listening sockets bound by somebody else: a service manager (socket activation), or the edge
+//! before this one.
 
 #[cfg(unix)]
 use std::io;
@@ -8,8 +9,8 @@ use std::os::fd::{FromRawFd, OwnedFd};
 #[cfg(unix)]
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Sockets that are bound already. Where an edge is to listen on an address that is among theirs, it
-/// uses them.
+/// Sockets that are bound already. An edge uses them for the configured addresses that they are
+/// bound to.
 #[derive(Debug, Default)]
 pub struct Sockets {
     tcp: Vec<(SocketAddr, TcpListener)>,
@@ -18,10 +19,10 @@ pub struct Sockets {
 
 impl Sockets {
     /// Take the sockets that a service manager such as systemd passes to this process
-    /// (`LISTEN_FDS`); none if there is no such thing. Only the first call finds any.
+    /// (`LISTEN_FDS`); none if there is no service manager. Only the first call finds any.
     ///
     /// # Errors
-    /// If what is passed makes no sense.
+    /// If what is passed is no list of sockets.
     #[cfg(unix)]
     pub fn from_service_manager() -> io::Result<Self> {
         static TAKEN: AtomicBool = AtomicBool::new(false);
@@ -36,7 +37,7 @@ impl Sockets {
         Ok(sockets)
     }
 
-    /// Add a socket, whatever it is. One that is no use to an edge is closed.
+    /// Add a socket of any kind. One that is of no use to an edge is closed.
     #[cfg(unix)]
     pub(crate) fn add(&mut self, fd: OwnedFd) -> io::Result<()> {
         let socket = socket2::Socket::from(fd);
@@ -52,25 +53,25 @@ impl Sockets {
         Ok(())
     }
 
-    /// Take the listener of an address.
+    /// Remove and return the TCP listener bound to an address.
     pub(crate) fn take_tcp(&mut self, addr: SocketAddr) -> Option<TcpListener> {
         let at = self.tcp.iter().position(|(bound, _)| *bound == addr)?;
         Some(self.tcp.swap_remove(at).1)
     }
 
-    /// Take the UDP socket of an address.
+    /// Remove and return the UDP socket bound to an address.
     pub(crate) fn take_udp(&mut self, addr: SocketAddr) -> Option<UdpSocket> {
         let at = self.udp.iter().position(|(bound, _)| *bound == addr)?;
         Some(self.udp.swap_remove(at).1)
     }
 
-    /// Tell where agents come over UDP.
+    /// Return the address of the UDP socket, if there is one.
     #[cfg(unix)]
     pub(crate) fn udp_addr(&self) -> Option<SocketAddr> {
         self.udp.first().map(|(addr, _)| *addr)
     }
 
-    /// Tell where the sockets are that have not been taken.
+    /// Return the addresses of the sockets that have not been taken.
     pub(crate) fn addrs(&self) -> impl Iterator<Item = SocketAddr> {
         let tcp = self.tcp.iter().map(|(addr, _)| *addr);
         tcp.chain(self.udp.iter().map(|(addr, _)| *addr))

@@ -1,9 +1,9 @@
-//! Where visitors reach a tunnel.
+//! The public URLs of tunnels.
 
 use super::listeners::Addrs;
 use crate::edge::config::EdgeConfig;
 
-/// How tunnels' public addresses are written.
+/// Builds the public URLs of tunnels.
 #[derive(Debug, Clone)]
 pub struct Urls {
     domain: String,
@@ -11,22 +11,23 @@ pub struct Urls {
 }
 
 impl Urls {
-    /// Derive them from where the edge listens, or from what it was told.
+    /// Derive the URLs from the configured public URL, or else from the addresses that the edge
+    /// listens on.
     pub fn new(config: &EdgeConfig, addrs: &Addrs) -> Self {
         if let Some(url) = &config.public_url {
-            let (scheme, usual) = match url.scheme_str() {
+            let (scheme, default_port) = match url.scheme_str() {
                 Some("http") => ("http", 80),
                 _ => ("https", 443),
             };
             return Self {
                 domain: url.host().unwrap_or(&config.domain).to_owned(),
-                schemes: vec![(scheme, url.port_u16().unwrap_or(usual), usual)],
+                schemes: vec![(scheme, url.port_u16().unwrap_or(default_port), default_port)],
             };
         }
         let domain = config.domain.as_str();
         let http = addrs.http.first().map(|addr| ("http", addr.port(), 80));
         let https = addrs.https.first().map(|addr| ("https", addr.port(), 443));
-        // On the local edge plain HTTP comes first: no browser trusts the local CA by itself.
+        // A local edge has plain HTTP first: no browser trusts the local CA on its own.
         let order = if domain == "localhost" {
             [http, https]
         } else {
@@ -38,9 +39,9 @@ impl Urls {
         }
     }
 
-    /// Return where visitors reach a name, best first.
+    /// Return the URLs of a name, preferred first.
     pub fn of(&self, name: &str) -> Vec<String> {
-        let url = |(scheme, port, usual): &(&str, u16, u16)| match port == usual {
+        let url = |(scheme, port, default_port): &(&str, u16, u16)| match port == default_port {
             true => format!("{scheme}://{name}.{}", self.domain),
             false => format!("{scheme}://{name}.{}:{port}", self.domain),
         };
