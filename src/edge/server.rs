@@ -15,9 +15,9 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tracing::{debug, info, warn};
 
 use super::agents::session::Agents;
-use super::agents::session_limit::Sessions;
+use super::agents::session_limit::SessionLimit;
 use super::agents::unauthenticated::Unauthenticated;
-use super::agents::websockets::Carriers;
+use super::agents::websockets::AgentWebSockets;
 use super::config::{EdgeConfig, EdgeIdentity};
 #[cfg(unix)]
 use super::handover;
@@ -233,11 +233,11 @@ impl Edge {
         // Cancelled when draining must end.
         let closing = CancellationToken::new();
         let upgrades = TaskTracker::new();
-        let carriers = Carriers {
+        let websockets = AgentWebSockets {
             socket: self.listening.socket.clone(),
             #[cfg(unix)]
             predecessors: self.listening.predecessors.clone(),
-            pumps: TaskTracker::new(),
+            tasks: TaskTracker::new(),
             end: CancellationToken::new(),
         };
         let agents = Arc::new(Agents {
@@ -249,7 +249,7 @@ impl Edge {
             tokens: self.tokens,
             limits: self.config.limits,
             unauthenticated: Unauthenticated::new(&self.config.limits),
-            sessions: Sessions::new(&self.config.limits),
+            sessions: SessionLimit::new(&self.config.limits),
             workers: self.workers.clone(),
             buffer: BufferTotal::new(self.config.limits.buffer),
             urls: Urls::new(&self.config, &self.listening.addrs),
@@ -272,7 +272,7 @@ impl Edge {
                     .first()
                     .map_or(443, SocketAddr::port)
             }),
-            carriers: carriers.clone(),
+            websockets: websockets.clone(),
             upgrades: upgrades.clone(),
             draining: draining.clone(),
             closing: closing.clone(),
@@ -290,7 +290,7 @@ impl Edge {
             listeners.spawn(visitors.clone().accept(listener));
         }
         #[cfg(unix)]
-        let (handed_over, orphaned) = (handed_over(self.handover_listener, &carriers), orphaned(udp));
+        let (handed_over, orphaned) = (handed_over(self.handover_listener, &websockets), orphaned(udp));
         #[cfg(not(unix))]
         let (handed_over, orphaned) = (pending::<()>(), pending::<()>());
         let mut shutdown = pin!(shutdown);
@@ -317,9 +317,9 @@ impl Edge {
             .close(Close::Done.code(), b"the edge stops");
         // Give the agents time to receive the close; do not wait for one that does not respond.
         let _ = timeout(CLOSE_TIMEOUT, self.listening.endpoint.wait_idle()).await;
-        carriers.end.cancel();
-        carriers.pumps.close();
-        carriers.pumps.wait().await;
+        websockets.end.cancel();
+        websockets.tasks.close();
+        websockets.tasks.wait().await;
         sessions.shutdown().await;
         flush.cancel();
         let written = async { while lease_writer.join_next().await.is_some() {} };
@@ -363,9 +363,9 @@ async fn drain(
 /// Wait until a successor has taken over, and receive our agents' WebSockets from it. When dropped,
 /// it closes the handover listener, whose copies of the sockets would keep the addresses in use.
 #[cfg(unix)]
-async fn handed_over(handover_listener: Option<HandoverListener>, carriers: &Carriers) {
+async fn handed_over(handover_listener: Option<HandoverListener>, websockets: &AgentWebSockets) {
     match handover_listener {
-        Some(handover_listener) => carriers.receive(handover_listener.hand_over().await),
+        Some(handover_listener) => websockets.receive(handover_listener.hand_over().await),
         None => pending().await,
     }
 }

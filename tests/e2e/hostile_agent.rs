@@ -383,9 +383,9 @@ async fn what_an_agent_says_reaches_no_log_raw() {
 
     send.write_chunk(forge(hello, PLACE, EVIL)).await.unwrap();
     assert!(matches!(hear(&mut receive).await, EdgeMessage::Welcome(_)));
-    let came = edge.process.line("agent came").await;
+    let came = edge.process.line("agent connected").await;
     connection.close(99u32.into(), EVIL);
-    let left = edge.process.line("agent left").await;
+    let left = edge.process.line("agent disconnected").await;
 
     let refused = dial(edge.quic, &edge.ca(), &ALPN).await;
     let (mut send, mut receive) = refused.open_bi().await.unwrap();

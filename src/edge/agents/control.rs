@@ -1,4 +1,4 @@
-//! The control stream of a session, at the edge.
+//! The edge's end of a session's control stream.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::proto::{
 };
 use crate::stream::{CONTROL_PRIORITY, next_message};
 
-/// The control stream.
+/// The edge's end of a control stream.
 pub struct Control {
     send: SendStream,
     receive: RecvStream,
@@ -20,8 +20,8 @@ pub struct Control {
 }
 
 impl Control {
-    /// Accept the stream and the first message on it.
-    pub async fn greet(connection: &Connection) -> Result<(Self, Hello), SessionError> {
+    /// Accept the control stream and receive the hello on it.
+    pub async fn accept(connection: &Connection) -> Result<(Self, Hello), SessionError> {
         let (send, receive) = connection.accept_bi().await?;
         let _ = send.set_priority(CONTROL_PRIORITY);
         let mut control = Self {
@@ -32,19 +32,20 @@ impl Control {
         match control.receive(HELLO_LIMIT).await? {
             Some(AgentMessage::Hello(hello)) => Ok((control, hello)),
             None => Err(WireError::Truncated.into()),
-            Some(_) => Err(WireError::Invalid("the first message is no hello").into()),
+            Some(_) => Err(WireError::Invalid("the first message is not a hello").into()),
         }
     }
 
+    /// Send a message, within [`CONTROL_SEND_TIMEOUT`].
     pub async fn send(&mut self, message: &EdgeMessage) -> Result<(), SessionError> {
         let bytes = proto::encode(message, CONTROL_LIMIT)?;
-        timeout(CONTROL_SEND, self.send.write_chunk(bytes))
+        timeout(CONTROL_SEND_TIMEOUT, self.send.write_chunk(bytes))
             .await
             .map_err(|_| SessionError::Slow)??;
         Ok(())
     }
 
-    /// Receive the next message; `None` when the connection has ended. May be cancelled.
+    /// Receive the next message; `None` when the connection has ended. Cancel safe.
     pub async fn receive(&mut self, limit: usize) -> Result<Option<AgentMessage>, SessionError> {
         match next_message(&mut self.receive, &mut self.splitter, limit).await {
             Err(SessionError::Read(quinn::ReadError::ConnectionLost(_))) => Ok(None),
@@ -53,21 +54,21 @@ impl Control {
     }
 }
 
-/// How long an agent that does not read may hold up a control message.
-const CONTROL_SEND: Duration = Duration::from_secs(10);
+/// Timeout of sending a control message to an agent that does not read.
+const CONTROL_SEND_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why a session ended by the edge's will.
+/// Reason why the edge ends a session.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
-    #[error("the agent speaks another version")]
+    #[error("the agent speaks another version of the protocol")]
     Version,
     #[error("the agent was refused")]
     Refused,
     #[error(transparent)]
     Evicted(#[from] Evicted),
-    #[error("the agent takes too long")]
+    #[error("the agent does not respond in time")]
     Slow,
-    #[error("the agent is not understood")]
+    #[error("the agent violates the protocol")]
     Wire(#[from] WireError),
     #[error("the connection was lost")]
     Connection(#[from] quinn::ConnectionError),
@@ -78,6 +79,7 @@ pub enum SessionError {
 }
 
 impl SessionError {
+    /// Return the code to close the connection with.
     pub fn close(&self) -> Close {
         match self {
             Self::Version => Close::Version,
@@ -88,6 +90,7 @@ impl SessionError {
         }
     }
 
+    /// Return the reason to close the connection with; for a version mismatch, our ALPN.
     pub fn reason(&self) -> String {
         match self {
             Self::Version => String::from_utf8_lossy(ALPN).into_owned(),

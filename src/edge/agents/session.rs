@@ -1,4 +1,5 @@
-//! Agents' sessions: the handshake on the control stream, and what follows on it.
+//! Agents' sessions: the QUIC handshake, the hello on the control stream, and the messages that
+//! follow on it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,8 +11,8 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{Instrument, debug, error, info, info_span, warn};
 
 use super::control::{Control, SessionError};
-use super::session_limit::{CountedSession, Sessions};
-use super::unauthenticated::{Admission, Attempt, Place, Unauthenticated};
+use super::session_limit::{SessionPermit, SessionLimit};
+use super::unauthenticated::{Admission, Attempt, HandshakePermit, Unauthenticated};
 use crate::auth::{Name, NameError, Tokens};
 use crate::carrier::{
     AGENT_STREAMS, Carrier, Duplicator, EdgeSocket, PathKind, PathMemory, PathCache,
@@ -30,23 +31,23 @@ use crate::proto::{
 };
 use crate::stream::{Budget, BufferTotal, FlowControl, Quota};
 
-/// What all agents' sessions share.
+/// State shared by all agents' sessions.
 pub struct Agents {
     pub registry: Registry,
-    /// What tells how an agent's packets come.
+    /// The QUIC endpoint's socket, which knows the carrier of each agent's packets.
     pub socket: EdgeSocket,
-    /// QUIC's settings for agents in general.
+    /// QUIC settings for agents on other machines.
     pub quic: ServerConfig,
-    /// QUIC's settings for agents on this machine.
+    /// QUIC settings for agents on this machine.
     pub nearby: Arc<ServerConfig>,
-    /// What is known of the ways to agents.
+    /// Congestion estimates of the paths to agents, by address.
     pub paths: PathCache,
     pub tokens: Tokens,
     pub limits: EdgeLimits,
     pub unauthenticated: Unauthenticated,
-    pub sessions: Sessions,
+    pub sessions: SessionLimit,
     pub workers: Workers,
-    /// What all sessions may have in windows.
+    /// Budget for the flow-control windows of all sessions.
     pub buffer: Arc<BufferTotal>,
     pub urls: Urls,
     pub draining: Draining,
@@ -65,13 +66,13 @@ impl Agents {
                     }
                 }
                 incoming = endpoint.accept() => match incoming {
-                    Some(incoming) if self.draining.has_begun() => incoming.refuse(),
+                    Some(incoming) if self.draining.has_started() => incoming.refuse(),
                     Some(incoming) => match self.admit_connection(&incoming, &endpoint) {
-                        Admission::Place(place) => {
+                        Admission::Accept(permit) => {
                             let span = info_span!("agent", addr = %incoming.remote_address());
                             let slot = self.workers.slot();
                             let runtime = slot.runtime().clone();
-                            let session = self.clone().serve(incoming, slot, place);
+                            let session = self.clone().serve(incoming, slot, permit);
                             sessions.spawn_on(session.instrument(span), &runtime);
                         }
                         Admission::Retry => {
@@ -86,46 +87,48 @@ impl Agents {
         sessions.shutdown().await;
     }
 
+    /// Decide whether to accept a QUIC connection, whose agent is not authenticated yet.
     fn admit_connection(&self, incoming: &Incoming, endpoint: &Endpoint) -> Admission {
         let remote = incoming.remote_address();
-        let Some(way) = self.socket.carrier(remote) else {
+        let Some(link) = self.socket.carrier(remote) else {
             return Admission::Ignore;
         };
         let attempt = Attempt {
-            from: way.peer.address.ip(),
+            from: link.peer.address.ip(),
             remote,
             id: incoming.orig_dst_cid(),
-            // TCP has asked for a proof, too.
-            is_validated: incoming.remote_address_validated() || way.carrier == Carrier::WebSocket,
+            // A TCP handshake has validated the address.
+            is_validated: incoming.remote_address_validated() || link.carrier == Carrier::WebSocket,
         };
         let known = self.sessions.len() + self.unauthenticated.len();
         let lingering = endpoint.open_connections().saturating_sub(known);
         self.unauthenticated.admit(&attempt, lingering)
     }
 
-    async fn serve(self: Arc<Self>, incoming: Incoming, slot: WorkerSlot, place: Place) {
-        let way = self.socket.carrier(incoming.remote_address());
-        let is_near = way.is_some_and(|way| way.peer.path_kind == PathKind::Loopback);
+    /// Complete the QUIC handshake and serve the session on the connection until it ends.
+    async fn serve(self: Arc<Self>, incoming: Incoming, slot: WorkerSlot, permit: HandshakePermit) {
+        let link = self.socket.carrier(incoming.remote_address());
+        let is_local = link.is_some_and(|link| link.peer.path_kind == PathKind::Loopback);
         let congestion_owner = SharedCongestionOwner::default();
         let agent = self.socket.udp_address(incoming.remote_address());
         let path = agent
             .map(|agent| self.paths.recall(agent))
             .unwrap_or_default();
-        let config = match is_near {
+        let config = match is_local {
             true => self.nearby.clone(),
             false => self.quic_for(&congestion_owner, &path),
         };
         let (accepted, transmitter) = Transmitter::capture(|| incoming.accept_with(config));
         let connecting = match accepted {
             Ok(connecting) => connecting,
-            Err(err) => return debug!(%err, "no handshake"),
+            Err(err) => return debug!(%err, "the QUIC handshake failed"),
         };
-        let handshake = place.keep(timeout(self.limits.handshake, connecting));
+        let handshake = permit.run(timeout(self.limits.handshake, connecting));
         let connection = match handshake.await {
             Ok(Ok(Ok(connection))) => connection,
-            Ok(Ok(Err(err))) => return debug!(%err, "no handshake"),
-            Ok(Err(_)) => return debug!("the handshake took too long"),
-            Err(err) => return debug!(%err, "no handshake"),
+            Ok(Ok(Err(err))) => return debug!(%err, "the QUIC handshake failed"),
+            Ok(Err(_)) => return debug!("the QUIC handshake timed out"),
+            Err(err) => return debug!(%err, "the QUIC handshake failed"),
         };
         let budget = Budget::new(self.limits.session_buffer, self.buffer.clone());
         let duplicator = Arc::new(Duplicator::of_edge(&connection, &self.socket));
@@ -134,7 +137,7 @@ impl Agents {
             ending.message_written(bytes);
             transmitter.message_written();
         });
-        let way = SessionContext {
+        let context = SessionContext {
             connection: &connection,
             congestion_owner: &congestion_owner,
             flow: &flow,
@@ -143,44 +146,45 @@ impl Agents {
             path: &path,
             worker: slot.worker,
         };
-        if let Err(err) = self.session(way, place).await {
+        if let Err(err) = self.session(context, permit).await {
             match &err {
                 SessionError::Wire(err) => {
-                    warn!(%err, "the agent breaks the protocol, the session is closed");
+                    warn!(%err, "the agent violates the protocol, closing the session");
                 }
-                err => debug!(%err, "the session ended early"),
+                err => debug!(%err, "the session failed"),
             }
             connection.close(err.close().code(), err.reason().as_bytes());
         }
     }
 
-    async fn session(&self, way: SessionContext<'_>, place: Place) -> Result<(), SessionError> {
-        let connection = way.connection;
+    /// Receive the hello, authenticate the agent, claim its names, and serve the session.
+    async fn session(&self, context: SessionContext<'_>, permit: HandshakePermit) -> Result<(), SessionError> {
+        let connection = context.connection;
         if alpn(connection).as_deref() != Some(ALPN) {
             return Err(SessionError::Version);
         }
-        let greeting = timeout(self.limits.hello, Control::greet(connection));
-        let greeting = place.keep(greeting).await?;
-        let (mut control, hello) = greeting.map_err(|_| SessionError::Slow)??;
+        let hello = timeout(self.limits.hello, Control::accept(connection));
+        let hello = permit.run(hello).await?;
+        let (mut control, hello) = hello.map_err(|_| SessionError::Slow)??;
         let (owner, counted) = match self.authenticate(&hello) {
             Ok(authenticated) => authenticated,
             Err(refusal) => {
-                let refused = place.keep(self.refuse(control, connection, refusal));
+                let refused = permit.run(self.refuse(control, connection, refusal));
                 return refused.await?;
             }
         };
-        // From here on it is no stranger's any more.
-        drop(place);
+        // The agent is authenticated: free its place among those that are not.
+        drop(permit);
         self.socket.session_started(connection.remote_address());
-        let claims = match self.admit(&hello, owner, way).await {
+        let claims = match self.admit(&hello, owner, context).await {
             Ok(claims) => claims,
             Err(refusal) => return self.refuse(control, connection, refusal).await,
         };
         if let Some(agent) = self.socket.udp_address(connection.remote_address()) {
-            self.paths.store(agent, way.path);
+            self.paths.store(agent, context.path);
         }
-        self.registry.saved().await;
-        // From here on the agent may use what a session may.
+        self.registry.flushed().await;
+        // Grant the agent the full window of a session.
         connection.set_receive_window(session_window(self.limits.session_buffer));
 
         let session = SESSIONS.fetch_add(1, Ordering::Relaxed);
@@ -198,35 +202,35 @@ impl Agents {
                 limits,
             }))
             .await?;
-        self.tell_of_takeovers(&mut control, owner, &claims).await?;
+        self.send_takeover_notices(&mut control, owner, &claims).await?;
 
         let names: Vec<_> = claims.iter().map(|claim| claim.name().as_str()).collect();
-        let arrival = self.socket.carrier(connection.remote_address());
+        let link = self.socket.carrier(connection.remote_address());
         info!(
             agent = %owner.agent,
             session,
             tunnels = names.join(","),
             software = %hello.software,
-            carrier = arrival.map(|way| way.carrier.to_string()),
-            peer = arrival.map(|way| way.peer.address.to_string()),
-            "agent came"
+            carrier = link.map(|link| link.carrier.to_string()),
+            peer = link.map(|link| link.peer.address.to_string()),
+            "agent connected"
         );
         let session = Session {
             agents: self,
             owner,
             run: hello.run,
             epoch: hello.epoch,
-            way,
+            context,
             claims,
         };
         let ended = session.run(&mut control).await;
-        info!(agent = %owner.agent, reason = %describe(connection), "agent left");
+        info!(agent = %owner.agent, reason = %describe(connection), "agent disconnected");
         drop(counted);
         ended
     }
 
     /// Check the token, and count the session.
-    fn authenticate(&self, hello: &Hello) -> Result<(Owner, CountedSession), Refusal> {
+    fn authenticate(&self, hello: &Hello) -> Result<(Owner, SessionPermit), Refusal> {
         let token = self
             .tokens
             .accepts(&hello.token)
@@ -235,15 +239,16 @@ impl Agents {
             token,
             agent: hello.agent,
         };
-        Ok((owner, self.sessions.enter(owner)?))
+        Ok((owner, self.sessions.acquire(owner)?))
     }
 
-    /// Claim the names, all or none.
+    /// Claim the names of the hello, all or none. A name whose holder is alive may take
+    /// [`SIGN_OF_LIFE_TIMEOUT`].
     async fn admit(
         &self,
         hello: &Hello,
         owner: Owner,
-        way: SessionContext<'_>,
+        context: SessionContext<'_>,
     ) -> Result<Vec<Claim>, Refusal> {
         if hello.tunnels.len() > self.limits.tunnels_per_agent as usize {
             return Err(Refusal::TooManyTunnels {
@@ -257,7 +262,7 @@ impl Agents {
             mode: hello.claim,
         };
         let lost = hello.lost.clone().into();
-        let claim = || self.claim(&hello.tunnels, claimant, &lost, way);
+        let claim = || self.claim(&hello.tunnels, claimant, &lost, context);
         let contested = match claim() {
             Ok(claims) => return Ok(claims),
             Err(Unclaimed::Refused(refusal)) => return Err(refusal),
@@ -267,7 +272,7 @@ impl Agents {
             return Err(self.contested(name, rival, owner));
         }
         for (name, rival) in contested {
-            info!(%name, agent = %rival.owner.agent, "a silent session is closed for another");
+            info!(%name, agent = %rival.owner.agent, "closing a silent session, another agent wants its name");
             let code = match rival.owner == owner {
                 true => Close::Superseded.code(),
                 false => Close::TakenOver.code(),
@@ -278,7 +283,7 @@ impl Agents {
         }
         claim().map_err(|unclaimed| match unclaimed {
             Unclaimed::Refused(refusal) => refusal,
-            // Somebody was faster.
+            // Another session claimed a name in the meantime.
             Unclaimed::Contested(contested) => match contested.first() {
                 Some((name, rival)) => self.contested(name, rival, owner),
                 None => Refusal::Busy {
@@ -288,7 +293,7 @@ impl Agents {
         })
     }
 
-    /// Refuse a name that two want who are both alive.
+    /// Record that two live agents compete for a name, and refuse it to this one.
     fn contested(&self, name: &Name, rival: &LiveTunnel, owner: Owner) -> Refusal {
         self.registry.contest(name);
         let agent = rival.owner.agent;
@@ -303,8 +308,8 @@ impl Agents {
         }
     }
 
-    /// Say on both sides of a session whose names were taken over from others.
-    async fn tell_of_takeovers(
+    /// Notify the agent, and the log, of names that were taken over from other agents.
+    async fn send_takeover_notices(
         &self,
         control: &mut Control,
         owner: Owner,
@@ -322,7 +327,7 @@ impl Agents {
         Ok(())
     }
 
-    /// QUIC's settings for one agent on a network.
+    /// Return the QUIC settings for one agent on another machine.
     fn quic_for(
         &self,
         congestion_owner: &SharedCongestionOwner,
@@ -333,12 +338,13 @@ impl Agents {
         Arc::new(config)
     }
 
+    /// Claim the names of these requests, all or none.
     fn claim(
         &self,
         requests: &[TunnelRequest],
         claimant: Claimant,
         lost: &Arc<[LostSession]>,
-        way: SessionContext<'_>,
+        context: SessionContext<'_>,
     ) -> Result<Vec<Claim>, Unclaimed> {
         let wanted = requests.iter().map(|request| {
             let name: Name = request.name.parse().map_err(|err: NameError| {
@@ -350,10 +356,10 @@ impl Agents {
                 run: claimant.run,
                 epoch: claimant.epoch,
                 number: request.tunnel,
-                connection: way.connection.clone(),
-                flow: way.flow.clone(),
-                conversations: way.conversations.publish(request.tunnel),
-                worker: way.worker,
+                connection: context.connection.clone(),
+                flow: context.flow.clone(),
+                conversations: context.conversations.publish(request.tunnel),
+                worker: context.worker,
                 upgrades: Upgrades::granted(&request.upgrades),
                 lost: lost.clone(),
             };
@@ -363,6 +369,7 @@ impl Agents {
         self.registry.claim(wanted, claimant.mode)
     }
 
+    /// Return the grant that is sent for a claim, with the tunnel's URLs.
     fn grant(&self, claim: &Claim) -> TunnelGrant {
         let name = claim.name().to_string();
         TunnelGrant {
@@ -372,7 +379,7 @@ impl Agents {
         }
     }
 
-    /// Tell the agent why, and give it time to read that before the connection is closed.
+    /// Send the refusal, and give the agent time to read it before the connection is closed.
     async fn refuse(
         &self,
         mut control: Control,
@@ -381,27 +388,27 @@ impl Agents {
     ) -> Result<(), SessionError> {
         info!(%refusal, "agent refused");
         control.send(&EdgeMessage::Refused(refusal)).await?;
-        let _ = timeout(FAREWELL, connection.closed()).await;
+        let _ = timeout(REFUSAL_TIMEOUT, connection.closed()).await;
         Err(SessionError::Refused)
     }
 }
 
-/// How a session's conversations go.
+/// What the code of one session needs of its connection.
 #[derive(Clone, Copy)]
 struct SessionContext<'a> {
     connection: &'a Connection,
-    /// Whether congestion is for us to control on the path to the agent.
+    /// Who controls congestion on the path to the agent: QUIC, or the kernel's TCP.
     congestion_owner: &'a SharedCongestionOwner,
     flow: &'a Arc<FlowControl>,
     conversations: &'a Arc<Conversations>,
     duplicator: &'a Duplicator,
-    /// What is known of the path to the agent.
+    /// Congestion estimates of the path to the agent.
     path: &'a PathMemory,
-    /// The number of the worker that the session is on.
+    /// Index of the worker that the session runs on.
     worker: usize,
 }
 
-/// Who claims names, and with what right.
+/// The session that claims names, and the right by which it does.
 #[derive(Clone, Copy)]
 struct Claimant {
     owner: Owner,
@@ -410,52 +417,53 @@ struct Claimant {
     mode: ClaimMode,
 }
 
-/// A session that was accepted.
+/// An accepted session.
 struct Session<'a> {
     agents: &'a Agents,
     owner: Owner,
     run: RunId,
     epoch: u64,
-    way: SessionContext<'a>,
+    context: SessionContext<'a>,
     claims: Vec<Claim>,
 }
 
 impl Session<'_> {
+    /// Send and receive control messages until the connection ends.
     async fn run(mut self, control: &mut Control) -> Result<(), SessionError> {
-        let mut told = false;
-        let mut rare = Quota::new(RARE_AT_ONCE, RARE_EVERY);
+        let mut announced = false;
+        let mut quota = Quota::new(CONTROL_BURST, CONTROL_INTERVAL);
         loop {
-            self.look_at_carrier();
+            self.update_congestion_owner();
             let message = tokio::select! {
-                () = self.agents.draining.begun(), if !told => {
-                    told = true;
+                () = self.agents.draining.started(), if !announced => {
+                    announced = true;
                     let deadline_ms = self.agents.grace_period.as_millis() as u64;
-                    let message = match self.agents.draining.is_succeeded() {
+                    let message = match self.agents.draining.has_successor() {
                         true => EdgeMessage::Moving { deadline_ms },
                         false => EdgeMessage::Draining { deadline_ms },
                     };
                     control.send(&message).await?;
                     continue;
                 }
-                windows = self.way.flow.untold() => {
+                windows = self.context.flow.untold() => {
                     for window in windows {
                         control.send(&EdgeMessage::Window(window)).await?;
                     }
                     continue;
                 }
-                () = self.way.flow.tail_probe_due() => {
-                    self.way.duplicator.resend_tail();
+                () = self.context.flow.tail_probe_due() => {
+                    self.context.duplicator.resend_tail();
                     control.send(&EdgeMessage::Nothing).await?;
                     continue;
                 }
                 message = control.receive(CONTROL_LIMIT) => message?,
             };
-            let is_rare = !matches!(
+            let is_limited = !matches!(
                 message,
                 None | Some(AgentMessage::Window(_) | AgentMessage::Nothing)
             );
-            if is_rare && !rare.take() {
-                return Err(WireError::Invalid("the agent says too much").into());
+            if is_limited && !quota.take() {
+                return Err(WireError::Invalid("the agent sends too many control messages").into());
             }
             match message {
                 Some(AgentMessage::Open(request)) => {
@@ -467,10 +475,10 @@ impl Session<'_> {
                     shut.for_each(Claim::free);
                 }
                 Some(AgentMessage::Draining { deadline_ms }) => {
-                    debug!(deadline_ms, "agent drains");
-                    self.claims.drain(..).for_each(Claim::leave);
+                    debug!(deadline_ms, "agent is draining");
+                    self.claims.drain(..).for_each(Claim::release);
                 }
-                Some(AgentMessage::Window(window)) => self.way.flow.raise(window)?,
+                Some(AgentMessage::Window(window)) => self.context.flow.raise(window)?,
                 Some(AgentMessage::Nothing) => {}
                 Some(AgentMessage::Hello(_)) => {
                     return Err(WireError::Invalid("a second hello").into());
@@ -480,18 +488,19 @@ impl Session<'_> {
         }
     }
 
-    /// See who controls congestion on the carrier that the agent uses now. After it has moved to another,
-    /// it says something.
-    fn look_at_carrier(&self) {
-        let (socket, remote) = (&self.agents.socket, self.way.connection.remote_address());
+    /// Update who controls congestion on the carrier that the agent uses now. An agent that has
+    /// moved to another carrier sends a message afterwards.
+    fn update_congestion_owner(&self) {
+        let (socket, remote) = (&self.agents.socket, self.context.connection.remote_address());
         socket.session_started(remote);
-        let carrier = socket.carrier(remote);
-        let congestion = carrier.map(|way| way.peer.congestion);
-        self.way
+        let link = socket.carrier(remote);
+        let congestion = link.map(|link| link.peer.congestion);
+        self.context
             .congestion_owner
             .set(congestion.unwrap_or_default());
     }
 
+    /// Open one more tunnel, and return the reply.
     fn open(&mut self, request: &TunnelRequest) -> EdgeMessage {
         let limit = self.agents.limits.tunnels_per_agent;
         let claims = if self.claims.len() >= limit as usize {
@@ -504,10 +513,10 @@ impl Session<'_> {
                 epoch: self.epoch,
                 mode: ClaimMode::Own,
             };
-            let claims = self.agents.claim(requests, claimant, &[].into(), self.way);
+            let claims = self.agents.claim(requests, claimant, &[].into(), self.context);
             claims.map_err(|unclaimed| match unclaimed {
                 Unclaimed::Refused(refusal) => refusal,
-                // Only sessions that begin wait for another's silence.
+                // Only a new session waits for another's silence.
                 Unclaimed::Contested(_) => Refusal::NameTaken {
                     name: request.name.clone(),
                     holder: "another process with the same identity".into(),
@@ -517,7 +526,7 @@ impl Session<'_> {
         };
         match claims {
             Ok(claims) => {
-                // One request, one claim.
+                // One request yields one claim.
                 let grant = self.agents.grant(&claims[0]);
                 self.claims.extend(claims);
                 EdgeMessage::Opened(grant)
@@ -530,16 +539,17 @@ impl Session<'_> {
     }
 }
 
-/// Wait for a sign of life of one of these sessions, but not for long.
+/// Wait up to [`SIGN_OF_LIFE_TIMEOUT`] for a packet of one of these sessions, and return the first
+/// session that sent one.
 async fn first_sign_of_life(
     sessions: &[(Name, Arc<LiveTunnel>)],
 ) -> Option<&(Name, Arc<LiveTunnel>)> {
     let heard = |session: &LiveTunnel| session.connection.stats().udp_rx.datagrams;
     let is_open = |session: &LiveTunnel| session.connection.close_reason().is_none();
     let before: Vec<_> = sessions.iter().map(|(_, session)| heard(session)).collect();
-    let end = Instant::now() + SIGN_OF_LIFE;
+    let end = Instant::now() + SIGN_OF_LIFE_TIMEOUT;
     while Instant::now() < end {
-        sleep(LOOK).await;
+        sleep(SIGN_OF_LIFE_INTERVAL).await;
         let mut with_before = sessions.iter().zip(&before);
         let alive = with_before
             .find(|((_, session), before)| is_open(session) && heard(session) != **before);
@@ -550,9 +560,10 @@ async fn first_sign_of_life(
     None
 }
 
+/// Describe why a connection ended.
 fn describe(connection: &Connection) -> String {
     connection.close_reason().map_or_else(
-        || "it said goodbye".to_owned(),
+        || "closed by the agent".to_owned(),
         |reason| close_text(&reason).to_string(),
     )
 }
@@ -560,18 +571,21 @@ fn describe(connection: &Connection) -> String {
 /// Name and version of this program.
 const SOFTWARE: &str = concat!("qtunnel/", env!("CARGO_PKG_VERSION"));
 
+/// Number of the next session, for the log.
 static SESSIONS: AtomicU64 = AtomicU64::new(1);
 
-/// Tunnels that an agent may open, shut and so on at once, and how often later: each is written to the file of leases.
-const RARE_AT_ONCE: u32 = 256;
-const RARE_EVERY: Duration = Duration::from_millis(250);
+/// Control messages, other than window updates, that an agent may send at once. Opening and closing
+/// a tunnel is written to the lease file.
+const CONTROL_BURST: u32 = 256;
+/// Interval at which an agent may send one more.
+const CONTROL_INTERVAL: Duration = Duration::from_millis(250);
 
-/// How long an agent that was refused may take to read why.
-const FAREWELL: Duration = Duration::from_secs(2);
+/// Time for a refused agent to read the reason.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a session whose name another wants must be silent before it is given up: two keep-alives of
-/// an agent, and time for one to be lost and repeated.
-const SIGN_OF_LIFE: Duration = Duration::from_millis(2_500);
+/// Silence after which a session loses a name that another agent wants: two keep-alive intervals of
+/// an agent, and time for one packet to be lost and retransmitted.
+const SIGN_OF_LIFE_TIMEOUT: Duration = Duration::from_millis(2_500);
 
-/// Between looks at whether a session shows life: an agent that is alive soon does.
-const LOOK: Duration = Duration::from_millis(100);
+/// Interval at which sessions are checked for signs of life: an agent that is alive soon shows one.
+const SIGN_OF_LIFE_INTERVAL: Duration = Duration::from_millis(100);

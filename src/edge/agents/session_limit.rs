@@ -1,4 +1,4 @@
-//! How many sessions there are, and whose: those of agents whose token was accepted.
+//! Limits on the sessions of agents whose token was accepted: in all, and per agent.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,13 +7,13 @@ use crate::edge::limits::EdgeLimits;
 use crate::edge::names::registry::Owner;
 use crate::proto::Refusal;
 
-/// The sessions that are authenticated.
+/// Counts authenticated sessions and limits them.
 #[derive(Clone)]
-pub struct Sessions(Arc<Shared>);
+pub struct SessionLimit(Arc<Shared>);
 
 struct Shared {
-    most: usize,
-    most_per_agent: usize,
+    max_sessions: usize,
+    max_per_agent: usize,
     count: Mutex<Count>,
 }
 
@@ -23,32 +23,32 @@ struct Count {
     agents: HashMap<Owner, usize>,
 }
 
-impl Sessions {
-    /// Begin with none.
+impl SessionLimit {
+    /// Create a count of no sessions.
     pub fn new(limits: &EdgeLimits) -> Self {
         Self(Arc::new(Shared {
-            most: limits.sessions,
-            most_per_agent: limits.sessions_per_agent,
+            max_sessions: limits.sessions,
+            max_per_agent: limits.sessions_per_agent,
             count: Mutex::default(),
         }))
     }
 
-    /// Count one more, until the returned value is dropped.
+    /// Count one more session, until the returned value is dropped.
     ///
     /// # Errors
-    /// [`Refusal::Busy`] if there are too many, of this agent or of all.
-    pub fn enter(&self, owner: Owner) -> Result<CountedSession, Refusal> {
+    /// [`Refusal::Busy`] if there are too many sessions, of this agent or of all.
+    pub fn acquire(&self, owner: Owner) -> Result<SessionPermit, Refusal> {
         let mut count = self.0.count.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = count.agents.get(&owner).copied().unwrap_or(0);
-        if own >= self.0.most_per_agent {
+        let of_agent = count.agents.get(&owner).copied().unwrap_or(0);
+        if of_agent >= self.0.max_per_agent {
             let reason = format!(
-                "this agent has {own} sessions (each process with its state directory has one)"
+                "this agent has {of_agent} sessions (each process with its state directory has one)"
             );
             return Err(Refusal::Busy {
                 reason: reason.into(),
             });
         }
-        if count.all >= self.0.most {
+        if count.all >= self.0.max_sessions {
             let reason = format!("{} agents are connected", count.all);
             return Err(Refusal::Busy {
                 reason: reason.into(),
@@ -56,33 +56,33 @@ impl Sessions {
         }
         count.all += 1;
         *count.agents.entry(owner).or_default() += 1;
-        Ok(CountedSession {
-            sessions: self.clone(),
+        Ok(SessionPermit {
+            limit: self.clone(),
             owner,
         })
     }
 
-    /// Count them.
+    /// Return the number of sessions.
     pub fn len(&self) -> usize {
         let count = self.0.count.lock();
         count.unwrap_or_else(PoisonError::into_inner).all
     }
 }
 
-/// A session that is counted.
-pub struct CountedSession {
-    sessions: Sessions,
+/// A counted session. It stops counting when this is dropped.
+pub struct SessionPermit {
+    limit: SessionLimit,
     owner: Owner,
 }
 
-impl Drop for CountedSession {
+impl Drop for SessionPermit {
     fn drop(&mut self) {
-        let count = self.sessions.0.count.lock();
+        let count = self.limit.0.count.lock();
         let mut count = count.unwrap_or_else(PoisonError::into_inner);
         count.all -= 1;
-        if let Some(own) = count.agents.get_mut(&self.owner) {
-            *own -= 1;
-            if *own == 0 {
+        if let Some(of_agent) = count.agents.get_mut(&self.owner) {
+            *of_agent -= 1;
+            if *of_agent == 0 {
                 count.agents.remove(&self.owner);
             }
         }

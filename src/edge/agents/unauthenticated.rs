@@ -1,8 +1,8 @@
-//! Connections of agents whose token has not been accepted yet: how many there may be, and whose.
+//! Limits on connections of agents whose token has not been accepted yet.
 //!
-//! Each costs some 50 KiB and a signature, and anybody can begin one. So they have places of their own,
-//! which those with an accepted token do not share, and a newer connection takes the place of the
-//! oldest one of whoever has the most.
+//! Each costs some 50 KiB and a signature, and anybody can open one. So they have places of their
+//! own, which authenticated sessions do not share, and a new connection evicts the oldest one of
+//! the subnet that has the most.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -17,13 +17,13 @@ use tokio_util::sync::CancellationToken;
 use crate::carrier::subnet;
 use crate::edge::limits::EdgeLimits;
 
-/// The connections that are not authenticated.
+/// The unauthenticated connections.
 #[derive(Clone)]
 pub struct Unauthenticated(Arc<Shared>);
 
 struct Shared {
-    most: usize,
-    most_per_subnet: usize,
+    max_places: usize,
+    max_per_subnet: usize,
     pool: Mutex<Pool>,
 }
 
@@ -34,7 +34,7 @@ struct Pool {
     next: u64,
     /// The numbers of each subnet's places, the oldest first.
     subnets: HashMap<IpAddr, VecDeque<u64>>,
-    turned_away: TurnedAway,
+    ignored: IgnoredAttempts,
 }
 
 struct Occupied {
@@ -43,64 +43,65 @@ struct Occupied {
     evicted: CancellationToken,
 }
 
-/// A connection that somebody begins.
+/// A connection attempt.
 pub struct Attempt {
-    /// Where the peer is: for a WebSocket, the address of its TCP connection.
+    /// Address of the peer: for a WebSocket, that of its TCP connection.
     pub from: IpAddr,
-    /// Where its packets come from.
+    /// Address that its packets come from.
     pub remote: SocketAddr,
-    /// What its first packet was addressed to: repetitions of that have it, too.
+    /// Connection id that its first packet was addressed to, and so are retransmissions of it.
     pub id: ConnectionId,
-    /// Whether the peer has shown that it receives what is sent to that address.
+    /// The peer has proven that it receives what is sent to that address.
     pub is_validated: bool,
 }
 
-/// What to do with a connection that somebody begins.
+/// Decision about a connection attempt.
 pub enum Admission {
-    /// Shake hands.
-    Place(Place),
-    /// Ask for a proof of address (RFC 9000 §8.1.2).
+    /// Do the handshake.
+    Accept(HandshakePermit),
+    /// Ask for a proof of address with a Retry packet (RFC 9000 §8.1.2).
     Retry,
-    /// Say nothing. The peer repeats its first packet soon.
+    /// Drop the packet. A client retransmits its first packet soon.
     Ignore,
 }
 
 impl Unauthenticated {
-    /// Begin with none.
+    /// Create an empty set of connections.
     pub fn new(limits: &EdgeLimits) -> Self {
         Self(Arc::new(Shared {
-            most: limits.unauthenticated,
-            most_per_subnet: limits.unauthenticated_per_address,
+            max_places: limits.unauthenticated,
+            max_per_subnet: limits.unauthenticated_per_address,
             pool: Mutex::default(),
         }))
     }
 
-    /// Decide what becomes of a connection. `lingering` is how many more of them QUIC has that are ending.
+    /// Decide about a connection attempt. `lingering` is the number of further connections that
+    /// QUIC still holds because they are closing.
     pub fn admit(&self, attempt: &Attempt, lingering: usize) -> Admission {
         let (subnet, now) = (subnet(attempt.from), Instant::now());
         let mut pool = self.lock();
         let (all, here) = (pool.places.len(), pool.in_subnet(subnet));
-        if !attempt.is_validated && (all >= CALM || here >= CALM_PER_SUBNET) {
+        if !attempt.is_validated && (all >= RETRY_THRESHOLD || here >= RETRY_THRESHOLD_PER_SUBNET) {
             return Admission::Retry;
         }
-        if lingering >= self.0.most {
+        if lingering >= self.0.max_places {
             return Admission::Ignore;
         }
-        // A program that begins many handshakes and finishes none does not repeat itself; QUIC does.
-        let is_busy = all >= self.0.most / 4 || here >= self.0.most_per_subnet / 8;
-        if is_busy && !pool.turned_away.comes_again(attempt, now) {
+        // A program that starts many handshakes and finishes none does not retransmit; QUIC does.
+        let is_busy = all >= self.0.max_places / 4 || here >= self.0.max_per_subnet / 8;
+        if is_busy && !pool.ignored.is_retransmission(attempt, now) {
             return Admission::Ignore;
         }
-        let has_room = if here >= self.0.most_per_subnet {
-            pool.evict(subnet, now, YOUNG)
-        } else if all >= self.0.most {
-            let (largest, most) = pool.largest();
-            let patience = if most > here + 1 {
+        let has_room = if here >= self.0.max_per_subnet {
+            pool.evict(subnet, now, MIN_EVICTION_AGE)
+        } else if all >= self.0.max_places {
+            let (largest, size) = pool.largest();
+            let min_age = if size > here + 1 {
                 Duration::ZERO
             } else {
-                YOUNG
+                MIN_EVICTION_AGE
             };
-            pool.evict(largest, now, patience)
+            pool.evict(largest, now, min_age)
         } else {
             true
         };
@@ -117,14 +118,14 @@ impl Unauthenticated {
             evicted: evicted.clone(),
         };
         pool.places.insert(number, occupied);
-        Admission::Place(Place {
+        Admission::Accept(HandshakePermit {
             pool: self.clone(),
             number,
             evicted,
         })
     }
 
-    /// Count them.
+    /// Return the number of unauthenticated connections.
     pub fn len(&self) -> usize {
         self.lock().places.len()
     }
@@ -139,7 +140,7 @@ impl Pool {
         self.subnets.get(&subnet).map_or(0, VecDeque::len)
     }
 
-    /// Find who has the most places, and how many these are.
+    /// Find the subnet with the most places, and their number.
     fn largest(&self) -> (IpAddr, usize) {
         let largest = self.subnets.iter().max_by_key(|(_, places)| places.len());
         largest.map_or((Ipv6Addr::UNSPECIFIED.into(), 0), |(subnet, places)| {
@@ -147,14 +148,15 @@ impl Pool {
         })
     }
 
-    /// Free the oldest place of a subnet, if it has been taken for so long.
-    fn evict(&mut self, subnet: IpAddr, now: Instant, at_least: Duration) -> bool {
+    /// Evict the oldest connection of a subnet, if it is at least `min_age` old. Report whether it
+    /// did.
+    fn evict(&mut self, subnet: IpAddr, now: Instant, min_age: Duration) -> bool {
         let oldest = self.subnets.get(&subnet).and_then(VecDeque::front).copied();
         let Some((number, occupied)) = oldest.and_then(|oldest| self.places.get_key_value(&oldest))
         else {
             return false;
         };
-        if now.saturating_duration_since(occupied.since) < at_least {
+        if now.saturating_duration_since(occupied.since) < min_age {
             return false;
         }
         occupied.evicted.cancel();
@@ -177,19 +179,19 @@ impl Pool {
     }
 }
 
-/// A connection's place, until it is dropped.
-pub struct Place {
+/// A connection's place among those that are not authenticated, freed when this is dropped.
+pub struct HandshakePermit {
     pool: Unauthenticated,
     number: u64,
     evicted: CancellationToken,
 }
 
-impl Place {
-    /// Do something for as long as the connection has its place.
+impl HandshakePermit {
+    /// Run `work` for as long as the connection has its place.
     ///
     /// # Errors
-    /// [`Evicted`] once a newer connection has it.
-    pub async fn keep<T>(&self, work: impl Future<Output = T>) -> Result<T, Evicted> {
+    /// [`Evicted`] once a newer connection has been given the place.
+    pub async fn run<T>(&self, work: impl Future<Output = T>) -> Result<T, Evicted> {
         tokio::select! {
             biased;
             () = self.evicted.cancelled() => Err(Evicted),
@@ -198,34 +200,35 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for HandshakePermit {
     fn drop(&mut self) {
         self.pool.lock().free(self.number);
     }
 }
 
-/// A newer connection has the place.
+/// A newer connection has been given the place.
 #[derive(Debug, thiserror::Error)]
-#[error("too many connections whose token was not accepted yet")]
+#[error("too many unauthenticated connections")]
 pub struct Evicted;
 
-/// Connections that were not answered when there was little room, with the moment of that.
+/// Connection attempts that were ignored while there was little room, and when.
 #[derive(Default)]
-struct TurnedAway {
+struct IgnoredAttempts {
     hasher: RandomState,
     since: HashMap<u64, Instant>,
     /// The oldest first.
     order: VecDeque<u64>,
 }
 
-impl TurnedAway {
-    /// Report whether the attempt is a repetition, and remember it if not.
-    fn comes_again(&mut self, attempt: &Attempt, now: Instant) -> bool {
+impl IgnoredAttempts {
+    /// Report whether the attempt is a retransmission of one that was ignored, and remember it if
+    /// not.
+    fn is_retransmission(&mut self, attempt: &Attempt, now: Instant) -> bool {
         let key = self.hasher.hash_one((attempt.remote, &attempt.id[..]));
         if let Some(since) = self.since.get(&key) {
-            return now.saturating_duration_since(*since) >= REPETITION;
+            return now.saturating_duration_since(*since) >= MIN_RETRANSMISSION_DELAY;
         }
-        if self.order.len() >= TURNED_AWAY
+        if self.order.len() >= MAX_IGNORED_ATTEMPTS
             && let Some(oldest) = self.order.pop_front()
         {
             self.since.remove(&oldest);
@@ -237,21 +240,21 @@ impl TurnedAway {
 }
 
 /// Places in use up to which nobody is asked for a proof of address, which costs a round trip.
-const CALM: usize = 32;
+const RETRY_THRESHOLD: usize = 32;
 
-/// The same for one subnet.
-const CALM_PER_SUBNET: usize = 8;
+/// Places in use by one subnet up to which its addresses are not asked for a proof.
+const RETRY_THRESHOLD_PER_SUBNET: usize = 8;
 
-/// How long a connection has its place to itself where those who want it have as many: a handshake and
-/// a hello on a slow path, without a loss.
-const YOUNG: Duration = Duration::from_millis(500);
+/// Time for which a connection is safe from eviction by those that have as many places as its own
+/// subnet: a handshake and a hello on a slow path, without a loss.
+const MIN_EVICTION_AGE: Duration = Duration::from_millis(500);
 
-/// The soonest repetition of a first packet: less than QUIC's probe timeout at the agent (RFC 9002
-/// §6.2.1), more than what a network reorders.
-const REPETITION: Duration = Duration::from_millis(100);
+/// Shortest time after which a first packet can be a retransmission: less than QUIC's probe timeout
+/// at the agent (RFC 9002 §6.2.1), and more than a network's reordering.
+const MIN_RETRANSMISSION_DELAY: Duration = Duration::from_millis(100);
 
-/// Attempts that are remembered: those of two seconds, where 8,000 begin in a second.
-const TURNED_AWAY: usize = 16_384;
+/// Ignored attempts that are remembered: those of two seconds, at 8,000 attempts per second.
+const MAX_IGNORED_ATTEMPTS: usize = 16_384;
 
 #[cfg(test)]
 mod tests {
@@ -275,29 +278,29 @@ mod tests {
         }
     }
 
-    /// Try, and once more when QUIC would.
-    async fn insist(pool: &Unauthenticated, attempt: &Attempt) -> Option<Place> {
+    /// Try, and once more when QUIC would retransmit.
+    async fn try_twice(pool: &Unauthenticated, attempt: &Attempt) -> Option<HandshakePermit> {
         for _ in 0..2 {
-            if let Admission::Place(place) = pool.admit(attempt, 0) {
+            if let Admission::Accept(place) = pool.admit(attempt, 0) {
                 return Some(place);
             }
-            tokio::time::advance(REPETITION).await;
+            tokio::time::advance(MIN_RETRANSMISSION_DELAY).await;
         }
         None
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_proof_of_address_is_asked_for_when_few_handshakes_are_unfinished() {
+    async fn few_unfinished_handshakes_suffice_to_ask_for_a_proof_of_address() {
         let pool = pool(800, 400);
         let mut places = Vec::new();
 
-        for id in 0..CALM_PER_SUBNET as u8 {
+        for id in 0..RETRY_THRESHOLD_PER_SUBNET as u8 {
             let forged = Attempt {
                 is_validated: false,
                 ..attempt("192.0.2.1", id)
             };
             match pool.admit(&forged, 0) {
-                Admission::Place(place) => places.push(place),
+                Admission::Accept(place) => places.push(place),
                 _ => panic!("{id}"),
             }
         }
@@ -311,56 +314,56 @@ mod tests {
             is_validated: false,
             ..attempt("192.0.2.2", 99)
         };
-        assert!(matches!(pool.admit(&elsewhere, 0), Admission::Place(_)));
+        assert!(matches!(pool.admit(&elsewhere, 0), Admission::Accept(_)));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_address_has_its_share_and_its_oldest_connection_goes_first() {
+    async fn one_subnet_has_its_share_and_its_oldest_connection_is_evicted_first() {
         let pool = pool(800, 8);
         let mut places = Vec::new();
         for id in 0..8 {
-            places.push(insist(&pool, &attempt("2001:db8::1", id)).await.unwrap());
+            places.push(try_twice(&pool, &attempt("2001:db8::1", id)).await.unwrap());
         }
 
         // Another address of the same /64.
-        tokio::time::advance(YOUNG).await;
-        let newer = insist(&pool, &attempt("2001:db8::2", 100)).await;
+        tokio::time::advance(MIN_EVICTION_AGE).await;
+        let newer = try_twice(&pool, &attempt("2001:db8::2", 100)).await;
 
         assert!(newer.is_some());
-        assert!(places[0].keep(async {}).await.is_err());
-        assert!(places[1].keep(async {}).await.is_ok());
+        assert!(places[0].run(async {}).await.is_err());
+        assert!(places[1].run(async {}).await.is_ok());
         assert_eq!(pool.len(), 8);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_has_few_places_gets_one_of_whoever_has_the_most() {
+    async fn a_subnet_with_few_places_evicts_the_largest_one() {
         let pool = pool(8, 8);
         let mut hog = Vec::new();
         for id in 0..8 {
-            hog.push(insist(&pool, &attempt("192.0.2.1", id)).await.unwrap());
+            hog.push(try_twice(&pool, &attempt("192.0.2.1", id)).await.unwrap());
         }
 
-        let other = insist(&pool, &attempt("192.0.2.2", 100)).await;
+        let other = try_twice(&pool, &attempt("192.0.2.2", 100)).await;
 
         assert!(other.is_some());
-        assert!(hog[0].keep(async {}).await.is_err());
+        assert!(hog[0].run(async {}).await.is_err());
         drop((hog, other));
         assert_eq!(pool.len(), 0);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_has_its_place_to_itself_for_a_while() {
+    async fn a_new_connection_is_safe_from_eviction_for_a_while() {
         let pool = pool(800, 1);
-        let first = insist(&pool, &attempt("192.0.2.1", 1)).await.unwrap();
+        let first = try_twice(&pool, &attempt("192.0.2.1", 1)).await.unwrap();
 
-        let second = insist(&pool, &attempt("192.0.2.1", 2)).await;
+        let second = try_twice(&pool, &attempt("192.0.2.1", 2)).await;
 
         assert!(second.is_none());
-        assert!(first.keep(async {}).await.is_ok());
+        assert!(first.run(async {}).await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nobody_is_let_in_while_too_many_connections_are_ending() {
+    async fn no_connection_is_accepted_while_too_many_are_closing() {
         let pool = pool(8, 8);
 
         let admission = pool.admit(&attempt("192.0.2.1", 1), 8);

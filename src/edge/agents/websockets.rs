@@ -1,4 +1,4 @@
-//! Agents whose network lets only HTTP through: their packets come in WebSockets, on the visitors'
+//! WebSockets of agents whose network allows only HTTP: they carry QUIC packets, on the visitors'
 //! listeners.
 
 use std::fmt::Display;
@@ -31,7 +31,7 @@ use crate::carrier::{PassedWebSocket, PassedWebSockets, Predecessors};
 use crate::edge::visitors::http::body::VisitorBody;
 use crate::http::forwarded::X_FORWARDED_FOR;
 
-/// The socket of a visitor's connection, which hyper has and does not give back.
+/// Descriptor of a visitor's TCP connection, which hyper owns and does not give back.
 #[derive(Clone, Copy)]
 pub struct RawTcp {
     #[cfg(unix)]
@@ -41,7 +41,7 @@ pub struct RawTcp {
 }
 
 impl RawTcp {
-    /// Remember a connection's socket.
+    /// Copy the descriptor of a connection.
     pub fn of(tcp: &TcpStream) -> Self {
         Self {
             #[cfg(unix)]
@@ -54,7 +54,7 @@ impl RawTcp {
     /// Borrow the socket.
     ///
     /// # Safety
-    /// The connection must stay open meanwhile.
+    /// The connection must stay open for the lifetime of the result.
     #[cfg(unix)]
     unsafe fn borrow(&self) -> BorrowedFd<'_> {
         // SAFETY: the caller's promise.
@@ -64,7 +64,7 @@ impl RawTcp {
     /// Borrow the socket.
     ///
     /// # Safety
-    /// The connection must stay open meanwhile.
+    /// The connection must stay open for the lifetime of the result.
     #[cfg(windows)]
     unsafe fn borrow(&self) -> BorrowedSocket<'_> {
         // SAFETY: the caller's promise.
@@ -72,21 +72,22 @@ impl RawTcp {
     }
 }
 
-/// The WebSockets that carry packets.
+/// The WebSockets that carry QUIC packets of agents.
 #[derive(Clone)]
-pub struct Carriers {
+pub struct AgentWebSockets {
     pub socket: EdgeSocket,
-    /// The edges before this one, some of whose agents come here.
+    /// The edges before this one, some of whose agents connect here.
     #[cfg(unix)]
     pub predecessors: Predecessors,
-    /// What moves the packets. It ends after the agents' sessions, not with the visitors.
-    pub pumps: TaskTracker,
-    /// Ends the pumps.
+    /// The tasks that carry the packets. They outlive the visitors' connections, and end after the
+    /// agents' sessions.
+    pub tasks: TaskTracker,
+    /// Cancelled to end the tasks.
     pub end: CancellationToken,
 }
 
-impl Carriers {
-    /// Take over a connection whose agent, at that address, asks for it.
+impl AgentWebSockets {
+    /// Upgrade a connection to a WebSocket of the agent at `agent`, and start carrying its packets.
     pub fn accept(
         &self,
         mut parts: Parts,
@@ -118,57 +119,57 @@ impl Carriers {
         };
         let is_direct = !is_proxied(&parts.headers);
         *response.headers_mut() = headers;
-        let carriers = self.clone();
-        let pump = async move {
+        let websockets = self.clone();
+        let task = async move {
             let upgraded = match on_upgrade.await {
                 Ok(upgraded) => upgraded,
-                Err(err) => return debug!(%err, "no websocket came about"),
+                Err(err) => return debug!(%err, "the websocket upgrade failed"),
             };
             let (path_kind, congestion) = {
                 // SAFETY: `upgraded` owns the connection, whose socket is therefore open.
                 let tcp = unsafe { tcp.borrow() };
-                let way = match is_direct {
+                let path = match is_direct {
                     true => (PathKind::of(peer), congestion_owner(&tcp, peer)),
-                    // It is often on the same machine, and the agent never is.
+                    // The proxy is often on the same machine, and the agent never is.
                     false => (PathKind::Network, CongestionOwner::Quic),
                 };
-                // Packets must not grow old in the kernel's queue.
-                limit_send_queue(&tcp, way.0);
-                way
+                // Packets must not grow stale in the kernel's send queue.
+                limit_send_queue(&tcp, path.0);
+                path
             };
-            let (socket, io) = (&carriers.socket, TokioIo::new(upgraded));
+            let (socket, io) = (&websockets.socket, TokioIo::new(upgraded));
             let peer = PeerInfo {
                 address: agent,
                 path_kind,
                 congestion,
             };
             #[cfg(unix)]
-            let carrying = socket.accept_or_relay(&carriers.predecessors, io, peer);
+            let carrying = socket.accept_or_relay(&websockets.predecessors, io, peer);
             #[cfg(not(unix))]
             let carrying = socket.accept(io, peer);
-            carriers.pump(carrying).await;
+            websockets.pump(carrying).await;
         };
-        self.pumps.spawn(pump.in_current_span());
+        self.tasks.spawn(task.in_current_span());
         response
     }
 
-    /// Carry the WebSockets that a successor passes on, until the end or until nobody is left who could
-    /// pass on any.
+    /// Carry the WebSockets that a successor passes on, until the end or until no process is left
+    /// that could pass on any.
     #[cfg(unix)]
-    pub fn receive(&self, websockets: PassedWebSockets) {
-        let carriers = self.clone();
-        self.pumps.spawn(async move {
+    pub fn receive(&self, passed: PassedWebSockets) {
+        let websockets = self.clone();
+        self.tasks.spawn(async move {
             loop {
                 let next = tokio::select! {
-                    next = websockets.next() => next,
-                    () = carriers.end.cancelled() => return,
+                    next = passed.next() => next,
+                    () = websockets.end.cancelled() => return,
                 };
                 match next {
-                    Ok(Some(passed)) => carriers.carry(passed),
+                    Ok(Some(passed)) => websockets.carry(passed),
                     Ok(None) => return,
                     Err(err) => {
-                        debug!(%err, "a websocket was not passed on");
-                        tokio::time::sleep(PAUSE).await;
+                        debug!(%err, "cannot receive a websocket from the successor");
+                        tokio::time::sleep(RETRY_INTERVAL).await;
                     }
                 }
             }
@@ -177,30 +178,31 @@ impl Carriers {
 
     #[cfg(unix)]
     fn carry(&self, passed: PassedWebSocket) {
-        let carriers = self.clone();
-        self.pumps.spawn(async move {
-            let carrying = carriers.socket.accept(passed.stream, passed.peer);
-            carriers.pump(carrying).await;
+        let websockets = self.clone();
+        self.tasks.spawn(async move {
+            let carrying = websockets.socket.accept(passed.stream, passed.peer);
+            websockets.pump(carrying).await;
         });
     }
 
-    /// Move the packets of one WebSocket until its end, or that of all.
+    /// Carry the packets of one WebSocket until it ends, or all are ended.
     async fn pump(&self, carrying: Result<impl Future<Output = impl Display>, impl Display>) {
         match carrying {
             Ok(carrying) => tokio::select! {
                 ended = carrying => debug!(reason = %ended, "a websocket ended"),
                 () = self.end.cancelled() => {}
             },
-            Err(err) => debug!(%err, "a websocket was turned away"),
+            Err(err) => debug!(%err, "a websocket was rejected"),
         }
     }
 }
 
-/// After a WebSocket that could not be received: the system may have descriptors again.
+/// Pause after a failure to receive a WebSocket: the system may have descriptors again.
 #[cfg(unix)]
-const PAUSE: Duration = Duration::from_millis(100);
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Find out an agent's address: that at the other end of the connection, or what a trusted proxy there says.
+/// Return an agent's address: that of the TCP peer, or if the peer is a trusted proxy, the last
+/// address in its `X-Forwarded-For` that is not a trusted proxy's.
 pub fn agent_address(peer: SocketAddr, trusted: &[IpNet], fields: &HeaderMap) -> SocketAddr {
     let is_trusted = |address: &IpAddr| {
         let address = address.to_canonical();
@@ -209,10 +211,10 @@ pub fn agent_address(peer: SocketAddr, trusted: &[IpNet], fields: &HeaderMap) ->
     if !is_trusted(&peer.ip()) {
         return peer;
     }
-    let told = fields.get_all(X_FORWARDED_FOR).into_iter();
-    let told = told.filter_map(|list| list.to_str().ok());
-    let addresses: Vec<&str> = told.flat_map(|list| list.split(',')).collect();
-    // Each proxy has added its peer's address at the end.
+    let lists = fields.get_all(X_FORWARDED_FOR).into_iter();
+    let lists = lists.filter_map(|list| list.to_str().ok());
+    let addresses: Vec<&str> = lists.flat_map(|list| list.split(',')).collect();
+    // Each proxy appends its peer's address.
     let mut addresses = addresses
         .iter()
         .rev()
@@ -223,13 +225,13 @@ pub fn agent_address(peer: SocketAddr, trusted: &[IpNet], fields: &HeaderMap) ->
     }
 }
 
-/// Tell whether there is a proxy in front of the edge.
+/// Report whether a request came through a proxy.
 fn is_proxied(fields: &HeaderMap) -> bool {
-    PROXIES_FIELDS.iter().any(|name| fields.contains_key(name))
+    PROXY_FIELDS.iter().any(|name| fields.contains_key(name))
 }
 
-/// What proxies add to a request, and agents do not.
-const PROXIES_FIELDS: [HeaderName; 3] = [
+/// Fields that proxies add to a request, and agents do not.
+const PROXY_FIELDS: [HeaderName; 3] = [
     X_FORWARDED_FOR,
     HeaderName::from_static("x-real-ip"),
     FORWARDED,
@@ -242,7 +244,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_agent_behind_trusted_proxies_has_the_address_that_they_say() {
+    fn trusted_proxies_name_the_address_of_an_agent() {
         let trusted = ["10.0.0.0/8".parse().unwrap()];
         let told = HeaderValue::from_static("203.0.113.9, 198.51.100.7, 10.0.0.2");
         let fields = HeaderMap::from_iter([(X_FORWARDED_FOR, told)]);
