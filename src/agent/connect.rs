@@ -1,4 +1,4 @@
-//! The agent's two phases: connect, then serve, reconnecting for ever.
+//! The agent's two phases: connect, then serve, reconnecting whenever the session is lost.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,19 +8,19 @@ use tracing::debug;
 
 use super::config::AgentConfig;
 use super::event::Event;
-use super::forward::loops::Mark;
+use super::forward::cdn_loop::CdnId;
 use super::forward::{Route, ServedTunnel};
 use super::session::backoff::Backoff;
 use super::session::connect_error::ConnectError;
 use super::session::draining::DrainingSessions;
-use super::session::open::{Ended, Session, SessionIdentity};
-use super::session::seldom::Seldom;
+use super::session::log_throttle::LogThrottle;
+use super::session::open::{Session, SessionEnd, SessionIdentity};
 use super::upstream::Upstream;
 use super::upstream::pool::Pool;
-use super::upstream::read_limit::Crowd;
+use super::upstream::read_limit::ActiveConnections;
 use crate::carrier::PathMemory;
 use crate::proto::{ClaimMode, LOST_LIMIT, LostSession, Refusal, TunnelGrant, escape};
-use crate::stream::Quota;
+use crate::stream::RateLimit;
 use crate::tls::TrustError;
 
 /// An agent that is connected.
@@ -32,24 +32,25 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Connect to the edge and open the tunnels. Failures that may pass are reported to the
-    /// observer and tried again, for ever; drop the future to give up.
+    /// Connect to the edge and open the tunnels. Temporary failures are reported to the observer and
+    /// retried without limit; drop the future to give up.
     ///
     /// # Errors
-    /// [`AgentError`] if trying again can never help.
+    /// [`AgentError`] if a retry can never help, or at the first failure with
+    /// [`AgentConfig::exit_on_failure`].
     pub async fn connect(config: AgentConfig) -> Result<Self, AgentError> {
-        let (mut pools, crowd) = (Vec::new(), Crowd::default());
+        let (mut pools, active) = (Vec::new(), ActiveConnections::default());
         let tunnels = Arc::new(
             config
                 .tunnels
                 .iter()
                 .map(|tunnel| {
                     Ok(Arc::new(ServedTunnel {
-                        route: route(&tunnel.upstream, &mut pools, &crowd)?,
+                        route: route(&tunnel.upstream, &mut pools, &active)?,
                         host_header: tunnel.host_header.clone(),
                         upgrades: tunnel.upgrades.clone(),
-                        mark: Mark::random(),
-                        wide_cookies: Seldom::default(),
+                        cdn_id: CdnId::random(),
+                        removed_cookies: LogThrottle::default(),
                         timeout: config.upstream_timeout,
                         observer: config.observer.clone(),
                     }))
@@ -63,7 +64,7 @@ impl Agent {
                 let cause = std::error::Error::source(&err)
                     .map(ToString::to_string)
                     .unwrap_or_default();
-                config.observer.tell(Event::UpstreamDown {
+                config.observer.emit(Event::UpstreamDown {
                     upstream: pool.target().to_string(),
                     problem: format!("{err}: {cause}"),
                 });
@@ -82,11 +83,11 @@ impl Agent {
         &self.session.welcome.tunnels
     }
 
-    /// Serve until `shutdown`, then drain for as long as the grace period. A lost session is
+    /// Serve until `shutdown` resolves, then drain for at most the grace period. A lost session is
     /// replaced by a new one.
     ///
     /// # Errors
-    /// [`AgentError`] if the edge refuses the agent for good.
+    /// [`AgentError`] if the edge refuses the agent permanently.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
         let Self {
             config,
@@ -94,29 +95,29 @@ impl Agent {
             mut session,
             mut opener,
         } = self;
-        let mut former = DrainingSessions::new(config.clone(), tunnels.clone());
-        let mut shutdown = std::pin::pin!(former.stopped_with(shutdown));
+        let mut draining = DrainingSessions::new(config.clone(), tunnels.clone());
+        let mut shutdown = std::pin::pin!(draining.stopped_with(shutdown));
         loop {
             let ended = session.serve(&config, &tunnels, &mut shutdown).await;
-            let wait = opener.start_again();
+            let wait = opener.restart();
             match ended {
-                Ended::Shutdown => break,
-                Ended::TakenOver(by) => return Err(AgentError::TakenOver { by }),
-                Ended::Superseded => {
+                SessionEnd::Shutdown => break,
+                SessionEnd::TakenOver(by) => return Err(AgentError::TakenOver { by }),
+                SessionEnd::Superseded => {
                     opener.next.claim = ClaimMode::Superseded;
                     let reason = "another process with this agent's identity has taken its names";
                     let reason = reason.into();
-                    config.observer.tell(Event::Reconnecting { reason, wait });
+                    config.observer.emit(Event::Reconnecting { reason, wait });
                 }
-                Ended::Moving(session) => {
-                    let told = "a newer process of the edge takes over";
-                    config.observer.tell(Event::Notice(told.into()));
-                    former.adopt(*session);
+                SessionEnd::Replaced(session) => {
+                    let notice = "a newer process of the edge takes over";
+                    config.observer.emit(Event::Notice(notice.into()));
+                    draining.adopt(*session);
                 }
-                Ended::Lost { reason, report } => {
-                    opener.remember(report);
+                SessionEnd::Lost { reason, report } => {
+                    opener.report_lost(report);
                     debug!(reason, "session lost");
-                    config.observer.tell(Event::Reconnecting { reason, wait });
+                    config.observer.emit(Event::Reconnecting { reason, wait });
                 }
             }
             let opened = async {
@@ -128,35 +129,35 @@ impl Agent {
                 () = &mut shutdown => break,
             };
         }
-        former.ended().await;
+        draining.ended().await;
         Ok(())
     }
 }
 
-/// Opens one session after the other.
+/// Opens the sessions, one after the other.
 struct Opener {
     backoff: Backoff,
-    /// Whether there has been a session.
+    /// A session has been opened before.
     was_connected: bool,
-    /// How often a session may be followed by another at once.
-    at_once: Quota,
-    /// What the next session is.
+    /// The rate limit for reconnecting without a wait.
+    immediate: RateLimit,
+    /// The identity of the next session.
     next: SessionIdentity,
-    /// What became of earlier sessions, the latest first.
+    /// Reports about lost sessions, the latest first.
     lost: Vec<LostSession>,
-    /// What they found out about the way to the edge.
+    /// What earlier sessions measured on the path to the edge.
     memory: PathMemory,
 }
 
 impl Opener {
     fn new(config: &AgentConfig) -> Self {
         let mut backoff = Backoff::default();
-        // The first attempt is made at once.
+        // The first attempt is made without a wait.
         backoff.next();
         Self {
             backoff,
             was_connected: false,
-            at_once: Quota::new(AT_ONCE, AT_ONCE_EVERY),
+            immediate: RateLimit::new(IMMEDIATE_RECONNECTS, IMMEDIATE_RECONNECT_INTERVAL),
             next: SessionIdentity::first(match config.take_over_names {
                 true => ClaimMode::TakeOver,
                 false => ClaimMode::Own,
@@ -166,23 +167,25 @@ impl Opener {
         }
     }
 
-    /// Begin to count attempts anew, and return when the first one will be made. An edge that ends sessions, or
-    /// sends the agent on, as quickly as they are opened is not asked in a tight loop.
-    fn start_again(&mut self) -> Duration {
-        if self.at_once.take() {
+    /// Reset the backoff after a session, and return the wait before the next attempt. The backoff is not reset if
+    /// that happens too often: an edge that ends sessions as quickly as they are opened is not contacted in a tight
+    /// loop.
+    fn restart(&mut self) -> Duration {
+        if self.immediate.take() {
             self.backoff.reset();
         }
         self.backoff.next()
     }
 
-    /// Have the edge told of a session in the next one.
-    fn remember(&mut self, report: LostSession) {
+    /// Report a lost session to the edge when the next one is opened.
+    fn report_lost(&mut self, report: LostSession) {
         self.lost.insert(0, report);
         self.lost.truncate(LOST_LIMIT);
     }
 
+    /// Open a session, with retries.
     async fn open(&mut self, config: &AgentConfig) -> Result<Session, AgentError> {
-        let mut told = None;
+        let mut reported = None;
         loop {
             let identity = self.next;
             self.next.epoch += 1;
@@ -190,12 +193,12 @@ impl Opener {
             let err = match with_progress(opening, config).await {
                 Ok(session) => {
                     self.was_connected = true;
-                    // What was asked for, was asked for once.
+                    // A takeover is claimed once, not at every reconnection.
                     self.next.claim = ClaimMode::Own;
                     let tunnels = session.welcome.tunnels.clone();
-                    config.observer.tell(Event::Ready {
+                    config.observer.emit(Event::Ready {
                         tunnels,
-                        transport: session.transport_now(),
+                        transport: session.link_stats(),
                     });
                     return Ok(session);
                 }
@@ -205,57 +208,57 @@ impl Opener {
             if taken && identity.claim == ClaimMode::Superseded {
                 return Err(AgentError::Superseded);
             }
-            // Whoever has the names after a long absence may not want them for ever.
+            // An agent that took the names during a long absence may give them up again.
             let is_permanent = err.is_permanent() && !(taken && self.was_connected);
             if is_permanent || config.exit_on_failure {
                 return Err(err.into());
             }
             if !matches!(err, ConnectError::Unreachable { .. }) {
-                // The edge may have begun to send requests before the session broke.
-                self.remember(LostSession {
+                // The edge may have started to send requests before the session was lost.
+                self.report_lost(LostSession {
                     epoch: identity.epoch,
                     accepted: 0,
                     unread: Vec::new(),
                 });
             }
             if let ConnectError::Unreachable { tried, .. } = &err {
-                debug!(%tried, "the edge is not reached");
+                debug!(%tried, "the edge cannot be reached");
             }
             let mut wait = self.backoff.next();
             if err.is_refused() {
-                // It costs a packet, and the edge may be there in a moment.
-                wait = wait.min(REFUSED);
+                // An attempt costs one packet, and the edge may be back in a moment.
+                wait = wait.min(MAX_REFUSED_WAIT);
             }
             let reason = reason(&err);
-            let is_news = told.as_ref().is_none_or(|(last, at): &(String, Instant)| {
-                *last != reason || at.elapsed() >= AGAIN
+            let is_news = reported.as_ref().is_none_or(|(last, at): &(String, Instant)| {
+                *last != reason || at.elapsed() >= REPEAT_INTERVAL
             });
             if is_news {
-                told = Some((reason.clone(), Instant::now()));
-                config.observer.tell(Event::Reconnecting { reason, wait });
+                reported = Some((reason.clone(), Instant::now()));
+                config.observer.emit(Event::Reconnecting { reason, wait });
             }
-            sleep(wait.max(SHORTEST)).await;
+            sleep(wait.max(MIN_WAIT)).await;
         }
     }
 }
 
-/// Open a session, and tell the observer if that takes long.
+/// Wait for a session, and notify the observer if that takes longer than [`SLOW_OPEN`].
 async fn with_progress<T>(opening: impl Future<Output = T>, config: &AgentConfig) -> T {
     let mut opening = std::pin::pin!(opening);
-    if let Ok(opened) = timeout(LONG, &mut opening).await {
+    if let Ok(opened) = timeout(SLOW_OPEN, &mut opening).await {
         return opened;
     }
     let notice = format!("no answer from {} yet, still trying", config.server);
-    config.observer.tell(Event::Notice(notice));
+    config.observer.emit(Event::Notice(notice));
     opening.await
 }
 
-/// Say where a tunnel's requests go. Tunnels with the same upstream share its connections: what one of them
-/// leaves idle, another can use.
+/// Return the route of a tunnel. Tunnels with the same upstream share a pool, so that one can reuse the idle
+/// connections of another.
 fn route(
     upstream: &Upstream,
     pools: &mut Vec<Arc<Pool>>,
-    crowd: &Crowd,
+    active: &ActiveConnections,
 ) -> Result<Route, TrustError> {
     let target = match upstream {
         Upstream::Service(service) => return Ok(Route::Service(service.clone())),
@@ -264,59 +267,62 @@ fn route(
     if let Some(pool) = pools.iter().find(|pool| pool.target() == target) {
         return Ok(Route::Pool(pool.clone()));
     }
-    let pool = Arc::new(Pool::new(target.clone(), crowd.clone())?);
+    let pool = Arc::new(Pool::new(target.clone(), active.clone())?);
     pools.push(pool.clone());
     Ok(Route::Pool(pool))
 }
 
+/// Format an error and its cause for display.
 fn reason(err: &ConnectError) -> String {
     let reason = match std::error::Error::source(err) {
         Some(cause) => format!("{err}: {cause}"),
         None => err.to_string(),
     };
-    // It may hold what an edge, a proxy or a certificate says.
+    // It may contain text from an edge, a proxy or a certificate.
     escape(&reason).into_owned()
 }
 
-/// How long opening a session may take before somebody who waits wants to hear of it.
-const LONG: Duration = Duration::from_millis(900);
+/// The time after which opening a session is reported as slow.
+const SLOW_OPEN: Duration = Duration::from_millis(900);
 
-/// The longest wait for an edge on whose machine nobody listens.
-const REFUSED: Duration = Duration::from_millis(500);
+/// The longest wait while the edge's host refuses connections.
+const MAX_REFUSED_WAIT: Duration = Duration::from_millis(500);
 
-/// Sessions that may be opened at once when another has ended, and how often that may happen again: an edge that is
-/// restarted by somebody who tries things out is found each time.
-const AT_ONCE: u32 = 10;
-const AT_ONCE_EVERY: Duration = Duration::from_secs(6);
+/// Lost sessions that may be followed by an attempt without a wait, in a burst: an edge that is restarted several
+/// times by hand is found each time.
+const IMMEDIATE_RECONNECTS: u32 = 10;
 
-/// How often the same failure is told.
-const AGAIN: Duration = Duration::from_secs(30);
+/// The interval at which one more immediate attempt is allowed.
+const IMMEDIATE_RECONNECT_INTERVAL: Duration = Duration::from_secs(6);
 
-/// An edge that refuses at once must not be asked in a tight loop.
-const SHORTEST: Duration = Duration::from_millis(50);
+/// The interval at which the same failure is reported again.
+const REPEAT_INTERVAL: Duration = Duration::from_secs(30);
 
-/// The agent cannot go on.
+/// The shortest wait between two attempts: an edge that refuses at once must not be contacted in a tight loop.
+const MIN_WAIT: Duration = Duration::from_millis(50);
+
+/// A permanent failure of the agent.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// The edge cannot be used, or does not want us.
+    /// The edge cannot be used, or refuses this agent.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// What is needed for TLS to an upstream is missing.
+    /// TLS to an upstream cannot be configured.
     #[error(transparent)]
     Trust(#[from] TrustError),
-    /// Another process with the same identity has taken the names over.
+    /// Another process with the same identity has taken over the names.
     #[error(
         "another qtunnel with this identity has opened the same tunnels and taken them over: stop one of \
          the two, or give this one another name with --subdomain or another identity with --state-dir"
     )]
     Superseded,
-    /// Another agent has been told to take the names over.
+    /// Another agent was told to take over the names.
     #[error(
         "{by}, as somebody wanted (--take-over-name): stop one of the two, or give this one another name \
          with --subdomain"
     )]
     TakenOver {
-        /// Which one, in the edge's words.
+        /// The description of that agent, from the edge.
         by: String,
     },
 }

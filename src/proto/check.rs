@@ -7,7 +7,7 @@ use ::http::header::{CONTENT_LENGTH, HOST, TE, TRANSFER_ENCODING};
 use ::http::{HeaderMap, HeaderName, Method, StatusCode, Uri};
 
 use super::{
-    AgentMessage, BodyLength, EdgeMessage, FIRST_WINDOW_LIMIT, Hello, INFORMATIONAL, LEAST_WINDOW,
+    AgentMessage, BodyLength, EdgeMessage, FIRST_WINDOW_LIMIT, Hello, INFORMATIONAL, MIN_WINDOW,
     LOST_LIMIT, REASON_LIMIT, REQUEST_FIELDS_LIMIT, RequestHead, ResponseHead, StreamHead,
     TARGET_LIMIT, TunnelGrant, TunnelRequest, UNREAD_LIMIT, UPGRADE_LIMIT, URLS_LIMIT, Welcome,
     WireError,
@@ -264,7 +264,7 @@ pub fn decimal(value: &[u8]) -> Option<u64> {
         .flatten()
 }
 
-const WINDOWS: RangeInclusive<u64> = LEAST_WINDOW..=FIRST_WINDOW_LIMIT;
+const WINDOWS: RangeInclusive<u64> = MIN_WINDOW..=FIRST_WINDOW_LIMIT;
 
 /// The longest registered method has 17 characters; nobody sends longer ones than this.
 const METHOD_LIMIT: usize = 256;

@@ -54,7 +54,7 @@ pub struct RequestHead {
     /// Whether a body follows.
     pub body: BodyLength,
     /// Bytes of a body that either end takes before it tells a [`Window`](super::Window): at least
-    /// [`LEAST_WINDOW`](super::LEAST_WINDOW).
+    /// [`MIN_WINDOW`](super::MIN_WINDOW).
     pub window: u32,
     /// The fields, without those that concern one hop only. The agent tells the upstream who the visitor is, by
     /// what is above and `Host` (`X-Forwarded-For`, `-Proto`, `-Host`, and RFC 7239); there is a `Forwarded` in

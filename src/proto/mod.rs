@@ -56,7 +56,7 @@
 //! QUIC's windows are the same for every stream; above them, each direction of a conversation has one
 //! of its own, so that slow readers cannot pin what all others need. A sender stops after
 //! [`RequestHead::window`] bytes of data (what body frames contain, or raw bytes) until its reader has
-//! told a higher limit in a [`Window`] on the control stream. No window is smaller than [`LEAST_WINDOW`],
+//! told a higher limit in a [`Window`] on the control stream. No window is smaller than [`MIN_WINDOW`],
 //! and readers tell no limit before they have read a quarter of that. Whoever sends more breaks the protocol.
 //!
 //! # Losses
@@ -156,7 +156,7 @@ pub const RESPONSE_HEAD_LIMIT: usize = (256 << 10) + 1024;
 
 /// The smallest window of a body, which every direction of every conversation may have whatever else
 /// there is.
-pub const LEAST_WINDOW: u64 = 16 << 10;
+pub const MIN_WINDOW: u64 = 16 << 10;
 
 /// 32 fields of decent size.
 pub const TRAILERS_LIMIT: usize = 8 << 10;
@@ -165,7 +165,7 @@ pub const TRAILERS_LIMIT: usize = 8 << 10;
 pub const FIRST_WINDOW_LIMIT: u64 = 512 << 10;
 
 /// A reader tells a limit no more often than once in so many bytes: a quarter of the smallest window.
-pub const WINDOW_STEP: u64 = LEAST_WINDOW / 4;
+pub const WINDOW_STEP: u64 = MIN_WINDOW / 4;
 
 /// What nginx and Apache take, and the edge from visitors.
 pub const TARGET_LIMIT: usize = 8 << 10;

@@ -1,7 +1,7 @@
 //! One conversation on a QUIC stream, whatever it carries: heads, bodies, raw bytes, flow control.
 
 pub(crate) mod flow;
-mod quota;
+mod rate_limit;
 mod receive;
 mod relay;
 mod send;
@@ -9,7 +9,7 @@ mod send;
 pub(crate) use flow::{
     Budget, BufferTotal, FlowControl, ReceiveWindow, SendWindow, SharedWindow, Unread,
 };
-pub(crate) use quota::Quota;
+pub(crate) use rate_limit::RateLimit;
 pub(crate) use receive::{Activity, ReceiveError, Receiver, TunnelBody, next_message};
 pub(crate) use relay::{Relayed, relay};
 pub(crate) use send::{CONTROL_PRIORITY, SendError, Sender};

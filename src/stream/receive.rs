@@ -1,4 +1,4 @@
-//! The receiving half of a conversation's stream.
+//! Receiving half of a conversation's stream.
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -11,16 +11,16 @@ use quinn::{ReadError, RecvStream};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-use super::flow::{Crowded, Exceeded, ReceiveWindow, SharedWindow, Unread};
+use super::flow::{LargeHeadsFull, ReceiveWindow, SharedWindow, Unread, WindowExceeded};
 use crate::http::hygiene::sanitize_trailers;
 use crate::proto;
 use crate::proto::{BodyDecoder, BodyLength, Check, HEAD_LIMIT, Head, Reset, Splitter, WireError};
 
-/// Receive the next message of a stream, of which the splitter keeps the beginning; `None` at the stream's
-/// end. May be cancelled.
+/// Receive the next message of a stream, or `None` at the stream's end. Cancel-safe: the splitter
+/// keeps what has arrived of it.
 ///
 /// # Errors
-/// If the stream breaks, or the bytes are not a [checked](Check) message of at most that length.
+/// If the stream fails, or the bytes are not a [valid](Check) message of at most `limit` bytes.
 pub async fn next_message<T, E>(
     stream: &mut RecvStream,
     splitter: &mut Splitter,
@@ -43,7 +43,7 @@ where
     }
 }
 
-/// Receives heads, and then a body or raw bytes.
+/// Receiving half of a stream: heads, and then a body or raw bytes.
 pub struct Receiver {
     stream: RecvStream,
     window: SharedWindow,
@@ -51,7 +51,7 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// Take over a stream at its beginning.
+    /// Wrap a stream from which nothing has been read yet.
     pub fn new(stream: RecvStream, window: ReceiveWindow) -> Self {
         Self {
             stream,
@@ -60,7 +60,7 @@ impl Receiver {
         }
     }
 
-    /// Set what the sender may send of the body before it is told more.
+    /// Set the initial window that the sender has for the body, in bytes.
     pub fn open(&mut self, window: u64) {
         self.window.open(window);
     }
@@ -87,14 +87,14 @@ impl Receiver {
             {
                 large = Some(self.window.large_head(length)?);
             }
-            match self.stream.read_chunk(HEAD_READ, true).await? {
+            match self.stream.read_chunk(MAX_HEAD_READ, true).await? {
                 Some(chunk) => self.splitter.push(&chunk.bytes),
                 None => return Err(WireError::Truncated.into()),
             }
         }
     }
 
-    /// Go on with the body that follows the head.
+    /// Continue with the body that follows the head.
     pub fn into_body(self, length: BodyLength, activity: Arc<Activity>) -> TunnelBody {
         let left = match length {
             BodyLength::Empty => Some(0),
@@ -125,7 +125,7 @@ impl Receiver {
         if let Err(err) = &received
             && err.is_violation()
         {
-            self.violated(err);
+            self.report_violation(err);
             let _ = self.stream.stop(Reset::Protocol.code());
         }
         received
@@ -134,7 +134,7 @@ impl Receiver {
     async fn next_raw(&mut self) -> Result<Option<Unread>, ReceiveError> {
         let rest = std::mem::take(&mut self.splitter).into_rest();
         let bytes = if rest.is_empty() {
-            let chunk = self.stream.read_chunk(RAW_READ, true).await?;
+            let chunk = self.stream.read_chunk(MAX_READ, true).await?;
             chunk.map(|chunk| chunk.bytes)
         } else {
             Some(rest)
@@ -143,29 +143,29 @@ impl Receiver {
         Ok(unread.transpose()?)
     }
 
-    /// Note that the other end has broken the protocol on this stream.
-    pub fn violated(&self, what: &dyn std::fmt::Display) {
-        self.window.violated(what);
+    /// Report that the other end has violated the protocol on this stream.
+    pub fn report_violation(&self, what: &dyn std::fmt::Display) {
+        self.window.report_violation(what);
     }
 
-    /// Say that nothing more is wanted, if anything is still coming.
-    pub fn refuse(mut self, reset: Reset) {
-        // It fails only if the stream is closed already.
+    /// Stop the stream with this code (STOP_SENDING).
+    pub fn stop(mut self, reset: Reset) {
+        // Fails only if the stream is already closed.
         let _ = self.stream.stop(reset.code());
     }
 }
 
-/// A body that arrives through the tunnel. Dropped early, it tells the sender to stop.
+/// Body that arrives through the tunnel. Dropped early, it stops the sender.
 pub struct TunnelBody {
     stream: RecvStream,
     window: SharedWindow,
     decoder: BodyDecoder,
-    /// What a known length leaves to come.
+    /// Bytes still to come, if the length is known.
     left: Option<u64>,
     ended: bool,
-    /// What came after the last byte that was announced: an error, or trailers.
+    /// Error or trailers that came after the last announced byte.
     next: Option<Box<Result<Frame<Unread>, ReceiveError>>>,
-    /// Whether the sender has broken the protocol.
+    /// Set once the sender has violated the protocol.
     violated: bool,
     activity: Arc<Activity>,
 }
@@ -193,12 +193,12 @@ impl TunnelBody {
                 }
                 None => {}
             }
-            let most = match self.window.is_scarce() {
+            let limit = match self.window.is_scarce() {
                 true => SCARCE_READ,
-                false => RAW_READ,
+                false => MAX_READ,
             };
-            // The future keeps no state between polls, so it may be made anew for each.
-            match ready!(pin!(self.stream.read_chunk(most, true)).poll(cx))? {
+            // The future keeps no state between polls, so a new one may be made for each.
+            match ready!(pin!(self.stream.read_chunk(limit, true)).poll(cx))? {
                 Some(chunk) => self.decoder.push(chunk.bytes),
                 None => {
                     self.decoder.finish()?;
@@ -229,7 +229,7 @@ impl Body for TunnelBody {
         };
         self.ended = !matches!(frame, Some(Ok(_)));
         if self.left == Some(0) && !self.ended {
-            // The end came with the last piece, most likely: then whoever writes it knows at once.
+            // The end has most likely come with the last piece: report it together with that piece.
             match self.poll_next(cx) {
                 Poll::Ready(None) => self.ended = true,
                 Poll::Ready(Some(more)) => self.next = Some(Box::new(more)),
@@ -243,7 +243,7 @@ impl Body for TunnelBody {
             && err.is_violation()
         {
             self.violated = true;
-            self.window.violated(err);
+            self.window.report_violation(err);
         }
         Poll::Ready(frame)
     }
@@ -266,18 +266,18 @@ impl Drop for TunnelBody {
         if self.violated {
             let _ = self.stream.stop(Reset::Protocol.code());
         } else if !self.ended {
-            // Whoever knows the length stops reading when it is reached, before the stream's own end.
+            // A reader that knows the length stops reading there, before the stream's own end.
             let reset = match self.left {
                 Some(0) => Reset::Enough,
                 _ => Reset::Gone,
             };
-            // It fails only if the stream is closed already.
+            // Fails only if the stream is already closed.
             let _ = self.stream.stop(reset.code());
         }
     }
 }
 
-/// When and how much a body has moved, for timeouts and logs.
+/// Bytes that a body has moved, and when, for timeouts and logs.
 #[derive(Debug)]
 pub struct Activity {
     started: Instant,
@@ -287,7 +287,7 @@ pub struct Activity {
 }
 
 impl Activity {
-    /// Begin to count.
+    /// Start counting.
     pub fn start() -> Self {
         Self {
             started: Instant::now(),
@@ -296,59 +296,61 @@ impl Activity {
         }
     }
 
-    /// Note that bytes have moved.
+    /// Record that bytes have moved.
     pub fn record(&self, bytes: usize) {
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.moved
             .store(self.started.elapsed().as_millis() as u64, Ordering::Relaxed);
     }
 
-    /// Return how many bytes have moved.
+    /// Return the number of bytes moved.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Return when bytes moved last (or the counting began).
+    /// Return when bytes were last moved (or counting started).
     pub fn last(&self) -> Instant {
         self.started + Duration::from_millis(self.moved.load(Ordering::Relaxed))
     }
 }
 
-/// Why receiving ended early.
+/// Error that ended receiving early.
 #[derive(Debug, thiserror::Error)]
 pub enum ReceiveError {
     /// The other end gave up, or the session was lost.
     #[error("the tunnel's stream ended")]
     Stream(#[from] ReadError),
-    /// The bytes do not follow the protocol, or end where they must not.
+    /// The bytes violate the protocol, or end in the wrong place.
     #[error("the tunnel's stream is not understood")]
     Wire(#[from] WireError),
-    /// The body is not as long as its head said.
+    /// The body's length differs from the head's.
     #[error("the body's length differs from what was announced")]
     Length,
-    /// More came than was allowed.
+    /// The sender exceeded the window.
     #[error("the other end does not keep to its window")]
-    Window(#[from] Exceeded),
-    /// Too many large heads are on their way at once.
+    Window(#[from] WindowExceeded),
+    /// Too many large heads are arriving at once.
     #[error("there is no room for another large head")]
-    Crowded(#[from] Crowded),
+    LargeHeads(#[from] LargeHeadsFull),
 }
 
-/// The most to take from the stream at once while a head comes.
-const HEAD_READ: usize = 32 << 10;
 impl ReceiveError {
-    /// Report whether no honest end would send this. A stream that ends too early is how one gives up.
+    /// Report whether no correct implementation would send this. A truncated stream is no
+    /// violation: it is how a sender gives up.
     pub fn is_violation(&self) -> bool {
         match self {
-            Self::Wire(WireError::Truncated) | Self::Stream(_) | Self::Crowded(_) => false,
+            Self::Wire(WireError::Truncated) | Self::Stream(_) | Self::LargeHeads(_) => false,
             Self::Wire(_) | Self::Length | Self::Window(_) => true,
         }
     }
 }
 
-/// The most to take from the stream at once: what quinn has in one piece is smaller anyway.
-const RAW_READ: usize = 64 << 10;
+/// Most bytes to read from the stream at once while a head arrives.
+const MAX_HEAD_READ: usize = 32 << 10;
 
-/// What a slow reader's body is read by while there is little room for windows: hyper takes up to sixteen pieces of
-/// it off our hands, and out of the windows that count what waits.
+/// Most bytes to read from the stream at once: quinn's chunks are smaller anyway.
+const MAX_READ: usize = 64 << 10;
+
+/// Bytes to read at once for a slow reader while window memory is scarce: hyper queues up to
+/// sixteen pieces, which then no longer count in the window.
 const SCARCE_READ: usize = 512;

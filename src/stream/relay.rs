@@ -1,11 +1,11 @@
-//! Raw bytes both ways between a connection and a stream: what follows an upgrade.
+//! Relay of raw bytes between a connection and a stream, after an upgrade.
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::{Receiver, Sender};
 
-/// What has been relayed, in bytes.
+/// Bytes relayed.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Relayed {
     /// From the connection into the stream.
@@ -14,8 +14,8 @@ pub struct Relayed {
     pub received: u64,
 }
 
-/// Relay until both directions have ended. A half-close in one leaves the other open, without any
-/// idle limit; a failure in one ends both, visibly.
+/// Relay until both directions have ended. A half-close of one leaves the other open, without an
+/// idle timeout; a failure of one resets both.
 pub async fn relay<S>(io: S, mut sender: Sender, mut receiver: Receiver) -> Relayed
 where
     S: AsyncRead + AsyncWrite,
@@ -26,7 +26,7 @@ where
     let outward = async {
         let mut buf = BytesMut::new();
         loop {
-            buf.reserve(READ);
+            buf.reserve(READ_SIZE);
             match read.read_buf(&mut buf).await {
                 Ok(0) => break sender.finish(),
                 Ok(n) => *sent += n as u64,
@@ -44,10 +44,10 @@ where
         }
         write.shutdown().await.map_err(drop)
     };
-    // Whichever fails first cancels the other, whose stream is then reset as it is dropped.
+    // The first direction to fail cancels the other, whose stream is then reset as it is dropped.
     let _ = tokio::try_join!(outward, inward);
     relayed
 }
 
-/// What is read at once; larger gains nothing on a stream of 1,400-byte packets.
-const READ: usize = 16 << 10;
+/// Bytes to read at once; more gains nothing on a stream of 1,400-byte packets.
+const READ_SIZE: usize = 16 << 10;

@@ -1,4 +1,4 @@
-//! The sending half of a conversation's stream.
+//! Sending half of a conversation's stream.
 
 use std::error::Error as StdError;
 use std::future::poll_fn;
@@ -17,30 +17,30 @@ use crate::http::hygiene::sanitize_trailers;
 use crate::proto;
 use crate::proto::{Head, Reset, WireError};
 
-/// Sends heads and bodies, and makes sure that what is given up looks given up: dropped before
-/// [`finish`](Self::finish), the stream is reset.
+/// Sending half of a stream. Dropped before [`finish`](Self::finish), it resets the stream, so that
+/// the far end can tell an aborted message from a complete one.
 pub struct Sender {
     stream: SendStream,
     window: SendWindow,
-    rank: Rank,
-    /// A head that has not been sent yet.
-    held: Option<Bytes>,
+    priority: Priority,
+    /// Encoded head, held back to be sent with the first data.
+    held_head: Option<Bytes>,
     finished: bool,
 }
 
 impl Sender {
-    /// Take over a stream at its beginning.
+    /// Wrap a stream on which nothing has been sent yet.
     pub fn new(stream: SendStream, window: SendWindow) -> Self {
         Self {
             stream,
             window,
-            rank: Rank::Fresh,
-            held: None,
+            priority: Priority::Fresh,
+            held_head: None,
             finished: false,
         }
     }
 
-    /// Set what the receiver takes of the body before it says more.
+    /// Set the initial window that the receiver has granted for the body, in bytes.
     pub fn open(&mut self, window: u64) {
         self.window.open(window);
     }
@@ -55,13 +55,13 @@ impl Sender {
         Ok(())
     }
 
-    /// Send a head together with the beginning of the [`body`](Self::body) that is to follow, if
-    /// that is about to come: one packet instead of two, and one wake-up at the other end.
+    /// Send a head together with the start of the [`body`](Self::body) that follows, if that is
+    /// available at once: one packet instead of two, and one wake-up at the other end.
     ///
     /// # Errors
     /// [`SendError::Wire`] if it is larger than a head may be; nothing is sent then.
     pub fn head_with_body<T: Head>(&mut self, head: &T) -> Result<(), SendError> {
-        self.held = Some(proto::encode(head, T::LIMIT)?);
+        self.held_head = Some(proto::encode(head, T::LIMIT)?);
         Ok(())
     }
 
@@ -89,12 +89,13 @@ impl Sender {
                         && !ended
                     {
                         ended = true;
-                        // Boxed, like what is rare below: every conversation's task would have room for it.
+                        // Boxed, like other rare paths below, to keep the conversation's future
+                        // small.
                         Box::pin(self.trailers(fields)).await?;
                     }
                 }
             }
-            // Then the end goes with the last piece.
+            // The end then goes with the last piece.
             if body.is_end_stream() {
                 break;
             }
@@ -102,71 +103,76 @@ impl Sender {
         self.end().await
     }
 
-    /// Send the head that was held, if there still is one, and finish the stream.
+    /// Send the held head, if there is one, and finish the stream.
     ///
     /// # Errors
     /// If the receiver stops reading or the session is lost.
     pub async fn end(&mut self) -> Result<(), SendError> {
-        self.release().await?;
+        self.send_held_head().await?;
         self.mark_end();
         Ok(())
     }
 
     async fn trailers(&mut self, mut fields: HeaderMap) -> Result<(), SendError> {
-        self.release().await?;
+        self.send_held_head().await?;
         sanitize_trailers(&mut fields);
         self.stream.write_chunk(proto::trailers(fields)?).await?;
         Ok(())
     }
 
-    /// Send data, in as many frames as the window asks for.
+    /// Send data, split into the frames that the window allows.
     async fn data(&mut self, mut data: Bytes) -> Result<(), SendError> {
         while !data.is_empty() {
-            let piece = self.window_of(&mut data).await?;
+            let piece = self.take_allowed(&mut data).await?;
             let header = proto::data_header(piece.len());
-            let head = self.held.take().unwrap_or_default();
+            let head = self.held_head.take().unwrap_or_default();
             self.write(&mut [head, header, piece]).await?;
         }
         Ok(())
     }
 
-    /// Write chunks, and see to the stream's rank.
+    /// Write chunks, and update the stream's priority.
     async fn write(&mut self, chunks: &mut [Bytes]) -> Result<(), SendError> {
-        if self.window.sent() <= FRESH {
+        if self.window.sent() <= FRESH_BYTES {
             return Ok(self.stream.write_all_chunks(chunks).await?);
         }
-        match self.rank {
-            Rank::Fresh => self.rank_as(Rank::Bulk),
-            Rank::Starved { until } if self.window.sent() > until => self.rank_as(Rank::Bulk),
-            Rank::Starved { .. } | Rank::Bulk => {}
+        match self.priority {
+            Priority::Fresh => self.set_priority(Priority::Bulk),
+            Priority::Starved { until } if self.window.sent() > until => {
+                self.set_priority(Priority::Bulk)
+            }
+            Priority::Starved { .. } | Priority::Bulk => {}
         }
-        if self.rank == Rank::Bulk {
-            // What is left to be written after that is in the chunks.
-            if let Ok(written) = timeout(STARVED, self.stream.write_all_chunks(chunks)).await {
+        if self.priority == Priority::Bulk {
+            // Cancel-safe: the chunks keep what is left to be written.
+            if let Ok(written) =
+                timeout(STARVATION_TIMEOUT, self.stream.write_all_chunks(chunks)).await
+            {
                 return Ok(written?);
             }
-            self.starved();
+            self.boost();
         }
         Ok(self.stream.write_all_chunks(chunks).await?)
     }
 
-    /// Let fresh streams go first no longer: there are so many of them that nothing of this one moves.
-    fn starved(&mut self) {
-        let until = self.window.sent() + FRESH;
-        self.rank_as(Rank::Starved { until });
+    /// Give this stream the priority of fresh ones again for a while: there are so many of them
+    /// that it makes no progress.
+    fn boost(&mut self) {
+        let until = self.window.sent() + FRESH_BYTES;
+        self.set_priority(Priority::Starved { until });
     }
 
-    fn rank_as(&mut self, rank: Rank) {
-        self.rank = rank;
-        // It fails only if the stream is closed already.
-        let _ = self.stream.set_priority(match rank {
-            Rank::Fresh | Rank::Starved { .. } => 0,
-            Rank::Bulk => -1,
+    fn set_priority(&mut self, priority: Priority) {
+        self.priority = priority;
+        // Fails only if the stream is already closed.
+        let _ = self.stream.set_priority(match priority {
+            Priority::Fresh | Priority::Starved { .. } => 0,
+            Priority::Bulk => -1,
         });
     }
 
-    /// Take from the data what may be sent, and wait for that if need be.
-    async fn window_of(&mut self, data: &mut Bytes) -> Result<Bytes, SendError> {
+    /// Split off as much of the data as the window allows, waiting for at least one byte.
+    async fn take_allowed(&mut self, data: &mut Bytes) -> Result<Bytes, SendError> {
         loop {
             let allowed = self.window.take(data.len());
             if allowed > 0 {
@@ -177,12 +183,12 @@ impl Sender {
     }
 
     async fn wait_for_window(&mut self) -> Result<(), SendError> {
-        self.release().await?;
+        self.send_held_head().await?;
         let stopped = self.stream.stopped();
         tokio::select! {
             () = self.window.raised() => Ok(()),
-            () = sleep(STARVED), if self.rank == Rank::Bulk => {
-                self.starved();
+            () = sleep(STARVATION_TIMEOUT), if self.priority == Priority::Bulk => {
+                self.boost();
                 Ok(())
             }
             stopped = stopped => Err(SendError::Stream(match stopped {
@@ -194,8 +200,8 @@ impl Sender {
         }
     }
 
-    /// Take the next frame, and let a head go that has waited in vain for the first one: data that
-    /// came with the head of a response is here after one turn of the runtime.
+    /// Wait for the next frame, and send the held head if the first one is not available at once:
+    /// data that arrived with a response's head is here after one turn of the runtime.
     async fn next_frame<B>(
         &mut self,
         body: &mut B,
@@ -204,65 +210,66 @@ impl Sender {
         B: Body<Data = Bytes> + Unpin,
     {
         let mut next = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx));
-        if self.held.is_some() {
+        if self.held_head.is_some() {
             tokio::select! {
                 biased;
                 frame = &mut next => return Ok(frame),
-                () = tokio::task::yield_now() => Box::pin(self.release()).await?,
+                () = tokio::task::yield_now() => Box::pin(self.send_held_head()).await?,
             }
         }
         Ok(next.await)
     }
 
-    /// Send the head that was held.
-    async fn release(&mut self) -> Result<(), SendError> {
-        if let Some(head) = self.held.take() {
+    /// Send the held head.
+    async fn send_held_head(&mut self) -> Result<(), SendError> {
+        if let Some(head) = self.held_head.take() {
             self.stream.write_chunk(head).await?;
         }
         Ok(())
     }
 
-    /// Send bytes as they are, after an upgrade.
+    /// Send raw bytes, after an upgrade.
     ///
     /// # Errors
     /// If the receiver stops reading or the session is lost.
     pub async fn raw(&mut self, mut bytes: Bytes) -> Result<(), SendError> {
         while !bytes.is_empty() {
-            let piece = self.window_of(&mut bytes).await?;
+            let piece = self.take_allowed(&mut bytes).await?;
             self.write(&mut [piece]).await?;
         }
         Ok(())
     }
 
-    /// End the stream as one on which the other end has broken the protocol.
+    /// Reset the stream with this code.
     pub fn reset(mut self, reset: Reset) {
         self.finished = true;
-        // It fails only if the stream is closed already.
+        // Fails only if the stream is already closed.
         let _ = self.stream.reset(reset.code());
     }
 
-    /// End the stream: all that was sent is complete. After an upgrade this is a half-close.
+    /// Finish the stream: everything that was sent is complete. After an upgrade this is a
+    /// half-close.
     pub fn finish(mut self) {
         self.mark_end();
     }
 
     fn mark_end(&mut self) {
         self.finished = true;
-        if self.rank == Rank::Bulk {
-            // Nobody will see then whether the rest of it moves.
-            self.rank_as(Rank::Fresh);
+        if self.priority == Priority::Bulk {
+            // Nobody will notice any more whether the rest of it makes progress.
+            self.set_priority(Priority::Fresh);
         }
-        // It fails only if the receiver has stopped reading, and then it knows.
+        // Fails only if the receiver has stopped reading, and then it knows.
         let _ = self.stream.finish();
-        self.window.ended();
+        self.window.message_written();
     }
 
-    /// Wait until the receiver is gone.
+    /// Wait until the receiver has stopped reading or the session is lost.
     pub fn gone(&self) -> impl Future<Output = ()> + Send + use<> {
         let stopped = self.stream.stopped();
         async move {
             match stopped.await {
-                // All was finished and acknowledged, or as much of it as the receiver needs.
+                // Everything was acknowledged, or the receiver needs no more.
                 Ok(None) => std::future::pending().await,
                 Ok(Some(code)) if code == Reset::Enough.code() => std::future::pending().await,
                 Ok(Some(_)) | Err(_) => {}
@@ -271,46 +278,46 @@ impl Sender {
     }
 }
 
-/// Which streams go first: those that have sent little, before those that have sent much.
+/// Priority class of a stream: streams that have sent little go before those that have sent much.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Rank {
-    /// So little has been sent that it may be a short answer.
+enum Priority {
+    /// Little has been sent yet; it may be a short response.
     Fresh,
-    /// The others go first.
+    /// Much has been sent; fresh streams go first.
     Bulk,
-    /// The others took all there was: for that many bytes, this goes in turn with them.
+    /// Starved by fresh streams: until that many bytes have been sent, it takes turns with them.
     Starved { until: u64 },
 }
 
 impl Drop for Sender {
     fn drop(&mut self) {
         if !self.finished {
-            // It fails only if the stream is closed already.
+            // Fails only if the stream is already closed.
             let _ = self.stream.reset(Reset::Gone.code());
         }
     }
 }
 
-/// Why sending ended early.
+/// Error that ended sending early.
 #[derive(Debug, thiserror::Error)]
 pub enum SendError {
     /// The other end stopped reading, or the session was lost.
     #[error("the tunnel's stream ended")]
     Stream(#[from] WriteError),
-    /// The body broke off at its source.
+    /// The source of the body failed.
     #[error("the body broke off")]
     Body(#[source] Box<dyn StdError + Send + Sync>),
-    /// What was to be sent does not fit the wire.
+    /// The message is too large for the wire.
     #[error("too large for the tunnel")]
     Wire(#[from] WireError),
 }
 
-/// The control stream's priority, above every conversation's: what is said there must not wait behind
-/// anybody's download.
+/// Priority of the control stream, above every conversation's: its messages must not wait behind a
+/// download.
 pub const CONTROL_PRIORITY: i32 = 1_000;
 
-/// What a stream sends before it is one of many bytes: most pages and what they are made of.
-const FRESH: u64 = 128 << 10;
+/// Bytes after which a stream counts as bulk: most pages and their parts are smaller.
+const FRESH_BYTES: u64 = 128 << 10;
 
-/// How long nothing of a stream may move before it need not give way any more.
-const STARVED: Duration = Duration::from_secs(1);
+/// Time without progress after which a bulk stream counts as starved.
+const STARVATION_TIMEOUT: Duration = Duration::from_secs(1);

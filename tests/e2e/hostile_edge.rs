@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use http::Method;
 use qtunnel::Event;
 use qtunnel::proto::{
-    AgentMessage, BodyLength, CONTROL_LIMIT, EdgeMessage, FIRST_WINDOW_LIMIT, LEAST_WINDOW,
+    AgentMessage, BodyLength, CONTROL_LIMIT, EdgeMessage, FIRST_WINDOW_LIMIT, MIN_WINDOW,
     REQUEST_FIELDS_LIMIT, Refusal, RequestHead, TARGET_LIMIT, TunnelGrant, Window, encode,
     put_varint,
 };
@@ -112,7 +112,7 @@ fn hostile_heads() -> Vec<(&'static str, RequestHead)> {
         ("no window", get(|head| head.window = 0)),
         (
             "small window",
-            get(|head| head.window = LEAST_WINDOW as u32 - 1),
+            get(|head| head.window = MIN_WINDOW as u32 - 1),
         ),
         (
             "large window",

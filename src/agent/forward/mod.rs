@@ -1,9 +1,9 @@
-//! One conversation: from a stream of the edge to the upstream and back.
+//! Forwarding of one conversation from a stream of the edge to the upstream, and back.
 
+pub(crate) mod cdn_loop;
+pub(crate) mod conversations;
 pub(crate) mod error;
 pub(crate) mod informational;
-pub(crate) mod loops;
-pub(crate) mod open_ended;
 pub(crate) mod origins;
 pub(crate) mod request;
 pub(crate) mod response;
@@ -23,15 +23,17 @@ use quinn::{RecvStream, SendStream};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
 
+use self::cdn_loop::CdnId;
+use self::conversations::{ConversationGuard, ConversationKind};
 use self::error::ForwardError;
 use self::informational::InformationalQueue;
-use self::loops::Mark;
-use self::open_ended::{Kind, OpenEndedGuard};
 use self::origins::Origins;
-use self::request::{Answered, Held, UpstreamRequest, frame, set_host};
+use self::request::{
+    ResponseConnection, UpstreamRequest, UpstreamResponse, set_framing, set_host,
+};
 use super::config::HostHeader;
 use super::event::{Event, Observer, RequestRecord};
-use super::session::seldom::Seldom;
+use super::session::log_throttle::LogThrottle;
 use super::session::unread::UnreadStreams;
 use super::upstream::pool::{Leased, Pool};
 use super::upstream::{RequestBody, Service, UpstreamBody};
@@ -40,121 +42,123 @@ use crate::http::cookies;
 use crate::http::forwarded::add_forwarded_headers;
 use crate::http::{Upgrades, is_answer_to};
 use crate::proto::{
-    BodyLength, Failure, LEAST_WINDOW, RequestHead, Reset, ResponseHead, StreamHead,
+    BodyLength, Failure, MIN_WINDOW, RequestHead, Reset, ResponseHead, StreamHead,
 };
 use crate::stream::{
     Activity, FlowControl, ReceiveWindow, Receiver, Relayed, SendWindow, Sender, TunnelBody,
     Unread, relay,
 };
 
-/// A tunnel that is being served.
+/// A tunnel that the agent serves.
 pub struct ServedTunnel {
-    /// Where its requests go.
+    /// The destination of its requests.
     pub route: Route,
-    /// What the upstream sees as `Host`.
+    /// The `Host` field that the upstream receives.
     pub host_header: HostHeader,
-    /// What visitors may switch to.
+    /// The protocols that visitors may upgrade to.
     pub upgrades: Upgrades,
-    /// What requests that have passed here bear.
-    pub(crate) mark: Mark,
-    /// Cookies of the upstream that were left out.
-    pub(crate) wide_cookies: Seldom,
-    /// How long the upstream may take to begin its answer.
+    /// The identifier in `CDN-Loop` of requests that passed through this tunnel.
+    pub(crate) cdn_id: CdnId,
+    /// The limiter of notices about cookies that were removed from responses.
+    pub(crate) removed_cookies: LogThrottle,
+    /// Time that the upstream has to start its response.
     pub timeout: Duration,
-    /// Who is told of each conversation.
+    /// The receiver of an event for each conversation.
     pub observer: Observer,
 }
 
-/// Where requests go.
+/// The destination of requests.
 pub enum Route {
+    /// A server, through a pool of connections.
     Pool(Arc<Pool>),
+    /// A service in this process.
     Service(Service),
 }
 
-/// Serve one stream, and tell the observer how it went.
+/// Serve one stream to its end, and emit an event with the outcome.
 pub async fn serve(
     find: impl Fn(u32) -> Option<Arc<ServedTunnel>>,
-    heads: UnreadStreams,
+    unread: UnreadStreams,
     flow: Arc<FlowControl>,
-    counted: OpenEndedGuard,
+    guard: ConversationGuard,
     (send, receive): (SendStream, RecvStream),
 ) {
-    let Some(mut exchange) = Conversation::begin(find, heads, flow, send, receive).await else {
+    let Some(mut conversation) = Conversation::start(find, unread, flow, send, receive).await else {
         return;
     };
-    exchange.counted = Some(counted);
-    let gone = exchange.gone();
+    conversation.guard = Some(guard);
+    let gone = conversation.visitor_gone();
     let ended = tokio::select! {
-        ended = exchange.run() => ended,
+        ended = conversation.run() => ended,
         () = gone => Err(ForwardError::Visitor),
     };
-    exchange.tell(ended);
+    conversation.emit(ended);
 }
 
-/// A conversation under way.
+/// A conversation in progress.
 ///
-/// What it has is in here from its first byte to its last, and no method takes it by value: each future that
-/// did would have room for it, in every conversation's task.
+/// Its state stays in here from the first byte to the last, and no async method takes it by value: each such future
+/// would reserve space for another copy, in the task of every conversation.
 struct Conversation {
     tunnel: Arc<ServedTunnel>,
     head: RequestHead,
-    /// Both names of the service, if the upstream does not see the public one.
+    /// Both origins of the service, if the upstream does not receive the public name.
     origins: Option<Arc<Origins>>,
-    /// Until the answer is being sent.
+    /// The sending half, taken when the response body is sent.
     sender: Option<Sender>,
-    /// Until the request's body is being read.
+    /// The receiving half, taken when the request body is read.
     receiver: Option<Receiver>,
     upload: Arc<Activity>,
     download: Activity,
     started: Instant,
     status: Option<u16>,
-    /// What was relayed after an upgrade.
+    /// Bytes relayed after an upgrade.
     relayed: Relayed,
-    /// Its place among the session's conversations.
-    counted: Option<OpenEndedGuard>,
+    /// Its entry in the counts of the session.
+    guard: Option<ConversationGuard>,
 }
 
 impl Conversation {
-    /// Read the head, and find the tunnel that it is for.
-    async fn begin(
+    /// Read the head, and find the tunnel that it names. Return `None` if there is nothing to serve.
+    async fn start(
         find: impl Fn(u32) -> Option<Arc<ServedTunnel>>,
-        heads: UnreadStreams,
+        unread: UnreadStreams,
         flow: Arc<FlowControl>,
         send: SendStream,
         receive: RecvStream,
     ) -> Option<Self> {
         let stream = send.id().index();
-        let mut receiver = Receiver::new(receive, ReceiveWindow::least(flow.clone(), stream));
-        let mut sender = Sender::new(send, SendWindow::new(flow, stream, LEAST_WINDOW));
-        let head = timeout(HEAD, receiver.head::<StreamHead>()).await;
-        heads.read(stream);
+        let mut receiver = Receiver::new(receive, ReceiveWindow::smallest(flow.clone(), stream));
+        let mut sender = Sender::new(send, SendWindow::new(flow, stream, MIN_WINDOW));
+        let head = timeout(HEAD_TIMEOUT, receiver.head::<StreamHead>()).await;
+        unread.read(stream);
         let mut head = match head {
             Ok(Ok(StreamHead::Http(head))) => head,
             Ok(Err(err)) => {
-                debug!(err = &err as &dyn StdError, "no head on a stream");
+                debug!(err = &err as &dyn StdError, "a stream has no valid head");
                 if err.is_violation() {
-                    receiver.violated(&chain(&err));
-                    receiver.refuse(Reset::Protocol);
+                    receiver.report_violation(&chain(&err));
+                    receiver.stop(Reset::Protocol);
                     sender.reset(Reset::Protocol);
                 }
                 return None;
             }
             Err(_) => {
-                debug!("the edge takes too long for a head");
+                debug!("the edge sent no head in time");
                 return None;
             }
         };
         let Some(tunnel) = find(head.tunnel) else {
-            receiver.refuse(Reset::Enough);
+            receiver.stop(Reset::Enough);
             let _ = sender
                 .head(&ResponseHead::Failed(Failure::NoSuchTunnel))
                 .await;
             sender.finish();
             return None;
         };
-        // The edge has chosen already. Its word is not taken for it.
+        // The edge has checked this already, but the agent does not rely on it.
         let upgrade = head.upgrade.take();
-        head.upgrade = upgrade.and_then(|asked| tunnel.upgrades.select(&asked));
+        head.upgrade = upgrade.and_then(|requested| tunnel.upgrades.select(&requested));
         add_forwarded_headers(&mut head.fields.0, head.visitor.ip(), head.scheme);
         let target = match &tunnel.route {
             Route::Pool(pool) => Some(pool.target()),
@@ -174,12 +178,12 @@ impl Conversation {
             started: Instant::now(),
             status: None,
             relayed: Relayed::default(),
-            counted: None,
+            guard: None,
         })
     }
 
-    /// Wait until the visitor has gone.
-    fn gone(&self) -> impl Future<Output = ()> + Send + use<> {
+    /// Wait until the edge stops reading the stream, because the visitor has gone.
+    fn visitor_gone(&self) -> impl Future<Output = ()> + Send + use<> {
         let gone = self.sender.as_ref().map(Sender::gone);
         async move {
             match gone {
@@ -189,18 +193,18 @@ impl Conversation {
         }
     }
 
-    /// Tell the observer how it went.
-    fn tell(self, ended: Result<(), ForwardError>) {
-        let problem = ended.err().map(|broken| {
-            let problem = chain(&broken);
+    /// Emit the event of a finished conversation.
+    fn emit(self, ended: Result<(), ForwardError>) {
+        let problem = ended.err().map(|err| {
+            let problem = chain(&err);
             match &self.tunnel.route {
-                Route::Pool(pool) if broken.is_upstreams() => {
+                Route::Pool(pool) if err.is_upstream_fault() => {
                     format!("upstream {}: {problem}", pool.target())
                 }
                 _ => problem,
             }
         });
-        self.tunnel.observer.tell(Event::Request(RequestRecord {
+        self.tunnel.observer.emit(Event::Request(RequestRecord {
             tunnel: self.head.tunnel,
             visitor: self.head.visitor,
             method: self.head.method,
@@ -213,37 +217,38 @@ impl Conversation {
         }));
     }
 
+    /// Forward the request, and send the response or the failure.
     async fn run(&mut self) -> Result<(), ForwardError> {
         let tunnel = self.tunnel.clone();
         let ended = match &tunnel.route {
-            _ if tunnel.mark.is_on(&self.head.fields.0) => Err(ForwardError::Loop),
-            // Boxed, like whatever is rare and large below: every conversation's task would have room
-            // for it.
-            Route::Service(service) => Box::pin(self.call(service)).await,
-            Route::Pool(pool) => self.forward(pool).await,
+            _ if tunnel.cdn_id.is_in(&self.head.fields.0) => Err(ForwardError::Loop),
+            // Boxed, like everything rare and large below: the task of every conversation would reserve
+            // space for it.
+            Route::Service(service) => Box::pin(self.call_service(service)).await,
+            Route::Pool(pool) => self.forward_to_server(pool).await,
         };
         match ended {
-            Err(broken) if self.sender.is_some() => Box::pin(self.fail(broken)).await,
+            Err(err) if self.sender.is_some() => Box::pin(self.send_failure(err)).await,
             ended => ended,
         }
     }
 
-    /// Ask a service in this process.
-    async fn call(&mut self, service: &Service) -> Result<(), ForwardError> {
+    /// Forward the request to a service in this process.
+    async fn call_service(&mut self, service: &Service) -> Result<(), ForwardError> {
         let body = self.request_body().ok_or(ForwardError::Visitor)?;
-        // A service may collect the whole body before it does anything with it.
+        // Copied out of the receive window: a service may collect the whole body before it processes it.
         let body = UpstreamBody::new(body.map_frame(|frame| frame.map_data(Unread::into_bytes)));
         let request =
             service_request(&mut self.head, &self.tunnel, self.origins.as_deref()).map(|()| body);
-        let answered = tokio::select! {
-            answered = service.call(request) => answered.map_err(ForwardError::Service)?,
-            () = self.patience() => return Err(ForwardError::Timeout(self.tunnel.timeout)),
+        let response = tokio::select! {
+            response = service.call(request) => response.map_err(ForwardError::Service)?,
+            () = self.response_timeout() => return Err(ForwardError::Timeout(self.tunnel.timeout)),
         };
-        self.answer(answered).await
+        self.send_response(response).await
     }
 
-    /// Ask a server.
-    async fn forward(&mut self, pool: &Pool) -> Result<(), ForwardError> {
+    /// Forward the request to a server.
+    async fn forward_to_server(&mut self, pool: &Pool) -> Result<(), ForwardError> {
         let wants_upgrade = self.head.upgrade.is_some();
         let leased = pool
             .lease(wants_upgrade)
@@ -255,69 +260,71 @@ impl Conversation {
                 RequestBody::Tunnel(Box::new(self.request_body().ok_or(ForwardError::Visitor)?))
             }
         };
-        let (response, held) = self.ask(pool, leased, body).await?;
+        let (response, connection) = self.request(pool, leased, body).await?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Box::pin(self.switch(response)).await;
         }
         if wants_upgrade && let Some(receiver) = self.receiver.take() {
-            receiver.refuse(Reset::Enough);
+            receiver.stop(Reset::Enough);
         }
-        self.answer(response).await?;
-        match held {
-            // A connection on which an upgrade was refused is not used again: the two ends may disagree
-            // about what the bytes after the head are.
-            Held::Http1(connection) if !wants_upgrade => pool.give_back(connection).await,
-            Held::Http1(_) => {}
-            Held::Http2(stream) => stream.release(),
+        self.send_response(response).await?;
+        match connection {
+            // A connection on which an upgrade was refused is not reused: the two ends may disagree about
+            // the meaning of the bytes after the head.
+            ResponseConnection::Http1(connection) if !wants_upgrade => {
+                pool.release(connection).await;
+            }
+            ResponseConnection::Http1(_) => {}
+            ResponseConnection::Http2(stream) => stream.release(),
         }
         Ok(())
     }
 
-    /// Send the request, and wait for the response while 1xx answers pass.
-    async fn ask(
+    /// Send the request, and wait for the final response. Informational (1xx) responses are forwarded meanwhile.
+    async fn request(
         &mut self,
         pool: &Pool,
         leased: Leased,
         body: RequestBody,
-    ) -> Result<Answered, ForwardError> {
-        let hints = InformationalQueue::default();
+    ) -> Result<UpstreamResponse, ForwardError> {
+        let informational = InformationalQueue::default();
         let request = UpstreamRequest {
             head: &self.head,
             pool,
             host_header: &self.tunnel.host_header,
             origins: self.origins.as_ref(),
-            mark: &self.tunnel.mark,
-            hints: hints.clone(),
+            cdn_id: &self.tunnel.cdn_id,
+            informational: informational.clone(),
         };
-        let mut asked = std::pin::pin!(request.send(leased, body));
-        let mut patience = std::pin::pin!(self.patience());
+        let mut sent = std::pin::pin!(request.send(leased, body));
+        let mut timed_out = std::pin::pin!(self.response_timeout());
         loop {
             tokio::select! {
                 biased;
-                hint = hints.next() => {
+                head = informational.next() => {
                     if let Some(sender) = &mut self.sender {
-                        Box::pin(sender.head(&hint)).await.map_err(ForwardError::Tunnel)?;
+                        Box::pin(sender.head(&head)).await.map_err(ForwardError::Tunnel)?;
                     }
                 }
-                asked = &mut asked => return asked,
-                () = &mut patience => return Err(ForwardError::Timeout(self.tunnel.timeout)),
+                response = &mut sent => return response,
+                () = &mut timed_out => return Err(ForwardError::Timeout(self.tunnel.timeout)),
             }
         }
     }
 
-    /// The request's body, which can be had once.
+    /// Take the body of the request. Return `None` if it was taken before.
     fn request_body(&mut self) -> Option<TunnelBody> {
         let receiver = self.receiver.take()?;
         Some(receiver.into_body(self.head.body, self.upload.clone()))
     }
 
-    /// Send a response to the edge, to its end.
-    async fn answer<B>(&mut self, response: Response<B>) -> Result<(), ForwardError>
+    /// Send a response to the edge, including its body.
+    async fn send_response<B>(&mut self, response: Response<B>) -> Result<(), ForwardError>
     where
         B: Body<Data = Bytes> + Unpin,
         B::Error: Into<Box<dyn StdError + Send + Sync>>,
     {
-        let body = self.hold_head(response)?;
+        let body = self.queue_head(response)?;
         let mut sender = self.sender.take().ok_or(ForwardError::Visitor)?;
         let sent = match body {
             Some(body) => sender.body(body, &self.download).await,
@@ -326,16 +333,17 @@ impl Conversation {
         sent.map_err(ForwardError::Tunnel)
     }
 
-    /// Take the head off a response, to be sent together with the body that is left, if there is one.
-    fn hold_head<B>(&mut self, response: Response<B>) -> Result<Option<B>, ForwardError>
+    /// Queue the head of a response, to be sent together with the start of the body. Return the body if there is
+    /// one.
+    fn queue_head<B>(&mut self, response: Response<B>) -> Result<Option<B>, ForwardError>
     where
         B: Body<Data = Bytes>,
         B::Error: Into<Box<dyn StdError + Send + Sync>>,
     {
         let (mut parts, body) = response.into_parts();
         self.status = Some(parts.status.as_u16());
-        self.is(Kind::of(&parts.headers));
-        self.translate(&mut parts.headers);
+        self.set_kind(ConversationKind::of(&parts.headers));
+        self.rewrite_fields(&mut parts.headers);
         let head = response::head(parts, &body, &self.head.method);
         let sender = self.sender.as_mut().ok_or(ForwardError::Visitor)?;
         sender.head_with_body(&head).map_err(ForwardError::Tunnel)?;
@@ -349,11 +357,11 @@ impl Conversation {
         Ok((!empty).then_some(body))
     }
 
-    /// Let the fields of an answer speak of the public side, and leave out the cookies that other tunnels of
-    /// the edge would get. The edge does that too, but cannot say so where it is read.
-    fn translate(&self, fields: &mut HeaderMap) {
+    /// Rewrite the fields of a response to the public origin, and remove cookies that browsers would send to other
+    /// tunnels of the edge, too. The edge removes them as well, but only the agent can notify its user.
+    fn rewrite_fields(&self, fields: &mut HeaderMap) {
         if let Some(origins) = &self.origins {
-            origins.response(fields);
+            origins.rewrite_response(fields);
         }
         if !fields.contains_key(SET_COOKIE) {
             return;
@@ -361,25 +369,25 @@ impl Conversation {
         let Some(host) = self.head.fields.0.get(HOST).and_then(public_name) else {
             return;
         };
-        let wide = cookies::keep_own(fields, &host) as u64;
-        if let Some(count) = self.tunnel.wide_cookies.happened(wide) {
+        let removed = cookies::keep_own(fields, &host) as u64;
+        if let Some(count) = self.tunnel.removed_cookies.record(removed) {
             let event = Event::CookiesLeftOut { host, count };
-            self.tunnel.observer.tell(event);
+            self.tunnel.observer.emit(event);
         }
     }
 
-    /// Relay raw bytes after the upstream has agreed to another protocol.
+    /// Relay raw bytes after the upstream has switched protocols (101).
     async fn switch(&mut self, response: Response<Incoming>) -> Result<(), ForwardError> {
-        let Some(asked) = &self.head.upgrade else {
-            return Err(ForwardError::NotAsked);
+        let Some(requested) = &self.head.upgrade else {
+            return Err(ForwardError::UnrequestedSwitch);
         };
-        let answered = response.headers().get(UPGRADE);
-        if !is_answer_to(asked, answered.map(HeaderValue::as_bytes)) {
-            return Err(ForwardError::OtherProtocol);
+        let selected = response.headers().get(UPGRADE);
+        if !is_answer_to(requested, selected.map(HeaderValue::as_bytes)) {
+            return Err(ForwardError::WrongProtocol);
         }
         self.status = Some(StatusCode::SWITCHING_PROTOCOLS.as_u16());
         let (mut parts, body) = response.into_parts();
-        self.translate(&mut parts.headers);
+        self.rewrite_fields(&mut parts.headers);
         let upgraded = hyper::upgrade::on(Response::from_parts(parts.clone(), body));
         let upgraded = upgraded.await.map_err(ForwardError::Upstream)?;
         let (Some(mut sender), Some(receiver)) = (self.sender.take(), self.receiver.take()) else {
@@ -389,33 +397,33 @@ impl Conversation {
             .head(&response::switched(parts))
             .await
             .map_err(ForwardError::Tunnel)?;
-        self.is(Kind::Upgraded);
+        self.set_kind(ConversationKind::Upgraded);
         self.relayed = relay(TokioIo::new(upgraded), sender, receiver).await;
         Ok(())
     }
 
-    /// Note what the conversation turns out to be.
-    fn is(&mut self, kind: Kind) {
-        if let Some(counted) = &mut self.counted {
-            counted.is(kind);
+    /// Record the kind of the conversation once it is known.
+    fn set_kind(&mut self, kind: ConversationKind) {
+        if let Some(guard) = &mut self.guard {
+            guard.set_kind(kind);
         }
     }
 
-    /// Tell the edge that there is no answer, and why in one word.
-    async fn fail(&mut self, broken: ForwardError) -> Result<(), ForwardError> {
-        let failure = broken.failure();
+    /// Send the edge a failure in place of a response, and return the error.
+    async fn send_failure(&mut self, err: ForwardError) -> Result<(), ForwardError> {
+        let failure = err.failure();
         self.status = failure.map(|failure| failure.status().as_u16());
         if let (Some(failure), Some(mut sender)) = (failure, self.sender.take())
             && sender.head(&ResponseHead::Failed(failure)).await.is_ok()
         {
             sender.finish();
         }
-        Err(broken)
+        Err(err)
     }
 
-    /// Wait until the upstream has had its time: it begins to count when the request has arrived as
-    /// far as it will, so that a slow upload is not taken for a slow upstream.
-    fn patience(&self) -> impl Future<Output = ()> + use<> {
+    /// Wait for the response timeout. It restarts with every piece of the request body, so that a slow upload is
+    /// not mistaken for a slow upstream.
+    fn response_timeout(&self) -> impl Future<Output = ()> + use<> {
         let (upload, limit) = (self.upload.clone(), self.tunnel.timeout);
         async move {
             loop {
@@ -429,7 +437,7 @@ impl Conversation {
     }
 }
 
-/// A host without its port, as cookies know it.
+/// Return the host of a `Host` field without its port, as cookies use it.
 fn public_name(host: &HeaderValue) -> Option<String> {
     let host = host.to_str().ok()?;
     let end = match host.rfind(']') {
@@ -439,6 +447,7 @@ fn public_name(host: &HeaderValue) -> Option<String> {
     Some(host[..end].trim_end_matches('.').to_ascii_lowercase())
 }
 
+/// Build the request for a service in this process, out of the fields of the head.
 fn service_request(
     head: &mut RequestHead,
     tunnel: &ServedTunnel,
@@ -449,17 +458,17 @@ fn service_request(
     *request.uri_mut() = head.target.parse().unwrap_or_default();
     let host = head.fields.0.get(HOST).cloned();
     *request.headers_mut() = std::mem::take(&mut head.fields.0);
-    // The answer's cookies are measured by it.
+    // `rewrite_fields` needs it for the cookies of the response.
     head.fields.0.extend(host.map(|host| (HOST, host)));
     if let Some(origins) = origins {
-        origins.request(request.headers_mut());
+        origins.rewrite_request(request.headers_mut());
     }
-    frame(request.headers_mut(), head.body);
+    set_framing(request.headers_mut(), head.body);
     set_host(request.headers_mut(), &tunnel.host_header, || {
         "localhost".to_owned()
     });
     request
 }
 
-/// How long the edge may take for a head, once it has opened a stream.
-const HEAD: Duration = Duration::from_secs(10);
+/// Time that the edge has to send a head after it has opened a stream.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);

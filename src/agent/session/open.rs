@@ -1,4 +1,4 @@
-//! One session with the edge: from the hello to the last conversation.
+//! One session with the edge, from the hello to the end of the last conversation.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -18,26 +18,29 @@ use crate::agent::config::AgentConfig;
 use crate::agent::event::{Event, LinkStats};
 use crate::agent::forward;
 use crate::agent::forward::ServedTunnel;
-use crate::agent::forward::open_ended::{Conversations, Counts};
+use crate::agent::forward::conversations::{Conversations, Counts};
 use crate::carrier::{
-    CarrierState, Dialed, Driver, Duplicator, PathMemory, SESSION_BUFFER, all_delivered, alpn,
+    CarrierState, Dialed, Driver, Duplicator, PathMemory, SESSION_BUFFER, wait_until_delivered, alpn,
 };
 use crate::proto::{
     ALPN, AgentMessage, ClaimMode, Close, EdgeMessage, Hello, LostSession, RunId, Text,
     TunnelRequest, Welcome, Window, WireError, close_text,
 };
-use crate::stream::{Budget, BufferTotal, FlowControl, Quota};
+use crate::stream::{Budget, BufferTotal, FlowControl, RateLimit};
 
-/// Which of an agent's sessions one is, and with what right it asks for names.
+/// The identity of a session, and its claim on the names.
 #[derive(Clone, Copy)]
 pub struct SessionIdentity {
+    /// The run of the agent's process.
     pub run: RunId,
+    /// The number of the session within the run, from 1.
     pub epoch: u64,
+    /// Whether the names may be taken from another session.
     pub claim: ClaimMode,
 }
 
 impl SessionIdentity {
-    /// The first session of a run that begins.
+    /// Return the identity of the first session of a new run.
     pub fn first(claim: ClaimMode) -> Self {
         Self {
             run: RunId::random(),
@@ -51,28 +54,33 @@ impl SessionIdentity {
 pub struct Session {
     endpoint: Endpoint,
     connection: Connection,
-    /// On which carrier the packets travel at the moment, and why.
+    /// The carrier in use, and the reason for it.
     carrier: watch::Receiver<CarrierState>,
-    upkeep: Upkeep,
+    guard: ConnectionGuard,
     control: Control,
+    /// The tasks of the conversations.
     conversations: JoinSet<()>,
-    counted: Conversations,
-    heads: UnreadStreams,
+    /// Numbers of conversations by kind.
+    counts: Conversations,
+    /// The streams whose heads have not been read.
+    unread: UnreadStreams,
     flow: Arc<FlowControl>,
     duplicator: Arc<Duplicator>,
-    /// Whether another process of the edge has taken over, and a newer session is there or on its way.
-    moving: bool,
-    /// Which of the agent's sessions this is.
+    /// A successor of the edge's process has taken over: a newer session exists or is being opened.
+    is_replaced: bool,
+    /// The number of this session within the run.
     epoch: u64,
-    /// How often the edge may say what costs a line or a connection.
-    rare: Quota,
-    /// What the edge granted.
+    /// The rate limit for messages from the edge that cost a log line or a connection.
+    message_quota: RateLimit,
+    /// The edge's answer to the hello: the tunnels that it granted.
     pub welcome: Welcome,
 }
 
 impl Session {
-    /// Find the edge, connect, and ask for the tunnels. The epoch must be higher than those of the
-    /// sessions that were `lost`.
+    /// Connect to the edge and request the tunnels. The epoch must be higher than those of the `lost` sessions.
+    ///
+    /// # Errors
+    /// [`ConnectError`] if the edge cannot be reached, is not trusted, does not answer in time or refuses.
     pub async fn open(
         config: &AgentConfig,
         identity: SessionIdentity,
@@ -88,14 +96,14 @@ impl Session {
             transmitter,
             duplicator,
         } = dial(config, memory).await?;
-        let upkeep = Upkeep::start(&connection, driver);
+        let guard = ConnectionGuard::start(&connection, driver);
         let duplicator = Arc::new(duplicator);
         if alpn(&connection).as_deref() != Some(ALPN) {
-            // The edge says which version it speaks as it closes.
-            let reason = timeout(WELCOME, connection.closed()).await;
+            // The edge names its version in the reason of the close.
+            let reason = timeout(WELCOME_TIMEOUT, connection.closed()).await;
             return Err(ConnectError::Version {
                 server: server.clone(),
-                theirs: version(reason.ok()),
+                theirs: edge_version(reason.ok()),
             });
         }
         let mut control = Control::open(&connection)
@@ -110,10 +118,10 @@ impl Session {
             software: concat!("qtunnel/", env!("CARGO_PKG_VERSION")).into(),
             tunnels: (0..)
                 .zip(&config.tunnels)
-                .map(|(tunnel, wanted)| TunnelRequest {
+                .map(|(tunnel, requested)| TunnelRequest {
                     tunnel,
-                    name: wanted.name.as_str().into(),
-                    upgrades: wanted.upgrades.others().to_vec(),
+                    name: requested.name.as_str().into(),
+                    upgrades: requested.upgrades.others().to_vec(),
                 })
                 .collect(),
             lost: lost.to_vec(),
@@ -122,16 +130,16 @@ impl Session {
             control.send(&AgentMessage::Hello(hello)).await?;
             control.receive().await
         };
-        match timeout(WELCOME, answer).await {
+        match timeout(WELCOME_TIMEOUT, answer).await {
             Ok(Ok(EdgeMessage::Welcome(welcome))) => {
-                if let Err(err) = agrees(config, &welcome) {
+                if let Err(err) = check_grants(config, &welcome) {
                     let reason = err.to_string();
                     connection.close(Close::Protocol.code(), reason.as_bytes());
                     return Err(ConnectError::lost(server, ControlError::Wire(err)));
                 }
                 let budget = Budget::new(SESSION_BUFFER, BufferTotal::new(SESSION_BUFFER));
                 let ending = duplicator.clone();
-                let flow = FlowControl::on(&connection, budget, move |bytes| {
+                let flow = FlowControl::for_connection(&connection, budget, move |bytes| {
                     ending.message_written(bytes);
                     transmitter.message_written();
                 });
@@ -141,24 +149,24 @@ impl Session {
                     duplicator,
                     connection,
                     carrier,
-                    upkeep,
+                    guard,
                     control,
                     conversations: JoinSet::new(),
-                    counted: Conversations::default(),
-                    heads: UnreadStreams::default(),
-                    moving: false,
+                    counts: Conversations::default(),
+                    unread: UnreadStreams::default(),
+                    is_replaced: false,
                     epoch: identity.epoch,
-                    rare: Quota::new(RARE_AT_ONCE, RARE_EVERY),
+                    message_quota: RateLimit::new(MESSAGE_BURST, MESSAGE_INTERVAL),
                     welcome,
                 })
             }
             Ok(Ok(EdgeMessage::Refused(refusal))) => {
                 connection.close(Close::Done.code(), b"refused");
-                let _ = timeout(FAREWELL, endpoint.wait_idle()).await;
+                let _ = timeout(CLOSE_TIMEOUT, endpoint.wait_idle()).await;
                 Err(ConnectError::Refused(refusal))
             }
             Ok(Ok(_)) => {
-                let err = WireError::Invalid("the hello was answered with another message");
+                let err = WireError::Invalid("the edge answered the hello with an unexpected message");
                 connection.close(Close::Protocol.code(), err.to_string().as_bytes());
                 Err(ConnectError::lost(server, ControlError::Wire(err)))
             }
@@ -173,24 +181,24 @@ impl Session {
             }),
             Err(_) => Err(ConnectError::Silent {
                 server: server.clone(),
-                limit: WELCOME,
+                limit: WELCOME_TIMEOUT,
             }),
         }
     }
 
-    /// Describe what the packets travel on, and how well.
-    pub fn transport_now(&self) -> LinkStats {
-        Self::transport(&self.connection, &self.carrier.borrow())
+    /// Return the carrier in use, with its statistics.
+    pub fn link_stats(&self) -> LinkStats {
+        Self::link_stats_of(&self.connection, &self.carrier.borrow())
     }
 
-    /// Close the session, which served nobody.
-    pub async fn leave(self) {
+    /// Close a session that serves no conversations.
+    pub async fn close(self) {
         self.connection
             .close(Close::Done.code(), b"the agent leaves");
-        let _ = timeout(FAREWELL, self.endpoint.wait_idle()).await;
+        let _ = timeout(CLOSE_TIMEOUT, self.endpoint.wait_idle()).await;
     }
 
-    fn transport(connection: &Connection, state: &CarrierState) -> LinkStats {
+    fn link_stats_of(connection: &Connection, state: &CarrierState) -> LinkStats {
         let path = connection.stats().path;
         LinkStats {
             carrier: state.carrier,
@@ -202,59 +210,59 @@ impl Session {
         }
     }
 
-    /// Serve conversations until the connection is lost, or until `shutdown`, after which those
-    /// under way have the grace period to end. Returned as [`Ended::Moving`], the session is to be
-    /// served on, beside a new one.
+    /// Serve conversations until the connection is lost, or until `shutdown` resolves; conversations in
+    /// progress then have the grace period to end. A session returned in [`SessionEnd::Replaced`] must be
+    /// served further, beside a new one.
     pub async fn serve(
         mut self,
         config: &AgentConfig,
         tunnels: &Arc<Vec<Arc<ServedTunnel>>>,
         shutdown: &mut (impl Future<Output = ()> + Unpin),
-    ) -> Ended {
+    ) -> SessionEnd {
         let connection = self.connection.clone();
-        let mut told = self.carrier.borrow().clone();
+        let mut reported = self.carrier.borrow().clone();
         loop {
-            // In passing: each that ends would wake this task, and the next stream does so anyway.
+            // Not a branch of the `select!`: each end would wake this task, and the next stream wakes it anyway.
             while let Some(ended) = self.conversations.try_join_next() {
-                report(ended);
+                log_panic(ended);
             }
             tokio::select! {
                 biased;
                 () = &mut *shutdown => break,
                 accepted = connection.accept_bi() => match accepted {
-                    Ok(stream) => self.converse(stream, tunnels),
+                    Ok(stream) => self.spawn_conversation(stream, tunnels),
                     Err(err) => {
-                        // Whatever has not been read by now never will be.
+                        // Heads that have not been read by now never will be.
                         self.conversations.shutdown().await;
-                        return ended(err, self.heads.report(self.epoch));
+                        return session_end(err, self.unread.report(self.epoch));
                     }
                 },
-                Ok(()) = self.carrier.changed(), if !self.moving => {
+                Ok(()) = self.carrier.changed(), if !self.is_replaced => {
                     let state = self.carrier.borrow_and_update().clone();
-                    if state != told {
-                        config.observer.tell(Event::Transport(Self::transport(&self.connection, &state)));
-                        told = state;
+                    if state != reported {
+                        config.observer.tell(Event::Transport(Self::link_stats_of(&self.connection, &state)));
+                        reported = state;
                     }
-                    // The edge looks then who controls congestion on the carrier that brings it.
-                    self.say(&AgentMessage::Nothing).await;
+                    // Its packet shows the edge the new carrier, and so whether QUIC or TCP controls congestion.
+                    self.send(&AgentMessage::Nothing).await;
                 }
-                windows = self.flow.untold() => self.tell(windows).await,
-                () = self.flow.tail_probe_due() => self.follow().await,
+                windows = self.flow.window_updates() => self.send_windows(windows).await,
+                () = self.flow.tail_probe_due() => self.probe_tail().await,
                 message = self.control.receive() => {
-                    if self.hear(message, config).is_break() && !self.moving {
-                        self.moving = true;
-                        return Ended::Moving(Box::new(self));
+                    if self.handle(message, config).is_break() && !self.is_replaced {
+                        self.is_replaced = true;
+                        return SessionEnd::Replaced(Box::new(self));
                     }
                 }
             }
         }
 
         self.drain(config, tunnels).await;
-        Ended::Shutdown
+        SessionEnd::Shutdown
     }
 
-    /// Take in what the edge says. Breaks when it asks us to move to its successor.
-    fn hear(
+    /// Handle a control message. Break if it asks the agent to move to the edge's successor.
+    fn handle(
         &mut self,
         message: Result<EdgeMessage, ControlError>,
         config: &AgentConfig,
@@ -262,8 +270,8 @@ impl Session {
         let message = message.and_then(|message| match message {
             EdgeMessage::Window(window) => Ok(self.flow.raise(window).map(|()| message)?),
             EdgeMessage::Nothing => Ok(message),
-            _ if self.rare.take() => Ok(message),
-            _ => Err(WireError::Invalid("the edge says too much").into()),
+            _ if self.message_quota.take() => Ok(message),
+            _ => Err(WireError::Invalid("the edge sends too many control messages").into()),
         });
         match message {
             Ok(EdgeMessage::Window(_) | EdgeMessage::Nothing) => {}
@@ -276,23 +284,23 @@ impl Session {
             }
             Ok(EdgeMessage::Moving { .. }) => return ControlFlow::Break(()),
             Ok(EdgeMessage::Welcome(_) | EdgeMessage::Refused(_)) => {
-                self.give_up(&WireError::Invalid("the hello is answered a second time").into());
+                self.abort(&WireError::Invalid("the edge answered the hello twice").into());
             }
             Ok(EdgeMessage::Opened(_) | EdgeMessage::NotOpened { .. }) => {
-                let err = WireError::Invalid("a tunnel is answered for that was not asked for");
-                self.give_up(&err.into());
+                let err = WireError::Invalid("the edge answered a request for a tunnel that was never made");
+                self.abort(&err.into());
             }
-            Err(err) => self.give_up(&err),
+            Err(err) => self.abort(&err),
         }
         ControlFlow::Continue(())
     }
 
-    /// Close a connection whose control stream is of no use any more. Whoever accepts streams ends the session
-    /// then, and knows better why.
-    fn give_up(&self, err: &ControlError) {
+    /// Close the connection because its control stream has failed. Accepting streams then fails, which ends the
+    /// session with a more precise reason.
+    fn abort(&self, err: &ControlError) {
         let reason = match err {
             ControlError::Wire(wire) => {
-                warn!(%wire, "the edge breaks the protocol, the session is closed");
+                warn!(%wire, "the edge violated the protocol, closing the session");
                 wire.to_string()
             }
             _ => err.to_string(),
@@ -301,41 +309,44 @@ impl Session {
             .close(Close::Protocol.code(), reason.as_bytes());
     }
 
-    /// Send a message again that ended, and something behind it.
-    async fn follow(&mut self) {
-        self.duplicator.repeat();
-        self.say(&AgentMessage::Nothing).await;
+    /// Send the last packets of a finished message again, followed by a new packet: a tail loss probe
+    /// (RFC 8985 §7).
+    async fn probe_tail(&mut self) {
+        self.duplicator.resend_tail();
+        self.send(&AgentMessage::Nothing).await;
     }
 
-    /// Tell the edge how much more of some bodies may come.
-    async fn tell(&mut self, windows: Vec<Window>) {
+    /// Send the edge the new receive windows of some streams.
+    async fn send_windows(&mut self, windows: Vec<Window>) {
         for window in windows {
-            self.say(&AgentMessage::Window(window)).await;
+            self.send(&AgentMessage::Window(window)).await;
         }
     }
 
-    async fn say(&mut self, message: &AgentMessage) {
+    /// Send a control message, and close the connection if that fails.
+    async fn send(&mut self, message: &AgentMessage) {
         if let Err(err) = self.control.send(message).await {
-            self.give_up(&err);
+            self.abort(&err);
         }
     }
 
-    fn converse(
+    /// Serve a stream in a task of its own.
+    fn spawn_conversation(
         &mut self,
         stream: (SendStream, RecvStream),
         tunnels: &Arc<Vec<Arc<ServedTunnel>>>,
     ) {
         let tunnels = tunnels.clone();
         let find = move |number: u32| tunnels.get(number as usize).cloned();
-        self.heads.accepted(stream.0.id().index());
-        let (heads, flow) = (self.heads.clone(), self.flow.clone());
-        let conversation = forward::serve(find, heads, flow, self.counted.begin(), stream);
-        // Boxed: as the task itself it would be copied from place to place, at its end too.
+        self.unread.accepted(stream.0.id().index());
+        let (unread, flow) = (self.unread.clone(), self.flow.clone());
+        let conversation = forward::serve(find, unread, flow, self.counts.start(), stream);
+        // Boxed: unboxed, the large future would be copied several times, also when the task ends.
         self.conversations.spawn(Box::pin(conversation));
     }
 
-    /// The order: the edge sends no new conversations; those under way end, or are cut; then the
-    /// connection is closed, and the edge hears of it.
+    /// Shut down in order: the edge is asked for no new conversations; those in progress end, or are cut after
+    /// the grace period; then the connection is closed, and the close is delivered.
     async fn drain(mut self, config: &AgentConfig, tunnels: &Arc<Vec<Arc<ServedTunnel>>>) {
         let connection = self.connection.clone();
         let deadline_ms = config.grace_period.as_millis() as u64;
@@ -344,57 +355,58 @@ impl Session {
             .send(&AgentMessage::Draining { deadline_ms })
             .await;
         let drained = async {
-            // What was opened before the edge heard of it is still served.
-            let settled = sleep(SETTLE);
-            tokio::pin!(settled);
-            let mut quiet = Quiet::new();
+            // Streams that the edge opened before it received the message are still served.
+            let late_streams = sleep(LATE_STREAMS);
+            tokio::pin!(late_streams);
+            let mut idle = IdleTimer::new();
             loop {
-                if quiet.is_over(&connection, self.counted.now()) {
+                if idle.is_over(&connection, self.counts.now()) {
                     let cut = format!(
-                        "cut {}, where nothing moved",
-                        self.counted.now().open_ended()
+                        "cut {}, which were idle",
+                        self.counts.now().describe_open_ended()
                     );
                     config.observer.tell(Event::Notice(cut));
                     return;
                 }
                 tokio::select! {
-                    () = sleep(LOOK) => {}
+                    () = sleep(IDLE_CHECK_INTERVAL) => {}
                     accepted = connection.accept_bi() => match accepted {
-                        Ok(stream) => self.converse(stream, tunnels),
+                        Ok(stream) => self.spawn_conversation(stream, tunnels),
                         Err(_) => break,
                     },
-                    Some(ended) = self.conversations.join_next() => report(ended),
-                    windows = self.flow.untold() => self.tell(windows).await,
-                    () = self.flow.tail_probe_due() => self.follow().await,
+                    Some(ended) = self.conversations.join_next() => log_panic(ended),
+                    windows = self.flow.window_updates() => self.send_windows(windows).await,
+                    () = self.flow.tail_probe_due() => self.probe_tail().await,
                     message = self.control.receive() => {
-                        // No new session of an agent that leaves.
-                        let _ = self.hear(message, config);
+                        // An agent that shuts down opens no new session.
+                        let _ = self.handle(message, config);
                     }
-                    () = &mut settled, if self.conversations.is_empty() && !settled.is_elapsed() => break,
+                    () = &mut late_streams, if self.conversations.is_empty() && !late_streams.is_elapsed() => break,
                 }
-                if settled.is_elapsed() && self.conversations.is_empty() {
+                if late_streams.is_elapsed() && self.conversations.is_empty() {
                     break;
                 }
             }
-            // Conversations end when quinn has what they send, which may be megabytes.
-            all_delivered(&connection).await;
+            // A conversation ends when quinn has buffered its data; megabytes may still be in flight.
+            wait_until_delivered(&connection).await;
         };
         let _ = timeout(config.grace_period, drained).await;
         self.conversations.shutdown().await;
         self.connection
             .close(Close::Done.code(), b"the agent stops");
-        let _ = timeout(FAREWELL, self.endpoint.wait_idle()).await;
-        drop(self.upkeep);
+        let _ = timeout(CLOSE_TIMEOUT, self.endpoint.wait_idle()).await;
+        drop(self.guard);
     }
 }
 
-/// Watches, while a session drains, for the time in which nothing moves.
-struct Quiet {
+/// Detects, while a session drains, that the conversations that are left are open-ended and idle.
+struct IdleTimer {
+    /// STREAM frames sent and received so far.
     frames: u64,
     since: Instant,
 }
 
-impl Quiet {
+impl IdleTimer {
     fn new() -> Self {
         Self {
             frames: 0,
@@ -402,10 +414,11 @@ impl Quiet {
         }
     }
 
-    /// Report whether all that is left has no end of its own, and nothing of it has moved for long enough.
+    /// Report whether only open-ended conversations are left, and none has sent or received anything for
+    /// [`IDLE_TIMEOUT`].
     fn is_over(&mut self, connection: &Connection, left: Counts) -> bool {
         let stats = connection.stats();
-        // Pings and acknowledgements have no such frames.
+        // PING and ACK frames are not counted.
         let frames = stats.frame_tx.stream + stats.frame_rx.stream;
         if frames != self.frames || !left.are_open_ended() {
             *self = Self {
@@ -413,86 +426,89 @@ impl Quiet {
                 since: Instant::now(),
             };
         }
-        self.since.elapsed() >= QUIET
+        self.since.elapsed() >= IDLE_TIMEOUT
     }
 }
 
-/// What keeps a connection on a carrier that works, and closes it when it is dropped.
-struct Upkeep(Connection);
+/// Closes the connection when it is dropped. Its carrier is switched by a task until then.
+struct ConnectionGuard(Connection);
 
-impl Upkeep {
+impl ConnectionGuard {
+    /// Spawn the carrier driver of a connection.
     fn start(connection: &Connection, driver: Driver) -> Self {
-        // It ends soon after the connection is closed: the edge must hear of that first, over the
-        // carrier that it keeps.
+        // The driver ends by itself soon after the connection is closed: until the close is delivered, its
+        // carrier is still needed.
         tokio::spawn(driver.run());
         Self(connection.clone())
     }
 }
 
-impl Drop for Upkeep {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.0.close(Close::Done.code(), b"the agent is gone");
     }
 }
 
-/// How a session ended.
-pub enum Ended {
-    /// As we were told.
+/// The reason for the end of a session.
+pub enum SessionEnd {
+    /// `shutdown` resolved.
     Shutdown,
-    /// A session that has the same identity, and is not ours, has the names.
+    /// A session of another process with the same identity has taken the names.
     Superseded,
-    /// Another agent has a name of ours, as somebody wants; this says which.
+    /// Another agent was told to take over a name; the text says which.
     TakenOver(String),
-    /// It has not ended, but another process of the edge waits for a new one. Is told once.
-    Moving(Box<Session>),
-    /// Against our will: try again.
+    /// The session has not ended, but the edge's successor waits for a new one. Returned once for a session.
+    Replaced(Box<Session>),
+    /// The connection was lost: reconnect.
     Lost {
-        /// Why.
+        /// The cause.
         reason: String,
-        /// What the edge should know about it.
+        /// The report of unread requests for the next session.
         report: LostSession,
     },
 }
 
-fn ended(err: ConnectionError, report: LostSession) -> Ended {
+/// Translate a connection error.
+fn session_end(err: ConnectionError, report: LostSession) -> SessionEnd {
     let reason = match &err {
         ConnectionError::ApplicationClosed(ApplicationClose { error_code, reason }) => {
             match Close::from_code(*error_code) {
-                Some(Close::Superseded) => return Ended::Superseded,
+                Some(Close::Superseded) => return SessionEnd::Superseded,
                 Some(Close::TakenOver) => {
                     let reason = String::from_utf8_lossy(reason);
-                    return Ended::TakenOver(crate::proto::escape(&reason).into_owned());
+                    return SessionEnd::TakenOver(crate::proto::escape(&reason).into_owned());
                 }
                 Some(Close::Done) => "the edge stopped".into(),
                 Some(close) => close.to_string(),
                 None => close_text(&err).to_string(),
             }
         }
-        ConnectionError::LocallyClosed => "the edge broke the protocol".into(),
+        ConnectionError::LocallyClosed => "the edge violated the protocol".into(),
         ConnectionError::Reset => "the edge was restarted".into(),
         ConnectionError::TimedOut => "the edge is silent".into(),
         _ => close_text(&err).to_string(),
     };
-    Ended::Lost { reason, report }
+    SessionEnd::Lost { reason, report }
 }
 
-/// Check that the edge has granted what was asked for, and nothing else.
-fn agrees(config: &AgentConfig, welcome: &Welcome) -> Result<(), WireError> {
-    let asked = (0..).zip(&config.tunnels);
+/// Check that the edge has granted exactly the requested tunnels.
+fn check_grants(config: &AgentConfig, welcome: &Welcome) -> Result<(), WireError> {
+    let requested = (0..).zip(&config.tunnels);
     let granted = welcome.tunnels.iter();
     let agrees = config.tunnels.len() == welcome.tunnels.len()
-        && asked.zip(granted).all(|((number, asked), granted)| {
-            granted.tunnel == number && granted.name == *asked.name.as_str()
+        && requested.zip(granted).all(|((number, requested), granted)| {
+            granted.tunnel == number && granted.name == *requested.name.as_str()
         });
     match agrees {
         true => Ok(()),
         false => Err(WireError::Invalid(
-            "other tunnels are open than those that were asked for",
+            "the edge opened other tunnels than the agent requested",
         )),
     }
 }
 
-fn version(reason: Option<ConnectionError>) -> String {
+/// Extract the protocol version of the edge from its close.
+fn edge_version(reason: Option<ConnectionError>) -> String {
     match reason {
         Some(ConnectionError::ApplicationClosed(ApplicationClose { reason, .. })) => {
             Text::from_bytes(&reason).to_string()
@@ -501,31 +517,34 @@ fn version(reason: Option<ConnectionError>) -> String {
     }
 }
 
-fn report(ended: Result<(), tokio::task::JoinError>) {
+/// Log a conversation that panicked.
+fn log_panic(ended: Result<(), tokio::task::JoinError>) {
     if let Err(err) = ended
         && err.is_panic()
     {
-        error!(%err, "a conversation panicked; the others go on");
+        error!(%err, "a conversation panicked; the others continue");
     }
 }
 
-/// How long event streams and WebSockets may rest before they do not keep an agent that stops. It is longer than
-/// what most chats and games let pass between two messages.
-const QUIET: Duration = Duration::from_millis(1500);
+/// The time without data after which event streams and WebSockets no longer delay a shutdown. It is longer than the
+/// usual gap between two messages of chats and games.
+const IDLE_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// How often one looks whether they rest.
-const LOOK: Duration = Duration::from_millis(250);
+/// The interval of the check for [`IDLE_TIMEOUT`].
+const IDLE_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// How long the edge may take to answer the hello.
-const WELCOME: Duration = Duration::from_secs(10);
+/// Time that the edge has to answer the hello.
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long the edge may take to acknowledge a close.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// Time that the edge has to acknowledge a close.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A round trip in which conversations may still arrive after we said that we drain.
-const SETTLE: Duration = Duration::from_millis(300);
+/// Time in which streams may still arrive after the edge was told that the agent drains: about a round trip.
+const LATE_STREAMS: Duration = Duration::from_millis(300);
 
-/// Notices and other rare messages that the edge may send at once, and how often later. An edge says that it drains,
-/// that another one takes over, and a few things that people should read.
-const RARE_AT_ONCE: u32 = 32;
-const RARE_EVERY: Duration = Duration::from_secs(5);
+/// Control messages other than windows that the edge may send in a burst. They are rare: the edge drains, a successor
+/// takes over, or there is a notice for people to read.
+const MESSAGE_BURST: u32 = 32;
+
+/// The interval at which one more of these messages is allowed.
+const MESSAGE_INTERVAL: Duration = Duration::from_secs(5);

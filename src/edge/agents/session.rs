@@ -29,7 +29,7 @@ use crate::proto::{
     ALPN, AgentMessage, CONTROL_LIMIT, ClaimMode, Close, EdgeMessage, Hello, Limits, LostSession,
     Refusal, RunId, TunnelGrant, TunnelRequest, Welcome, WireError, close_text,
 };
-use crate::stream::{Budget, BufferTotal, FlowControl, Quota};
+use crate::stream::{Budget, BufferTotal, FlowControl, RateLimit};
 
 /// State shared by all agents' sessions.
 pub struct Agents {
@@ -133,7 +133,7 @@ impl Agents {
         let budget = Budget::new(self.limits.session_buffer, self.buffer.clone());
         let duplicator = Arc::new(Duplicator::of_edge(&connection, &self.socket));
         let ending = duplicator.clone();
-        let flow = FlowControl::on(&connection, budget, move |bytes| {
+        let flow = FlowControl::for_connection(&connection, budget, move |bytes| {
             ending.message_written(bytes);
             transmitter.message_written();
         });
@@ -431,7 +431,7 @@ impl Session<'_> {
     /// Send and receive control messages until the connection ends.
     async fn run(mut self, control: &mut Control) -> Result<(), SessionError> {
         let mut announced = false;
-        let mut quota = Quota::new(CONTROL_BURST, CONTROL_INTERVAL);
+        let mut quota = RateLimit::new(CONTROL_BURST, CONTROL_INTERVAL);
         loop {
             self.update_congestion_owner();
             let message = tokio::select! {
@@ -445,7 +445,7 @@ impl Session<'_> {
                     control.send(&message).await?;
                     continue;
                 }
-                windows = self.context.flow.untold() => {
+                windows = self.context.flow.window_updates() => {
                     for window in windows {
                         control.send(&EdgeMessage::Window(window)).await?;
                     }

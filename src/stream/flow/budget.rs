@@ -1,12 +1,12 @@
-//! How much may wait for its readers, in a session and in the whole process.
+//! Limits on the memory of receive windows, per session and for the whole process.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::FIRST_WINDOW;
-use crate::proto::LEAST_WINDOW;
+use crate::proto::MIN_WINDOW;
 
-/// What all sessions of a process may have in windows, in bytes.
+/// Window memory of all sessions in a process, in bytes.
 #[derive(Debug)]
 pub struct BufferTotal {
     limit: u64,
@@ -14,7 +14,7 @@ pub struct BufferTotal {
 }
 
 impl BufferTotal {
-    /// Allow that much.
+    /// Allow `limit` bytes.
     pub fn new(limit: u64) -> Arc<Self> {
         Arc::new(Self {
             limit,
@@ -23,10 +23,10 @@ impl BufferTotal {
     }
 }
 
-/// What the conversations of one session may have in windows, in bytes.
+/// Window memory of one session's conversations, in bytes.
 ///
-/// Only what lets windows grow is refused. A new conversation gets [`LEAST_WINDOW`] in any case: their
-/// number has limits of its own.
+/// Only the growth of windows is refused. A new conversation always gets [`MIN_WINDOW`]: the number
+/// of conversations is limited elsewhere.
 #[derive(Debug)]
 pub struct Budget {
     limit: u64,
@@ -35,7 +35,7 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// Allow that much, and no more than `total` has left.
+    /// Allow `limit` bytes, and no more than `total` has left.
     pub fn new(limit: u64, total: Arc<BufferTotal>) -> Self {
         Self {
             limit,
@@ -44,52 +44,54 @@ impl Budget {
         }
     }
 
-    /// Take a window for a new conversation: the smaller, the less there is of what is set aside for new
+    /// Reserve the window of a new conversation: the smaller, the less is left of the share for new
     /// ones.
     pub(crate) fn first_window(&self) -> u64 {
-        let left = |used: &AtomicU64, limit: u64| (limit / NEW).saturating_sub(used.load(Relaxed));
+        let left =
+            |used: &AtomicU64, limit: u64| (limit / NEW_SHARE).saturating_sub(used.load(Relaxed));
         let session = left(&self.used, self.limit);
         let total = left(&self.total.used, self.total.limit);
-        let window = (session.min(total) / NEW_PART).clamp(LEAST_WINDOW, FIRST_WINDOW);
+        let window = (session.min(total) / NEW_WINDOW_SHARE).clamp(MIN_WINDOW, FIRST_WINDOW);
         self.take(window);
         window
     }
 
-    /// Take so much, whether it is there or not.
+    /// Reserve bytes unconditionally.
     pub(crate) fn take(&self, bytes: u64) {
         self.used.fetch_add(bytes, Relaxed);
         self.total.used.fetch_add(bytes, Relaxed);
     }
 
-    /// Take so much, if the window that it makes is no more than a part of what is free.
+    /// Reserve bytes, if the resulting window is at most [`WINDOW_SHARE`] of what is free.
     ///
-    /// Those who have much leave the more for others, the less there is: however many do not read, who
-    /// does finds room (Choudhury and Hahne, Dynamic queue length thresholds for shared-memory packet
-    /// switches, 1998).
+    /// The less memory is free, the smaller the largest window may be: however many readers have
+    /// stopped, an active one finds room (Choudhury and Hahne, Dynamic queue length thresholds for
+    /// shared-memory packet switches, 1998).
     pub(crate) fn try_take(&self, bytes: u64, window: u64) -> bool {
         let free = |used: &AtomicU64, limit: u64| limit.saturating_sub(used.load(Relaxed));
         let session = free(&self.used, self.limit);
         let total = free(&self.total.used, self.total.limit);
-        let fits = window <= session.min(total) / PART;
+        let fits = window <= session.min(total) / WINDOW_SHARE;
         if fits {
             self.take(bytes);
         }
         fits
     }
 
-    /// Report whether so little is in use that whoever grows too large is in nobody's way.
+    /// Report whether so little is in use that a window that grows too large does no harm.
     pub(crate) fn is_ample(&self) -> bool {
-        self.used.load(Relaxed) < self.limit / AMPLE
-            && self.total.used.load(Relaxed) < self.total.limit / AMPLE
+        self.used.load(Relaxed) < self.limit / AMPLE_SHARE
+            && self.total.used.load(Relaxed) < self.total.limit / AMPLE_SHARE
     }
 
-    /// Report whether so much is in use that windows should shrink: what is set aside for new ones.
+    /// Report whether so much is in use that windows should shrink: more than the share for new
+    /// ones.
     pub(crate) fn is_scarce(&self) -> bool {
-        self.used.load(Relaxed) > self.limit / NEW
-            || self.total.used.load(Relaxed) > self.total.limit / NEW
+        self.used.load(Relaxed) > self.limit / NEW_SHARE
+            || self.total.used.load(Relaxed) > self.total.limit / NEW_SHARE
     }
 
-    pub(crate) fn give_back(&self, bytes: u64) {
+    pub(crate) fn release(&self, bytes: u64) {
         self.used.fetch_sub(bytes, Relaxed);
         self.total.used.fetch_sub(bytes, Relaxed);
     }
@@ -101,14 +103,14 @@ impl Drop for Budget {
     }
 }
 
-/// One window has no more than this part of what is free.
-const PART: u64 = 4;
+/// Divisor: a window takes at most this part of what is free.
+const WINDOW_SHARE: u64 = 4;
 
-/// This part of a budget is for conversations that have not shown yet what they need.
-const NEW: u64 = 3;
+/// Divisor: this part of a budget is for conversations that have not shown yet what they need.
+const NEW_SHARE: u64 = 3;
 
-/// And a new one has no more than this part of what is left of it.
-const NEW_PART: u64 = 16;
+/// Divisor: a new conversation takes at most this part of what is left of that share.
+const NEW_WINDOW_SHARE: u64 = 16;
 
-/// While less than this part is in use, any window may grow.
-const AMPLE: u64 = 8;
+/// Divisor: while less than this part is in use, any window may grow.
+const AMPLE_SHARE: u64 = 8;

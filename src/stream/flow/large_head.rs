@@ -1,26 +1,26 @@
-//! Heads that are longer than most, and are still arriving.
+//! Memory of heads that are larger than most, while they arrive.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::FlowControl;
 
-/// What is set aside for one of them, until it is dropped.
+/// Memory reserved for one large head, released on drop.
 pub struct LargeHead {
     flow: Arc<FlowControl>,
     length: usize,
 }
 
 impl LargeHead {
-    pub(crate) fn new(flow: &Arc<FlowControl>, length: usize) -> Result<Self, Crowded> {
+    pub(crate) fn new(flow: &Arc<FlowControl>, length: usize) -> Result<Self, LargeHeadsFull> {
         let before = flow.large_heads.0.fetch_add(length, Ordering::Relaxed);
-        // Dropped, it gives back what it took.
+        // Dropping it on failure releases what it has reserved.
         let head = Self {
             flow: flow.clone(),
             length,
         };
-        match before + length > MOST {
-            true => Err(Crowded),
+        match before + length > MAX_LARGE_HEADS {
+            true => Err(LargeHeadsFull),
             false => Ok(head),
         }
     }
@@ -33,14 +33,15 @@ impl Drop for LargeHead {
     }
 }
 
-/// Bytes of all of a session's.
+/// Bytes reserved by all of a session's large heads.
 #[derive(Default)]
 pub(crate) struct LargeHeads(AtomicUsize);
 
-/// There is no room for another.
+/// The session's memory for large heads is exhausted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the session's large heads have all the memory that there is for them")]
-pub struct Crowded;
+pub struct LargeHeadsFull;
 
-/// Bytes of one session's: as much as all of its conversations may have in usual heads.
-const MOST: usize = 32 << 20;
+/// Most bytes for one session's large heads: as much as all of its conversations may have in usual
+/// heads.
+const MAX_LARGE_HEADS: usize = 32 << 20;

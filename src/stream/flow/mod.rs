@@ -1,12 +1,12 @@
-//! Flow control of conversations: how much of a body may be on its way before whoever reads it has
-//! taken it.
+//! Flow control of conversations: how much of a body may be sent before the receiver has read it.
 //!
-//! QUIC's own windows are the same for every stream of a connection, and fixed: large enough for one
-//! download on a long path, they let a thousand slow readers pin a thousand times as much, and then
-//! fill the connection's window, in which all others stand still. So each direction of a conversation
-//! has a window of its own above them. It begins small, grows while its reader keeps up (as TCP's
-//! receive buffers do), and no further than the session's and the process's [`Budget`] allow. What is
-//! short never hears of it: a limit is only told once much has been read.
+//! QUIC's own windows are fixed, and the same for every stream of a connection: large enough for
+//! one download on a long path, they let a thousand slow readers pin a thousand times as much
+//! memory, and then fill the connection's window, which stalls all other streams. So each direction
+//! of a conversation has a window of its own on top. It starts small, grows while its reader keeps
+//! up (as TCP's receive buffer does), and no further than the [`Budget`]s of the session and of the
+//! process allow. Short bodies never need an update: the first is sent only once much has been
+//! read.
 
 pub(crate) mod budget;
 pub(crate) mod large_head;
@@ -28,8 +28,8 @@ use tokio::sync::{Notify, watch};
 use tracing::warn;
 
 pub use self::budget::{Budget, BufferTotal};
-pub use self::large_head::{Crowded, LargeHead};
-pub use self::receive_window::{Exceeded, ReceiveWindow};
+pub use self::large_head::{LargeHead, LargeHeadsFull};
+pub use self::receive_window::{ReceiveWindow, WindowExceeded};
 pub use self::send_window::SendWindow;
 pub use self::unread::{SharedWindow, Unread};
 
@@ -38,48 +38,54 @@ use self::tail::TailProbe;
 
 use crate::proto::{Close, FIRST_WINDOW_LIMIT, WINDOW_STEP, Window, WireError};
 
-/// Ends a session with a code and a reason.
+/// Callback that closes the session with a code and a reason.
 type CloseSession = dyn Fn(Close, &str) + Send + Sync;
 
-/// The windows of one session's conversations, in both directions.
+/// Flow-control windows of one session's conversations, in both directions.
 pub struct FlowControl {
-    /// How long a round trip takes now.
+    /// Current RTT of the session.
     round_trip: Box<dyn Fn() -> Duration + Send + Sync>,
-    /// Whether packets are lost on the way.
+    /// Report of whether the path loses packets.
     is_lossy: Box<dyn Fn() -> bool + Send + Sync>,
     budget: Budget,
-    /// Limits of what we send on streams, for those that may come to theirs.
+    /// Limits of the streams we send on, for those that have come near theirs.
     sending: Mutex<HashMap<u64, watch::Sender<u64>>>,
-    /// How many limits the peer may still tell: one for each step of what was sent.
-    notices: AtomicI64,
-    /// How often the peer has broken the protocol on a stream.
+    /// Window updates that the peer may still send: one per step of what was sent.
+    updates_allowed: AtomicI64,
+    /// Streams on which the peer has violated the protocol.
     violations: AtomicU32,
-    /// Ends the session.
+    /// Closes the session.
     close: Box<CloseSession>,
-    /// Limits that the peer is to be told.
-    untold: Mutex<HashMap<u64, u64>>,
-    told: Notify,
+    /// Window updates to send to the peer.
+    pending_updates: Mutex<HashMap<u64, u64>>,
+    update_pending: Notify,
     large_heads: LargeHeads,
     tail: TailProbe,
-    /// Hears of every message's end, and how long its body was.
-    ended: Box<dyn Fn(u64) + Send + Sync>,
+    /// Called after each message with the length of its body.
+    on_message_written: Box<dyn Fn(u64) + Send + Sync>,
 }
 
 impl FlowControl {
-    /// Begin a session on a connection. `ended` is called whenever the end of a message is written, with the
-    /// length of its body.
-    pub fn on(
+    /// Create the flow control of a session. `on_message_written` is called whenever the end of a
+    /// message is written, with the length of its body.
+    pub fn for_connection(
         connection: &Connection,
         budget: Budget,
-        ended: impl Fn(u64) + Send + Sync + 'static,
+        on_message_written: impl Fn(u64) + Send + Sync + 'static,
     ) -> Arc<Self> {
         let (path, stats, whole) = (connection.clone(), connection.clone(), connection.clone());
         let close = move |close: Close, reason: &str| whole.close(close.code(), reason.as_bytes());
         let is_lossy = move || {
             let path = stats.stats().path;
-            path.lost_packets * LOSSY > path.sent_packets
+            path.lost_packets * LOSSY_RATIO > path.sent_packets
         };
-        Self::new(move || path.rtt(), is_lossy, close, budget, ended)
+        Self::new(
+            move || path.rtt(),
+            is_lossy,
+            close,
+            budget,
+            on_message_written,
+        )
     }
 
     fn new(
@@ -87,44 +93,44 @@ impl FlowControl {
         is_lossy: impl Fn() -> bool + Send + Sync + 'static,
         close: impl Fn(Close, &str) + Send + Sync + 'static,
         budget: Budget,
-        ended: impl Fn(u64) + Send + Sync + 'static,
+        on_message_written: impl Fn(u64) + Send + Sync + 'static,
     ) -> Arc<Self> {
         Arc::new(Self {
-            ended: Box::new(ended),
+            on_message_written: Box::new(on_message_written),
             round_trip: Box::new(round_trip),
             is_lossy: Box::new(is_lossy),
             budget,
             sending: Mutex::default(),
-            notices: AtomicI64::new(SPARE_NOTICES),
+            updates_allowed: AtomicI64::new(SPARE_UPDATES),
             violations: AtomicU32::new(0),
             close: Box::new(close),
-            untold: Mutex::default(),
-            told: Notify::new(),
+            pending_updates: Mutex::default(),
+            update_pending: Notify::new(),
             large_heads: LargeHeads::default(),
             tail: TailProbe::default(),
         })
     }
 
-    /// Return limits that the peer must be told, once there are any. May be cancelled.
-    pub async fn untold(&self) -> Vec<Window> {
+    /// Wait for window updates and return them, to be sent to the peer. Cancel-safe.
+    pub async fn window_updates(&self) -> Vec<Window> {
         loop {
-            let limits = std::mem::take(&mut *lock(&self.untold));
+            let limits = std::mem::take(&mut *lock(&self.pending_updates));
             if !limits.is_empty() {
                 let limits = limits.into_iter();
                 return limits
                     .map(|(stream, limit)| Window { stream, limit })
                     .collect();
             }
-            self.told.notified().await;
+            self.update_pending.notified().await;
         }
     }
 
-    /// Take in a limit that the peer has told. One for a stream that has ended means nothing.
+    /// Apply a window update from the peer. One for a stream that has ended is ignored.
     ///
     /// # Errors
-    /// If the peer has told more of them than it can have read steps of what was sent.
+    /// If the peer has sent more updates than the bytes sent can have caused.
     pub fn raise(&self, Window { stream, limit }: Window) -> Result<(), WireError> {
-        if self.notices.fetch_sub(1, Ordering::Relaxed) <= 0 {
+        if self.updates_allowed.fetch_sub(1, Ordering::Relaxed) <= 0 {
             return Err(WireError::Invalid(
                 "more windows are told than what was sent can ask for",
             ));
@@ -139,44 +145,46 @@ impl FlowControl {
         Ok(())
     }
 
-    /// Note that the peer has broken the protocol on a stream, which is reset. Whoever does it again and again
-    /// loses the session: the log does not fill, and no visitor's time is wasted.
-    pub fn violated(&self, stream: u64, what: &dyn fmt::Display) {
+    /// Record that the peer has violated the protocol on a stream, which is reset. At
+    /// [`MAX_VIOLATIONS`] the session is closed, so that the log does not fill and no visitor's
+    /// time is wasted.
+    pub fn report_violation(&self, stream: u64, what: &dyn fmt::Display) {
         let before = self.violations.fetch_add(1, Ordering::Relaxed);
-        if before < MOST_VIOLATIONS {
+        if before < MAX_VIOLATIONS {
             warn!(stream, %what, "the other end breaks the protocol, the stream is reset");
         }
-        if before + 1 == MOST_VIOLATIONS {
+        if before + 1 == MAX_VIOLATIONS {
             (self.close)(Close::Protocol, "too many streams break the protocol");
         }
     }
 
-    /// Note that so much has been sent on a stream, before and now.
-    fn sent(&self, before: u64, now: u64) {
+    /// Record that a stream's total has grown from `before` to `now` bytes.
+    fn record_sent(&self, before: u64, now: u64) {
         let steps = now / WINDOW_STEP - before / WINDOW_STEP;
         if steps > 0 {
-            self.notices.fetch_add(steps as i64, Ordering::Relaxed);
+            self.updates_allowed
+                .fetch_add(steps as i64, Ordering::Relaxed);
         }
     }
 
-    /// Wait until something must be sent behind the end of a message, so that its loss is noticed. May be
-    /// cancelled.
+    /// Wait until a tail probe is due, which makes the loss of a message's last packet noticed.
+    /// Cancel-safe.
     pub async fn tail_probe_due(&self) {
         self.tail.due(|| self.round_trip()).await;
     }
 
     fn message_written(&self, bytes: u64) {
-        self.tail.ended(&self.is_lossy);
-        (self.ended)(bytes);
+        self.tail.message_written(&self.is_lossy);
+        (self.on_message_written)(bytes);
     }
 
-    fn tell(&self, stream: u64, limit: u64) {
-        lock(&self.untold).insert(stream, limit);
-        self.told.notify_one();
+    fn queue_update(&self, stream: u64, limit: u64) {
+        lock(&self.pending_updates).insert(stream, limit);
+        self.update_pending.notify_one();
     }
 
     fn round_trip(&self) -> Duration {
-        (self.round_trip)().max(SHORTEST_ROUND_TRIP)
+        (self.round_trip)().max(MIN_ROUND_TRIP)
     }
 }
 
@@ -187,30 +195,30 @@ impl fmt::Debug for FlowControl {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing that holds it can panic halfway.
+    // Nothing that holds the lock can panic halfway.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The window of a new conversation while there is room: what is in flight at 50 Mbit/s and 40 ms, two
-/// times over, because on a path that loses packets the next limit may take some round trips to come.
+/// Window of a new conversation while there is room, in bytes: twice what is in flight at 50 Mbit/s
+/// and 40 ms, because on a lossy path the next update may take several round trips.
 const FIRST_WINDOW: u64 = FIRST_WINDOW_LIMIT;
 
-/// The largest window: a round trip of 300 ms at 100 Mbit/s. QUIC's own is as large.
-const LARGEST_WINDOW: u64 = 4 << 20;
+/// Largest window, in bytes: an RTT of 300 ms at 100 Mbit/s. QUIC's own is as large.
+const MAX_WINDOW: u64 = 4 << 20;
 
-/// Nobody is told a limit before a quarter of the smallest window has been read, so that whoever has not
-/// sent this much need not listen.
-const UNHEARD: u64 = WINDOW_STEP;
+/// No update is sent before this much has been read (a quarter of the smallest window), so that a
+/// sender needs no entry in the table of limits until it has sent this much.
+const FIRST_UPDATE: u64 = WINDOW_STEP;
 
-/// Limits that may be told beyond what was sent: none is needed, and it costs nothing.
-const SPARE_NOTICES: i64 = 64;
+/// Window updates tolerated beyond what was sent: none is needed, and it costs nothing.
+const SPARE_UPDATES: i64 = 64;
 
-/// Streams of a session that may break the protocol. One does by a fault of the other end, which is logged; so many
-/// do on purpose.
-const MOST_VIOLATIONS: u32 = 16;
+/// Streams of a session that may violate the protocol. One may be a bug at the other end, which is
+/// logged; this many are deliberate.
+const MAX_VIOLATIONS: u32 = 16;
 
-/// A path is worth another packet per message if it loses one in so many.
-const LOSSY: u64 = 500;
+/// Tail probes are sent if more than one packet in this many is lost.
+const LOSSY_RATIO: u64 = 500;
 
-/// What scheduling makes of the shortest round trip.
-const SHORTEST_ROUND_TRIP: Duration = Duration::from_millis(1);
+/// Shortest RTT to reckon with, because of scheduling.
+const MIN_ROUND_TRIP: Duration = Duration::from_millis(1);

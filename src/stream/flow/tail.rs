@@ -1,10 +1,11 @@
-//! The end of a message, when nothing follows it.
+//! Tail loss probes (compare RFC 8985): a packet after the end of a message, when nothing else
+//! follows it.
 //!
-//! A packet is missed once a later one is acknowledged (RFC 9002 §6.1). Behind the last packet of a short
-//! message there is none: its loss is found by a probe timeout, for which quinn sends an empty packet, and
-//! repeats what was lost when that one is acknowledged, two round trips late and more. Where packets are
-//! lost, something is therefore sent a little later: what came before it is missed after one round trip,
-//! and when it has been repeated, that has something behind it too.
+//! A packet is declared lost once a later one is acknowledged (RFC 9002 §6.1). After the last
+//! packet of a short message there is no later one: its loss is found by a probe timeout, for which
+//! quinn sends an empty packet, and it is retransmitted when that one is acknowledged, two round
+//! trips late or more. On a lossy path, a PING is therefore sent a little later: the loss is then
+//! detected after one round trip, and a second PING does the same for the retransmission.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
@@ -15,59 +16,63 @@ use tokio::time::{Instant, sleep_until};
 
 use super::lock;
 
-/// The ends of one session's messages.
+/// Timer of one session's tail probes.
 #[derive(Default)]
 pub struct TailProbe {
-    /// When the latest message ended, and how much has been sent behind it.
-    ended: Mutex<Option<(Instant, usize)>>,
-    happened: Notify,
-    ends: AtomicU32,
+    /// End of the latest message, and the number of probes sent after it.
+    last_message: Mutex<Option<(Instant, usize)>>,
+    changed: Notify,
+    messages: AtomicU32,
     lossy: AtomicBool,
 }
 
 impl TailProbe {
-    /// Note that a message has ended, on a path that loses packets or does not.
-    pub(crate) fn ended(&self, is_lossy: impl FnOnce() -> bool) {
-        if self.ends.fetch_add(1, Relaxed).is_multiple_of(ASK) {
+    /// Record that a message has ended. `is_lossy` is asked once per [`LOSS_CHECK_MESSAGES`].
+    pub(crate) fn message_written(&self, is_lossy: impl FnOnce() -> bool) {
+        if self
+            .messages
+            .fetch_add(1, Relaxed)
+            .is_multiple_of(LOSS_CHECK_MESSAGES)
+        {
             self.lossy.store(is_lossy(), Relaxed);
         }
         if self.lossy.load(Relaxed) {
-            *lock(&self.ended) = Some((Instant::now(), 0));
-            self.happened.notify_one();
+            *lock(&self.last_message) = Some((Instant::now(), 0));
+            self.changed.notify_one();
         }
     }
 
-    /// Wait until something must be sent behind the end of a message. May be cancelled.
+    /// Wait until a probe is due. Cancel-safe.
     pub(crate) async fn due(&self, round_trip: impl Fn() -> Duration) {
         loop {
-            let ended = *lock(&self.ended);
-            let Some((at, followed)) = ended else {
-                self.happened.notified().await;
+            let ended = *lock(&self.last_message);
+            let Some((at, probes)) = ended else {
+                self.changed.notified().await;
                 continue;
             };
-            let due = sleep_until(at + round_trip().mul_f32(AFTER[followed]));
+            let due = sleep_until(at + round_trip().mul_f32(PROBE_DELAYS[probes]));
             tokio::select! {
                 () = due => {}
-                // Another message ends before what would follow a repetition.
-                () = self.happened.notified(), if followed > 0 => continue,
+                // Another message ends before the probe for a retransmission is due.
+                () = self.changed.notified(), if probes > 0 => continue,
             }
-            let mut latest = lock(&self.ended);
-            // Behind a message that ended since, what is sent now would be too early.
+            let mut latest = lock(&self.last_message);
+            // For a message that has ended since, this probe would be too early.
             if *latest == ended {
-                *latest = Some((at, followed + 1)).filter(|(_, followed)| *followed < AFTER.len());
+                *latest = Some((at, probes + 1)).filter(|(_, probes)| *probes < PROBE_DELAYS.len());
                 return;
             }
         }
     }
 }
 
-/// How much later something follows, in round trips. What is acknowledged an eighth of one late lets what
-/// came before it be missed at once (RFC 9002 §6.1.2), and is not taken by the same burst of losses; what was
-/// missed then is sent again just before the second.
-const AFTER: [f32; 2] = [0.125, 1.375];
+/// Delays of the probes after the end of a message, in round trips. A packet acknowledged 1/8 RTT
+/// later lets an earlier one be declared lost at once (RFC 9002 §6.1.2), and is not lost in the
+/// same burst; the retransmission follows just before the second.
+const PROBE_DELAYS: [f32; 2] = [0.125, 1.375];
 
-/// Ends of messages after which the path is asked again.
-const ASK: u32 = 8;
+/// Messages after which the path's loss is checked again.
+const LOSS_CHECK_MESSAGES: u32 = 8;
 
 #[cfg(test)]
 mod tests {
@@ -81,7 +86,7 @@ mod tests {
     async fn something_follows_the_end_of_a_message_and_what_is_repeated_of_it() {
         let tail = TailProbe::default();
 
-        tail.ended(|| true);
+        tail.message_written(|| true);
 
         let ended = Instant::now();
         tail.due(|| RTT).await;
@@ -96,7 +101,7 @@ mod tests {
         let tail = TailProbe::default();
         let since = Instant::now();
         for _ in 0..10 {
-            tail.ended(|| true);
+            tail.message_written(|| true);
             assert!(timeout(RTT / 10, tail.due(|| RTT)).await.is_err());
         }
 
@@ -108,11 +113,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_message_is_followed_in_time_that_ends_while_an_earlier_one_may_be_repeated() {
         let tail = TailProbe::default();
-        tail.ended(|| true);
+        tail.message_written(|| true);
         tail.due(|| RTT).await;
         let (waiting, next) = (tail.due(|| RTT), async {
             sleep_until(Instant::now() + RTT / 2).await;
-            tail.ended(|| true);
+            tail.message_written(|| true);
             Instant::now()
         });
 
@@ -125,7 +130,7 @@ mod tests {
     async fn where_nothing_is_lost_nothing_follows() {
         let tail = TailProbe::default();
 
-        tail.ended(|| false);
+        tail.message_written(|| false);
 
         assert!(timeout(RTT, tail.due(|| RTT)).await.is_err());
     }

@@ -1,4 +1,4 @@
-//! What windows promise, in paused time.
+//! Tests of the windows, in paused time.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -8,15 +8,15 @@ use bytes::Bytes;
 use tokio::time::{Instant, advance, timeout};
 
 use super::{
-    Budget, BufferTotal, FIRST_WINDOW, FlowControl, LARGEST_WINDOW, MOST_VIOLATIONS, ReceiveWindow,
-    SPARE_NOTICES, SendWindow, SharedWindow,
+    Budget, BufferTotal, FIRST_WINDOW, FlowControl, MAX_VIOLATIONS, MAX_WINDOW, ReceiveWindow,
+    SPARE_UPDATES, SendWindow, SharedWindow,
 };
-use crate::proto::{Close, LEAST_WINDOW, WINDOW_STEP, Window};
+use crate::proto::{Close, MIN_WINDOW, WINDOW_STEP, Window};
 
 const MIB: u64 = 1 << 20;
 const RTT: Duration = Duration::from_millis(40);
 
-/// What buffers on the way take of a body that nobody reads.
+/// Bytes that buffers on the path take of a body that nobody reads.
 const SWALLOWED: u64 = 400 << 10;
 
 fn session(limit: u64, total: &Arc<BufferTotal>) -> Arc<FlowControl> {
@@ -24,31 +24,31 @@ fn session(limit: u64, total: &Arc<BufferTotal>) -> Arc<FlowControl> {
     FlowControl::new(|| RTT, || false, |_, _| (), budget, |_| ())
 }
 
-/// Both ends of a session, with all the room there is.
+/// Return both ends of a session, with plenty of memory.
 fn ends() -> [Arc<FlowControl>; 2] {
     [(); 2].map(|()| session(64 * MIB, &BufferTotal::new(64 * MIB)))
 }
 
-/// Tell one end what the other has to say, if it has.
-async fn tell(reader: &FlowControl, writer: &FlowControl) {
-    if let Ok(windows) = timeout(Duration::ZERO, reader.untold()).await {
+/// Deliver one end's pending window updates to the other.
+async fn deliver_updates(reader: &FlowControl, writer: &FlowControl) {
+    if let Ok(windows) = timeout(Duration::ZERO, reader.window_updates()).await {
         let mut windows = windows.into_iter();
         windows.try_for_each(|window| writer.raise(window)).unwrap();
     }
 }
 
-/// What may still come.
+/// Return the bytes that may still arrive.
 fn open_window(window: &ReceiveWindow) -> u64 {
-    window.limit() - window.taken
+    window.limit() - window.read
 }
 
-/// Let so much come, and read it.
+/// Receive some bytes, and read them.
 fn receive(window: &mut ReceiveWindow, bytes: u64) {
     window.receive(bytes).unwrap();
     window.take(bytes);
 }
 
-/// Read as much as the other end may send.
+/// Receive and read as much as the other end may send.
 fn read_all(window: &mut ReceiveWindow) {
     let all = open_window(window);
     receive(window, all);
@@ -63,7 +63,11 @@ async fn a_short_body_is_sent_without_a_word() {
     assert_eq!(outgoing.take(60 << 10), 60 << 10);
     receive(&mut incoming, 60 << 10);
 
-    assert!(timeout(Duration::ZERO, reader.untold()).await.is_err());
+    assert!(
+        timeout(Duration::ZERO, reader.window_updates())
+            .await
+            .is_err()
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -85,7 +89,7 @@ async fn a_long_body_waits_for_its_reader_and_loses_nothing() {
         sent += unread as u64;
         advance(Duration::from_secs(1)).await;
         receive(&mut incoming, unread as u64);
-        tell(&reader, &writer).await;
+        deliver_updates(&reader, &writer).await;
     }
 }
 
@@ -99,7 +103,7 @@ async fn whoever_waits_goes_on_when_a_limit_is_told() {
 
     let read_later = async {
         receive(&mut incoming, FIRST_WINDOW);
-        tell(&reader, &writer).await;
+        deliver_updates(&reader, &writer).await;
     };
     tokio::join!(outgoing.raised(), read_later);
 
@@ -116,7 +120,7 @@ async fn a_window_grows_while_its_reader_keeps_up_and_no_further_than_it_may() {
         read_all(&mut incoming);
     }
 
-    assert_eq!(open_window(&incoming), LARGEST_WINDOW);
+    assert_eq!(open_window(&incoming), MAX_WINDOW);
 }
 
 #[tokio::test(start_paused = true)]
@@ -146,7 +150,7 @@ async fn many_conversations_stay_within_the_sessions_budget() {
     }
 
     let waiting: u64 = open.iter().map(open_window).sum();
-    assert!(waiting <= 64 * MIB + 1_000 * LEAST_WINDOW, "{waiting}");
+    assert!(waiting <= 64 * MIB + 1_000 * MIN_WINDOW, "{waiting}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -155,9 +159,9 @@ async fn beside_many_who_have_stopped_reading_there_is_room_for_who_reads() {
     let mut stuck: Vec<_> = (0..500)
         .map(|stream| ReceiveWindow::new(flow.clone(), stream))
         .collect();
-    // They seem quick until all buffers on the way to them are full.
+    // They seem quick until all buffers on the path to them are full.
     for window in &mut stuck {
-        while let more @ 1.. = open_window(window).min(SWALLOWED - window.taken) {
+        while let more @ 1.. = open_window(window).min(SWALLOWED - window.read) {
             receive(window, more);
         }
     }
@@ -188,7 +192,7 @@ async fn all_sessions_together_stay_within_the_total() {
     }
 
     let waiting: u64 = open.iter().map(open_window).sum();
-    assert!(waiting <= 16 * MIB + 64 * LEAST_WINDOW, "{waiting}");
+    assert!(waiting <= 16 * MIB + 64 * MIN_WINDOW, "{waiting}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -224,11 +228,19 @@ async fn what_has_come_counts_until_it_is_written() {
 
     let queued = [piece(), piece()].map(|piece| window.receive(piece).unwrap());
 
-    assert!(timeout(Duration::ZERO, reader.untold()).await.is_err());
+    assert!(
+        timeout(Duration::ZERO, reader.window_updates())
+            .await
+            .is_err()
+    );
     assert_eq!(total.used.load(Relaxed), FIRST_WINDOW);
     assert!(window.receive(Bytes::from_static(b"x")).is_err());
     drop(queued);
-    assert!(timeout(Duration::ZERO, reader.untold()).await.is_ok());
+    assert!(
+        timeout(Duration::ZERO, reader.window_updates())
+            .await
+            .is_ok()
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -247,7 +259,11 @@ async fn of_a_body_that_has_ended_only_what_is_unread_counts() {
     assert_eq!(total.used.load(Relaxed), 70);
     assert_eq!(seventy.into_bytes().len(), 70);
     assert_eq!(total.used.load(Relaxed), 0);
-    assert!(timeout(Duration::ZERO, reader.untold()).await.is_err());
+    assert!(
+        timeout(Duration::ZERO, reader.window_updates())
+            .await
+            .is_err()
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -287,7 +303,7 @@ async fn more_notices_than_steps_that_were_sent_are_an_error() {
     let [flow, _] = ends();
     let mut outgoing = SendWindow::new(flow.clone(), 0, FIRST_WINDOW);
     outgoing.take(FIRST_WINDOW as usize);
-    let honest = FIRST_WINDOW / WINDOW_STEP + SPARE_NOTICES as u64;
+    let honest = FIRST_WINDOW / WINDOW_STEP + SPARE_UPDATES as u64;
     let notice = |limit| Window { stream: 0, limit };
 
     for limit in 0..honest {
@@ -304,12 +320,12 @@ async fn whoever_breaks_the_protocol_again_and_again_loses_the_session() {
     let close = move |code, _: &str| close.send(code).unwrap();
     let flow = FlowControl::new(|| RTT, || false, close, budget, |_| ());
 
-    for stream in 0..u64::from(MOST_VIOLATIONS) - 1 {
-        flow.violated(stream, &"a lie");
+    for stream in 0..u64::from(MAX_VIOLATIONS) - 1 {
+        flow.report_violation(stream, &"a lie");
     }
     assert!(closed.try_recv().is_err());
-    flow.violated(99, &"another");
-    flow.violated(100, &"another");
+    flow.report_violation(99, &"another");
+    flow.report_violation(100, &"another");
 
     assert_eq!(closed.try_recv(), Ok(Close::Protocol));
     assert!(closed.try_recv().is_err());

@@ -1,7 +1,8 @@
-//! Bytes of a body that have come through the tunnel and wait for their reader.
+//! Bytes of a body that were received and wait for their reader.
 //!
-//! They count in the window, and so in the budget, until the last copy of them is dropped: while hyper or h2
-//! have them queued for a connection, whatever the protocol, nothing more comes in their place.
+//! They count in the window, and so in the budget, until the last copy of them is dropped: while
+//! hyper or h2 has them queued for a connection, of whatever protocol, no more are accepted in
+//! their place.
 
 use std::fmt;
 use std::io::IoSlice;
@@ -10,24 +11,24 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use bytes::{Buf, Bytes};
 use tokio::time::Instant;
 
-use super::large_head::{Crowded, LargeHead};
+use super::large_head::{LargeHead, LargeHeadsFull};
 use super::lock;
-use super::receive_window::{Exceeded, ReceiveWindow};
+use super::receive_window::{ReceiveWindow, WindowExceeded};
 
-/// The window of a body, shared between whoever receives the body and the pieces that are still unread.
+/// Window of a body, shared between the body's receiver and the pieces that are still unread.
 #[derive(Clone)]
 pub struct SharedWindow(Arc<Mutex<State>>);
 
 struct State {
     window: ReceiveWindow,
-    /// Bytes that were received and have not been taken by their reader.
+    /// Bytes received and not yet taken by the reader.
     unread: u64,
-    /// The last moment at which the reader took something, or had nothing to take.
+    /// Last time at which the reader took something, or had nothing to take.
     progress: Instant,
 }
 
 impl SharedWindow {
-    /// Share a window of which nothing is used yet.
+    /// Share an unused window.
     pub fn new(window: ReceiveWindow) -> Self {
         Self(Arc::new(Mutex::new(State {
             window,
@@ -36,11 +37,11 @@ impl SharedWindow {
         })))
     }
 
-    /// Count bytes that have come, until the returned piece is dropped.
+    /// Count received bytes, until the returned piece is dropped.
     ///
     /// # Errors
-    /// If more has come than was allowed.
-    pub fn receive(&self, bytes: Bytes) -> Result<Unread, Exceeded> {
+    /// If more was received than the window allows.
+    pub fn receive(&self, bytes: Bytes) -> Result<Unread, WindowExceeded> {
         let counted = bytes.len() as u64;
         let mut state = self.lock();
         state.window.receive(counted)?;
@@ -56,20 +57,20 @@ impl SharedWindow {
         })
     }
 
-    /// Reserve room for a head of this length: see [`ReceiveWindow::large_head`].
+    /// Reserve memory for a head of this length: see [`ReceiveWindow::large_head`].
     ///
     /// # Errors
-    /// If there is none.
-    pub fn large_head(&self, length: usize) -> Result<LargeHead, Crowded> {
+    /// If there is none left.
+    pub fn large_head(&self, length: usize) -> Result<LargeHead, LargeHeadsFull> {
         self.lock().window.large_head(length)
     }
 
-    /// Note that the other end has broken the protocol on this stream.
-    pub fn violated(&self, what: &dyn fmt::Display) {
-        self.lock().window.violated(what);
+    /// Report that the other end has violated the protocol on this stream.
+    pub fn report_violation(&self, what: &dyn fmt::Display) {
+        self.lock().window.report_violation(what);
     }
 
-    /// Begin with the window that the other end has named, before anything has come.
+    /// Start with the window that the other end has announced, before any data.
     pub fn open(&self, window: u64) {
         self.lock().window.open(window);
     }
@@ -79,17 +80,17 @@ impl SharedWindow {
         self.lock().window.expect(length);
     }
 
-    /// Report whether there is so little room that this window is as small as that of a slow reader.
+    /// Report whether memory is scarce and this window is as small as a slow reader's.
     pub fn is_scarce(&self) -> bool {
         self.lock().window.is_scarce()
     }
 
-    /// Reserve only what is unread from now on: nothing more will be received.
+    /// Reserve only what is unread: nothing more will be received.
     pub fn close(&self) {
         self.lock().window.close();
     }
 
-    /// Return since when unread bytes have waited without any of them being taken; `None` if none wait.
+    /// Return the time since which unread bytes wait without any being taken; `None` if none wait.
     pub fn stalled_since(&self) -> Option<Instant> {
         let state = self.lock();
         (state.unread > 0).then_some(state.progress)
@@ -107,27 +108,27 @@ impl SharedWindow {
     }
 }
 
-/// A piece of a body. Dropped, it counts as read.
+/// Piece of a body that counts as unread until it is dropped.
 pub struct Unread {
     bytes: Bytes,
     counted: u64,
-    /// Until the piece counts as read.
+    /// Window that the piece counts in.
     window: Option<SharedWindow>,
 }
 
 impl Unread {
-    /// Return the bytes, which count as read from now on: for a reader that collects a whole body in memory,
-    /// and would otherwise wait for itself.
+    /// Return the bytes, which count as read from now on: for a reader that collects a whole body
+    /// in memory, and would otherwise block itself.
     pub fn into_bytes(mut self) -> Bytes {
         std::mem::take(&mut self.bytes)
     }
 
-    /// Return the bytes, which go on counting as unread for as long as this piece does.
+    /// Return the bytes, which still count as unread for as long as this piece does.
     pub fn share(&self) -> Bytes {
         self.bytes.clone()
     }
 
-    /// Split off the bytes behind the first `at`, each part with its share of what is counted.
+    /// Split off the bytes after the first `at`, each part with its share of what is counted.
     pub fn split_off(&mut self, at: usize) -> Self {
         let bytes = self.bytes.split_off(at);
         let counted = self.counted.min(bytes.len() as u64);
@@ -139,7 +140,7 @@ impl Unread {
         }
     }
 
-    /// Return how many bytes are left to be written.
+    /// Return the number of bytes left.
     pub fn len(&self) -> usize {
         self.bytes.len()
     }
@@ -164,7 +165,7 @@ impl Buf for Unread {
 }
 
 impl From<Bytes> for Unread {
-    /// Wrap bytes that count nowhere, such as a page of our own.
+    /// Wrap bytes that do not count in any window, such as a page of our own.
     fn from(bytes: Bytes) -> Self {
         Self {
             bytes,

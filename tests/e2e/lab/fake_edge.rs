@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method};
 use qtunnel::proto::{
     self, AgentMessage, BodyLength, EdgeMessage, Fields, HEAD_LIMIT, Hello, HttpVersion,
-    LEAST_WINDOW, Limits, RequestHead, Scheme, StreamHead, TunnelGrant, Welcome,
+    MIN_WINDOW, Limits, RequestHead, Scheme, StreamHead, TunnelGrant, Welcome,
 };
 use qtunnel::{AgentConfig, Pin, ServerAddr, Trust, Upstream};
 use quinn::{Connection, RecvStream, SendStream};
@@ -171,7 +171,7 @@ pub fn request(
         target: target.into(),
         upgrade: None,
         body: BodyLength::Empty,
-        window: LEAST_WINDOW as u32,
+        window: MIN_WINDOW as u32,
         fields: Fields(map),
     }
 }

@@ -15,10 +15,10 @@ use tracing::{Instrument, debug};
 
 use super::body::TunnelAnswer;
 use super::body::VisitorBody;
-use super::error_page::Fault;
 use super::forward::Forward;
 use super::paced_body::BodyError;
 use super::request_body::RequestBody;
+use crate::edge::fault::Fault;
 use crate::edge::names::registry::LiveTunnel;
 use crate::edge::visitors::conversations::Admission;
 use crate::error_chain::chain;
@@ -189,7 +189,7 @@ impl PendingResponse {
             match head {
                 Ok(_) if is_informational && informational > INFORMATIONAL_LIMIT => {
                     let err = WireError::Invalid("there are too many informational answers");
-                    self.receiver.violated(&err);
+                    self.receiver.report_violation(&err);
                     return Err(Some(Fault::AgentLost));
                 }
                 Ok(ResponseHead::Informational {
@@ -203,7 +203,7 @@ impl PendingResponse {
                 Err(ReceiveError::Wire(err)) => {
                     debug!(%err, "the agent's answer is not understood");
                     if err != WireError::Truncated {
-                        self.receiver.violated(&err);
+                        self.receiver.report_violation(&err);
                     }
                     return Err(Some(Fault::AgentLost));
                 }

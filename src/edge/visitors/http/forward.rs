@@ -17,12 +17,13 @@ use tracing::{Instrument, debug};
 
 use super::body::UpgradedAnswer;
 use super::body::VisitorBody;
-use super::error_page::{ErrorFormat, Fault};
+use super::error_page::ErrorFormat;
 use super::exchange::{DeliveryError, Outbound, PendingResponse, Place};
 use super::http2::UpgradedStream;
 use super::request_body::RequestBody;
 use super::route::Visit;
 use super::validate::Authority;
+use crate::edge::fault::Fault;
 use crate::edge::names::registry::LiveTunnel;
 use crate::edge::visitors::client::Client;
 use crate::edge::visitors::conversations::Evict;
@@ -91,13 +92,13 @@ impl Loaded {
                 _ => {
                     exchange
                         .receiver
-                        .violated(&"a protocol is switched that nobody asked to switch");
+                        .report_violation(&"a protocol is switched that nobody asked to switch");
                     forward.fail(Fault::UpstreamInvalid)
                 }
             };
         }
         if forward.audience.is_head() && length != BodyLength::Empty {
-            exchange.receiver.violated(&"an answer to HEAD has a body");
+            exchange.receiver.report_violation(&"an answer to HEAD has a body");
             return forward.fail(Fault::UpstreamInvalid);
         }
         if asked.is_some() && self.version == Version::HTTP_2 && status.is_success() {
@@ -348,7 +349,7 @@ impl Forward {
     fn fail(&self, fault: Fault) -> Response<VisitorBody> {
         let failures = &self.visit.visitors.failures;
         failures.note(Some(&self.authority.host), fault);
-        self.audience.tell(fault, None)
+        self.audience.render(fault, None)
     }
 
     /// Pass a 1xx answer on, where the libraries allow it: hyper's HTTP/2 server has no way.
