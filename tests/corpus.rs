@@ -105,7 +105,7 @@ fn control_seeds() -> Vec<Seed> {
     };
     let hello = control(&hello);
     let mut later = control(&AgentMessage::Open(request(3, "api")));
-    later.extend(control(&AgentMessage::Shut(3)));
+    later.extend(control(&AgentMessage::Close(3)));
     later.extend(control(&AgentMessage::Draining {
         deadline_ms: 30_000,
     }));

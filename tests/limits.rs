@@ -21,7 +21,7 @@ const FIELDS: &str = "src/edge/limits.rs";
 
 /// Times and numbers that limit nothing: what a format says, or how something is tuned.
 const NO_LIMITS: &[(&str, &str)] = &[
-    ("src/agent/upstream/read_limit.rs", "SMALL"),
+    ("src/agent/upstream/read_limit.rs", "CAPPED_READ"),
     ("src/agent/config.rs", "DEFAULT_PORT"),
     ("src/agent/session/dial.rs", "NO_APPLICATION_PROTOCOL"),
     ("src/edge/visitors/http/exchange.rs", "FIELD"),

@@ -1,4 +1,4 @@
-//! What a value must be besides well-formed. The table of all fields is in `fields.md`.
+//! Semantic checks of well-formed values. The table of all fields is in `fields.md`.
 
 use std::collections::HashSet;
 use std::ops::RangeInclusive;
@@ -7,20 +7,21 @@ use ::http::header::{CONTENT_LENGTH, HOST, TE, TRANSFER_ENCODING};
 use ::http::{HeaderMap, HeaderName, Method, StatusCode, Uri};
 
 use super::{
-    AgentMessage, BodyLength, EdgeMessage, FIRST_WINDOW_LIMIT, Hello, INFORMATIONAL, MIN_WINDOW,
-    LOST_LIMIT, REASON_LIMIT, REQUEST_FIELDS_LIMIT, RequestHead, ResponseHead, StreamHead,
+    AgentMessage, BodyLength, EdgeMessage, FIRST_WINDOW_LIMIT, Hello, INFORMATIONAL, LOST_LIMIT,
+    MIN_WINDOW, REASON_LIMIT, REQUEST_FIELDS_LIMIT, RequestHead, ResponseHead, StreamHead,
     TARGET_LIMIT, TunnelGrant, TunnelRequest, UNREAD_LIMIT, UPGRADE_LIMIT, URLS_LIMIT, Welcome,
     WireError,
 };
 
-/// A message or head that is not believed because it could be decoded.
+/// A message or head that must be checked after it was decoded.
 ///
-/// Whoever receives from a stream gets no value that was not checked: the receiving functions ask for this trait.
+/// The receiving functions require this trait, so that no caller gets an unchecked value from a
+/// stream.
 pub trait Check {
-    /// Find what is wrong with the value on its own. What depends on the receiver's state is left to the receiver.
+    /// Check the value on its own. What depends on the receiver's state is left to the receiver.
     ///
     /// # Errors
-    /// [`WireError::Invalid`] names it.
+    /// [`WireError::Invalid`] names the violation.
     fn check(&self) -> Result<(), WireError>;
 }
 
@@ -28,8 +29,8 @@ impl Check for AgentMessage {
     fn check(&self) -> Result<(), WireError> {
         match self {
             Self::Hello(hello) => hello.check(),
-            Self::Open(_) | Self::Shut(_) | Self::Draining { .. } => Ok(()),
-            Self::Window(_) | Self::Nothing => Ok(()),
+            Self::Open(_) | Self::Close(_) | Self::Draining { .. } => Ok(()),
+            Self::Window(_) | Self::Ping => Ok(()),
         }
     }
 }
@@ -64,7 +65,7 @@ impl Check for EdgeMessage {
             Self::Opened(grant) => grant.check(),
             Self::Refused(_) | Self::NotOpened { .. } | Self::Notice(_) => Ok(()),
             Self::Draining { .. } | Self::Moving { .. } => Ok(()),
-            Self::Window(_) | Self::Nothing => Ok(()),
+            Self::Window(_) | Self::Ping => Ok(()),
         }
     }
 }
@@ -153,12 +154,13 @@ impl Check for ResponseHead {
     }
 }
 
-/// Answers with these have no body whatever their fields say (RFC 9110 §6.4.1), as those to HEAD.
+/// Report whether a response with this status has no body, whatever its fields say (RFC 9110
+/// §6.4.1), like those to HEAD.
 pub fn is_bodiless(status: StatusCode) -> bool {
     status.is_informational() || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
-/// Report whether this may be sent as the reason phrase of HTTP/1.1 (RFC 9112 §4).
+/// Report whether these bytes may be sent as HTTP/1.1's reason phrase (RFC 9112 §4).
 pub fn is_reason(reason: &[u8]) -> bool {
     let allowed = |b: &u8| matches!(b, b'\t' | b' '..=b'~' | 0x80..);
     reason.len() <= REASON_LIMIT && reason.iter().all(allowed)
@@ -171,7 +173,7 @@ fn require(holds: bool, otherwise: &'static str) -> Result<(), WireError> {
     }
 }
 
-/// A QUIC stream carries no more (RFC 9000 §4.5), and it fits everybody's signed arithmetic.
+/// Check that the body fits a QUIC stream (RFC 9000 §4.5), and everybody's signed arithmetic.
 fn check_length(body: BodyLength) -> Result<(), WireError> {
     let fits = !matches!(body, BodyLength::Known(length) if length >= 1 << 62);
     require(fits, "the body is longer than a stream")
@@ -186,14 +188,15 @@ fn is_url(url: &str) -> bool {
     })
 }
 
-/// A path and a query (RFC 9112 §3.2.1). Two slashes at the beginning are a path, too, and in front of a server
-/// they stay one.
+/// Report whether the target is in origin form: a path and a query (RFC 9112 §3.2.1). A path may
+/// begin with two slashes: in front of a server it stays one.
 fn is_origin_form(target: &str) -> bool {
     let allowed = |b: u8| !b.is_ascii_control() && b != b' ' && b != b'#';
     target.starts_with('/') && target.bytes().all(allowed)
 }
 
-/// One name, or several with commas, of what `Upgrade` and `:protocol` may say (RFC 9110 §7.8).
+/// Report whether this is one protocol, or several with commas, as in `Upgrade` and `:protocol`
+/// (RFC 9110 §7.8).
 fn is_protocol(protocol: &str) -> bool {
     let allowed = |b: u8| matches!(b, b'!'..=b'~' | b' ');
     (1..=UPGRADE_LIMIT).contains(&protocol.len())
@@ -201,8 +204,9 @@ fn is_protocol(protocol: &str) -> bool {
         && !protocol.contains(['"', '\\', ';', '(', ')'])
 }
 
-/// The edge has removed what concerns one hop, and has left one host: if it has not, nothing of it may reach an
-/// upstream, which could read another request out of it than the edge did.
+/// Check that no hop-by-hop field is left, and exactly one host. The edge ensures it; if it has
+/// not, no such field may reach an upstream, which could read another request out of it than the
+/// edge did (request smuggling).
 fn check_request_fields(fields: &HeaderMap, body: BodyLength) -> Result<(), WireError> {
     require(
         fields.len() <= REQUEST_FIELDS_LIMIT,
@@ -216,7 +220,7 @@ fn check_request_fields(fields: &HeaderMap, body: BodyLength) -> Result<(), Wire
     )?;
     let (mut hop, mut framing) = (false, false);
     for name in fields.keys() {
-        hop |= OF_ONE_HOP.contains(name);
+        hop |= HOP_BY_HOP.contains(name);
         framing |= imitates_framing(name);
     }
     let only_trailers = fields
@@ -242,13 +246,14 @@ fn check_request_fields(fields: &HeaderMap, body: BodyLength) -> Result<(), Wire
     )
 }
 
-/// A host and perhaps a port (RFC 9110 §7.2): what is in a name or an address, and nothing that could be read as two.
+/// Report whether this is a host with an optional port (RFC 9110 §7.2), and cannot be read as two.
 fn is_host(host: &[u8]) -> bool {
     let allowed = |b: &u8| b.is_ascii_alphanumeric() || b"-._~:[]".contains(b);
     (1..=HOST_LIMIT).contains(&host.len()) && host.iter().all(allowed)
 }
 
-/// `content_length` is a length to those who pass fields on in variables (CGI, WSGI).
+/// Report whether a name looks like a framing field: `content_length` is a length to those who pass
+/// fields on in variables (CGI, WSGI).
 fn imitates_framing(name: &HeaderName) -> bool {
     name.as_str().contains('_') && {
         let hyphened = name.as_str().replace('_', "-");
@@ -256,7 +261,7 @@ fn imitates_framing(name: &HeaderName) -> bool {
     }
 }
 
-/// Read digits and nothing else (RFC 9110 §8.6).
+/// Parse a number of digits and nothing else (RFC 9110 §8.6).
 pub fn decimal(value: &[u8]) -> Option<u64> {
     let digits = value.iter().all(u8::is_ascii_digit) && !value.is_empty();
     digits
@@ -266,13 +271,13 @@ pub fn decimal(value: &[u8]) -> Option<u64> {
 
 const WINDOWS: RangeInclusive<u64> = MIN_WINDOW..=FIRST_WINDOW_LIMIT;
 
-/// The longest registered method has 17 characters; nobody sends longer ones than this.
+/// Longest method, in bytes. The longest registered one has 17 characters.
 const METHOD_LIMIT: usize = 256;
 
-/// The longest name of DNS (255), and a port.
+/// Longest host, in bytes: a DNS name (255) and a port.
 const HOST_LIMIT: usize = 270;
 
-const OF_ONE_HOP: [HeaderName; 8] = [
+const HOP_BY_HOP: [HeaderName; 8] = [
     ::http::header::CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),

@@ -1,4 +1,4 @@
-//! Why a connection or a stream was ended, as numbers on the wire.
+//! Codes on the wire that say why a connection or a stream was ended.
 
 use std::fmt;
 
@@ -6,21 +6,22 @@ use quinn::ConnectionError;
 
 use super::Text;
 
-/// The application error code of a QUIC CONNECTION_CLOSE.
+/// Application error code of a QUIC CONNECTION_CLOSE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Close {
-    /// The sender has drained and goes away; the other end may reconnect.
+    /// The sender has drained and is stopping; the other end may reconnect.
     Done = 0,
-    /// What arrived was not understood.
+    /// The sender received a protocol violation.
     Protocol = 1,
-    /// A limit in time was exceeded, such as that for the first message.
+    /// A time limit was exceeded, such as that for the first message.
     Timeout = 2,
     /// A newer session of the same agent has taken the names of this one. An agent that did not open it
     /// asks for them once more, with [`ClaimMode::Superseded`](super::ClaimMode::Superseded).
     Superseded = 3,
     /// The edge is full.
     Busy = 4,
-    /// Another agent has taken a name of this session over, as somebody wanted; the reason says which.
+    /// Another agent has taken over a name of this session, because a person asked for it; the
+    /// reason names it.
     TakenOver = 5,
     /// The token was refused; an [`EdgeMessage::Refused`](super::EdgeMessage::Refused) says why.
     Refused = 401,
@@ -34,7 +35,7 @@ impl Close {
         quinn::VarInt::from_u32(self as u32)
     }
 
-    /// Recognise a code that came from the other end.
+    /// Return the meaning of a code from the other end, if it is known.
     pub fn from_code(code: quinn::VarInt) -> Option<Self> {
         [
             Self::Done,
@@ -66,7 +67,7 @@ impl fmt::Display for Close {
     }
 }
 
-/// Describe why a connection ended. The reason may be the peer's own words.
+/// Describe why a connection ended. The text may contain the peer's own words.
 pub fn close_text(err: &ConnectionError) -> Text {
     match err {
         ConnectionError::ApplicationClosed(close) => {
@@ -79,17 +80,17 @@ pub fn close_text(err: &ConnectionError) -> Text {
                 false => format!("{meaning}: {}", Text::from_bytes(&close.reason)).into(),
             }
         }
-        // Among them what the peer's QUIC says.
+        // Some of these contain the reason of the peer's QUIC implementation.
         _ => err.to_string().into(),
     }
 }
 
-/// The application error code of a RESET_STREAM or STOP_SENDING.
+/// Application error code of a RESET_STREAM or STOP_SENDING.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reset {
     /// The far side of this conversation (visitor or upstream) has gone away.
     Gone = 1,
-    /// What arrived on the stream was not understood.
+    /// The sender received a protocol violation on the stream.
     Protocol = 2,
     /// The receiver needs no more of this direction; the other one goes on.
     Enough = 3,

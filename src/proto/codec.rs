@@ -1,14 +1,14 @@
-//! Length-prefixed postcard: how a value becomes bytes, and bytes that arrive in any pieces a value.
+//! Length-prefixed postcard encoding, and its incremental decoding.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
-/// Encode `value` with its length in front.
+/// Encode `value` with a length prefix.
 ///
 /// # Errors
 /// [`WireError::TooLong`] if the encoding exceeds `limit` bytes.
 pub fn encode<T: Serialize>(value: &T, limit: usize) -> Result<Bytes, WireError> {
-    // The length is written into room left for it, so that the value is serialised only once.
+    // Room for the length is left at the front, so that the value is serialised only once.
     let mut buf = BytesMut::with_capacity(512);
     buf.put_bytes(0, PREFIX);
     let mut buf =
@@ -26,7 +26,7 @@ pub fn encode<T: Serialize>(value: &T, limit: usize) -> Result<Bytes, WireError>
 /// Decode one value from exactly these bytes.
 ///
 /// # Errors
-/// [`WireError::Malformed`] if they are not one, or if anything is left over.
+/// [`WireError::Malformed`] if they are not a value, or anything is left over.
 pub fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, WireError> {
     match postcard::take_from_bytes(bytes) {
         Ok((value, [])) => Ok(value),
@@ -44,19 +44,19 @@ pub fn put_varint(value: u64, out: &mut impl BufMut) {
     }
 }
 
-/// Collects the pieces of length-prefixed messages and gives them out whole.
+/// Incremental splitter of a byte stream into length-prefixed messages.
 #[derive(Debug, Default)]
 pub struct Splitter {
     buf: BytesMut,
 }
 
 impl Splitter {
-    /// Add what has arrived.
+    /// Append received bytes.
     pub fn push(&mut self, bytes: &[u8]) {
         self.buf.extend_from_slice(bytes);
     }
 
-    /// Take the next message's payload if all of it has arrived.
+    /// Take the next message's payload, if all of it has arrived.
     ///
     /// # Errors
     /// [`WireError::TooLong`] as soon as the length is known to exceed `limit`.
@@ -69,32 +69,33 @@ impl Splitter {
             return Err(WireError::TooLong { length, limit });
         }
         if self.buf.len() < prefix + length {
-            // Little is believed of what is announced: a few bytes must not take much memory.
+            // The announced length is not trusted: a few bytes must not reserve much memory.
             let missing = prefix + length - self.buf.len();
-            self.buf.reserve(missing.min(self.buf.len().max(BELIEVED)));
+            self.buf
+                .reserve(missing.min(self.buf.len().max(MAX_RESERVE)));
             return Ok(None);
         }
         self.buf.advance(prefix);
         Ok(Some(self.buf.split_to(length).freeze()))
     }
 
-    /// Return how long the message is that has begun to arrive, if that is known.
+    /// Return the length of the message that is arriving, if it is known yet.
     pub fn announced(&self) -> Option<usize> {
         read_varint(&self.buf).map(|(length, _)| usize::try_from(length).unwrap_or(usize::MAX))
     }
 
-    /// Give back what followed the last message.
+    /// Return the bytes after the last message.
     pub fn into_rest(self) -> Bytes {
         self.buf.freeze()
     }
 
-    /// Report whether nothing has arrived that was not given out.
+    /// Report whether no bytes are left.
     pub fn is_empty(&self) -> bool {
         self.buf.is_empty()
     }
 }
 
-/// Read a variable-length integer at the start of `bytes`: its value and how long it is.
+/// Decode the variable-length integer at the start of `bytes` into its value and its length.
 pub(crate) fn read_varint(bytes: &[u8]) -> Option<(u64, usize)> {
     let first = *bytes.first()?;
     let length = 1 << (first >> 6);
@@ -105,7 +106,7 @@ pub(crate) fn read_varint(bytes: &[u8]) -> Option<(u64, usize)> {
     Some((value, length))
 }
 
-/// Where postcard writes: its own growing buffers take bytes one at a time.
+/// Output buffer for postcard, whose own growing buffers take bytes one at a time.
 struct Output(BytesMut);
 
 impl postcard::ser_flavors::Flavor for Output {
@@ -126,33 +127,33 @@ impl postcard::ser_flavors::Flavor for Output {
     }
 }
 
-/// What does not follow the specification.
+/// Violation of the specification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
-    /// A message, head or list of trailers is longer than it may be.
+    /// A message, head or list of trailers exceeds its limit.
     #[error("{length} bytes where at most {limit} are allowed")]
     TooLong {
-        /// What was announced.
+        /// Announced length, in bytes.
         length: usize,
-        /// What is allowed.
+        /// Limit, in bytes.
         limit: usize,
     },
-    /// The bytes are not a value of the kind that is expected here.
+    /// The bytes do not encode a value of the expected type.
     #[error("malformed message")]
     Malformed,
-    /// The sender finished inside a message or a frame.
+    /// The stream ended inside a message or a frame.
     #[error("the stream ended inside a message")]
     Truncated,
-    /// A value is none that may stand there. The text says which and why.
+    /// A value is not allowed where it stands. The text says which and why.
     #[error("{0}")]
     Invalid(&'static str),
-    /// Something followed the trailers.
+    /// Data followed the trailers.
     #[error("data after the trailers")]
     AfterTrailers,
 }
 
-/// Room that is made for what is announced and has not come: as much as most heads have.
-const BELIEVED: usize = 4 << 10;
+/// Most bytes to reserve for an announced message that has not arrived: what most heads take.
+const MAX_RESERVE: usize = 4 << 10;
 
-/// All lengths that we write fit the four-byte form.
+/// Bytes of the length prefix: all lengths that we write fit the four-byte form.
 const PREFIX: usize = 4;

@@ -1,4 +1,4 @@
-//! The messages of the control stream.
+//! Messages of the control stream.
 
 use std::fmt;
 
@@ -6,122 +6,124 @@ use serde::{Deserialize, Serialize};
 
 use super::Text;
 
-/// What an agent tells the edge.
+/// Message from an agent to the edge.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum AgentMessage {
-    /// The first message: who I am, what proves it, and what I would like to publish.
+    /// First message: the agent's identity, its credentials, and the tunnels it asks for.
     Hello(Hello),
     /// Publish one more tunnel. Answered by [`EdgeMessage::Opened`] or [`EdgeMessage::NotOpened`].
     Open(TunnelRequest),
-    /// Stop publishing the tunnel of that number. Conversations under way go on.
-    Shut(u32),
-    /// The agent is about to go: send no new conversations, and close when the old ones are done.
+    /// Close the tunnel with this number. Its conversations in progress continue.
+    Close(u32),
+    /// The agent is stopping: send no new conversations, and close once the old ones are done.
     Draining {
-        /// How long the agent will wait for them.
+        /// Time that the agent will wait for them, in milliseconds.
         deadline_ms: u64,
     },
-    /// More of a request's body may come.
+    /// Window update for a request's body.
     Window(Window),
-    /// Nothing: a packet that follows the end of an answer, so that the loss of that is noticed, or the
-    /// first over another carrier.
-    Nothing,
+    /// Keep-alive without content: a packet after the end of a response, so that its loss is
+    /// detected (a tail probe), or the first packet over another carrier.
+    Ping,
 }
 
-/// What the edge tells an agent.
+/// Message from the edge to an agent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum EdgeMessage {
-    /// The answer to a hello that was accepted.
+    /// Accept a hello.
     Welcome(Welcome),
-    /// The answer to one that was not. The edge closes with [`Close::Refused`](super::Close::Refused)
-    /// once the agent has read it.
+    /// Refuse a hello. The edge closes with [`Close::Refused`](super::Close::Refused) once the
+    /// agent has read it.
     Refused(Refusal),
-    /// A later tunnel is open.
+    /// Accept an [`AgentMessage::Open`].
     Opened(TunnelGrant),
-    /// A later tunnel is not open.
+    /// Refuse an [`AgentMessage::Open`].
     NotOpened {
-        /// The number that the agent gave it.
+        /// Number that the agent gave the tunnel.
         tunnel: u32,
-        /// Why.
+        /// Reason of the refusal.
         refusal: Refusal,
     },
-    /// The edge is about to go: it accepts no new conversations and closes when the old ones are done.
+    /// The edge is stopping: it accepts no new conversations and closes once the old ones are done.
     Draining {
-        /// How long the edge will wait for them.
+        /// Time that the edge will wait for them, in milliseconds.
         deadline_ms: u64,
     },
-    /// Something that the person at the agent should read.
+    /// Text for the person at the agent to read.
     Notice(Text),
     /// Another process of this edge has taken over: the agent opens a new session at once, which
     /// reaches that one. This session goes on beside it, also with new conversations, for visitors
     /// who are still connected to the old process, until the edge closes it.
     Moving {
-        /// How long the edge will wait for what is under way.
+        /// Time that the edge will wait for conversations in progress, in milliseconds.
         deadline_ms: u64,
     },
-    /// More of an answer's body may come.
+    /// Window update for a response's body.
     Window(Window),
-    /// Nothing: a packet that follows the end of a request, so that the loss of that is noticed.
-    Nothing,
+    /// Keep-alive without content: a packet after the end of a request, so that its loss is
+    /// detected (a tail probe).
+    Ping,
 }
 
-/// How much of a body its reader takes. It begins with [`RequestHead::window`](super::RequestHead::window)
-/// and is told anew whenever much of it has been read; a lower limit than an earlier one means nothing.
+/// Flow-control limit of a body. It starts at [`RequestHead::window`](super::RequestHead::window)
+/// and is raised whenever much of it has been read; a lower limit than an earlier one is ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Window {
-    /// The index of the stream that carries the body.
+    /// Index of the stream that carries the body.
     pub stream: u64,
-    /// Bytes of data frames' contents (after an upgrade, of raw bytes) that may be sent in all.
+    /// Bytes that may be sent in all: contents of data frames, or raw bytes after an upgrade.
     pub limit: u64,
 }
 
 /// The agent's first message.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Hello {
-    /// What authenticates the agent; empty where the edge needs none.
+    /// Credential of the agent; empty where the edge needs none.
     pub token: Secret,
-    /// Who the agent is, across restarts and networks.
+    /// Identity of the agent, across restarts and networks.
     pub agent: AgentId,
-    /// Which run of the agent this is: its sessions are ordered by `epoch`, those of different runs by
-    /// when they come.
+    /// Run of the agent's process: its sessions are ordered by `epoch`, those of different runs by
+    /// their arrival.
     pub run: RunId,
-    /// Counts the sessions of a run, so that a newer one supersedes its own ghost, and one that is
-    /// late does not supersede a newer one. No clock has a part in it.
+    /// Number of the session within its run, so that a newer session supersedes its own ghost, and
+    /// a delayed one does not supersede a newer. It depends on no clock.
     pub epoch: u64,
-    /// What to do where a name is held.
+    /// Claim to names that are already held.
     pub claim: ClaimMode,
     /// Name and version of the program, for the edge's log.
     pub software: Text,
-    /// What to publish from the start.
+    /// Tunnels to publish from the start.
     pub tunnels: Vec<TunnelRequest>,
-    /// What became of earlier sessions, the latest first. A process that has just started knows
-    /// of none.
+    /// State of earlier sessions that were lost, the latest first. Empty for a process that has
+    /// just started.
     pub lost: Vec<LostSession>,
 }
 
-/// What an agent that says hello expects of names that are held.
+/// Claim of an agent's hello to names that are already held.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ClaimMode {
-    /// It gets those that its own agent id holds, and none of others.
+    /// Get names that its own agent id holds, and none of others.
     #[default]
     Own,
-    /// The same, but its last session was closed with [`Close::Superseded`](super::Close::Superseded)
-    /// although it is alive: there are two with this agent id. It gets the names only if the other is
-    /// silent.
+    /// Get them, although its last session was closed with
+    /// [`Close::Superseded`](super::Close::Superseded): two agents have this id. It gets the names
+    /// only if the other is silent.
     Superseded,
-    /// Somebody wants it to have the names even if another agent with the same token holds them.
+    /// Get names even if another agent with the same token holds them, because a person asked for
+    /// it.
     TakeOver,
 }
 
-/// What an agent knows about a session of its own that broke: with it the edge can tell a request
-/// that never arrived, and may be sent again, from one that may have been processed.
+/// State of a lost session at the agent: with it the edge can tell a request that never arrived,
+/// and may be retried, from one that may have been processed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LostSession {
-    /// The session's [`Hello::epoch`]. It was of the same [`Hello::run`].
+    /// [`Hello::epoch`] of the session. It was of the same [`Hello::run`].
     pub epoch: u64,
-    /// How many streams of the edge the agent had accepted. QUIC opens them in order (RFC 9000
+    /// Number of the edge's streams that the agent had accepted. QUIC opens them in order (RFC 9000
     /// §2.1): those with this index and above never arrived.
     pub accepted: u64,
-    /// The indices of accepted streams whose head the agent had not read.
+    /// Indices of accepted streams whose head the agent had not read.
     pub unread: Vec<u64>,
 }
 
@@ -132,74 +134,74 @@ impl LostSession {
     }
 }
 
-/// A tunnel that an agent would like to publish.
+/// Request of an agent for a tunnel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TunnelRequest {
-    /// A number of the agent's choice, which every [`StreamHead`](super::StreamHead) repeats.
+    /// Number of the agent's choice, which every [`StreamHead`](super::StreamHead) repeats.
     pub tunnel: u32,
-    /// The label in front of the edge's domain.
+    /// Label in front of the edge's domain.
     pub name: Text,
-    /// Protocols besides `websocket` that visitors may switch to, by name. The edge passes over what is
-    /// HTTP in another form, such as `h2c`, and over more than eight.
+    /// Protocols besides `websocket` that visitors may switch to, by name. The edge ignores HTTP in
+    /// another form, such as `h2c`, and any after the eighth.
     pub upgrades: Vec<String>,
 }
 
-/// The edge's answer to a hello.
+/// Response of the edge to an accepted hello.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Welcome {
-    /// A number for logs at both ends.
+    /// Number of the session, for logs at both ends.
     pub session: u64,
     /// Name and version of the program, for the agent's log.
     pub software: Text,
-    /// One for every tunnel asked for, in the same order.
+    /// One grant per requested tunnel, in the same order.
     pub tunnels: Vec<TunnelGrant>,
-    /// What the edge will not go beyond.
+    /// Limits that the edge enforces.
     pub limits: Limits,
 }
 
-/// A tunnel that is open.
+/// An open tunnel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TunnelGrant {
-    /// The number that the agent gave it.
+    /// Number that the agent gave it.
     pub tunnel: u32,
-    /// The label in front of the edge's domain.
+    /// Label in front of the edge's domain.
     pub name: Text,
-    /// Where visitors reach it, best first.
+    /// Public URLs, best first.
     pub urls: Vec<Text>,
 }
 
-/// The edge's limits, as far as an agent can use them.
+/// Limits of the edge that matter to an agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
-    /// Tunnels of one agent.
+    /// Most tunnels of one agent.
     pub tunnels: u32,
-    /// Conversations of one session at the same time.
+    /// Most concurrent conversations of one session.
     pub streams: u32,
 }
 
-/// Why a hello or a tunnel was refused.
+/// Reason for refusing a hello or a tunnel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Refusal {
     /// The token is missing or wrong. Permanent.
     #[error("the edge refused the token")]
     Unauthorized,
-    /// Somebody else holds the name. An agent that has just started gives up; one that had the name
-    /// before tries again now and then.
+    /// Another agent holds the name. An agent that has just started gives up; one that had the name
+    /// before retries now and then.
     #[error("the name \"{name}\" is held by {holder}")]
     NameTaken {
         /// The name.
         name: Text,
-        /// Who holds it and until when, without any secret.
+        /// Description of the holder and until when, without any secret.
         holder: Text,
         /// Whether [`ClaimMode::TakeOver`] would have helped.
         may_take_over: bool,
     },
-    /// The name cannot be one, or is reserved. Permanent.
+    /// The name is invalid or reserved. Permanent.
     #[error("the name \"{name}\" cannot be used: {reason}")]
     NameInvalid {
         /// The name.
         name: Text,
-        /// What is wrong with it.
+        /// Reason why it cannot be used.
         reason: Text,
     },
     /// The agent asks for more tunnels than the edge allows. Permanent.
@@ -208,15 +210,15 @@ pub enum Refusal {
         /// [`Limits::tunnels`].
         limit: u32,
     },
-    /// The edge is full or about to stop. Try again later.
+    /// The edge is full or about to stop. Temporary.
     #[error("the edge is busy: {reason}")]
     Busy {
-        /// What it is busy with.
+        /// Reason, such as that it is draining.
         reason: Text,
     },
 }
 
-/// A string that is never shown, also not by `Debug`.
+/// A string that is never shown, not even by `Debug`.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(String);
@@ -227,7 +229,7 @@ impl Secret {
         Self(secret.into())
     }
 
-    /// Look at it, to compare it or to send it.
+    /// Return the secret, to compare or send it.
     pub fn reveal(&self) -> &str {
         &self.0
     }
@@ -239,24 +241,24 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// An agent's persistent random identity.
+/// Persistent random identity of an agent.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct AgentId(pub [u8; 16]);
 
 impl AgentId {
-    /// Make an identity.
+    /// Generate a random identity.
     pub fn random() -> Self {
         let mut id = [0; 16];
         aws_lc_rs::rand::fill(&mut id).expect("the operating system has random numbers");
         Self(id)
     }
 
-    /// Write the whole identity, as it is kept in a file.
+    /// Format the whole identity in hexadecimal, as it is stored in a file.
     pub fn to_hex(self) -> String {
         self.0.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// Read what [`to_hex`](Self::to_hex) wrote.
+    /// Parse the output of [`to_hex`](Self::to_hex).
     pub fn from_hex(text: &str) -> Option<Self> {
         let text = text.trim();
         let valid = text.len() == 32 && text.bytes().all(|digit| digit.is_ascii_hexdigit());
@@ -268,12 +270,12 @@ impl AgentId {
     }
 }
 
-/// One run of an agent, from its start to its end: a random number that it makes as it starts.
+/// Random number that identifies one run of an agent's process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RunId(pub u64);
 
 impl RunId {
-    /// Make one for a run that begins.
+    /// Generate the number of a run that starts.
     pub fn random() -> Self {
         let mut id = [0; 8];
         aws_lc_rs::rand::fill(&mut id).expect("the operating system has random numbers");
@@ -282,7 +284,7 @@ impl RunId {
 }
 
 impl fmt::Display for AgentId {
-    /// The first four bytes: enough to tell agents apart in a log.
+    /// Format the first four bytes: enough to tell agents apart in a log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0[..4]
             .iter()

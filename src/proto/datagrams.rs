@@ -1,17 +1,17 @@
-//! Packets in a WebSocket message: what segmentation offload is for UDP.
+//! Batches of packets in a WebSocket message, as segmentation offload (GSO) makes them for UDP.
 
 use bytes::Bytes;
 
-/// Packets that travelled together: `stride` bytes each, the last one possibly shorter.
+/// A batch of packets: `stride` bytes each, the last one possibly shorter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Datagrams {
-    /// The length of each packet but the last.
+    /// Length of each packet but the last, in bytes.
     pub stride: usize,
-    /// All packets, one after the other.
+    /// All packets, concatenated.
     pub bytes: Bytes,
 }
 
-/// Why a message is refused; the WebSocket that sent it is closed.
+/// Reason for refusing a message; the WebSocket that sent it is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DatagramsError {
     #[error("the message has no packets")]
@@ -25,7 +25,7 @@ pub enum DatagramsError {
 }
 
 impl Datagrams {
-    /// Write one transmit as a message, or `None` if it is one that no receiver would accept.
+    /// Encode one transmit as a message, or return `None` if no receiver would accept it.
     ///
     /// `segment` is the length of each packet but the last; without it `contents` is one packet.
     pub fn encode(segment: Option<usize>, contents: &[u8]) -> Option<Bytes> {
@@ -33,17 +33,17 @@ impl Datagrams {
         Some([&header, contents].concat().into())
     }
 
-    /// What comes before `contents` in such a message.
+    /// Encode the header in front of `contents`, or return `None` as [`Self::encode`] does.
     pub fn header(segment: Option<usize>, contents: &[u8]) -> Option<[u8; DATAGRAMS_HEADER]> {
         let stride = segment.unwrap_or(contents.len()).min(contents.len());
         check(stride, contents.len()).ok()?;
         Some(u16::try_from(stride).ok()?.to_be_bytes())
     }
 
-    /// Read one message without copying its packets.
+    /// Decode one message without copying its packets.
     ///
     /// # Errors
-    /// [`DatagramsError`] tells what makes it no message; the WebSocket is then to be closed.
+    /// [`DatagramsError`] names the violation; the WebSocket is then to be closed.
     pub fn decode(mut message: Bytes) -> Result<Self, DatagramsError> {
         if message.len() <= DATAGRAMS_HEADER {
             return Err(DatagramsError::Empty);
@@ -74,14 +74,14 @@ fn check(stride: usize, len: usize) -> Result<(), DatagramsError> {
     Ok(())
 }
 
-/// Bytes of packets in one message: as much as the kernel moves in one segmented UDP transmit.
+/// Most bytes of packets in one message: as much as the kernel sends in one segmented UDP transmit.
 pub const DATAGRAMS_LIMIT: usize = 64 * 1024;
 
-/// Packets in one message: Linux's own limit for one segmented transmit. It keeps a message of
+/// Most packets in one message: Linux's own limit for one segmented transmit. It keeps a message of
 /// one-byte packets from becoming 64 thousand calls into QUIC.
 pub const DATAGRAMS_COUNT: usize = 64;
 
-/// The length of what is in front of the packets.
+/// Length of the header in front of the packets, in bytes.
 pub const DATAGRAMS_HEADER: usize = 2;
 
 #[cfg(test)]

@@ -1,17 +1,17 @@
-//! Text from strangers made safe for a terminal.
+//! Escaping of untrusted text for terminals and logs.
 
 use std::borrow::Cow;
 use std::fmt::Write;
 
-/// Escape control characters, ANSI sequences, and what changes the direction of text or is not
-/// visible, so that a visitor's path or a peer's reason cannot forge a line of the log.
+/// Escape control characters, ANSI sequences, and characters that are invisible or change the
+/// direction of text, so that a visitor's path or a peer's reason cannot forge a log line.
 pub fn escape(text: &str) -> Cow<'_, str> {
     if text.bytes().all(|b| matches!(b, b' '..=b'~')) {
         return text.into();
     }
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        if is_treacherous(c) {
+        if is_deceptive(c) {
             // Writing to a String cannot fail.
             let _ = write!(out, "\\u{{{:x}}}", c as u32);
         } else {
@@ -21,9 +21,10 @@ pub fn escape(text: &str) -> Cow<'_, str> {
     out.into()
 }
 
-/// Controls (C0, C1, DEL), line and paragraph separators, zero-width and bidirectional formatting
-/// characters (Unicode Technical Report 36 §2, CVE-2021-42574), tags, and private use.
-fn is_treacherous(c: char) -> bool {
+/// Report whether a character may deceive a reader: controls (C0, C1, DEL), line and paragraph
+/// separators, zero-width and bidirectional formatting characters (Unicode Technical Report 36 §2,
+/// CVE-2021-42574), tags, and private use.
+fn is_deceptive(c: char) -> bool {
     c.is_control()
         || matches!(c,
             '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'

@@ -22,21 +22,26 @@ impl Serialize for Fields {
 
 impl<'de> Deserialize<'de> for Fields {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_seq(FieldsVisitor { room: 0 })
+        deserializer.deserialize_seq(FieldsVisitor { extra: 0 })
     }
 }
 
-/// Read the list of a request, to which the agent adds [`ADDED`] fields: a map that grows for them takes 600
-/// instructions more of every request.
-pub(crate) fn with_room<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Fields, D::Error> {
-    deserializer.deserialize_seq(FieldsVisitor { room: ADDED })
+/// Decode the fields of a request with room for the [`EXTRA_FIELDS`] that the agent adds: growing
+/// the map for them would take 600 instructions more of every request.
+pub(crate) fn with_extra_room<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Fields, D::Error> {
+    deserializer.deserialize_seq(FieldsVisitor {
+        extra: EXTRA_FIELDS,
+    })
 }
 
-/// `Forwarded`, `X-Forwarded-For`, `-Proto` and `-Host`, and `CDN-Loop`.
-const ADDED: usize = 5;
+/// Fields that the agent adds: `Forwarded`, `X-Forwarded-For`, `-Proto` and `-Host`, and
+/// `CDN-Loop`.
+const EXTRA_FIELDS: usize = 5;
 
 struct FieldsVisitor {
-    room: usize,
+    extra: usize,
 }
 
 impl<'de> Visitor<'de> for FieldsVisitor {
@@ -47,10 +52,10 @@ impl<'de> Visitor<'de> for FieldsVisitor {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Fields, A::Error> {
-        // The announced length is not believed: a few bytes must not reserve much memory.
+        // The announced length is not trusted: a few bytes must not reserve much memory.
         let mut fields =
-            HeaderMap::with_capacity(list.size_hint().unwrap_or(0).min(64) + self.room);
-        // A name is text, but what makes it one is checked more strictly than a text's encoding.
+            HeaderMap::with_capacity(list.size_hint().unwrap_or(0).min(64) + self.extra);
+        // Names are read as bytes: `HeaderName` checks them more strictly than UTF-8 does.
         while let Some((name, value)) = list.next_element::<(&Bytes, &Bytes)>()? {
             let name = HeaderName::from_bytes(name).map_err(A::Error::custom)?;
             let value = HeaderValue::from_bytes(value).map_err(A::Error::custom)?;

@@ -1,4 +1,4 @@
-//! Body frames: data and trailers, in whatever pieces they arrive.
+//! Body frames: data and trailers.
 
 use ::http::HeaderMap;
 use bytes::{Buf, Bytes, BytesMut};
@@ -6,7 +6,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use super::codec::{Splitter, read_varint};
 use super::{Fields, TRAILERS_LIMIT, WireError, decode, encode, put_varint};
 
-/// Encode what stands in front of `length > 0` bytes of data.
+/// Encode the header of a data frame with `length > 0` bytes.
 pub fn data_header(length: usize) -> Bytes {
     debug_assert!(length > 0, "an empty frame would announce trailers");
     let mut header = BytesMut::with_capacity(8);
@@ -29,17 +29,18 @@ pub fn trailers(fields: HeaderMap) -> Result<Bytes, WireError> {
 /// A piece of a body.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Frame {
-    /// Data, never empty. A frame that arrives in pieces is given out in pieces.
+    /// Data, never empty. A frame that arrives in pieces is returned in pieces.
     Data(Bytes),
     /// The trailers; nothing follows.
     Trailers(HeaderMap),
 }
 
-/// Turns a stream's bytes back into [`Frame`]s, without copying data and without waiting for it.
+/// Incremental decoder of a stream's bytes into [`Frame`]s, which neither copies data nor waits for
+/// whole frames.
 #[derive(Debug)]
 pub struct BodyDecoder {
     state: State,
-    /// What has been pushed and not yet been decoded.
+    /// Bytes pushed and not yet decoded.
     input: Bytes,
 }
 
@@ -56,7 +57,7 @@ enum State {
 }
 
 impl BodyDecoder {
-    /// Start at a frame boundary, with what followed the head in the same read.
+    /// Start at a frame boundary, with the bytes that were read together with the head.
     pub fn new(input: Bytes) -> Self {
         Self {
             state: State::BOUNDARY,
@@ -64,7 +65,8 @@ impl BodyDecoder {
         }
     }
 
-    /// Add what has arrived. Call it only after [`next_frame`](Self::next_frame) has given all it could.
+    /// Append received bytes. Call it only after [`next_frame`](Self::next_frame) has returned
+    /// `None`.
     pub fn push(&mut self, input: Bytes) {
         debug_assert!(
             self.input.is_empty(),
@@ -73,7 +75,7 @@ impl BodyDecoder {
         self.input = input;
     }
 
-    /// Decode the next piece, or answer `None` if more bytes are needed.
+    /// Decode the next piece, or return `None` if more bytes are needed.
     ///
     /// # Errors
     /// A [`WireError`] ends the body; the stream should then be reset.
@@ -126,7 +128,7 @@ impl BodyDecoder {
         }
     }
 
-    /// Report whether the trailers have been given out, after which only FIN may come.
+    /// Report whether the trailers have been returned, after which only FIN may come.
     pub fn is_end(&self) -> bool {
         matches!(self.state, State::End)
     }

@@ -1,4 +1,4 @@
-//! The first thing on a conversation's stream, and the first thing that comes back.
+//! Heads of a conversation: the first thing on its stream in each direction.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -9,9 +9,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{Fields, HEAD_LIMIT, RESPONSE_HEAD_LIMIT};
 
-/// What stands at the beginning of a stream, in one direction.
+/// The first value on a stream, in one direction.
 pub trait Head: Serialize + serde::de::DeserializeOwned {
-    /// The most bytes that it takes.
+    /// Longest encoding, in bytes.
     const LIMIT: usize;
 }
 
@@ -23,7 +23,7 @@ impl Head for ResponseHead {
     const LIMIT: usize = RESPONSE_HEAD_LIMIT;
 }
 
-/// What kind of conversation a stream carries. The edge sends it first.
+/// Kind of a stream's conversation. The edge sends it first.
 ///
 /// Kinds to come (TCP, TLS by server name, private tunnels) are appended here.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,90 +32,91 @@ pub enum StreamHead {
     Http(RequestHead),
 }
 
-/// The head of a visitor's request, cleaned by the edge and completed by the agent.
+/// Head of a visitor's request, cleaned by the edge and completed by the agent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RequestHead {
-    /// The number that the agent gave to the tunnel.
+    /// Number that the agent gave the tunnel.
     pub tunnel: u32,
-    /// Who asks, as the edge sees it.
+    /// Address of the visitor, as the edge sees it.
     pub visitor: SocketAddr,
-    /// How the visitor reached the edge.
+    /// Scheme by which the visitor reached the edge.
     pub scheme: Scheme,
-    /// The visitor's version of HTTP.
+    /// HTTP version of the visitor's request.
     pub version: HttpVersion,
     /// The method, in its own letter case.
     #[serde(with = "method")]
     pub method: Method,
-    /// The origin form of the target (path and query, percent-encoding untouched) or `*`.
+    /// Target in origin form (path and query, percent-encoding untouched) or `*`.
     pub target: String,
-    /// The protocols to switch to, if the visitor asks for some (`Upgrade`, or RFC 8441's `:protocol`): those
-    /// that the tunnel allows, as they were spelt. An answer with 101 names one of them.
+    /// Protocols to switch to, if the visitor asks for any (`Upgrade`, or RFC 8441's `:protocol`):
+    /// those that the tunnel allows, spelt as in the request. A 101 response names one of them.
     pub upgrade: Option<String>,
-    /// Whether a body follows.
+    /// Length of the body that follows, if there is one.
     pub body: BodyLength,
-    /// Bytes of a body that either end takes before it tells a [`Window`](super::Window): at least
-    /// [`MIN_WINDOW`](super::MIN_WINDOW).
+    /// Bytes of a body that either end accepts before it sends a [`Window`](super::Window): at
+    /// least [`MIN_WINDOW`](super::MIN_WINDOW).
     pub window: u32,
-    /// The fields, without those that concern one hop only. The agent tells the upstream who the visitor is, by
-    /// what is above and `Host` (`X-Forwarded-For`, `-Proto`, `-Host`, and RFC 7239); there is a `Forwarded` in
-    /// here only when the edge trusts a proxy in front of it, and then all of them are, as they are to be told.
-    #[serde(deserialize_with = "super::fields::with_room")]
+    /// Fields, without hop-by-hop ones. The agent adds `Forwarded` (RFC 7239) and
+    /// `X-Forwarded-For`, `-Proto` and `-Host` for the upstream, from the values above and `Host`.
+    /// They are in here only when the edge trusts a proxy in front of it, and then all of them, as
+    /// the upstream is to get them.
+    #[serde(deserialize_with = "super::fields::with_extra_room")]
     pub fields: Fields,
 }
 
-/// The head of an answer. The agent sends any number of informational ones, then one of the others.
+/// Head of a response. The agent sends any number of informational ones, then one of the others.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum ResponseHead {
-    /// A 1xx answer other than 101.
+    /// A 1xx response other than 101.
     Informational {
-        /// 100 and 102 to 199.
+        /// Status: 100, or 102 to 199.
         #[serde(with = "status")]
         status: StatusCode,
-        /// Its fields, as in 103 Early Hints (RFC 8297).
+        /// Fields, as in 103 Early Hints (RFC 8297).
         fields: Fields,
     },
-    /// The answer. After 101 both directions are raw bytes.
+    /// The response. After 101 both directions are raw bytes.
     Final {
-        /// 101, or 200 to 999.
+        /// Status: 101, or 200 to 999.
         #[serde(with = "status")]
         status: StatusCode,
-        /// HTTP/1.1's reason phrase where it is not the usual one.
+        /// Reason phrase of HTTP/1.1, where it is not the usual one.
         #[serde(with = "serde_bytes")]
         reason: Option<Vec<u8>>,
-        /// Whether a body follows.
+        /// Length of the body that follows, if there is one.
         body: BodyLength,
-        /// The fields, without those that concern one hop only.
+        /// Fields, without hop-by-hop ones.
         fields: Fields,
     },
-    /// The agent could not get an answer; the edge makes one. Nothing follows.
+    /// The agent got no response; the edge makes one. Nothing follows.
     Failed(Failure),
 }
 
-/// What the agent could not do.
+/// Failure of an agent to get a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Failure {
-    /// The agent knows no tunnel of that number (it is being closed).
+    /// The agent has no tunnel of that number (it is being closed).
     NoSuchTunnel,
-    /// The upstream refuses connections, or is not there.
+    /// The upstream refuses connections, or is down.
     UpstreamUnreachable,
-    /// The upstream did not answer in time.
+    /// The upstream did not respond in time.
     UpstreamTimeout,
-    /// The upstream's answer was not HTTP, or broke off before its head was complete.
+    /// The upstream's response was not HTTP, or broke off before its head was complete.
     UpstreamInvalid,
     /// The agent serves as many conversations as it may.
     Busy,
     /// The upstream does not speak HTTP, or another version of it.
     UpstreamNotHttp,
-    /// The head of the upstream's answer is larger than [`RESPONSE_HEAD_LIMIT`].
+    /// The head of the upstream's response exceeds [`RESPONSE_HEAD_LIMIT`].
     UpstreamHeadTooLarge,
-    /// The head of the upstream's answer can be understood in two ways, or in none.
+    /// The head of the upstream's response is ambiguous or invalid.
     UpstreamHeadInvalid,
     /// The request has come through this tunnel before.
     LoopDetected,
 }
 
 impl Failure {
-    /// Return the status with which the edge answers the visitor.
+    /// Return the status of the edge's response to the visitor.
     pub fn status(self) -> StatusCode {
         match self {
             Self::NoSuchTunnel => StatusCode::NOT_FOUND,
@@ -131,28 +132,28 @@ impl Failure {
     }
 }
 
-/// Whether a body follows a head, and how long it is.
+/// Length of the body that follows a head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BodyLength {
     /// No body and no trailers: FIN follows.
     Empty,
-    /// That many bytes.
+    /// A body of this many bytes.
     Known(u64),
-    /// Until FIN or trailers.
+    /// A body that ends with FIN or trailers.
     Unknown,
 }
 
-/// How the visitor reached the edge.
+/// Scheme by which the visitor reached the edge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Scheme {
-    /// In clear text, or through a proxy that terminates TLS without saying so.
+    /// Clear text, or a proxy that terminates TLS without saying so.
     Http,
-    /// Over TLS.
+    /// TLS.
     Https,
 }
 
 impl Scheme {
-    /// Return the scheme as it stands in a URL.
+    /// Return the scheme as in a URL.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Http => "http",
@@ -161,7 +162,7 @@ impl Scheme {
     }
 }
 
-/// A version of HTTP.
+/// HTTP version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HttpVersion {
     /// HTTP/1.0

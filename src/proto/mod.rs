@@ -1,4 +1,4 @@
-//! The wire: `qtunnel/1`. These module docs are its specification.
+//! The wire protocol `qtunnel/1`. These module docs are its specification.
 //!
 //! # Roles
 //! The *agent* opens one QUIC connection to the *edge* (ALPN [`ALPN`]) and authenticates on it; the
@@ -14,20 +14,20 @@
 //! 2. For every visitor conversation the **edge opens a bidirectional stream** and writes one
 //!    [`StreamHead`]. What follows depends on its kind.
 //!
-//! An agent has one session with an edge. It has two for a while when the edge says
-//! [`EdgeMessage::Moving`]: it opens a second connection, with a higher epoch, which reaches another
-//! process of the same edge, and goes on serving streams on the first until the edge closes that.
+//! An agent has one session with an edge. It has two for a while after [`EdgeMessage::Moving`]: it
+//! opens a second connection, with a higher epoch, which reaches another process of the same edge,
+//! and goes on serving streams on the first until the edge closes that.
 //!
-//! # Whose a name is
+//! # Ownership of names
 //! A name belongs to the agent (token and [`Hello::agent`]) that got it first, for as long as it is
-//! connected and a grace period beyond; one that said [`AgentMessage::Draining`] has left it to whoever
-//! asks. Sessions of one agent follow each other: those of one [`Hello::run`] by their epoch, and a
-//! run that begins follows an earlier one. The older session is closed with [`Close::Superseded`]. If its
-//! run is alive nevertheless, two agents have the same identity: it comes back once with
+//! connected and a grace period beyond; one that sent [`AgentMessage::Draining`] has released it.
+//! Sessions of one agent succeed each other: those of one [`Hello::run`] by their epoch, and a new
+//! run succeeds an earlier one. The older session is closed with [`Close::Superseded`]. If its run
+//! is alive nevertheless, two agents have the same identity: it comes back once with
 //! [`ClaimMode::Superseded`] and gets the names if the other is silent, or is refused for good.
-//! Another agent with the same token gets a name that is held only with [`ClaimMode::TakeOver`]; the
-//! session that had it is closed with [`Close::TakenOver`]. A name that was taken over from a session
-//! that lived, or for which two have been fighting, passes on only from one that is silent for a while.
+//! Another agent with the same token gets a name that is held only with [`ClaimMode::TakeOver`];
+//! the session that had it is closed with [`Close::TakenOver`]. A name that was taken over from a
+//! live session, or that two agents contest, passes on only from one that is silent for a while.
 //!
 //! # Messages and heads
 //! Each is a length (a QUIC variable-length integer, RFC 9000 §16) and that many bytes of
@@ -53,15 +53,17 @@
 //! both with [`Reset::Gone`]; the agent then aborts the upstream request.
 //!
 //! # Flow control
-//! QUIC's windows are the same for every stream; above them, each direction of a conversation has one
-//! of its own, so that slow readers cannot pin what all others need. A sender stops after
-//! [`RequestHead::window`] bytes of data (what body frames contain, or raw bytes) until its reader has
-//! told a higher limit in a [`Window`] on the control stream. No window is smaller than [`MIN_WINDOW`],
-//! and readers tell no limit before they have read a quarter of that. Whoever sends more breaks the protocol.
+//! QUIC's windows are the same for every stream; above them, each direction of a conversation has
+//! one of its own, so that slow readers cannot use up what all others need. A sender stops after
+//! [`RequestHead::window`] bytes of data (contents of body frames, or raw bytes) until its reader
+//! has sent a higher limit in a [`Window`] on the control stream. No window is smaller than
+//! [`MIN_WINDOW`], and readers send no update before they have read a quarter of that. Sending more
+//! violates the protocol.
 //!
 //! # Losses
-//! Behind the end of a message either end may send [`AgentMessage::Nothing`] or
-//! [`EdgeMessage::Nothing`]: once that is acknowledged, QUIC knows whether the end arrived.
+//! After the end of a message either end may send [`AgentMessage::Ping`] or [`EdgeMessage::Ping`]:
+//! once that is acknowledged, QUIC knows whether the end arrived (compare the tail loss probe of
+//! RFC 8985).
 //!
 //! # Packets in a WebSocket
 //! Where UDP does not pass, the packets of the same QUIC connection travel in the binary messages of
@@ -78,10 +80,11 @@
 //! message that is too long, 1008 for a malformed one or if nothing it brings is QUIC.
 //!
 //! # Checks
-//! Each end treats the other as hostile. A message or head that is well-formed and still wrong ([`Check`]) is
-//! [`WireError::Invalid`]: on the control stream it closes the connection with [`Close::Protocol`], on a
-//! conversation's stream it resets that with [`Reset::Protocol`], and whoever does it too often loses the
-//! connection. Either is logged with what was wrong. Text is made safe to show as it is decoded ([`Text`]).
+//! Each end treats the other as hostile. A message or head that is well-formed and still invalid
+//! ([`Check`]) is [`WireError::Invalid`]: on the control stream it closes the connection with
+//! [`Close::Protocol`], on a conversation's stream it resets that with [`Reset::Protocol`], and an
+//! end that does it too often loses the connection. Either is logged with the violation. Text is
+//! made safe to show as it is decoded ([`Text`]).
 //!
 #![doc = include_str!("fields.md")]
 //!
@@ -135,62 +138,66 @@ pub use self::head::{
 };
 pub use self::text::{TEXT_LIMIT, Text};
 
-/// What both ends speak; a different wire gets a different name.
+/// ALPN protocol name, which is the protocol's version; a different wire gets a different name.
 pub const ALPN: &[u8] = b"qtunnel/1";
 
-/// Offered beside [`ALPN`] so that ends of different versions can tell each other.
+/// ALPN protocol name offered beside [`ALPN`], so that ends of different versions can tell each
+/// other.
 pub const ALPN_ANY: &[u8] = b"qtunnel";
 
-/// An unauthenticated agent may make the edge hold this much, and no more.
+/// Longest first message, in bytes: what an unauthenticated agent may make the edge hold.
 pub const HELLO_LIMIT: usize = 4 << 10;
 
-/// A hundred tunnels in one message fit well; nothing legitimate comes near.
+/// Longest control message, in bytes: a hundred tunnels in one fit well.
 pub const CONTROL_LIMIT: usize = 64 << 10;
 
-/// Twice what the edge accepts from a visitor (16 KiB), for what the edge adds.
+/// Longest head of a conversation, in bytes: twice what the edge accepts from a visitor (16 KiB),
+/// for what the edge adds.
 pub const HEAD_LIMIT: usize = 32 << 10;
 
-/// What browsers read of an answer (256 KiB), and what is written beside its fields. A receiver has no memory for more
-/// of it than has come.
+/// Longest head of a response, in bytes: what browsers accept (256 KiB), and what is encoded beside
+/// its fields. A receiver allocates memory only for what has arrived.
 pub const RESPONSE_HEAD_LIMIT: usize = (256 << 10) + 1024;
 
-/// The smallest window of a body, which every direction of every conversation may have whatever else
-/// there is.
+/// Smallest window of a body, in bytes, to which every direction of every conversation is entitled
+/// however scarce memory is.
 pub const MIN_WINDOW: u64 = 16 << 10;
 
-/// 32 fields of decent size.
+/// Longest encoding of trailers, in bytes: 32 fields of decent size.
 pub const TRAILERS_LIMIT: usize = 8 << 10;
 
-/// The largest window that a body may begin with. A larger one would let an end that does not read be sent that much.
+/// Largest initial window of a body, in bytes. A larger one would let an end that does not read be
+/// sent that much.
 pub const FIRST_WINDOW_LIMIT: u64 = 512 << 10;
 
-/// A reader tells a limit no more often than once in so many bytes: a quarter of the smallest window.
+/// Bytes between two updates of a window at least: a quarter of the smallest window.
 pub const WINDOW_STEP: u64 = MIN_WINDOW / 4;
 
-/// What nginx and Apache take, and the edge from visitors.
+/// Longest request target, in bytes: what nginx and Apache accept, and the edge from visitors.
 pub const TARGET_LIMIT: usize = 8 << 10;
 
-/// A hundred of the visitor's, and what the edge adds.
+/// Most fields of a request: a hundred of the visitor's, and what the edge adds.
 pub const REQUEST_FIELDS_LIMIT: usize = 128;
 
-/// Nobody reads more, and HTTP/2 has none.
+/// Longest reason phrase, in bytes. Nobody reads more, and HTTP/2 has none.
 pub const REASON_LIMIT: usize = 256;
 
-/// A few protocols with their versions.
+/// Longest list of protocols to switch to, in bytes: a few with their versions.
 pub const UPGRADE_LIMIT: usize = 128;
 
-/// Informational answers to one request. A server that says every ten seconds that it is still at work has
-/// three quarters of an hour.
+/// Most informational responses to one request. For a server that sends one every ten seconds while
+/// it works, that is three quarters of an hour.
 pub const INFORMATIONAL_LIMIT: usize = 256;
 
-/// A tunnel has one for each of the edge's listeners for visitors.
+/// Most URLs of a tunnel, which has one for each of the edge's listeners for visitors.
 pub const URLS_LIMIT: usize = 16;
 
-/// How many sessions a hello reports: those whose requests may still wait.
+/// Most lost sessions that a hello reports: those whose requests may still be waiting.
 pub const LOST_LIMIT: usize = 4;
 
-/// Streams of one such session, so that a hello with all of them stays well below its limit.
+/// Most unread streams of one lost session, so that a hello with all of them stays well below its
+/// limit.
 pub const UNREAD_LIMIT: usize = 128;
 
-/// The statuses of informational answers, and of the one that switches protocols.
+/// Statuses of informational responses, and of the one that switches protocols.
 const INFORMATIONAL: std::ops::Range<u16> = 100..200;

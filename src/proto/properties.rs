@@ -1,5 +1,5 @@
-//! What holds for any value and any bytes: round trips, and that it does not matter in which pieces
-//! the network delivers them.
+//! Property tests over any values and any bytes: round trips, and independence of the pieces in
+//! which the network delivers them.
 
 use std::net::SocketAddr;
 
@@ -103,7 +103,7 @@ proptest! {
     }
 }
 
-/// Split bytes into payloads, as far as they go, and say what is left or what was wrong.
+/// Split bytes into payloads, and return what is left or the error.
 fn split(bytes: &[u8], cuts: &[u16]) -> (Vec<Bytes>, Result<Bytes, WireError>) {
     let (mut splitter, mut payloads) = (Splitter::default(), Vec::new());
     for piece in pieces(bytes, cuts) {
@@ -119,7 +119,7 @@ fn split(bytes: &[u8], cuts: &[u16]) -> (Vec<Bytes>, Result<Bytes, WireError>) {
     (payloads, Ok(splitter.into_rest()))
 }
 
-/// Decode a body as far as it goes, and say how it ends.
+/// Decode a body, and return how it ends.
 fn collect(bytes: &[u8], cuts: &[u16]) -> (Collected, Result<(), WireError>) {
     let (mut decoder, mut collected) = (BodyDecoder::new(Bytes::new()), Collected::default());
     for piece in pieces(bytes, cuts) {
@@ -166,7 +166,7 @@ fn pieces(bytes: &[u8], cuts: &[u16]) -> Vec<Bytes> {
     pieces
 }
 
-/// Small cuts among large ones, so that integers and prefixes are cut too.
+/// Cut sizes, small ones among large ones, so that integers and prefixes are cut too.
 fn cuts() -> impl Strategy<Value = Vec<u16>> {
     vec(prop_oneof![0u16..8, any::<u16>()], 0..40)
 }
@@ -203,10 +203,10 @@ fn agent_message() -> impl Strategy<Value = AgentMessage> {
     prop_oneof![
         hello,
         tunnel_request().prop_map(AgentMessage::Open),
-        any::<u32>().prop_map(AgentMessage::Shut),
+        any::<u32>().prop_map(AgentMessage::Close),
         any::<u64>().prop_map(|deadline_ms| AgentMessage::Draining { deadline_ms }),
         window().prop_map(AgentMessage::Window),
-        Just(AgentMessage::Nothing),
+        Just(AgentMessage::Ping),
     ]
 }
 
@@ -252,7 +252,7 @@ fn edge_message() -> impl Strategy<Value = EdgeMessage> {
     prop_oneof![
         welcome,
         window().prop_map(EdgeMessage::Window),
-        Just(EdgeMessage::Nothing),
+        Just(EdgeMessage::Ping),
         refusal().prop_map(EdgeMessage::Refused),
         tunnel_grant().prop_map(EdgeMessage::Opened),
         (any::<u32>(), refusal())
@@ -364,7 +364,7 @@ fn response_head() -> impl Strategy<Value = ResponseHead> {
     ]
 }
 
-/// The wire carries an IPv6 address without its flow label and scope.
+/// Remove an IPv6 address's flow label and scope, which the wire does not carry.
 fn visitor() -> impl Strategy<Value = SocketAddr> {
     prop_oneof![
         any::<([u8; 4], u16)>().prop_map(SocketAddr::from),

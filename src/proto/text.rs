@@ -1,4 +1,4 @@
-//! Text that a peer chose, and that people will read.
+//! Untrusted text from a peer, safe to show to people.
 
 use std::fmt;
 use std::ops::Deref;
@@ -7,15 +7,17 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::escape;
 
-/// Text that is safe to show, whoever wrote it: [escaped](fn@escape) and at most [`TEXT_LIMIT`] bytes long.
+/// Text that is safe to show, whoever wrote it: [escaped](fn@escape) and at most [`TEXT_LIMIT`]
+/// bytes long.
 ///
-/// Every text in a message is one, so that no message brings control characters to a log or a terminal.
+/// Every text in a message has this type, so that no message brings control characters to a log or
+/// a terminal.
 #[derive(Clone, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(transparent)]
 pub struct Text(String);
 
 impl Text {
-    /// Make bytes that should be text, such as the reason of a QUIC close, safe to show.
+    /// Convert bytes that should be text, such as the reason of a QUIC close.
     pub fn from_bytes(bytes: &[u8]) -> Self {
         let bytes = &bytes[..bytes.len().min(TEXT_LIMIT + 1)];
         String::from_utf8_lossy(bytes).as_ref().into()
@@ -29,11 +31,11 @@ impl Text {
 
 impl From<&str> for Text {
     fn from(text: &str) -> Self {
-        // Escaping makes nothing shorter: what lies behind the limit cannot be shown.
-        let start = beginning(text, TEXT_LIMIT + 1);
+        // Escaping shortens nothing: what is beyond the limit cannot be shown.
+        let start = prefix(text, TEXT_LIMIT + 1);
         let shown = escape(start);
         Self(match shown.len() > TEXT_LIMIT || start.len() < text.len() {
-            true => format!("{}{CUT}", beginning(&shown, TEXT_LIMIT - CUT.len())),
+            true => format!("{}{ELLIPSIS}", prefix(&shown, TEXT_LIMIT - ELLIPSIS.len())),
             false => shown.into_owned(),
         })
     }
@@ -89,8 +91,8 @@ impl fmt::Debug for Text {
     }
 }
 
-/// Return what of a text fits into so many bytes.
-fn beginning(text: &str, limit: usize) -> &str {
+/// Return the longest prefix of `text` that fits into `limit` bytes.
+fn prefix(text: &str, limit: usize) -> &str {
     let mut end = text.len().min(limit);
     while !text.is_char_boundary(end) {
         end -= 1;
@@ -98,11 +100,11 @@ fn beginning(text: &str, limit: usize) -> &str {
     &text[..end]
 }
 
-/// The longest text in bytes: some ten lines of a terminal.
+/// Longest text, in bytes: some ten lines of a terminal.
 pub const TEXT_LIMIT: usize = 1 << 10;
 
-/// Ends a text that was cut.
-const CUT: &str = "…";
+/// Mark at the end of a text that was cut.
+const ELLIPSIS: &str = "…";
 
 #[cfg(test)]
 mod tests {

@@ -300,7 +300,7 @@ async fn messages_without_end_close_the_session_and_nobody_elses() {
         ("windows", window(0)),
         ("windows of no stream", window(1 << 50)),
         ("openings", open),
-        ("shuttings", AgentMessage::Shut(99)),
+        ("shuttings", AgentMessage::Close(99)),
         (
             "drainings",
             AgentMessage::Draining {

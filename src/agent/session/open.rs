@@ -244,7 +244,7 @@ impl Session {
                         reported = state;
                     }
                     // Its packet shows the edge the new carrier, and so whether QUIC or TCP controls congestion.
-                    self.send(&AgentMessage::Nothing).await;
+                    self.send(&AgentMessage::Ping).await;
                 }
                 windows = self.flow.window_updates() => self.send_windows(windows).await,
                 () = self.flow.tail_probe_due() => self.probe_tail().await,
@@ -269,12 +269,12 @@ impl Session {
     ) -> ControlFlow<()> {
         let message = message.and_then(|message| match message {
             EdgeMessage::Window(window) => Ok(self.flow.raise(window).map(|()| message)?),
-            EdgeMessage::Nothing => Ok(message),
+            EdgeMessage::Ping => Ok(message),
             _ if self.message_quota.take() => Ok(message),
             _ => Err(WireError::Invalid("the edge sends too many control messages").into()),
         });
         match message {
-            Ok(EdgeMessage::Window(_) | EdgeMessage::Nothing) => {}
+            Ok(EdgeMessage::Window(_) | EdgeMessage::Ping) => {}
             Ok(EdgeMessage::Draining { .. }) => {
                 let notice = Event::Notice("the edge is about to restart".into());
                 config.observer.tell(notice);
@@ -313,7 +313,7 @@ impl Session {
     /// (RFC 8985 §7).
     async fn probe_tail(&mut self) {
         self.duplicator.resend_tail();
-        self.send(&AgentMessage::Nothing).await;
+        self.send(&AgentMessage::Ping).await;
     }
 
     /// Send the edge the new receive windows of some streams.

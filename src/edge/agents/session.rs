@@ -39,7 +39,7 @@ pub struct Agents {
     /// QUIC settings for agents on other machines.
     pub quic: ServerConfig,
     /// QUIC settings for agents on this machine.
-    pub nearby: Arc<ServerConfig>,
+    pub quic_loopback: Arc<ServerConfig>,
     /// Congestion estimates of the paths to agents, by address.
     pub paths: PathCache,
     pub tokens: Tokens,
@@ -115,7 +115,7 @@ impl Agents {
             .map(|agent| self.paths.recall(agent))
             .unwrap_or_default();
         let config = match is_local {
-            true => self.nearby.clone(),
+            true => self.quic_loopback.clone(),
             false => self.quic_for(&congestion_owner, &path),
         };
         let (accepted, transmitter) = Transmitter::capture(|| incoming.accept_with(config));
@@ -453,14 +453,14 @@ impl Session<'_> {
                 }
                 () = self.context.flow.tail_probe_due() => {
                     self.context.duplicator.resend_tail();
-                    control.send(&EdgeMessage::Nothing).await?;
+                    control.send(&EdgeMessage::Ping).await?;
                     continue;
                 }
                 message = control.receive(CONTROL_LIMIT) => message?,
             };
             let is_limited = !matches!(
                 message,
-                None | Some(AgentMessage::Window(_) | AgentMessage::Nothing)
+                None | Some(AgentMessage::Window(_) | AgentMessage::Ping)
             );
             if is_limited && !quota.take() {
                 return Err(WireError::Invalid("the agent sends too many control messages").into());
@@ -470,7 +470,7 @@ impl Session<'_> {
                     let answer = self.open(&request);
                     control.send(&answer).await?;
                 }
-                Some(AgentMessage::Shut(number)) => {
+                Some(AgentMessage::Close(number)) => {
                     let shut = self.claims.extract_if(.., |claim| claim.number() == number);
                     shut.for_each(Claim::free);
                 }
@@ -479,7 +479,7 @@ impl Session<'_> {
                     self.claims.drain(..).for_each(Claim::release);
                 }
                 Some(AgentMessage::Window(window)) => self.context.flow.raise(window)?,
-                Some(AgentMessage::Nothing) => {}
+                Some(AgentMessage::Ping) => {}
                 Some(AgentMessage::Hello(_)) => {
                     return Err(WireError::Invalid("a second hello").into());
                 }

@@ -5,9 +5,9 @@ use crate::proto::*;
 
 #[test]
 fn a_length_stands_in_front_in_its_four_byte_form() {
-    let message = encode(&AgentMessage::Shut(5), CONTROL_LIMIT).unwrap();
+    let message = encode(&AgentMessage::Close(5), CONTROL_LIMIT).unwrap();
 
-    assert_eq!(&message[..], [0x80, 0, 0, 2, /* Shut */ 2, /* 5 */ 5]);
+    assert_eq!(&message[..], [0x80, 0, 0, 2, /* Close */ 2, /* 5 */ 5]);
 }
 
 #[test]
@@ -61,9 +61,9 @@ fn later_messages_of_an_agent() {
         ],
     );
     golden(
-        AgentMessage::Shut(128),
+        AgentMessage::Close(128),
         &[
-            &[2],       // Shut
+            &[2],       // Close
             &[0x80, 1], // tunnel: 0x00 + (1 << 7)
         ],
     );
@@ -87,7 +87,7 @@ fn later_messages_of_an_agent() {
             &[1],       // limit
         ],
     );
-    golden(AgentMessage::Nothing, &[&[5]]);
+    golden(AgentMessage::Ping, &[&[5]]);
 }
 
 #[test]
@@ -220,7 +220,7 @@ fn later_messages_of_an_edge() {
             &[0xac, 2], // limit
         ],
     );
-    golden(EdgeMessage::Nothing, &[&[8]]);
+    golden(EdgeMessage::Ping, &[&[8]]);
 }
 
 fn tunnel_request() -> TunnelRequest {

@@ -1,4 +1,4 @@
-//! Every message, byte for byte: what another implementation of the wire would have to write.
+//! Golden bytes of every message: what another implementation of the wire must write.
 
 mod body;
 mod control;

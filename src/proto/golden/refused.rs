@@ -1,4 +1,4 @@
-//! What is too long, and what is no message.
+//! Rejected messages: too long, or malformed.
 
 use ::http::{HeaderMap, HeaderName, HeaderValue};
 use bytes::Bytes;
@@ -80,7 +80,7 @@ fn what_is_no_message_is_malformed() {
     let list = |bytes: &[u8]| decode::<Fields>(bytes).map(drop);
     for (what, refused) in [
         ("no bytes", message(b"")),
-        ("an unknown kind", message(&[7, 0])),
+        ("an unknown kind", message(&[9, 0])),
         ("a text that is not UTF-8", message(b"\x05\x01\xff")),
         ("a status of two digits", head(&[0, 99, 0])),
         ("a status of four digits", head(&[0, 0xe8, 7, 0])),
