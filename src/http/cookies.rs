@@ -1,15 +1,15 @@
-//! Cookies that one tunnel may not set, because its siblings would get them.
+//! Removal of cookies for a parent domain, which other tunnels would receive.
 //!
-//! `blog.example.com` may set a cookie for `example.com` (RFC 6265 §5.3), and browsers then send it to
-//! `shop.example.com` as well. Below an edge's domain these are different people's.
+//! `blog.example.com` may set a cookie for `example.com` (RFC 6265 §5.3), and browsers then send it
+//! to `shop.example.com` as well. Below an edge's domain these belong to different people.
 
 use std::ops::Range;
 
 use ::http::header::{HeaderMap, HeaderName, SET_COOKIE};
 
-/// Remove the cookies that would reach beyond `host`, which is in lower case and without a port. Returns
-/// how many they were.
-pub(crate) fn keep_own(fields: &mut HeaderMap, host: &str) -> usize {
+/// Remove the cookies for a domain above `host`, which is in lower case and without a port. Return
+/// how many were removed.
+pub(crate) fn remove_parent_domain_cookies(fields: &mut HeaderMap, host: &str) -> usize {
     let mut removed = 0;
     for name in [SET_COOKIE, SET_COOKIE2] {
         let lines = fields.get_all(&name).iter();
@@ -30,10 +30,10 @@ pub(crate) fn keep_own(fields: &mut HeaderMap, host: &str) -> usize {
     removed
 }
 
-/// Return where the values of `Domain` attributes stand in a cookie, without the blanks around them.
+/// Return the positions of `Domain` attributes' values in a cookie, without whitespace around them.
 pub(crate) fn domains(cookie: &[u8]) -> impl Iterator<Item = Range<usize>> {
     let mut at = 0;
-    // Name and value of the cookie itself come first.
+    // The cookie's own name and value come first.
     let attributes = cookie.split(|b| *b == b';').map(move |part| {
         let start = at;
         at += part.len() + 1;
@@ -50,13 +50,13 @@ pub(crate) fn domains(cookie: &[u8]) -> impl Iterator<Item = Range<usize>> {
     })
 }
 
-/// Report whether a cookie is for a domain above the host. Of several `Domain` attributes browsers take the
-/// last and other programs the first, so one is enough.
+/// Report whether a cookie is for a domain above the host. Of several `Domain` attributes browsers
+/// use the last and other programs the first, so one is enough.
 fn reaches_beyond(cookie: &[u8], host: &str) -> bool {
     domains(cookie).any(|domain| is_above(&cookie[domain], host))
 }
 
-/// Report whether a `Domain` names something above the host, however it is written. What is no plain name
+/// Report whether a `Domain` is above the host, however it is spelt. A value that is no plain name
 /// may become one in a browser (`%2e`, letters of other scripts), so that counts as well.
 fn is_above(domain: &[u8], host: &str) -> bool {
     let domain = domain
@@ -66,7 +66,7 @@ fn is_above(domain: &[u8], host: &str) -> bool {
         return true;
     };
     let domain = domain.trim_matches('.').to_ascii_lowercase();
-    // A name for the whole domain's root is none at all.
+    // The root domain is no domain.
     if domain.is_empty() {
         return false;
     }
@@ -77,12 +77,12 @@ fn is_above(domain: &[u8], host: &str) -> bool {
         .is_some_and(|rest| rest.ends_with('.'))
 }
 
-/// A character of a host's name or address.
+/// Report whether a byte is a character of a host name or address.
 fn is_plain(b: u8) -> bool {
     b.is_ascii_alphanumeric() || b"-._:[]".contains(&b)
 }
 
-/// Obsolete (RFC 6965), but some programs still read it.
+/// Obsolete field (RFC 6965), which some programs still read.
 const SET_COOKIE2: HeaderName = HeaderName::from_static("set-cookie2");
 
 #[cfg(test)]
@@ -158,7 +158,7 @@ mod tests {
             HeaderValue::from_static("d; Domain=.localhost"),
         );
 
-        let removed = keep_own(&mut fields, "blog.localhost");
+        let removed = remove_parent_domain_cookies(&mut fields, "blog.localhost");
 
         let left: Vec<_> = fields.get_all(SET_COOKIE).iter().collect();
         assert_eq!(left, ["a=1", "c=3"]);

@@ -1,87 +1,90 @@
-//! What the upstream is told about the visitor: `X-Forwarded-For`, `-Proto`, `-Host`, and `Forwarded`
-//! (RFC 7239).
+//! Fields that describe the visitor to the upstream: `X-Forwarded-For`, `-Proto`, `-Host`, and
+//! `Forwarded` (RFC 7239).
 //!
-//! The edge [removes](remove) what a visitor says about it, and the agent [tells](add_forwarded_headers) what the edge has
-//! seen: the head says it once, in a few bytes. Only where a trusted proxy has said more do the fields travel.
+//! The edge [removes](remove) those that a visitor sends, and the agent
+//! [adds](add_forwarded_headers) what the edge has seen, which the request head carries in a few
+//! bytes. The fields themselves travel only where a trusted proxy has sent some.
 
 use std::net::IpAddr;
 use std::net::Ipv6Addr;
 
 use ::http::header::{FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue};
 
-use super::trusted_proxy::Said;
+use super::trusted_proxy::ForwardedInfo;
 use crate::proto::Scheme;
 
-/// How a request came to the edge.
+/// Connection and host by which a request reached the edge.
 #[derive(Clone, Debug)]
-pub(crate) struct Arrival<'a> {
-    /// The address at the other end of the connection: a visitor, or a proxy in front of the edge.
+pub(crate) struct Received<'a> {
+    /// Address at the other end of the connection: a visitor, or a proxy in front of the edge.
     pub(crate) peer: IpAddr,
-    /// The scheme of the listener.
+    /// Scheme of the listener.
     pub(crate) scheme: Scheme,
-    /// The host that the visitor asked for, as it was spelt.
+    /// Requested host, as it was spelt.
     pub(crate) host: &'a HeaderValue,
 }
 
-impl Arrival<'_> {
+impl Received<'_> {
     fn proto(&self) -> HeaderValue {
         HeaderValue::from_static(self.scheme.as_str())
     }
 }
 
-/// Tell the upstream who the visitor is, unless the edge has: then a proxy said it, whom it trusts.
+/// Add the fields that describe the visitor, for the upstream. If there is a `Forwarded`, it is a
+/// trusted proxy's, and the edge has set all of them.
 pub(crate) fn add_forwarded_headers(headers: &mut HeaderMap, visitor: IpAddr, scheme: Scheme) {
     if headers.contains_key(FORWARDED) {
         return;
     }
-    // Every head has a host. Without one there is nothing to tell that would be whole.
+    // Every head has a host. Without one the fields would be incomplete.
     let Some(host) = headers.get(HOST).cloned() else {
         return;
     };
-    let arrival = Arrival {
+    let received = Received {
         peer: visitor,
         scheme,
         host: &host,
     };
     let peer = address(visitor);
-    headers.insert(FORWARDED, element(&arrival, &peer));
+    headers.insert(FORWARDED, element(&received, &peer));
     headers.insert(X_FORWARDED_FOR, value(peer));
-    headers.insert(X_FORWARDED_PROTO, arrival.proto());
+    headers.insert(X_FORWARDED_PROTO, received.proto());
     headers.insert(X_FORWARDED_HOST, host);
 }
 
-/// Add this hop to what a trusted proxy in front of the edge says about the visitor.
+/// Add this hop to the fields that a trusted proxy in front of the edge has sent.
 ///
-/// The addresses form a list, so the proxy's own goes to its end. Scheme and host are the visitor's: the
-/// proxy's word stands, and only what it left out is filled in. Upstreams read either `X-Forwarded-*` or
-/// `Forwarded`, so both are made to say the same: what the `X-` fields say, or `Forwarded` where there are
-/// none. (Most proxies set the former, and pass a visitor's own `Forwarded` on.) Look-alikes with
-/// underscores, and what no proxy says, are removed even here.
-pub(crate) fn append_forwarded(headers: &mut HeaderMap, arrival: &Arrival<'_>) {
+/// The addresses form a list, to whose end the proxy's own is appended. Scheme and host are the
+/// visitor's: the proxy's values stand, and only missing ones are filled in. Upstreams read either
+/// `X-Forwarded-*` or `Forwarded`, so both are set to the same: the values of the `X-` fields, or
+/// of `Forwarded` where there are none. (Most proxies set the former, and pass a visitor's own
+/// `Forwarded` on.) Look-alikes with underscores, and fields that no proxy sends, are removed even
+/// here.
+pub(crate) fn append_forwarded(headers: &mut HeaderMap, received: &Received<'_>) {
     remove_where(headers, |name| {
-        is_about_visitor(name) && (name.as_str().contains('_') || is_no_proxys(name.as_str()))
+        is_about_visitor(name) && (name.as_str().contains('_') || is_spoofed(name.as_str()))
     });
-    let mut said = Said::of(headers);
-    let peer = address(arrival.peer);
+    let mut said = ForwardedInfo::parse(headers);
+    let peer = address(received.peer);
     said.addresses.push(peer);
-    let proto = said.proto.unwrap_or_else(|| arrival.proto());
-    let host = said.host.unwrap_or_else(|| arrival.host.clone());
+    let proto = said.proto.unwrap_or_else(|| received.proto());
+    let host = said.host.unwrap_or_else(|| received.host.clone());
     headers.insert(FORWARDED, elements(&said.addresses, &proto, &host));
     headers.insert(X_FORWARDED_FOR, value(said.addresses.join(", ")));
     headers.insert(X_FORWARDED_PROTO, proto);
     headers.insert(X_FORWARDED_HOST, host);
 }
 
-/// Remove every field that says who or where the visitor is.
+/// Remove every field that describes the visitor.
 pub(crate) fn remove(headers: &mut HeaderMap) {
     remove_where(headers, is_about_visitor);
 }
 
-/// Report whether upstreams take this field for the visitor's address, scheme or host, also when they
-/// read underscores as hyphens.
+/// Report whether upstreams read the visitor's address, scheme or host from this field, also when
+/// they read underscores as hyphens.
 pub(crate) fn is_about_visitor(name: &HeaderName) -> bool {
     let name = name.as_str();
-    // Most fields are let through by their first two letters.
+    // Most fields are ruled out by their first two letters.
     let begins = name.as_bytes().first_chunk::<2>();
     if !matches!(
         begins,
@@ -105,17 +108,17 @@ pub(crate) fn is_about_visitor(name: &HeaderName) -> bool {
     }
     let begins_as = |family: &&str| variable(name).take(family.len()).eq(family.bytes());
     let same = |known: &&str| variable(name).eq(known.bytes());
-    FAMILIES.iter().any(begins_as) || ABOUT_VISITOR.iter().any(same) || is_no_proxys(name)
+    FAMILIES.iter().any(begins_as) || ABOUT_VISITOR.iter().any(same) || is_spoofed(name)
 }
 
-/// Report whether no honest proxy sends this field, but a visitor may, to be taken for something else.
-fn is_no_proxys(name: &str) -> bool {
+/// Report whether no proxy sends this field, but a visitor may, to deceive an upstream.
+fn is_spoofed(name: &str) -> bool {
     let same = |known: &&str| variable(name).eq(known.bytes());
-    NO_PROXYS.iter().any(same)
+    SPOOFED.iter().any(same)
 }
 
-/// The bytes of a lower-case name as a variable's name is made of it (CGI, WSGI), in reverse: with
-/// hyphens.
+/// Return the bytes of a lower-case name with hyphens for underscores, which are the same in a
+/// variable's name (CGI, WSGI).
 fn variable(name: &str) -> impl Iterator<Item = u8> {
     name.bytes().map(|b| if b == b'_' { b'-' } else { b })
 }
@@ -131,8 +134,8 @@ fn remove_where(headers: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> bool)
     }
 }
 
-/// An address for `X-Forwarded-For`; an IPv4 visitor of a dual-stack listener stays IPv4. Those are written
-/// without `fmt`, which takes more than a thousand instructions of every request for it.
+/// Format an address for `X-Forwarded-For`; an IPv4 visitor of a dual-stack listener stays IPv4.
+/// IPv4 is formatted without `fmt`, which takes more than a thousand instructions per request.
 fn address(ip: IpAddr) -> String {
     let ip = match ip.to_canonical() {
         IpAddr::V4(ip) => ip,
@@ -153,14 +156,14 @@ pub(crate) fn value(made: String) -> HeaderValue {
     HeaderValue::from_maybe_shared(bytes::Bytes::from(made)).expect("made of values and addresses")
 }
 
-/// What is told where nobody else has said anything.
-fn element(arrival: &Arrival<'_>, peer: &str) -> HeaderValue {
-    elements(&[peer], &arrival.proto(), arrival.host)
+/// Return the `Forwarded` field where no proxy has sent anything.
+fn element(received: &Received<'_>, peer: &str) -> HeaderValue {
+    elements(&[peer], &received.proto(), received.host)
 }
 
-/// `Forwarded` (RFC 7239 §4): an element for each address. Scheme and host are in the first, and in no other:
-/// some upstreams believe the first that they find and some the last. Every request has one, so it is put
-/// together without the detour through `fmt`.
+/// Return the `Forwarded` field (RFC 7239 §4) with an element for each address. Only the first has
+/// scheme and host: some upstreams take the first that they find and some the last. Built without
+/// `fmt`, because every request has one.
 fn elements<S: AsRef<str>>(
     addresses: &[S],
     proto: &HeaderValue,
@@ -174,8 +177,8 @@ fn elements<S: AsRef<str>>(
             continue;
         }
         for (name, said) in [(";proto=", proto), (";host=", host)] {
-            // `validate` lets no host pass that would need escaping. Should one come by another way, then
-            // nothing is said rather than something that ends the quotes early.
+            // `validate` rejects hosts that would need escaping. Should one come by another way, it
+            // is left out, instead of ending the quotes early.
             let said = said.to_str().ok();
             if let Some(said) = said.filter(|said| !said.contains(['"', '\\'])) {
                 let quote = if said.bytes().all(is_token) { "" } else { "\"" };
@@ -188,12 +191,13 @@ fn elements<S: AsRef<str>>(
     value(elements)
 }
 
-/// Write an address as RFC 7239 §6 spells it: IPv6 in brackets and, because these are no token, in quotes.
+/// Append an address as in RFC 7239 §6: IPv6 in brackets and, because these are no token, in
+/// quotes.
 fn push_node(element: &mut String, address: &str) {
     let (open, close) = match address {
         _ if address.parse::<Ipv6Addr>().is_ok() => ("\"[", "]\""),
         _ if address.bytes().all(is_token) => ("", ""),
-        // With a port, or whatever else the proxy's own language has.
+        // With a port, or whatever else the proxy has sent.
         _ => ("\"", "\""),
     };
     for part in [open, address, close] {
@@ -201,7 +205,7 @@ fn push_node(element: &mut String, address: &str) {
     }
 }
 
-/// A character of a token (RFC 9110 §5.6.2) that occurs in a host.
+/// Report whether a byte is a character of a token (RFC 9110 §5.6.2) that occurs in a host.
 fn is_token(b: u8) -> bool {
     b.is_ascii_alphanumeric() || b"-._~".contains(&b)
 }
@@ -210,7 +214,7 @@ pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwar
 pub(crate) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 pub(crate) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
-/// How the names of whole families begin.
+/// Prefixes of whole families of fields.
 const FAMILIES: [&str; 9] = [
     // `-For`, `-Proto`, `-Host`, `-Port`, `-Ssl`, `-Scheme`, `-Prefix`, `-Server`, `-User`, `-Client-Cert`, …:
     // all proxies; Rack, Rails, Spring, ASP.NET, Werkzeug's ProxyFix.
@@ -225,7 +229,7 @@ const FAMILIES: [&str; 9] = [
     "x-arr-",
     // `-User-IP`, `-Country`, `-HTTPS`, …: Google App Engine.
     "x-appengine-",
-    // `-ClientIP`, `-SocketIP`, `-FDID`: Azure Front HandoverListener.
+    // `-ClientIP`, `-SocketIP`, `-FDID`: Azure Front Door.
     "x-azure-",
     // `-Viewer-Address`, `-Forwarded-Proto`, …: Amazon CloudFront.
     "cloudfront-",
@@ -233,7 +237,7 @@ const FAMILIES: [&str; 9] = [
     "x-ssl-",
 ];
 
-/// The other fields in which frameworks look for the visitor, and who sends or reads them.
+/// Other fields in which frameworks look for the visitor, and who sends or reads them.
 const ABOUT_VISITOR: [&str; 34] = [
     "forwarded",             // RFC 7239
     "forwarded-for",         // request-ip
@@ -271,8 +275,8 @@ const ABOUT_VISITOR: [&str; 34] = [
     "front-end-https",       // Microsoft's ISA server; Rack, PHP applications
 ];
 
-/// Fields that only look as if a server had set them.
-const NO_PROXYS: [&str; 4] = [
+/// Fields that no proxy sends, but frameworks mistake for a server's own variables.
+const SPOOFED: [&str; 4] = [
     "proxy", // CGI reads it as HTTP_PROXY: the way to a proxy (CVE-2016-5385, httpoxy)
     "https", // CGI reads it as HTTP_HTTPS: WooCommerce took it for TLS
     "x-middleware-subrequest", // Next.js: past every rule of an application (CVE-2025-29927)
@@ -285,15 +289,15 @@ mod tests {
 
     const HOST_FIELD: HeaderValue = HeaderValue::from_static("blog.example.com");
 
-    fn arrival<'a>(peer: &str, host: &'a HeaderValue) -> Arrival<'a> {
-        Arrival {
+    fn received<'a>(peer: &str, host: &'a HeaderValue) -> Received<'a> {
+        Received {
             peer: peer.parse().expect("an address"),
             scheme: Scheme::Https,
             host,
         }
     }
 
-    /// The fields of a request from this visitor as the upstream gets them.
+    /// Return the fields that the upstream gets for a request from this visitor.
     fn told(visitor: &str, host: HeaderValue, mut said: HeaderMap) -> HeaderMap {
         remove(&mut said);
         said.insert(HOST, host);
@@ -388,7 +392,7 @@ mod tests {
             ("x-middleware-subrequest", "middleware"),
         ]);
 
-        append_forwarded(&mut sent, &arrival("10.0.0.1", &HOST_FIELD));
+        append_forwarded(&mut sent, &received("10.0.0.1", &HOST_FIELD));
 
         let expected = headers(&[
             ("x-forwarded-for", "192.0.2.7, 192.0.2.8, 10.0.0.1"),
@@ -417,7 +421,7 @@ mod tests {
         for said in [&one[..], other] {
             let mut sent = headers(said);
 
-            append_forwarded(&mut sent, &arrival("10.0.0.1", &HOST_FIELD));
+            append_forwarded(&mut sent, &received("10.0.0.1", &HOST_FIELD));
 
             let forwarded = "for=\"[2001:db8::1]\";proto=https;host=\"a.example:1\", for=192.0.2.8, for=10.0.0.1";
             assert_eq!(sent["forwarded"], forwarded);
@@ -434,7 +438,7 @@ mod tests {
             .map(|family| format!("{}x", family.trim_end_matches('-').to_owned() + "-"));
         for name in ABOUT_VISITOR
             .iter()
-            .chain(&NO_PROXYS)
+            .chain(&SPOOFED)
             .map(|name| (*name).to_owned())
             .chain(families)
         {
@@ -471,12 +475,12 @@ mod tests {
     #[test]
     fn what_a_trusted_proxy_said_is_told_as_it_is() {
         let mut sent = headers(&[("host", "blog.example.com"), ("forwarded", "for=192.0.2.7")]);
-        append_forwarded(&mut sent, &arrival("10.0.0.1", &HOST_FIELD));
+        append_forwarded(&mut sent, &received("10.0.0.1", &HOST_FIELD));
         let said = sent.clone();
 
         add_forwarded_headers(
             &mut sent,
-            arrival("10.0.0.1", &HOST_FIELD).peer,
+            received("10.0.0.1", &HOST_FIELD).peer,
             Scheme::Https,
         );
 

@@ -1,7 +1,7 @@
-//! Header fields that end at each hop, and trailer fields that may not come late.
+//! Hop-by-hop fields, and fields that may not be trailers.
 //!
-//! Both ends call this on what they received, before they add fields of their own. What is said about
-//! the visitor is `forwarded`'s.
+//! Both ends remove them from what they receive, before they add fields of their own. Fields that
+//! describe the visitor are left to `forwarded`.
 
 use ::http::header::{
     self, CONNECTION, COOKIE, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
@@ -11,26 +11,27 @@ use ::http::header::{
 use super::forwarded;
 use crate::proto::{BodyLength, decimal};
 
-/// What a message said to its hop alone, for the next hop to say again if it means it.
+/// Meaning of the removed hop-by-hop fields, for the next hop to state again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct HopByHop {
-    /// `TE: trailers`: the sender takes trailers. gRPC servers refuse requests without it.
+    /// Whether the sender accepts trailers (`TE: trailers`). gRPC servers refuse requests without
+    /// it.
     pub(crate) takes_trailers: bool,
-    /// The protocols of an `Upgrade` field that `Connection` confirms (RFC 9110 §7.8).
+    /// Protocols of an `Upgrade` field that `Connection` confirms (RFC 9110 §7.8).
     pub(crate) upgrade: Option<HeaderValue>,
 }
 
-/// Remove the fields that concern one connection only (RFC 9110 §7.6.1) and return what they said.
+/// Remove the hop-by-hop fields (RFC 9110 §7.6.1) and return their meaning.
 ///
-/// These are the fields of RFC 2616 §13.5.1, `Proxy-Connection` and `HTTP2-Settings`, and those that
-/// `Connection` names. `Trailer` stays: it speaks of trailers, both ends keep these, and hyper writes
-/// only the announced ones in HTTP/1.1.
+/// These are the fields of RFC 2616 §13.5.1, `Proxy-Connection` and `HTTP2-Settings`, and those
+/// that `Connection` names. `Trailer` stays: it announces trailers, both ends keep these, and hyper
+/// writes only the announced ones in HTTP/1.1.
 ///
-/// A name in `Connection` is the sender's word, and a visitor may try to make us drop a field that the
-/// upstream relies on (a cookie, a length, an authorization that a proxy added). Like Envoy, and unlike
-/// RFC 9110, `Connection` therefore has no power over the fields that are meant for every recipient.
+/// A visitor may name a field in `Connection` to make us drop it, although the upstream relies on
+/// it (a cookie, a length, an authorization that a proxy added). Like Envoy, and unlike RFC 9110,
+/// `Connection` therefore has no effect on the fields that are meant for every recipient.
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) -> HopByHop {
-    // Most messages have none of them: one look at what is there instead of a search for each.
+    // Most messages have none of them: one pass over the fields instead of a lookup for each.
     if !headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
         return HopByHop::default();
     }
@@ -70,8 +71,8 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) -> HopByHop {
     hop
 }
 
-/// Remove the trailer fields that a recipient would have needed before the body (RFC 9110 §6.5.1): for
-/// framing, routing, authentication, conditions and the content's format, and what a hop says.
+/// Remove the trailer fields that a recipient would have needed before the body (RFC 9110 §6.5.1):
+/// framing, routing, authentication, conditions, the content's format, and hop-by-hop fields.
 ///
 /// A recipient may merge trailers into the header; what we check or set there must not return here.
 pub(crate) fn sanitize_trailers(trailers: &mut HeaderMap) {
@@ -87,8 +88,8 @@ pub(crate) fn sanitize_trailers(trailers: &mut HeaderMap) {
     }
 }
 
-/// Leave one `Content-Length` that is true, or none. Where there is no body, it says what another answer would have
-/// (RFC 9110 §8.6), and two different ones say nothing.
+/// Leave one correct `Content-Length`, or none. Where there is no body, it is the length that
+/// another response would have (RFC 9110 §8.6); different ones are removed.
 pub(crate) fn keep_one_length(headers: &mut HeaderMap, body: BodyLength) {
     let length = match body {
         BodyLength::Known(length) => Some(length),
@@ -109,7 +110,7 @@ pub(crate) fn keep_one_length(headers: &mut HeaderMap, body: BodyLength) {
     }
 }
 
-/// Join the `Cookie` fields into which HTTP/2 splits one, as HTTP/1.1 needs it (RFC 9113 §8.2.3).
+/// Join the `Cookie` fields into which HTTP/2 splits one, as HTTP/1.1 requires (RFC 9113 §8.2.3).
 pub(crate) fn join_cookies(headers: &mut HeaderMap) {
     let mut crumbs = headers.get_all(COOKIE).iter();
     let (Some(first), Some(second)) = (crumbs.next(), crumbs.next()) else {
@@ -161,7 +162,7 @@ fn is_forbidden_trailer(name: &HeaderName) -> bool {
     let text = name.as_str();
     FORBIDDEN_TRAILERS.contains(name)
         || text.starts_with("if-")
-        // An underscore here only serves those who read it as a hyphen.
+        // A name with underscores only serves those who read them as hyphens.
         || text.contains('_') && {
             let hyphened = HeaderName::try_from(text.replace('_', "-"));
             hyphened.is_ok_and(|name| FORBIDDEN_TRAILERS.contains(&name) || HOP_BY_HOP.contains(&name))
@@ -183,7 +184,7 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 const END_TO_END: [HeaderName; 16] = [
     header::AUTHORIZATION,
     header::CACHE_CONTROL,
-    // RFC 8586 §2: without it nobody notices a loop.
+    // RFC 8586 §2: without it loops go unnoticed.
     HeaderName::from_static("cdn-loop"),
     header::CONTENT_ENCODING,
     header::CONTENT_LENGTH,

@@ -1,6 +1,5 @@
-//! What both ends do to HTTP messages: hop-by-hop fields, the fields about the visitor, cookies,
-//! upgrades, and bodies that can be sent a second time. Which request goes where is decided by the
-//! edge and the agent.
+//! Processing of HTTP messages that both ends share: hop-by-hop fields, forwarded fields, cookies,
+//! upgrades and replayable bodies. Routing is left to the edge and the agent.
 
 pub(crate) mod cookies;
 pub(crate) mod forwarded;

@@ -1,4 +1,4 @@
-//! A request's body that can be sent a second time.
+//! A request body that can be sent a second time.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,54 +9,54 @@ use http_body::{Body, Frame, SizeHint};
 
 use crate::stream::flow::Unread;
 
-/// A body of which the beginning is kept until it is certain that nobody needs it again.
+/// A body whose beginning is buffered until no replay can be needed any more.
 pub struct ReplayBuffer<B>(Arc<Mutex<State<B>>>);
 
 struct State<B> {
     body: B,
-    kept: Vec<Bytes>,
+    buffered: Vec<Bytes>,
     size: usize,
-    /// What has been read is no longer kept as a whole.
-    spent: bool,
-    /// The number of the latest reading.
-    reading: u64,
+    /// The buffered prefix was dropped; the body cannot be replayed.
+    discarded: bool,
+    /// Number of the latest reader.
+    reader: u64,
 }
 
 impl<B> ReplayBuffer<B> {
-    /// Begin to keep.
+    /// Start buffering.
     pub fn new(body: B) -> Self {
         Self(Arc::new(Mutex::new(State {
             body,
-            kept: Vec::new(),
+            buffered: Vec::new(),
             size: 0,
-            spent: false,
-            reading: 0,
+            discarded: false,
+            reader: 0,
         })))
     }
 
-    /// Read the body from its beginning. Whoever read it before reads nothing any more.
+    /// Read the body from its beginning. Earlier readers get nothing more.
     pub fn read(&self) -> ReplayBody<B> {
         let mut state = self.lock();
-        state.reading += 1;
+        state.reader += 1;
         ReplayBody {
-            rewind: Self(self.0.clone()),
-            reading: state.reading,
+            buffer: Self(self.0.clone()),
+            reader: state.reader,
             next: 0,
         }
     }
 
-    /// Return how many bytes are kept, or `None` if the beginning is gone.
-    pub fn kept(&self) -> Option<usize> {
+    /// Return the number of buffered bytes, or `None` if the prefix was dropped.
+    pub fn buffered(&self) -> Option<usize> {
         let state = self.lock();
-        (!state.spent).then_some(state.size)
+        (!state.discarded).then_some(state.size)
     }
 
-    /// Keep nothing more.
-    pub fn settle(&self) {
-        self.lock().spend();
+    /// Drop the buffer and stop buffering.
+    pub fn stop_buffering(&self) {
+        self.lock().discard();
     }
 
-    /// Change the body itself, whoever reads it.
+    /// Modify the underlying body, whoever is reading it.
     pub fn change(&self, change: impl FnOnce(&mut B)) {
         change(&mut self.lock().body);
     }
@@ -67,27 +67,27 @@ impl<B> ReplayBuffer<B> {
 }
 
 impl<B> State<B> {
-    fn keep(&mut self, data: Bytes) {
+    fn buffer(&mut self, data: Bytes) {
         self.size += data.len();
-        if self.size > MOST_KEPT {
-            self.spend();
+        if self.size > MAX_BUFFERED {
+            self.discard();
         }
-        if !self.spent {
-            self.kept.push(data);
+        if !self.discarded {
+            self.buffered.push(data);
         }
     }
 
-    fn spend(&mut self) {
-        self.spent = true;
-        self.kept = Vec::new();
+    fn discard(&mut self) {
+        self.discarded = true;
+        self.buffered = Vec::new();
     }
 }
 
-/// One reading of the body.
+/// One reader of the body.
 pub struct ReplayBody<B> {
-    rewind: ReplayBuffer<B>,
-    reading: u64,
-    /// Which of the kept pieces comes next.
+    buffer: ReplayBuffer<B>,
+    reader: u64,
+    /// Index of the next buffered piece.
     next: usize,
 }
 
@@ -104,12 +104,13 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let this = self.get_mut();
-        let mut state = this.rewind.lock();
-        if state.reading != this.reading {
-            // Neither its end nor more of it: what was sent of this reading is of no use, and must not look complete.
+        let mut state = this.buffer.lock();
+        if state.reader != this.reader {
+            // Neither its end nor more of it: what this reader's request has sent is of no use, and
+            // must not look complete.
             return Poll::Pending;
         }
-        if let Some(data) = state.kept.get(this.next) {
+        if let Some(data) = state.buffered.get(this.next) {
             let data = data.clone();
             this.next += 1;
             return Poll::Ready(Some(Ok(Frame::data(data.into()))));
@@ -117,25 +118,25 @@ where
         let frame = ready!(Pin::new(&mut state.body).poll_frame(cx));
         match &frame {
             Some(Ok(frame)) => match frame.data_ref() {
-                Some(data) => state.keep(data.share()),
-                // Trailers, which end the body: rare enough not to be kept.
-                None => state.spend(),
+                Some(data) => state.buffer(data.share()),
+                // Trailers, which end the body: too rare to be buffered.
+                None => state.discard(),
             },
-            Some(Err(_)) => state.spend(),
+            Some(Err(_)) => state.discard(),
             None => {}
         }
-        this.next = state.kept.len();
+        this.next = state.buffered.len();
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        let state = self.rewind.lock();
-        self.next >= state.kept.len() && state.body.is_end_stream()
+        let state = self.buffer.lock();
+        self.next >= state.buffered.len() && state.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        let state = self.rewind.lock();
-        let again: usize = state.kept.iter().skip(self.next).map(Bytes::len).sum();
+        let state = self.buffer.lock();
+        let again: usize = state.buffered.iter().skip(self.next).map(Bytes::len).sum();
         let rest = state.body.size_hint();
         let mut hint = SizeHint::new();
         hint.set_lower(rest.lower() + again as u64);
@@ -146,7 +147,8 @@ where
     }
 }
 
-/// A piece of a body whose bytes can be kept beside it. What is read again counts in no window: it has been read.
+/// Piece of a body whose bytes can be buffered. Replayed bytes count in no window: they were read
+/// before.
 pub trait Piece: Buf + From<Bytes> {
     /// Return the bytes, without copying them.
     fn share(&self) -> Bytes;
@@ -164,9 +166,9 @@ impl Piece for Unread {
     }
 }
 
-/// The most to keep of one body: what most forms and calls of interfaces have, and little enough to be
-/// kept for every request under way.
-const MOST_KEPT: usize = 64 << 10;
+/// Most bytes to buffer of one body: enough for most forms and API calls, and little enough for
+/// every request in progress.
+const MAX_BUFFERED: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -176,7 +178,7 @@ mod tests {
 
     use super::*;
 
-    fn rewind(
+    fn buffer(
         sizes: &'static [usize],
     ) -> ReplayBuffer<impl Body<Data = Bytes, Error = Infallible> + Unpin> {
         let frames = sizes
@@ -187,24 +189,24 @@ mod tests {
 
     #[tokio::test]
     async fn a_small_body_is_read_twice_also_after_a_part_of_it() {
-        let rewind = rewind(&[10, 20, 30]);
+        let buffer = buffer(&[10, 20, 30]);
 
-        let mut first = rewind.read();
+        let mut first = buffer.read();
         first.frame().await.unwrap().unwrap();
         drop(first);
-        let again = rewind.read().collect().await.unwrap().to_bytes();
-        let third = rewind.read().collect().await.unwrap().to_bytes();
+        let again = buffer.read().collect().await.unwrap().to_bytes();
+        let third = buffer.read().collect().await.unwrap().to_bytes();
 
         assert_eq!((again.len(), third.len()), (60, 60));
-        assert_eq!(rewind.kept(), Some(60));
+        assert_eq!(buffer.buffered(), Some(60));
     }
 
     #[tokio::test]
     async fn an_earlier_reading_takes_nothing_from_a_later_one() {
-        let rewind = rewind(&[10, 20]);
+        let buffer = buffer(&[10, 20]);
 
-        let mut first = rewind.read();
-        let mut second = rewind.read();
+        let mut first = buffer.read();
+        let mut second = buffer.read();
 
         assert!(futures_util::poll!(first.frame()).is_pending());
         assert_eq!(
@@ -222,24 +224,24 @@ mod tests {
 
     #[tokio::test]
     async fn a_large_body_is_not_kept() {
-        let rewind = rewind(&[MOST_KEPT, 1, 5]);
+        let buffer = buffer(&[MAX_BUFFERED, 1, 5]);
 
-        let whole = rewind.read().collect().await.unwrap().to_bytes();
+        let whole = buffer.read().collect().await.unwrap().to_bytes();
 
-        assert_eq!(whole.len(), MOST_KEPT + 6);
-        assert_eq!(rewind.kept(), None);
-        assert_eq!(rewind.read().collect().await.unwrap().to_bytes().len(), 0);
+        assert_eq!(whole.len(), MAX_BUFFERED + 6);
+        assert_eq!(buffer.buffered(), None);
+        assert_eq!(buffer.read().collect().await.unwrap().to_bytes().len(), 0);
     }
 
     #[tokio::test]
     async fn a_settled_body_goes_on_where_it_is() {
-        let rewind = rewind(&[10, 20]);
+        let buffer = buffer(&[10, 20]);
 
-        let mut reading = rewind.read();
-        reading.frame().await.unwrap().unwrap();
-        rewind.settle();
-        let rest = reading.collect().await.unwrap().to_bytes();
+        let mut reader = buffer.read();
+        reader.frame().await.unwrap().unwrap();
+        buffer.stop_buffering();
+        let rest = reader.collect().await.unwrap().to_bytes();
 
-        assert_eq!((rest.len(), rewind.kept()), (20, None));
+        assert_eq!((rest.len(), buffer.buffered()), (20, None));
     }
 }

@@ -1,32 +1,32 @@
-//! What a trusted proxy says about the visitor, in either of the two languages for it.
+//! Parsing of the fields in which a trusted proxy describes the visitor.
 
 use ::http::header::{FORWARDED, HeaderMap, HeaderName, HeaderValue};
 
 use super::forwarded::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, value};
 
-/// What was said: by `X-Forwarded-*` if there is one of them, else by `Forwarded`.
+/// Description of a visitor: by `X-Forwarded-*` if there is one of them, else by `Forwarded`.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Said {
-    /// The visitor's address, and those of proxies on the way, the latest last.
+pub(crate) struct ForwardedInfo {
+    /// Addresses of the visitor and of proxies on the way, the nearest proxy last.
     pub(crate) addresses: Vec<String>,
     pub(crate) proto: Option<HeaderValue>,
     pub(crate) host: Option<HeaderValue>,
 }
 
-impl Said {
-    /// Read both languages.
-    pub(crate) fn of(headers: &HeaderMap) -> Self {
-        let spoken = [X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST];
-        let mut said = match spoken.iter().any(|name| headers.contains_key(name)) {
-            true => Self::in_fields_of_their_own(headers),
-            false => Self::in_one_field(headers),
+impl ForwardedInfo {
+    /// Parse either kind of fields.
+    pub(crate) fn parse(headers: &HeaderMap) -> Self {
+        let x_forwarded = [X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST];
+        let mut info = match x_forwarded.iter().any(|name| headers.contains_key(name)) {
+            true => Self::from_x_forwarded(headers),
+            false => Self::from_forwarded(headers),
         };
-        let extra = said.addresses.len().saturating_sub(MOST);
-        said.addresses.drain(..extra);
-        said
+        let extra = info.addresses.len().saturating_sub(MAX_ADDRESSES);
+        info.addresses.drain(..extra);
+        info
     }
 
-    fn in_fields_of_their_own(headers: &HeaderMap) -> Self {
+    fn from_x_forwarded(headers: &HeaderMap) -> Self {
         // Where several proxies have added theirs, the first is the visitor's.
         let first = |name| list(headers, name).next().and_then(whole);
         Self {
@@ -36,8 +36,8 @@ impl Said {
         }
     }
 
-    fn in_one_field(headers: &HeaderMap) -> Self {
-        let mut said = Self::default();
+    fn from_forwarded(headers: &HeaderMap) -> Self {
+        let mut info = Self::default();
         let lines = headers.get_all(FORWARDED).iter();
         for element in lines.flat_map(|line| split(line.as_bytes(), b',')) {
             for pair in split(element, b';') {
@@ -51,19 +51,19 @@ impl Said {
                         .eq_ignore_ascii_case(name.as_bytes())
                 };
                 if is("for") {
-                    said.addresses.extend(node(&text).map(without_port));
-                } else if is("proto") && said.proto.is_none() {
-                    said.proto = whole(&text);
-                } else if is("host") && said.host.is_none() {
-                    said.host = whole(&text);
+                    info.addresses.extend(node(&text).map(without_port));
+                } else if is("proto") && info.proto.is_none() {
+                    info.proto = whole(&text);
+                } else if is("host") && info.host.is_none() {
+                    info.host = whole(&text);
                 }
             }
         }
-        said
+        info
     }
 }
 
-/// The members of a list field.
+/// Return the members of a list field.
 fn list(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &[u8]> {
     let lines = headers.get_all(name).into_iter();
     lines
@@ -72,7 +72,7 @@ fn list(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &[u8]> {
         .filter(|member| !member.is_empty())
 }
 
-/// Split where no quotes are open.
+/// Split at a byte outside quotes.
 fn split(text: &[u8], at: u8) -> impl Iterator<Item = &[u8]> {
     let (mut quoted, mut escaped) = (false, false);
     text.split(move |b| {
@@ -88,7 +88,7 @@ fn split(text: &[u8], at: u8) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// Take off quotes and what they escape (RFC 9110 §5.6.4).
+/// Remove quotes and escapes (RFC 9110 §5.6.4).
 fn unquoted(text: &[u8]) -> Vec<u8> {
     let Some(inner) = text
         .strip_prefix(b"\"")
@@ -105,15 +105,15 @@ fn unquoted(text: &[u8]) -> Vec<u8> {
     inner.iter().filter(is_text).copied().collect()
 }
 
-/// An address, or what stands for one: printable, and nothing that ends quotes or lists.
+/// Parse an address or its substitute: printable, without characters that end quotes or lists.
 fn node(text: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(text).ok()?;
     let is_plain = |b: u8| b.is_ascii_graphic() && !b"\"\\,;".contains(&b);
-    let plain = !text.is_empty() && text.len() <= LONGEST && text.bytes().all(is_plain);
+    let plain = !text.is_empty() && text.len() <= MAX_NODE_LENGTH && text.bytes().all(is_plain);
     plain.then(|| text.to_owned())
 }
 
-/// `Forwarded` may have a port, which those who read `X-Forwarded-For` do not expect.
+/// Remove the port that `Forwarded` may have, which readers of `X-Forwarded-For` do not expect.
 fn without_port(node: String) -> String {
     if let Some(rest) = node.strip_prefix('[') {
         return rest.split(']').next().unwrap_or(rest).to_owned();
@@ -128,11 +128,12 @@ fn whole(text: &[u8]) -> Option<HeaderValue> {
     node(text).map(value)
 }
 
-/// Addresses that are passed on: those of the nearest proxies. Nobody has so many, but a visitor may say so.
-const MOST: usize = 64;
+/// Most addresses passed on, those of the nearest proxies. Nobody has so many, but a visitor may
+/// claim it.
+const MAX_ADDRESSES: usize = 64;
 
-/// Bytes of an address, or of a host with its port (RFC 1035 §3.1).
-const LONGEST: usize = 261;
+/// Longest address, or host with its port, in bytes (RFC 1035 §3.1).
+const MAX_NODE_LENGTH: usize = 261;
 
 #[cfg(test)]
 mod tests {
@@ -143,13 +144,13 @@ mod tests {
         for (name, value) in fields {
             headers.append(*name, HeaderValue::from_static(value));
         }
-        let said = Said::of(&headers);
+        let info = ForwardedInfo::parse(&headers);
         let text = |value: Option<HeaderValue>| {
             value.map_or(String::new(), |value| {
                 value.to_str().expect("text").to_owned()
             })
         };
-        (said.addresses.join(" "), text(said.proto), text(said.host))
+        (info.addresses.join(" "), text(info.proto), text(info.host))
     }
 
     fn expected(addresses: &str, proto: &str, host: &str) -> (String, String, String) {
@@ -208,6 +209,9 @@ mod tests {
         let many = ["1.1.1.1,"; 100].concat();
         let mut headers = HeaderMap::new();
         headers.insert(X_FORWARDED_FOR, many.parse().expect("a value"));
-        assert_eq!(Said::of(&headers).addresses.len(), MOST);
+        assert_eq!(
+            ForwardedInfo::parse(&headers).addresses.len(),
+            MAX_ADDRESSES
+        );
     }
 }

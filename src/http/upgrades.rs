@@ -1,15 +1,16 @@
-//! The protocols that a tunnel's visitors may switch to (RFC 9110 §7.8): `websocket`, and others by name.
+//! Protocols that a tunnel's visitors may switch to (RFC 9110 §7.8): `websocket`, and others by
+//! name.
 //!
-//! Behind a switch the edge sees bytes and no requests any more. A protocol that is HTTP again (`h2c`)
-//! would lead past every rule of the edge, so it is never among them, whatever a tunnel asks for. Both
-//! ends keep to this, because neither believes the other.
+//! After a switch the edge sees bytes instead of requests. A protocol that is HTTP again (`h2c`)
+//! would bypass every rule of the edge, so it is never allowed, whatever a tunnel asks for. Both
+//! ends enforce this, because neither trusts the other.
 
 use std::str::FromStr;
 
-/// The protocols that visitors of one tunnel may switch to.
+/// Protocols that visitors of one tunnel may switch to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Upgrades {
-    /// Besides `websocket`, in lower case.
+    /// Names besides `websocket`, in lower case.
     others: Vec<String>,
 }
 
@@ -17,20 +18,20 @@ impl Upgrades {
     /// Allow one more protocol.
     ///
     /// # Errors
-    /// [`UpgradeError`] if it is not the name of one, is HTTP again, or is one too many.
+    /// [`UpgradeError`] if it is not a name, is HTTP again, or is one too many.
     pub fn allow(&mut self, name: &str) -> Result<(), UpgradeError> {
         let UpgradeName(name) = name.parse()?;
         if name == WEBSOCKET || self.others.contains(&name) {
             return Ok(());
         }
-        if self.others.len() >= MOST {
+        if self.others.len() >= MAX_OTHERS {
             return Err(UpgradeError::TooMany);
         }
         self.others.push(name);
         Ok(())
     }
 
-    /// Take what an agent asks for, as far as it may be had.
+    /// Return the allowed protocols among those that an agent asks for.
     pub(crate) fn granted(names: &[String]) -> Self {
         let mut upgrades = Self::default();
         for name in names {
@@ -46,7 +47,7 @@ impl Upgrades {
         &self.others
     }
 
-    /// Keep those of the protocols in an `Upgrade` field that are allowed, in their order.
+    /// Return the allowed protocols of an `Upgrade` field, in their order, or `None`.
     pub(crate) fn select(&self, asked: &str) -> Option<String> {
         let mut kept = String::new();
         for protocol in protocols(asked).filter(|protocol| self.has(name(protocol))) {
@@ -64,8 +65,8 @@ impl Upgrades {
     }
 }
 
-/// Report whether an answer switches to nothing but what was asked for. A 101 names its protocol
-/// (RFC 9110 §15.2.2).
+/// Report whether a response switches only to protocols that were asked for. A 101 names its
+/// protocol (RFC 9110 §15.2.2).
 pub(crate) fn is_answer_to(asked: &str, answered: Option<&[u8]>) -> bool {
     let Some(answered) = answered.and_then(|answered| std::str::from_utf8(answered).ok()) else {
         return false;
@@ -76,7 +77,7 @@ pub(crate) fn is_answer_to(asked: &str, answered: Option<&[u8]>) -> bool {
     protocols(answered).next().is_some() && protocols(answered).all(was_asked)
 }
 
-/// The name of a protocol that may be switched to, in lower case.
+/// Name of a protocol that may be switched to, in lower case.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UpgradeName(String);
 
@@ -92,7 +93,7 @@ impl FromStr for UpgradeName {
 
     fn from_str(text: &str) -> Result<Self, UpgradeError> {
         let is_token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
-        if text.is_empty() || text.len() > LONGEST || !text.bytes().all(is_token) {
+        if text.is_empty() || text.len() > MAX_NAME_LENGTH || !text.bytes().all(is_token) {
             return Err(UpgradeError::Malformed);
         }
         let name = text.to_ascii_lowercase();
@@ -103,22 +104,24 @@ impl FromStr for UpgradeName {
     }
 }
 
-/// Why a protocol cannot be allowed.
+/// Reason why a protocol cannot be allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum UpgradeError {
-    /// Not a token.
-    #[error("a protocol is a name without a version, such as spdy (at most {LONGEST} characters)")]
+    /// The name is not a token.
+    #[error(
+        "a protocol is a name without a version, such as spdy (at most {MAX_NAME_LENGTH} characters)"
+    )]
     Malformed,
-    /// Requests that the edge would not see.
+    /// The protocol carries requests that the edge would not see.
     #[error("behind this protocol come requests that the edge could not check")]
     Http,
-    /// One more than there may be.
-    #[error("at most {MOST} protocols besides websocket are allowed for one tunnel")]
+    /// The tunnel has too many protocols.
+    #[error("at most {MAX_OTHERS} protocols besides websocket are allowed for one tunnel")]
     TooMany,
 }
 
-/// Report whether a protocol is HTTP in another form: over cleartext HTTP/2 with its drafts (RFC 7540
-/// §3.2), as another version (RFC 9110 §7.8), or within TLS (RFC 2817).
+/// Report whether a protocol is HTTP in another form: cleartext HTTP/2 and its drafts (RFC 7540
+/// §3.2), another version (RFC 9110 §7.8), or within TLS (RFC 2817).
 fn is_http(name: &str) -> bool {
     ["http", "h2", "h3"]
         .iter()
@@ -132,19 +135,20 @@ fn protocols(list: &str) -> impl Iterator<Item = &str> {
         .filter(|protocol| !protocol.is_empty())
 }
 
-/// A protocol without its version.
+/// Return a protocol's name without its version.
 fn name(protocol: &str) -> &str {
     protocol.split('/').next().unwrap_or(protocol)
 }
 
-/// What is allowed everywhere.
+/// Protocol that every tunnel allows.
 const WEBSOCKET: &str = "websocket";
 
-/// Protocols of one tunnel besides `websocket`: nobody has more than one or two in mind.
-const MOST: usize = 8;
+/// Most protocols of one tunnel besides `websocket`: nobody needs more than one or two.
+const MAX_OTHERS: usize = 8;
 
-/// Characters of a name. The longest registered one (`IRC`, `RTA/x11`, `websocket`) is far shorter.
-const LONGEST: usize = 32;
+/// Longest name, in bytes. The longest registered ones (`IRC`, `RTA/x11`, `websocket`) are far
+/// shorter.
+const MAX_NAME_LENGTH: usize = 32;
 
 #[cfg(test)]
 mod tests {

@@ -1,4 +1,4 @@
-//! Why a conversation did not end as it should.
+//! The error of a conversation.
 
 use std::error::Error as StdError;
 use std::time::Duration;
@@ -9,22 +9,22 @@ use crate::agent::upstream::response_head::HeadError;
 use crate::proto::Failure;
 use crate::stream::SendError;
 
-/// Why a conversation did not end as it should.
+/// The error that ended a conversation. The edge receives the [`Failure`] that belongs to it.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ForwardError {
     #[error("the visitor went away")]
     Visitor,
     #[error("it cannot be reached")]
     Dial(#[source] DialError),
-    #[error("it did not begin to answer within {}", humantime::format_duration(*.0))]
+    #[error("it did not start to respond within {}", humantime::format_duration(*.0))]
     Timeout(Duration),
     #[error("it failed")]
     Upstream(#[source] hyper::Error),
     #[error(transparent)]
     Head(HeadError),
-    #[error("{what}")]
+    #[error("{description}")]
     Http2 {
-        what: String,
+        description: String,
         #[source]
         err: hyper::Error,
     },
@@ -32,39 +32,40 @@ pub(crate) enum ForwardError {
     Loop,
     #[error("the service in this process failed")]
     Service(#[source] Box<dyn StdError + Send + Sync>),
-    #[error("it switched protocols without being asked")]
-    NotAsked,
-    #[error("it switched to another protocol than it was asked for")]
-    OtherProtocol,
+    #[error("it switched protocols without a request to")]
+    UnrequestedSwitch,
+    #[error("it switched to a protocol that was not requested")]
+    WrongProtocol,
     #[error("upgrades over HTTP/2 are not possible")]
     NoUpgrade,
-    #[error("the request's target or host cannot be sent on")]
+    #[error("the request's target or host cannot be forwarded")]
     Target,
     #[error("the response was not delivered")]
     Tunnel(#[source] SendError),
 }
 
 impl ForwardError {
-    /// Name what went wrong on an HTTP/2 connection, if it has a name.
-    pub(crate) fn of_http2(err: hyper::Error, is_agreed: bool) -> Self {
+    /// Wrap an error of an HTTP/2 connection, described in the terms of RFC 9113 where possible. `is_agreed` is set
+    /// if ALPN or an earlier response has shown that the upstream speaks HTTP/2.
+    pub(crate) fn from_http2(err: hyper::Error, is_agreed: bool) -> Self {
         match http2::describe(&err, is_agreed) {
-            Some(what) => Self::Http2 { what, err },
+            Some(description) => Self::Http2 { description, err },
             None => Self::Upstream(err),
         }
     }
 
-    /// Report whether the upstream's address helps to understand it.
-    pub(crate) fn is_upstreams(&self) -> bool {
+    /// Report whether the upstream is at fault, so that its address belongs into the message.
+    pub(crate) fn is_upstream_fault(&self) -> bool {
         match self {
             Self::Dial(_) | Self::Timeout(_) | Self::Upstream(_) | Self::Loop => true,
             Self::Head(_) | Self::Http2 { .. } | Self::Tunnel(SendError::Wire(_)) => true,
-            Self::NotAsked | Self::OtherProtocol | Self::NoUpgrade => true,
+            Self::UnrequestedSwitch | Self::WrongProtocol | Self::NoUpgrade => true,
             Self::Tunnel(SendError::Body(_)) => true,
             Self::Visitor | Self::Service(_) | Self::Target | Self::Tunnel(_) => false,
         }
     }
 
-    /// What the edge is told, if it still can be told anything.
+    /// Return the failure to send to the edge, or `None` if it is too late for a head.
     pub(crate) fn failure(&self) -> Option<Failure> {
         match self {
             Self::Visitor => None,
@@ -81,8 +82,8 @@ impl ForwardError {
             Self::Upstream(_)
             | Self::Http2 { .. }
             | Self::Service(_)
-            | Self::NotAsked
-            | Self::OtherProtocol
+            | Self::UnrequestedSwitch
+            | Self::WrongProtocol
             | Self::NoUpgrade
             | Self::Target => Some(Failure::UpstreamInvalid),
             Self::Tunnel(SendError::Wire(_)) => Some(Failure::UpstreamHeadTooLarge),

@@ -1,4 +1,4 @@
-//! 1xx answers on their way from an upstream to the edge.
+//! The queue of informational (1xx) responses from an upstream to the edge.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,46 +7,47 @@ use tokio::sync::Notify;
 
 use crate::proto::{INFORMATIONAL_LIMIT, ResponseHead};
 
-/// A short queue. It is made for every request and hardly ever used, so it is nothing until then: a
-/// channel would allocate kilobytes.
+/// A short queue of 1xx responses. Every request has one and few use it, so it allocates almost nothing while it is
+/// empty: a channel would allocate kilobytes.
 #[derive(Clone, Default)]
 pub struct InformationalQueue(Arc<Queue>);
 
 #[derive(Default)]
 struct Queue {
-    hints: Mutex<(VecDeque<ResponseHead>, usize)>,
+    /// The waiting responses, and the number of all that were accepted.
+    responses: Mutex<(VecDeque<ResponseHead>, usize)>,
     arrived: Notify,
 }
 
 impl InformationalQueue {
-    /// Add one. More than anybody waits for are dropped: they are hints.
-    pub fn push(&self, hint: ResponseHead) {
-        let mut queue = self.0.hints.lock().unwrap_or_else(PoisonError::into_inner);
-        let (hints, all) = &mut *queue;
-        // The edge takes no more of one answer.
-        if hints.len() < MOST && *all < INFORMATIONAL_LIMIT {
-            *all += 1;
-            hints.push_back(hint);
+    /// Add a response. It is dropped if the queue is full: 1xx responses are only hints.
+    pub fn push(&self, response: ResponseHead) {
+        let mut queue = self.0.responses.lock().unwrap_or_else(PoisonError::into_inner);
+        let (responses, total) = &mut *queue;
+        // The edge accepts no more for one request.
+        if responses.len() < MAX_QUEUED && *total < INFORMATIONAL_LIMIT {
+            *total += 1;
+            responses.push_back(response);
             self.0.arrived.notify_one();
         }
     }
 
-    /// Take the next one as soon as there is one. May be cancelled.
+    /// Wait for the next response. Cancel safe.
     pub async fn next(&self) -> ResponseHead {
         loop {
-            let hint = self.take();
-            if let Some(hint) = hint {
-                return hint;
+            let response = self.take();
+            if let Some(response) = response {
+                return response;
             }
             self.0.arrived.notified().await;
         }
     }
 
     fn take(&self) -> Option<ResponseHead> {
-        let mut queue = self.0.hints.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self.0.responses.lock().unwrap_or_else(PoisonError::into_inner);
         queue.0.pop_front()
     }
 }
 
-/// 1xx answers that may wait for the tunnel.
-const MOST: usize = 8;
+/// The most 1xx responses of a request that wait to be sent to the edge.
+const MAX_QUEUED: usize = 8;

@@ -236,7 +236,7 @@ impl Conversation {
     /// Forward the request to a service in this process.
     async fn call_service(&mut self, service: &Service) -> Result<(), ForwardError> {
         let body = self.request_body().ok_or(ForwardError::Visitor)?;
-        // Copied out of the receive window: a service may collect the whole body before it processes it.
+        // Counted as read on arrival: a service may collect the whole body before it processes it.
         let body = UpstreamBody::new(body.map_frame(|frame| frame.map_data(Unread::into_bytes)));
         let request =
             service_request(&mut self.head, &self.tunnel, self.origins.as_deref()).map(|()| body);
@@ -369,7 +369,7 @@ impl Conversation {
         let Some(host) = self.head.fields.0.get(HOST).and_then(public_name) else {
             return;
         };
-        let removed = cookies::keep_own(fields, &host) as u64;
+        let removed = cookies::remove_parent_domain_cookies(fields, &host) as u64;
         if let Some(count) = self.tunnel.removed_cookies.record(removed) {
             let event = Event::CookiesLeftOut { host, count };
             self.tunnel.observer.emit(event);

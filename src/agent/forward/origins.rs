@@ -1,8 +1,8 @@
-//! What must agree with a `Host` that is not the visitor's: fields with the address of the public side
-//! are given that of the upstream, and back.
+//! Rewriting of fields that must agree with a `Host` that is not the visitor's: requests get the origin of the
+//! upstream in place of the public one, and responses the reverse.
 //!
-//! A field is changed only where it names exactly the other side's origin (scheme, host and port, RFC 6454
-//! §4). Other origins stay as they are, and so does every body.
+//! A field is changed only where it contains exactly the other side's origin (scheme, host and port, RFC 6454
+//! §4). Other origins and all bodies stay as they are.
 
 use ::http::header::{
     ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_LOCATION, HOST, HeaderMap, HeaderName, HeaderValue, LINK,
@@ -16,7 +16,7 @@ use crate::http::cookies;
 use crate::http::forwarded::{X_FORWARDED_HOST, X_FORWARDED_PROTO};
 use crate::proto::RequestHead;
 
-/// The two names of one service: that by which the visitor came, and that which the upstream knows.
+/// The two origins of one service: the public one that the visitor uses, and the one that the upstream knows.
 #[derive(Debug, Clone)]
 pub(crate) struct Origins {
     public: Origin,
@@ -24,8 +24,8 @@ pub(crate) struct Origins {
 }
 
 impl Origins {
-    /// Find both for a request that came as `head` says. `None` if the upstream sees the public name:
-    /// then all agrees already.
+    /// Determine both origins for the request with this head. Return `None` if the upstream receives the public
+    /// name, because nothing has to be rewritten then.
     pub(crate) fn of(
         head: &RequestHead,
         host_header: &HostHeader,
@@ -40,67 +40,68 @@ impl Origins {
             Some(Target::Https { .. }) => "https",
             _ => "http",
         };
-        // What the upstream is told: a proxy in front of the edge may have known better than the edge.
-        let told = |name| head.fields.0.get(name).and_then(|said| said.to_str().ok());
-        let proto = told(X_FORWARDED_PROTO).unwrap_or(head.scheme.as_str());
-        let host = told(X_FORWARDED_HOST).or_else(|| told(HOST))?;
+        // `X-Forwarded-*` first: a proxy in front of the edge knows the public origin better than the edge.
+        let field = |name| head.fields.0.get(name).and_then(|value| value.to_str().ok());
+        let proto = field(X_FORWARDED_PROTO).unwrap_or(head.scheme.as_str());
+        let host = field(X_FORWARDED_HOST).or_else(|| field(HOST))?;
         Some(Self {
             public: Origin::new(proto, host)?,
             upstream: Origin::new(scheme, &own)?,
         })
     }
 
-    /// Let a request say of the upstream what it says of the public side.
-    pub(crate) fn request(&self, fields: &mut HeaderMap) {
-        let exchange = Conversation {
+    /// Replace the public origin by that of the upstream in the fields of a request.
+    pub(crate) fn rewrite_request(&self, fields: &mut HeaderMap) {
+        let rewrite = Rewrite {
             from: &self.public,
             to: &self.upstream,
         };
-        each(fields, &ORIGIN, |value| exchange.whole(value));
-        each(fields, &REFERER, |value| exchange.url(value));
-        each(fields, &DESTINATION, |value| exchange.url(value));
-        each(fields, &IF, |value| exchange.in_brackets(value));
+        rewrite_values(fields, &ORIGIN, |value| rewrite.origin(value));
+        rewrite_values(fields, &REFERER, |value| rewrite.url(value));
+        rewrite_values(fields, &DESTINATION, |value| rewrite.url(value));
+        rewrite_values(fields, &IF, |value| rewrite.in_brackets(value));
     }
 
-    /// Let an answer say of the public side what it says of the upstream.
-    pub(crate) fn response(&self, fields: &mut HeaderMap) {
-        let exchange = Conversation {
+    /// Replace the upstream's origin by the public one in the fields of a response.
+    pub(crate) fn rewrite_response(&self, fields: &mut HeaderMap) {
+        let rewrite = Rewrite {
             from: &self.upstream,
             to: &self.public,
         };
-        each(fields, &LOCATION, |value| exchange.url(value));
-        each(fields, &CONTENT_LOCATION, |value| exchange.url(value));
-        each(fields, &REFRESH, |value| exchange.refresh(value));
-        each(fields, &LINK, |value| exchange.in_brackets(value));
-        each(fields, &ACCESS_CONTROL_ALLOW_ORIGIN, |value| {
-            exchange.whole(value)
+        rewrite_values(fields, &LOCATION, |value| rewrite.url(value));
+        rewrite_values(fields, &CONTENT_LOCATION, |value| rewrite.url(value));
+        rewrite_values(fields, &REFRESH, |value| rewrite.refresh(value));
+        rewrite_values(fields, &LINK, |value| rewrite.in_brackets(value));
+        rewrite_values(fields, &ACCESS_CONTROL_ALLOW_ORIGIN, |value| {
+            rewrite.origin(value)
         });
-        each(fields, &SET_COOKIE, |value| exchange.cookie(value));
+        rewrite_values(fields, &SET_COOKIE, |value| rewrite.cookie(value));
     }
 }
 
-/// One direction.
-struct Conversation<'a> {
+/// One direction of rewriting.
+struct Rewrite<'a> {
     from: &'a Origin,
     to: &'a Origin,
 }
 
-impl Conversation<'_> {
-    /// A serialized origin (RFC 6454 §6.1).
-    fn whole(&self, value: &[u8]) -> Option<Vec<u8>> {
-        (self.from.begins(value)? == value.len()).then(|| self.to.text().into_bytes())
+impl Rewrite<'_> {
+    /// Rewrite a serialized origin (RFC 6454 §6.1).
+    fn origin(&self, value: &[u8]) -> Option<Vec<u8>> {
+        (self.from.prefix_len(value)? == value.len()).then(|| self.to.serialize().into_bytes())
     }
 
-    /// A URL, which goes on behind its origin.
+    /// Rewrite the origin of a URL.
     fn url(&self, value: &[u8]) -> Option<Vec<u8>> {
-        let end = self.from.begins(value)?;
-        Some([self.to.text().as_bytes(), &value[end..]].concat())
+        let end = self.from.prefix_len(value)?;
+        Some([self.to.serialize().as_bytes(), &value[end..]].concat())
     }
 
-    /// `5; url=http://…`, as browsers read it: with quotes, without `url=`, with a comma.
+    /// Rewrite the URL in `Refresh: 5; url=http://…`, as browsers parse it: also with quotes, without `url=`, or with
+    /// a comma.
     fn refresh(&self, value: &[u8]) -> Option<Vec<u8>> {
         let mut at = value.iter().position(|b| matches!(b, b';' | b','))? + 1;
-        let skip_blanks = |at: usize| at + blanks(&value[at..]);
+        let skip_blanks = |at: usize| at + count_blanks(&value[at..]);
         at = skip_blanks(at);
         if value[at..]
             .get(..3)
@@ -122,8 +123,8 @@ impl Conversation<'_> {
         Some([&value[..at], &changed, &value[at + url.len()..]].concat())
     }
 
-    /// The URLs between `<` and `>`, as in `Link` (RFC 8288) and WebDAV's `If` (RFC 4918 §10.4), outside
-    /// of quotes.
+    /// Rewrite the URLs between `<` and `>`, as in `Link` (RFC 8288) and WebDAV's `If` (RFC 4918 §10.4), but not
+    /// within quotes.
     fn in_brackets(&self, value: &[u8]) -> Option<Vec<u8>> {
         let mut out = Vec::with_capacity(value.len());
         let (mut rest, mut changed, mut quoted) = (value, false, false);
@@ -156,11 +157,11 @@ impl Conversation<'_> {
         changed.then_some(out)
     }
 
-    /// The `Domain` attribute of a cookie, where it is the host itself: ports do not count there (RFC 6265
+    /// Rewrite the `Domain` attribute of a cookie where it is the host itself. Cookies ignore ports (RFC 6265
     /// §8.5).
     fn cookie(&self, value: &[u8]) -> Option<Vec<u8>> {
         let mut out = None;
-        // From the last one on, so that the places of those before stay true.
+        // In reverse order, so that earlier ranges stay valid.
         for domain in cookies::domains(value)
             .collect::<Vec<_>>()
             .into_iter()
@@ -178,32 +179,33 @@ impl Conversation<'_> {
     }
 }
 
-/// A scheme, a host and a port.
+/// An origin: a scheme, a host and a port (RFC 6454 §4).
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Origin {
     /// `http` or `https`.
     scheme: &'static str,
-    /// As it is written in a URL: IPv6 in brackets.
+    /// The host as in a URL: IPv6 in brackets.
     host: String,
     port: u16,
 }
 
 impl Origin {
+    /// Create an origin from a scheme and an authority. Return `None` if either is not valid here.
     fn new(scheme: &str, authority: &str) -> Option<Self> {
         let scheme = ["http", "https"]
             .into_iter()
             .find(|known| known.eq_ignore_ascii_case(scheme))?;
-        let (host, port) = split(authority)?;
+        let (host, port) = split_authority(authority)?;
         Some(Self {
             scheme,
             host: host.to_owned(),
-            port: port.unwrap_or(usual_port(scheme)),
+            port: port.unwrap_or(default_port(scheme)),
         })
     }
 
-    /// Return where this origin ends in a URL that begins with it.
-    fn begins(&self, url: &[u8]) -> Option<usize> {
-        // Without a scheme it is that of whoever asked (RFC 3986 §4.2).
+    /// Return the length of this origin in a URL that starts with it.
+    fn prefix_len(&self, url: &[u8]) -> Option<usize> {
+        // A network-path reference has the scheme of its base URL (RFC 3986 §4.2).
         let authority = match url.strip_prefix(b"//") {
             Some(_) => 2,
             None => {
@@ -219,23 +221,24 @@ impl Origin {
             .position(|b| matches!(b, b'/' | b'?' | b'#'))
             .unwrap_or(url.len() - authority);
         let end = authority + length;
-        let (host, port) = split(std::str::from_utf8(&url[authority..end]).ok()?)?;
+        let (host, port) = split_authority(std::str::from_utf8(&url[authority..end]).ok()?)?;
         let same = host.eq_ignore_ascii_case(&self.host)
-            && port.unwrap_or(usual_port(self.scheme)) == self.port;
+            && port.unwrap_or(default_port(self.scheme)) == self.port;
         same.then_some(end)
     }
 
-    fn text(&self) -> String {
+    /// Serialize the origin (RFC 6454 §6.1).
+    fn serialize(&self) -> String {
         let Self { scheme, host, port } = self;
-        match *port == usual_port(scheme) {
+        match *port == default_port(scheme) {
             true => format!("{scheme}://{host}"),
             false => format!("{scheme}://{host}:{port}"),
         }
     }
 }
 
-/// Split an authority; one with a user's name is nobody's origin.
-fn split(authority: &str) -> Option<(&str, Option<u16>)> {
+/// Split an authority into host and port. One with a user name is never an origin.
+fn split_authority(authority: &str) -> Option<(&str, Option<u16>)> {
     let end = match authority.starts_with('[') {
         true => authority.find(']')? + 1,
         false => authority.find(':').unwrap_or(authority.len()),
@@ -254,18 +257,20 @@ fn split(authority: &str) -> Option<(&str, Option<u16>)> {
     }
 }
 
-fn usual_port(scheme: &str) -> u16 {
+/// Return the default port of `http` or `https`.
+fn default_port(scheme: &str) -> u16 {
     if scheme == "https" { 443 } else { 80 }
 }
 
-fn blanks(text: &[u8]) -> usize {
+/// Count the leading blanks.
+fn count_blanks(text: &[u8]) -> usize {
     text.iter()
         .take_while(|b| matches!(b, b' ' | b'\t'))
         .count()
 }
 
-/// Change the lines of a field for which there is a change.
-fn each(fields: &mut HeaderMap, name: &HeaderName, change: impl Fn(&[u8]) -> Option<Vec<u8>>) {
+/// Replace each value of a field for which `change` returns a new one.
+fn rewrite_values(fields: &mut HeaderMap, name: &HeaderName, change: impl Fn(&[u8]) -> Option<Vec<u8>>) {
     let ::http::header::Entry::Occupied(mut lines) = fields.entry(name) else {
         return;
     };
@@ -499,8 +504,8 @@ mod tests {
 
         let origins = Origins::of(&head, &value, Some(&https)).expect("two origins");
 
-        assert_eq!(origins.public.text(), "http://blog.localhost:8080");
-        assert_eq!(origins.upstream.text(), "https://app.local");
+        assert_eq!(origins.public.serialize(), "http://blog.localhost:8080");
+        assert_eq!(origins.upstream.serialize(), "https://app.local");
     }
 
     #[test]
@@ -512,7 +517,7 @@ mod tests {
 
         let origins = Origins::of(&head, &HostHeader::Rewrite, None).expect("two origins");
 
-        assert_eq!(origins.public.text(), "https://b.c");
-        assert_eq!(origins.upstream.text(), "http://localhost");
+        assert_eq!(origins.public.serialize(), "https://b.c");
+        assert_eq!(origins.upstream.serialize(), "http://localhost");
     }
 }

@@ -1,5 +1,5 @@
-//! A request as the upstream gets it: one framing field, the right host, and a connection that is
-//! sound.
+//! A request as it is sent to the upstream: with one framing field, the configured host, and retries on another
+//! connection where that is safe.
 
 use std::sync::Arc;
 
@@ -11,83 +11,83 @@ use base64::engine::general_purpose::STANDARD;
 use hyper::body::Incoming;
 use tracing::debug;
 
+use super::cdn_loop::CdnId;
 use super::error::ForwardError;
 use super::informational::InformationalQueue;
-use super::loops::Mark;
 use super::origins::Origins;
-use super::response;
+use super::response as response_head;
 use crate::agent::config::HostHeader;
 use crate::agent::upstream::RequestBody;
 use crate::agent::upstream::http2;
 use crate::agent::upstream::http2::Stream;
-use crate::agent::upstream::pool::{AskError, Http1, Leased, Pool};
+use crate::agent::upstream::pool::{Http1, Leased, Pool, RequestError};
 use crate::http::ReplayBuffer;
 use crate::proto::{BodyLength, HttpVersion, RequestHead};
 use crate::stream::TunnelBody;
 
-/// A request on its way to a server.
+/// A request to a server.
 pub(crate) struct UpstreamRequest<'a> {
     pub(crate) head: &'a RequestHead,
     pub(crate) pool: &'a Pool,
     pub(crate) host_header: &'a HostHeader,
     pub(crate) origins: Option<&'a Arc<Origins>>,
-    pub(crate) mark: &'a Mark,
-    /// Where 1xx answers go.
-    pub(crate) hints: InformationalQueue,
+    pub(crate) cdn_id: &'a CdnId,
+    /// The queue for 1xx responses.
+    pub(crate) informational: InformationalQueue,
 }
 
-/// An answer, and what it comes on.
-pub(crate) type Answered = (Response<Incoming>, Held);
+/// A response, and the connection on which it arrives.
+pub(crate) type UpstreamResponse = (Response<Incoming>, ResponseConnection);
 
-/// What an answer comes on, until it has been read.
-pub(crate) enum Held {
-    /// A connection, which is given back then.
+/// The connection of a response, occupied until the response has been read.
+pub(crate) enum ResponseConnection {
+    /// A connection, which is then returned to the pool.
     Http1(Http1),
-    /// A stream, which is free for another request then.
+    /// A stream, which then frees a slot for another request.
     Http2(Stream),
 }
 
 impl UpstreamRequest<'_> {
-    /// Send the request and wait for the response's head. A connection that the upstream has closed
-    /// while it was idle is replaced, as long as the request cannot have been processed or may be
-    /// repeated (RFC 9110 §9.2.2).
+    /// Send the request and wait for the head of the response. If the upstream has closed an idle connection, the
+    /// request is sent again on another one, as long as it cannot have been processed or is idempotent
+    /// (RFC 9110 §9.2.2).
     pub(crate) async fn send(
         &self,
         leased: Leased,
         body: RequestBody,
-    ) -> Result<Answered, ForwardError> {
+    ) -> Result<UpstreamResponse, ForwardError> {
         let (mut connection, reused) = match leased {
             Leased::Http1 { connection, reused } => (connection, reused),
-            // Boxed: it is large, and who speaks HTTP/2 has more to do anyway.
+            // Boxed because it is large; for HTTP/2 an allocation is a small part of the work.
             Leased::Http2(stream) => return Box::pin(self.send_http2(stream, body)).await,
         };
         let repeatable = matches!(body, RequestBody::Empty) && self.head.method.is_idempotent();
         let request = self.http1(body)?;
-        let mut err = match self.pool.ask(&mut connection, reused, request).await {
-            Ok(response) => return Ok((response, Held::Http1(connection))),
-            Err(AskError::Head(err)) => return Err(ForwardError::Head(err)),
-            Err(AskError::Http(err)) => err,
+        let mut err = match self.pool.send(&mut connection, reused, request).await {
+            Ok(response) => return Ok((response, ResponseConnection::Http1(connection))),
+            Err(RequestError::Head(err)) => return Err(ForwardError::Head(err)),
+            Err(RequestError::Http(err)) => err,
         };
         let body = match err.take_message() {
             Some(request) => request.into_body(),
             None if reused && repeatable => RequestBody::Empty,
             None => return Err(ForwardError::Upstream(err.into_error())),
         };
-        // Rare, and large: every request's future would have room for it.
-        Box::pin(self.send_anew(body)).await
+        // Boxed because it is large and rare: the future of every request would reserve space for it.
+        Box::pin(self.send_on_new_connection(body)).await
     }
 
-    async fn send_anew(&self, body: RequestBody) -> Result<Answered, ForwardError> {
+    async fn send_on_new_connection(&self, body: RequestBody) -> Result<UpstreamResponse, ForwardError> {
         match self.pool.dial(self.head.upgrade.is_some()).await {
             Ok(Leased::Http1 { mut connection, .. }) => {
                 let response = self
                     .pool
-                    .ask(&mut connection, false, self.http1(body)?)
+                    .send(&mut connection, false, self.http1(body)?)
                     .await;
                 match response {
-                    Ok(response) => Ok((response, Held::Http1(connection))),
-                    Err(AskError::Head(err)) => Err(ForwardError::Head(err)),
-                    Err(AskError::Http(err)) => Err(ForwardError::Upstream(err.into_error())),
+                    Ok(response) => Ok((response, ResponseConnection::Http1(connection))),
+                    Err(RequestError::Head(err)) => Err(ForwardError::Head(err)),
+                    Err(RequestError::Http(err)) => Err(ForwardError::Upstream(err.into_error())),
                 }
             }
             Ok(Leased::Http2(stream)) => self.send_http2(stream, body).await,
@@ -95,40 +95,40 @@ impl UpstreamRequest<'_> {
         }
     }
 
-    /// Send the request on a stream, and again on others as long as the upstream has not processed it (RFC 9113
-    /// §8.7), whatever its method is, and all of its body is still here.
+    /// Send the request on a stream, and retry on others as long as the upstream has not processed it (RFC 9113
+    /// §8.7), whatever its method, and its whole body can be replayed.
     async fn send_http2(
         &self,
         mut stream: Stream,
         body: RequestBody,
-    ) -> Result<Answered, ForwardError> {
+    ) -> Result<UpstreamResponse, ForwardError> {
         if self.head.upgrade.is_some() {
             return Err(ForwardError::NoUpgrade);
         }
-        let mut again = Again::new(body);
+        let mut retry = RetryBody::new(body);
         let mut attempts = 1;
         loop {
-            let failed = match stream.ask(self.http2(again.body())?).await {
+            let failed = match stream.send(self.http2(retry.body())?).await {
                 Ok(response) => {
-                    again.settle();
-                    return Ok((response, Held::Http2(stream)));
+                    retry.stop_buffering();
+                    return Ok((response, ResponseConnection::Http2(stream)));
                 }
                 Err(failed) => failed,
             };
             let unsent = failed.message().is_some();
             let err = failed.into_error();
             let repeatable = stream.reused
-                && again.is_empty()
+                && retry.is_empty()
                 && self.head.method.is_idempotent()
-                && !http2::is_answer(&err);
+                && !http2::is_remote_reset(&err);
             let may_repeat = unsent || http2::is_unprocessed(&err) || repeatable && attempts == 1;
-            if !may_repeat || !again.is_whole() || attempts == ATTEMPTS {
+            if !may_repeat || !retry.is_complete() || attempts == MAX_ATTEMPTS {
                 let is_agreed = self.pool.is_secure() || stream.reused;
-                return Err(ForwardError::of_http2(err, is_agreed));
+                return Err(ForwardError::from_http2(err, is_agreed));
             }
-            debug!(%err, attempts, "sending a request again, which the upstream has not processed");
+            debug!(%err, attempts, "resending a request that the upstream has not processed");
             attempts += 1;
-            // The other stream is not free while this one is held.
+            // A held stream occupies a slot of the connection.
             drop(stream);
             stream = match self.pool.lease(false).await.map_err(ForwardError::Dial)? {
                 Leased::Http2(stream) => stream,
@@ -136,32 +136,34 @@ impl UpstreamRequest<'_> {
                     mut connection,
                     reused,
                 } => {
-                    let request = self.http1(again.body())?;
-                    return match self.pool.ask(&mut connection, reused, request).await {
+                    let request = self.http1(retry.body())?;
+                    return match self.pool.send(&mut connection, reused, request).await {
                         Ok(response) => {
-                            again.settle();
-                            Ok((response, Held::Http1(connection)))
+                            retry.stop_buffering();
+                            Ok((response, ResponseConnection::Http1(connection)))
                         }
-                        Err(AskError::Head(err)) => Err(ForwardError::Head(err)),
-                        Err(AskError::Http(err)) => Err(ForwardError::Upstream(err.into_error())),
+                        Err(RequestError::Head(err)) => Err(ForwardError::Head(err)),
+                        Err(RequestError::Http(err)) => Err(ForwardError::Upstream(err.into_error())),
                     };
                 }
             };
         }
     }
 
+    /// Build the request for HTTP/2 (RFC 9113 §8.3.1).
     fn http2(&self, body: RequestBody) -> Result<Request<RequestBody>, ForwardError> {
         let mut request = self.request(body);
         request.headers_mut().remove(HOST);
-        *request.uri_mut() = self.absolute()?;
+        *request.uri_mut() = self.absolute_uri()?;
         Ok(request)
     }
 
+    /// Build the request for HTTP/1.1, with the fields of an upgrade if there is one.
     fn http1(&self, body: RequestBody) -> Result<Request<RequestBody>, ForwardError> {
         let mut request = self.request(body);
         *request.uri_mut() = self.head.target.parse().map_err(|_| ForwardError::Target)?;
         if self.head.body == BodyLength::Unknown {
-            // hyper would add it by itself, but not to a GET.
+            // hyper adds the field by itself, but not to a GET.
             let chunked = HeaderValue::from_static("chunked");
             request.headers_mut().insert(TRANSFER_ENCODING, chunked);
         }
@@ -174,32 +176,34 @@ impl UpstreamRequest<'_> {
                 headers.insert("sec-websocket-key", websocket_key());
             }
         }
-        let (hints, origins) = (self.hints.clone(), self.origins.cloned());
-        hyper::ext::on_informational(&mut request, move |hint| {
-            let mut fields = hint.headers().clone();
+        let (informational, origins) = (self.informational.clone(), self.origins.cloned());
+        hyper::ext::on_informational(&mut request, move |response| {
+            let mut fields = response.headers().clone();
             if let Some(origins) = &origins {
-                origins.response(&mut fields);
+                origins.rewrite_response(&mut fields);
             }
-            hints.push(response::informational(hint.status(), fields));
+            informational.push(response_head::informational(response.status(), fields));
         });
         Ok(request)
     }
 
+    /// Build the part of the request that all versions of HTTP share.
     fn request(&self, body: RequestBody) -> Request<RequestBody> {
         let mut request = Request::new(body);
         *request.method_mut() = self.head.method.clone();
         *request.headers_mut() = self.head.fields.0.clone();
         let headers = request.headers_mut();
-        frame(headers, self.head.body);
+        set_framing(headers, self.head.body);
         if let Some(origins) = self.origins {
-            origins.request(headers);
+            origins.rewrite_request(headers);
         }
-        self.mark.put_on(headers);
+        self.cdn_id.append_to(headers);
         set_host(headers, self.host_header, || self.pool.target().authority());
         request
     }
 
-    fn absolute(&self) -> Result<Uri, ForwardError> {
+    /// Return the absolute URI of the request, from which hyper fills `:scheme`, `:authority` and `:path`.
+    fn absolute_uri(&self) -> Result<Uri, ForwardError> {
         let host = match self.host_header {
             HostHeader::Preserve => self.head.fields.0.get(HOST).map(HeaderValue::as_bytes),
             HostHeader::Value(host) => Some(host.as_bytes()),
@@ -210,7 +214,7 @@ impl UpstreamRequest<'_> {
             None => Authority::try_from(self.pool.target().authority()),
         };
         let mut parts = ::http::uri::Parts::default();
-        // The upstream's own: the visitor's is in `X-Forwarded-Proto`.
+        // The scheme of the upstream; the visitor's is in `X-Forwarded-Proto`.
         parts.scheme = Some(match self.pool.is_secure() {
             true => UriScheme::HTTPS,
             false => UriScheme::HTTP,
@@ -223,27 +227,29 @@ impl UpstreamRequest<'_> {
     }
 }
 
-/// A body that may be sent again.
-enum Again {
+/// A request body that can be sent again, where that is possible.
+enum RetryBody {
     Empty,
-    Kept(ReplayBuffer<TunnelBody>),
-    /// Somebody else keeps it, or nobody.
+    /// A body that is buffered while it is sent.
+    Buffered(ReplayBuffer<TunnelBody>),
+    /// A body that can be sent once; `None` after that.
     Once(Option<RequestBody>),
 }
 
-impl Again {
+impl RetryBody {
     fn new(body: RequestBody) -> Self {
         match body {
             RequestBody::Empty => Self::Empty,
-            RequestBody::Tunnel(body) => Self::Kept(ReplayBuffer::new(*body)),
+            RequestBody::Tunnel(body) => Self::Buffered(ReplayBuffer::new(*body)),
             body @ RequestBody::Replay(_) => Self::Once(Some(body)),
         }
     }
 
+    /// Return the body for the next attempt.
     fn body(&mut self) -> RequestBody {
         match self {
             Self::Empty => RequestBody::Empty,
-            Self::Kept(body) => RequestBody::Replay(body.read()),
+            Self::Buffered(body) => RequestBody::Replay(body.read()),
             Self::Once(body) => body.take().unwrap_or(RequestBody::Empty),
         }
     }
@@ -252,30 +258,30 @@ impl Again {
         matches!(self, Self::Empty)
     }
 
-    /// Report whether all of it can be sent again.
-    fn is_whole(&self) -> bool {
+    /// Report whether the whole body can be sent again.
+    fn is_complete(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::Kept(body) => body.kept().is_some(),
+            Self::Buffered(body) => body.buffered().is_some(),
             Self::Once(body) => body.is_some(),
         }
     }
 
-    /// Keep nothing more: there is an answer.
-    fn settle(&self) {
-        if let Self::Kept(body) = self {
-            body.settle();
+    /// Stop buffering: there is a response, so that no retry will follow.
+    fn stop_buffering(&self) {
+        if let Self::Buffered(body) = self {
+            body.stop_buffering();
         }
     }
 }
 
-/// How often a request is sent to an upstream that does not process it. A server that ends each connection after ten
-/// requests refuses one that came with a hundred others several times.
-const ATTEMPTS: u32 = 32;
+/// The most attempts to send a request that the upstream does not process. A server that closes each connection after
+/// ten requests refuses a request that arrives together with a hundred others several times.
+const MAX_ATTEMPTS: u32 = 32;
 
-/// Leave a length only where there is one: what else frames a message depends on the upstream's
-/// version of HTTP.
-pub(crate) fn frame(headers: &mut HeaderMap, body: BodyLength) {
+/// Set `Content-Length` if the length is known, and remove it if not. Any other framing depends on the upstream's
+/// version of HTTP, and is added there.
+pub(crate) fn set_framing(headers: &mut HeaderMap, body: BodyLength) {
     match body {
         BodyLength::Known(length) => {
             headers.insert(CONTENT_LENGTH, length.into());
@@ -283,7 +289,7 @@ pub(crate) fn frame(headers: &mut HeaderMap, body: BodyLength) {
         BodyLength::Unknown => {
             headers.remove(CONTENT_LENGTH);
         }
-        // `Content-Length: 0` of a POST stays.
+        // `Content-Length: 0`, as of a POST, stays.
         BodyLength::Empty => {
             if headers.contains_key(CONTENT_LENGTH) {
                 headers.insert(CONTENT_LENGTH, 0.into());
@@ -292,6 +298,7 @@ pub(crate) fn frame(headers: &mut HeaderMap, body: BodyLength) {
     }
 }
 
+/// Set `Host` as configured. `own` returns the authority of the upstream itself.
 pub(crate) fn set_host(
     headers: &mut HeaderMap,
     host_header: &HostHeader,
@@ -308,7 +315,7 @@ pub(crate) fn set_host(
     }
 }
 
-/// What HTTP/1.1 wants of a WebSocket's handshake and HTTP/2 does not (RFC 8441 §5).
+/// Generate a `Sec-WebSocket-Key`, which the handshake has in HTTP/1.1 and not in HTTP/2 (RFC 8441 §5).
 fn websocket_key() -> HeaderValue {
     let mut nonce = [0; 16];
     aws_lc_rs::rand::fill(&mut nonce).expect("the operating system has random numbers");

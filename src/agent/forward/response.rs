@@ -1,4 +1,4 @@
-//! An upstream's response on its way into the tunnel.
+//! The heads of responses from an upstream, as they are sent to the edge.
 
 use std::error::Error as StdError;
 
@@ -12,7 +12,7 @@ use hyper::ext::ReasonPhrase;
 use crate::http::hygiene::{keep_one_length, strip_hop_by_hop};
 use crate::proto::{BodyLength, Fields, ResponseHead, is_bodiless, is_reason};
 
-/// Make the head of a response, as the edge gets it.
+/// Build the head of a final response: without hop-by-hop fields, and with one unambiguous body length.
 pub fn head<B>(mut parts: Parts, body: &B, method: &Method) -> ResponseHead
 where
     B: Body<Data = Bytes>,
@@ -40,7 +40,7 @@ where
     }
 }
 
-/// Make the head of a 1xx answer.
+/// Build the head of a 1xx response.
 pub fn informational(status: StatusCode, mut fields: HeaderMap) -> ResponseHead {
     strip_hop_by_hop(&mut fields);
     ResponseHead::Informational {
@@ -49,7 +49,7 @@ pub fn informational(status: StatusCode, mut fields: HeaderMap) -> ResponseHead 
     }
 }
 
-/// Make the head that says that the protocol has been switched. `Upgrade` is kept for the visitor.
+/// Build the head of a 101 response. `Upgrade` is kept for the visitor.
 pub fn switched(mut parts: Parts) -> ResponseHead {
     let upgrade = strip_hop_by_hop(&mut parts.headers).upgrade;
     if let Some(protocol) = upgrade {

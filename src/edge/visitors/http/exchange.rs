@@ -73,20 +73,20 @@ impl Outbound {
         let fields: usize = fields
             .map(|(name, value)| name.as_str().len() + value.len() + FIELD)
             .sum();
-        let kept = self.body.as_ref().and_then(ReplayBuffer::kept);
+        let kept = self.body.as_ref().and_then(ReplayBuffer::buffered);
         head.target.len() + fields + kept.unwrap_or(0)
     }
 
     /// Report whether all of it is still here.
     pub fn is_whole(&self) -> bool {
-        self.body.as_ref().is_none_or(|body| body.kept().is_some())
+        self.body.as_ref().is_none_or(|body| body.buffered().is_some())
     }
 
     /// Keep no more of the body than has to be sent, and wait for it as long as it takes: the answer is
     /// here. Returns the protocols that the agent was asked for.
     pub fn settle(self) -> Option<String> {
         if let Some(body) = self.body {
-            body.settle();
+            body.stop_buffering();
             body.change(RequestBody::unlimit);
         }
         let StreamHead::Http(head) = self.head;

@@ -29,7 +29,7 @@ use crate::edge::visitors::client::Client;
 use crate::edge::visitors::conversations::Evict;
 use crate::http::cookies;
 use crate::http::forwarded;
-use crate::http::forwarded::{Arrival, append_forwarded};
+use crate::http::forwarded::{Received, append_forwarded};
 use crate::http::hygiene::{join_cookies, keep_one_length, strip_hop_by_hop};
 use crate::http::is_answer_to;
 use crate::proto::{BodyLength, RequestHead, ResponseHead};
@@ -168,12 +168,12 @@ impl Forward {
         let peer = self.visit.visitor.ip();
         let mut proxies = self.visit.visitors.trusted_proxies.iter();
         if proxies.any(|net| net.contains(&peer)) {
-            let arrival = Arrival {
+            let received = Received {
                 peer,
                 scheme: self.visit.scheme,
                 host: &self.authority.raw,
             };
-            append_forwarded(&mut headers, &arrival);
+            append_forwarded(&mut headers, &received);
         } else {
             forwarded::remove(&mut headers);
         }
@@ -273,7 +273,7 @@ impl Forward {
         mut fields: HeaderMap,
     ) -> Response<VisitorBody> {
         let protocol = strip_hop_by_hop(&mut fields).upgrade;
-        cookies::keep_own(&mut fields, &self.authority.host);
+        cookies::remove_parent_domain_cookies(&mut fields, &self.authority.host);
         let PendingResponse {
             receiver,
             sender: Some(sender),
@@ -337,7 +337,7 @@ impl Forward {
         length: BodyLength,
     ) -> HeaderMap {
         strip_hop_by_hop(&mut fields);
-        cookies::keep_own(&mut fields, &self.authority.host);
+        cookies::remove_parent_domain_cookies(&mut fields, &self.authority.host);
         let bodiless = self.audience.is_head() || status == StatusCode::NOT_MODIFIED;
         if length == BodyLength::Empty && !bodiless {
             fields.remove(CONTENT_LENGTH);
@@ -355,7 +355,7 @@ impl Forward {
     /// Pass a 1xx answer on, where the libraries allow it: hyper's HTTP/2 server has no way.
     pub fn hint(&self, status: StatusCode, mut fields: HeaderMap) {
         strip_hop_by_hop(&mut fields);
-        cookies::keep_own(&mut fields, &self.authority.host);
+        cookies::remove_parent_domain_cookies(&mut fields, &self.authority.host);
         if let Some(verdicts) = &self.visit.verdicts {
             verdicts.inform(status, &fields);
         }

@@ -1,4 +1,5 @@
-//! Conversations that have no end of their own: event streams, and what follows an upgrade.
+//! Counts of the conversations of a session, with open-ended ones apart: event streams, and connections after an
+//! upgrade.
 
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -8,34 +9,34 @@ use std::sync::PoisonError;
 use ::http::HeaderMap;
 use ::http::header::CONTENT_TYPE;
 
-/// How many conversations of a session there are, by whether they can be expected to end.
+/// The shared counts of a session's conversations.
 #[derive(Debug, Clone, Default)]
 pub struct Conversations(Arc<Mutex<Counts>>);
 
-/// Numbers of conversations.
+/// Numbers of conversations by kind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Requests that will be answered, and answers that will end.
+    /// Conversations that are expected to end by themselves.
     pub finite: usize,
     /// Event streams.
     pub event_streams: usize,
-    /// What follows an upgrade, WebSockets most likely.
+    /// Connections after an upgrade, usually WebSockets.
     pub upgraded: usize,
 }
 
-/// What a conversation is.
+/// The kind of a conversation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// A request and an answer.
+pub enum ConversationKind {
+    /// A request and a response that ends by itself.
     Finite,
-    /// An answer that goes on for as long as somebody reads it.
+    /// A response that lasts for as long as the visitor reads it (`text/event-stream`).
     EventStream,
-    /// Raw bytes both ways.
+    /// Raw bytes in both directions after an upgrade.
     Upgraded,
 }
 
-impl Kind {
-    /// Tell from an answer's head what it is.
+impl ConversationKind {
+    /// Determine the kind from the fields of a response.
     pub fn of(fields: &HeaderMap) -> Self {
         let media_type = fields
             .get(CONTENT_TYPE)
@@ -49,16 +50,16 @@ impl Kind {
 }
 
 impl Conversations {
-    /// Count one more, until the returned value is dropped.
-    pub fn begin(&self) -> OpenEndedGuard {
-        *self.counts().of(Kind::Finite) += 1;
-        OpenEndedGuard {
+    /// Count one more conversation until the returned guard is dropped.
+    pub fn start(&self) -> ConversationGuard {
+        *self.counts().of(ConversationKind::Finite) += 1;
+        ConversationGuard {
             all: self.clone(),
-            kind: Kind::Finite,
+            kind: ConversationKind::Finite,
         }
     }
 
-    /// Return how many there are.
+    /// Return the current counts.
     pub fn now(&self) -> Counts {
         *self.counts()
     }
@@ -69,13 +70,13 @@ impl Conversations {
 }
 
 impl Counts {
-    /// Report whether none is left that can be expected to end.
+    /// Report whether there are conversations, and all of them are open-ended.
     pub fn are_open_ended(&self) -> bool {
         self.finite == 0 && self.event_streams + self.upgraded > 0
     }
 
-    /// Name those without an end: `1 event stream and 2 WebSockets`.
-    pub fn open_ended(&self) -> String {
+    /// Describe the open-ended conversations: `1 event stream and 2 WebSockets`.
+    pub fn describe_open_ended(&self) -> String {
         let several = |count: usize, name: &str| match count {
             0 => None,
             1 => Some(format!("1 {name}")),
@@ -92,25 +93,25 @@ impl Counts {
             .join(" and ")
     }
 
-    fn of(&mut self, kind: Kind) -> &mut usize {
+    fn of(&mut self, kind: ConversationKind) -> &mut usize {
         match kind {
-            Kind::Finite => &mut self.finite,
-            Kind::EventStream => &mut self.event_streams,
-            Kind::Upgraded => &mut self.upgraded,
+            ConversationKind::Finite => &mut self.finite,
+            ConversationKind::EventStream => &mut self.event_streams,
+            ConversationKind::Upgraded => &mut self.upgraded,
         }
     }
 }
 
-/// One that is counted.
+/// A counted conversation.
 #[derive(Debug)]
-pub struct OpenEndedGuard {
+pub struct ConversationGuard {
     all: Conversations,
-    kind: Kind,
+    kind: ConversationKind,
 }
 
-impl OpenEndedGuard {
-    /// Note what it turns out to be.
-    pub fn is(&mut self, kind: Kind) {
+impl ConversationGuard {
+    /// Change the kind, which becomes known with the response.
+    pub fn set_kind(&mut self, kind: ConversationKind) {
         if kind != self.kind {
             let mut counts = self.all.counts();
             *counts.of(self.kind) -= 1;
@@ -120,7 +121,7 @@ impl OpenEndedGuard {
     }
 }
 
-impl Drop for OpenEndedGuard {
+impl Drop for ConversationGuard {
     fn drop(&mut self) {
         *self.all.counts().of(self.kind) -= 1;
     }
@@ -133,31 +134,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_has_no_end_may_be_cut() {
+    fn only_open_ended_conversations_may_be_cut() {
         let all = Conversations::default();
-        let mut one = all.begin();
-        let mut two = all.begin();
+        let mut one = all.start();
+        let mut two = all.start();
         assert!(!all.now().are_open_ended());
 
-        one.is(Kind::EventStream);
-        assert!(!all.now().are_open_ended(), "the other one will end");
-        two.is(Kind::Upgraded);
+        one.set_kind(ConversationKind::EventStream);
+        assert!(!all.now().are_open_ended(), "the other one is finite");
+        two.set_kind(ConversationKind::Upgraded);
 
         assert!(all.now().are_open_ended());
-        assert_eq!(all.now().open_ended(), "1 event stream and 1 WebSocket");
+        assert_eq!(all.now().describe_open_ended(), "1 event stream and 1 WebSocket");
         drop((one, two));
         assert_eq!(all.now(), Counts::default());
     }
 
     #[test]
-    fn an_event_stream_is_known_by_its_type() {
+    fn an_event_stream_is_recognised_by_its_media_type() {
         for (value, kind) in [
-            ("text/event-stream", Kind::EventStream),
-            ("Text/Event-Stream; charset=utf-8", Kind::EventStream),
-            ("text/html", Kind::Finite),
+            ("text/event-stream", ConversationKind::EventStream),
+            ("Text/Event-Stream; charset=utf-8", ConversationKind::EventStream),
+            ("text/html", ConversationKind::Finite),
         ] {
             let fields = HeaderMap::from_iter([(CONTENT_TYPE, value.parse().unwrap())]);
-            assert_eq!(Kind::of(&fields), kind, "{value}");
+            assert_eq!(ConversationKind::of(&fields), kind, "{value}");
         }
     }
 }
