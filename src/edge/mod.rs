@@ -2,6 +2,7 @@
 
 mod agents;
 mod config;
+mod fault;
 #[cfg(unix)]
 mod handover;
 mod limits;

@@ -32,8 +32,8 @@ use super::names::registry::Registry;
 use super::names::waiting::WaitingRequests;
 use super::shutdown::Draining;
 use super::visitors::accept::Visitors;
-use super::visitors::connection_limit::Crowd;
-use super::visitors::http::failure_log::Failures;
+use super::visitors::connection_limit::ConnectionLimit;
+use super::visitors::http::failure_log::FailureLog;
 use super::workers::{WorkerThreads, Workers};
 use crate::auth::Tokens;
 use crate::carrier::PathCache;
@@ -244,7 +244,7 @@ impl Edge {
             registry: registry.clone(),
             socket: self.listening.socket,
             quic: self.listening.quic,
-            nearby: self.listening.nearby,
+            quic_loopback: self.listening.quic_loopback,
             paths: PathCache::default(),
             tokens: self.tokens,
             limits: self.config.limits,
@@ -256,13 +256,13 @@ impl Edge {
             draining: draining.clone(),
             grace_period: self.config.grace_period,
         });
-        let failures = Failures::default();
+        let failure_log = FailureLog::default();
         let visitors = Arc::new(Visitors {
             waiting: WaitingRequests::new(registry.clone(), self.config.hold, &self.config.limits),
             domain: self.config.domain.to_ascii_lowercase(),
             limits: self.config.limits,
-            crowd: Crowd::default(),
-            failures: failures.clone(),
+            connection_limit: ConnectionLimit::default(),
+            failure_log: failure_log.clone(),
             workers: self.workers,
             trusted_proxies: self.config.trusted_proxies,
             redirect: self.config.redirect_https.then(|| {
@@ -284,7 +284,7 @@ impl Edge {
         let mut lease_writer = JoinSet::new();
         lease_writer.spawn(registry.write_loop(flush.clone()));
         // Aborted when this function returns.
-        let _reporting = AbortOnDropHandle::new(tokio::spawn(failures.report()));
+        let _reporting = AbortOnDropHandle::new(tokio::spawn(failure_log.report()));
         let mut listeners = JoinSet::new();
         for listener in self.listening.listeners {
             listeners.spawn(visitors.clone().accept(listener));

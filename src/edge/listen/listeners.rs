@@ -35,7 +35,7 @@ pub struct Listening {
     /// QUIC settings for agents on other machines.
     pub quic: ServerConfig,
     /// QUIC settings for agents on this machine.
-    pub nearby: Arc<ServerConfig>,
+    pub quic_loopback: Arc<ServerConfig>,
     pub addrs: Addrs,
     #[cfg(unix)]
     pub udp: Option<Arc<SharedUdp>>,
@@ -123,7 +123,7 @@ impl Listening {
         let predecessors = inherited.clone().unwrap_or_default();
         let agent_udp = AgentUdp::new(config, sockets, inherited)?;
         addrs.quic = agent_udp.addr;
-        let (quic, nearby) = server_configs(identity);
+        let (quic, quic_loopback) = server_configs(identity);
         let (endpoint, socket) =
             carrier::edge_endpoint(agent_udp.udp, quic.clone(), keys, config.limits.websockets)
                 .map_err(ListenError::udp(config))?;
@@ -132,7 +132,7 @@ impl Listening {
             endpoint,
             socket,
             quic,
-            nearby: Arc::new(nearby),
+            quic_loopback: Arc::new(quic_loopback),
             addrs,
             #[cfg(unix)]
             udp: agent_udp.shared,
@@ -230,12 +230,12 @@ fn server_configs(identity: &Identity) -> (ServerConfig, ServerConfig) {
         .max_incoming(MAX_INCOMING)
         .incoming_buffer_size(INCOMING_BUFFER)
         .incoming_buffer_size_total(INCOMING_BUFFER_TOTAL);
-    let mut nearby = server.clone();
+    let mut quic_loopback = server.clone();
     let (ours, memory) = (SharedCongestionOwner::default(), PathMemory::default());
     let transport = |reach| carrier::edge_transport(reach, &ours, &memory);
     server.transport_config(transport(PathKind::Network));
-    nearby.transport_config(transport(PathKind::Loopback));
-    (server, nearby)
+    quic_loopback.transport_config(transport(PathKind::Loopback));
+    (server, quic_loopback)
 }
 
 /// Most new connections whose first packet waits to be examined, which takes less than a

@@ -13,7 +13,7 @@ use super::lease::{AwayReason, Decision, Lease};
 use super::lease_file::LeaseFile;
 use crate::auth::{Name, TokenId};
 use crate::edge::visitors::conversations::TunnelConversations;
-use crate::edge::visitors::http::error_page::Fault;
+use crate::edge::fault::Fault;
 use crate::http::Upgrades;
 use crate::proto::{AgentId, ClaimMode, LostSession, Refusal, RunId};
 use crate::stream::FlowControl;

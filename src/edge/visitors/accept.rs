@@ -1,4 +1,4 @@
-//! Visitors' connections: accepting them, TLS, and handing requests to be answered.
+//! Visitors' connections: accepting them, TLS, and serving HTTP on them.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -22,66 +22,67 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tracing::{Instrument, debug, debug_span, error, warn};
 
 use super::client::ConnectionId;
-use super::connection_limit::Crowd;
-use super::http::error_page::{ErrorFormat, Fault};
-use super::http::failure_log::Failures;
+use super::connection_limit::ConnectionLimit;
+use super::http::error_page::ErrorFormat;
+use super::http::failure_log::FailureLog;
 use super::http::guard::Guard;
-use super::http::http2::{Connection, Expired, ObservedIo, Stream, StreamExecutor};
+use super::http::http2::{Http2Connection, Expired, ObservedIo, Http2Stream, StreamExecutor};
 use super::http::route::Visit;
 use super::http::validate::MAX_FIELD_LIST;
 use super::socket::{Received, VisitorSocket};
-use crate::edge::agents::websockets::{Carriers, RawTcp};
+use crate::edge::agents::websockets::{AgentWebSockets, RawTcp};
+use crate::edge::fault::Fault;
 use crate::edge::limits::EdgeLimits;
-use crate::edge::names::waiting::Hold;
+use crate::edge::names::waiting::WaitingRequests;
 use crate::edge::shutdown::Draining;
 use crate::edge::workers::Workers;
 use crate::error_chain::chain;
 use crate::proto::Scheme;
 
-/// What all visitors' connections share.
+/// State shared by all visitors' connections.
 pub struct Visitors {
-    /// Where the tunnels are found, also those whose agents are away.
-    pub hold: Hold,
-    /// In lower case.
+    /// Finds the tunnels, including those whose agents are away.
+    pub waiting: WaitingRequests,
+    /// The domain of the tunnels, in lower case.
     pub domain: String,
     pub limits: EdgeLimits,
-    pub crowd: Crowd,
-    /// What the operator is told.
-    pub failures: Failures,
+    pub connection_limit: ConnectionLimit,
+    /// Log of failed requests.
+    pub failure_log: FailureLog,
     pub workers: Workers,
-    /// Whose word about the visitor is believed.
+    /// Proxies whose forwarded fields are believed.
     pub trusted_proxies: Vec<IpNet>,
-    /// Where agents' WebSockets go.
-    pub carriers: Carriers,
-    /// The port of HTTPS, if plain HTTP is answered with a redirection.
+    /// The agents' WebSockets.
+    pub websockets: AgentWebSockets,
+    /// The HTTPS port, if plain HTTP is answered with a redirect.
     pub redirect: Option<u16>,
-    /// Conversations that have outlived their HTTP connection.
+    /// Upgraded conversations, which have outlived their HTTP connection.
     pub upgrades: TaskTracker,
-    /// No new conversations any more.
+    /// Draining: no new conversations are accepted.
     pub draining: Draining,
-    /// What is left is cut.
+    /// Cancelled to cut the conversations that are left.
     pub closing: CancellationToken,
 }
 
-/// Where visitors come in.
+/// A listening socket for visitors.
 pub struct Listener {
     pub tcp: TcpListener,
     pub tls: Option<TlsAcceptor>,
 }
 
 impl Visitors {
-    /// Take the label in front of the domain; the host is in lower case.
+    /// Return the label in front of the domain. `host` must be in lower case.
     pub fn name<'a>(&self, host: &'a str) -> Option<&'a str> {
         host.strip_suffix(&self.domain)?.strip_suffix('.')
     }
 
-    /// Accept visitors until draining begins, then wait for those that are here.
+    /// Accept visitors until draining starts, then wait for those that are connected.
     pub async fn accept(self: Arc<Self>, listener: Listener) {
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {
                 biased;
-                () = self.draining.begun() => break,
+                () = self.draining.started() => break,
                 Some(ended) = connections.join_next() => report(ended),
                 accepted = listener.tcp.accept() => match accepted {
                     Ok((tcp, visitor)) => {
@@ -99,21 +100,22 @@ impl Visitors {
         }
     }
 
+    /// Check the connection limit, move the connection to its tunnel's worker, and serve it.
     async fn serve(self: Arc<Self>, tcp: TcpStream, visitor: SocketAddr, tls: Option<TlsAcceptor>) {
         let visitor = SocketAddr::new(visitor.ip().to_canonical(), visitor.port());
-        let brings_others = self
+        let is_proxy = self
             .trusted_proxies
             .iter()
             .any(|proxies| proxies.contains(&visitor.ip()));
-        let _place = match self.crowd.enter(visitor.ip(), brings_others, &self.limits) {
-            Ok(place) => place,
+        let _permit = match self.connection_limit.acquire(visitor.ip(), is_proxy, &self.limits) {
+            Ok(permit) => permit,
             Err(fault) => {
-                self.failures.note(None, fault);
-                return turn_away(tcp, tls.is_some(), fault, &self.limits).await;
+                self.failure_log.note(None, fault);
+                return reject(tcp, tls.is_some(), fault, &self.limits).await;
             }
         };
         if self.workers.is_one() {
-            return self.converse(tcp, visitor, tls).await;
+            return self.serve_protocol(tcp, visitor, tls).await;
         }
         let first = match tls {
             Some(_) => self.limits.handshake,
@@ -121,28 +123,29 @@ impl Visitors {
         };
         let worker = tokio::select! {
             worker = timeout(first, self.worker_for(&tcp, tls.is_some())) => worker,
-            () = self.draining.begun() => return,
+            () = self.draining.started() => return,
         };
         let Ok(worker) = worker else {
-            return debug!("the visitor says nothing");
+            return debug!("the visitor sent nothing in time");
         };
         let runtime = self.workers.runtime(worker).clone();
         let moved = tcp.into_std().map(|tcp| {
-            let converse = async move {
+            let served = async move {
                 match TcpStream::from_std(tcp) {
-                    Ok(tcp) => self.converse(tcp, visitor, tls).await,
-                    Err(err) => debug!(%err, "the visitor's socket did not change threads"),
+                    Ok(tcp) => self.serve_protocol(tcp, visitor, tls).await,
+                    Err(err) => debug!(%err, "cannot move the visitor's socket to another thread"),
                 }
             };
-            AbortOnDropHandle::new(runtime.spawn(converse.in_current_span()))
+            AbortOnDropHandle::new(runtime.spawn(served.in_current_span()))
         });
         match moved {
             Ok(conversation) => report(conversation.await),
-            Err(err) => debug!(%err, "the visitor's socket did not change threads"),
+            Err(err) => debug!(%err, "cannot move the visitor's socket to another thread"),
         }
     }
 
-    async fn converse(
+    /// Do the TLS handshake, if any, and serve HTTP on a visitor's connection.
+    async fn serve_protocol(
         self: Arc<Self>,
         tcp: TcpStream,
         visitor: SocketAddr,
@@ -150,52 +153,53 @@ impl Visitors {
     ) {
         let fd = RawTcp::of(&tcp);
         let tcp = VisitorSocket::new(tcp, self.limits.write_stall);
-        let way = WayIn {
+        let info = ConnectionInfo {
             tcp: fd,
             received: tcp.received(),
             visitor,
         };
         let Some(tls) = tls else {
-            return self.http1(tcp, way, Scheme::Http).await;
+            return self.serve_http1(tcp, info, Scheme::Http).await;
         };
         let stream = match timeout(self.limits.handshake, tls.accept(tcp)).await {
             Ok(Ok(stream)) => stream,
-            Ok(Err(err)) => return debug!(%err, "no TLS handshake"),
-            Err(_) => return debug!("the TLS handshake took too long"),
+            Ok(Err(err)) => return debug!(%err, "the TLS handshake failed"),
+            Err(_) => return debug!("the TLS handshake timed out"),
         };
         if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-            self.http2(stream, way).await;
+            self.serve_http2(stream, info).await;
         } else {
-            self.http1(stream, way, Scheme::Https).await;
+            self.serve_http1(stream, info, Scheme::Https).await;
         }
     }
 
-    async fn http1<S>(self: Arc<Self>, io: S, way: WayIn, scheme: Scheme)
+    /// Serve HTTP/1.1 on a connection.
+    async fn serve_http1<S>(self: Arc<Self>, io: S, info: ConnectionInfo, scheme: Scheme)
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let (io, verdicts) = Guard::new(io, &self.limits);
         let (draining, closing) = (self.draining.clone(), self.closing.clone());
-        let departing = draining.clone();
+        let shutdown = draining.clone();
         let idle = self.limits.idle + self.limits.head;
         let connection = ConnectionId::next();
         let service = service_fn(move |request| {
             let visit = Visit {
                 visitors: self.clone(),
-                visitor: way.visitor,
+                visitor: info.visitor,
                 connection,
                 scheme,
-                tcp: way.tcp,
+                tcp: info.tcp,
                 verdicts: Some(verdicts.clone()),
-                received: way.received.clone(),
+                received: info.received.clone(),
                 stream: None,
             };
-            let departing = departing.clone();
+            let shutdown = shutdown.clone();
             let answering = verdicts.answering();
             let answer = visit.answer(request);
             async move {
                 let mut response = answer.await;
-                if departing.has_begun() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                if shutdown.has_started() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                     let close = HeaderValue::from_static("close");
                     response.headers_mut().insert(CONNECTION, close);
                 }
@@ -205,24 +209,25 @@ impl Visitors {
         let mut connection = std::pin::pin!(
             http1::Builder::new()
                 .timer(TokioTimer::new())
-                // The guard limits both, and hyper sees heads only when they are whole: a second line.
+                // The guard limits both idle time and head time, and hyper sees only complete
+                // heads: this is a second line of defence.
                 .header_read_timeout(idle)
                 .max_buf_size(VISITOR_BUFFER)
                 .serve_connection(TokioIo::new(io), service)
                 .with_upgrades()
         );
-        // In a set, it is asked when it has something to say, and not each time that bytes come or go.
+        // `FuturesUnordered` polls this only when woken, not on every I/O event of the connection.
         let mut end = FuturesUnordered::from_iter([async {
             tokio::select! {
-                () = closing.cancelled() => End::Now,
-                () = async { draining.begun().await; sleep(draining.idle_grace()).await } => End::Soon,
+                () = closing.cancelled() => CloseMode::Now,
+                () = async { draining.started().await; sleep(draining.idle_grace()).await } => CloseMode::Graceful,
             }
         }]);
         let ended = tokio::select! {
             biased;
             ended = &mut connection => ended,
-            how = end.next() => {
-                let Some(End::Soon) = how else { return };
+            mode = end.next() => {
+                let Some(CloseMode::Graceful) = mode else { return };
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {
                     ended = &mut connection => ended,
@@ -235,26 +240,27 @@ impl Visitors {
         }
     }
 
-    async fn http2<S>(self: Arc<Self>, io: S, way: WayIn)
+    /// Serve HTTP/2 on a connection.
+    async fn serve_http2<S>(self: Arc<Self>, io: S, info: ConnectionInfo)
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let (draining, closing) = (self.draining.clone(), self.closing.clone());
         let connection = ConnectionId::next();
         let limits = self.limits;
-        let observed = Connection::new();
+        let observed = Http2Connection::new();
         let io = ObservedIo::new(io, observed.clone());
         let executor = StreamExecutor::new(observed.clone(), &limits);
         let service = service_fn(move |request| {
-            let stream = Arc::<Stream>::default();
+            let stream = Arc::<Http2Stream>::default();
             let visit = Visit {
                 visitors: self.clone(),
-                visitor: way.visitor,
+                visitor: info.visitor,
                 connection,
                 scheme: Scheme::Https,
-                tcp: way.tcp,
+                tcp: info.tcp,
                 verdicts: None,
-                received: way.received.clone(),
+                received: info.received.clone(),
                 stream: Some(stream.clone()),
             };
             stream.answer(visit.answer(request))
@@ -270,12 +276,12 @@ impl Visitors {
                 .enable_connect_protocol()
                 .serve_connection(TokioIo::new(io), service)
         );
-        // In a set, like that of HTTP/1.1.
+        // Polled only when woken, as for HTTP/1.1.
         let mut expired = FuturesUnordered::from_iter([observed.expired(&limits)]);
         let ended = tokio::select! {
             ended = &mut connection => ended,
             Some(expired) = expired.next() => {
-                debug!(%expired, "a time limit of the visitor's connection");
+                debug!(%expired, "closing the visitor's connection at a time limit");
                 if expired == Expired::Preface {
                     return;
                 }
@@ -283,19 +289,19 @@ impl Visitors {
                 loop {
                     tokio::select! {
                         ended = &mut connection => break ended,
-                        // A request may just have been on its way.
+                        // A request may have been on its way.
                         () = sleep(limits.farewell) => if !observed.has_streams() { return },
                         () = closing.cancelled() => return,
                     }
                 }
             }
             () = closing.cancelled() => return,
-            () = draining.begun() => {
+            () = draining.started() => {
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {
                     ended = &mut connection => ended,
                     Some(expired) = expired.next() => {
-                        return debug!(%expired, "a time limit of the visitor's connection");
+                        return debug!(%expired, "closing the visitor's connection at a time limit");
                     }
                     () = closing.cancelled() => return,
                 }
@@ -307,38 +313,40 @@ impl Visitors {
     }
 }
 
-/// The connection on which a visitor comes.
-struct WayIn {
+/// A visitor's connection, as far as its requests need to know it.
+struct ConnectionInfo {
     tcp: RawTcp,
     received: Received,
     visitor: SocketAddr,
 }
 
-/// How a visitor's connection is to end.
-enum End {
-    /// Whatever is under way.
+/// The way in which a visitor's connection is to end.
+enum CloseMode {
+    /// At once.
     Now,
-    /// With the answer that is under way.
-    Soon,
+    /// After the response under way.
+    Graceful,
 }
 
-/// Refuse a connection that is one too many, in words where that costs no handshake.
-async fn turn_away(tcp: TcpStream, tls: bool, fault: Fault, limits: &EdgeLimits) {
+/// Refuse a connection beyond the limit: with a response over plain HTTP, by closing it over TLS,
+/// where a handshake would cost too much.
+async fn reject(tcp: TcpStream, tls: bool, fault: Fault, limits: &EdgeLimits) {
     debug!(code = fault.code(), "too many connections");
     if tls {
         return;
     }
     let service = service_fn(
         |request: ::http::Request<hyper::body::Incoming>| async move {
-            let audience = ErrorFormat::of(request.method(), request.headers());
-            let mut response = audience.tell(fault, None);
+            let error_format = ErrorFormat::of(request.method(), request.headers());
+            let mut response = error_format.render(fault, None);
             response
                 .headers_mut()
                 .insert("connection", HeaderValue::from_static("close"));
             Ok::<_, Infallible>(response)
         },
     );
-    // What it still sends must not destroy the answer.
+    // Discard what the visitor still sends, which would otherwise reset the connection before it
+    // has read the response.
     let (io, _verdicts) = Guard::new(tcp, limits);
     let connection = http1::Builder::new()
         .keep_alive(false)
@@ -346,6 +354,7 @@ async fn turn_away(tcp: TcpStream, tls: bool, fault: Fault, limits: &EdgeLimits)
     let _ = timeout(limits.farewell, connection).await;
 }
 
+/// Log a task that panicked.
 fn report(ended: Result<(), tokio::task::JoinError>) {
     if let Err(err) = ended
         && err.is_panic()
@@ -354,31 +363,32 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-/// Out of descriptors, most likely: trying again at once would only burn time.
+/// Pause after an error of `accept`. The process is most likely out of descriptors, and retrying at
+/// once would only burn CPU time.
 async fn pause_after(err: std::io::Error) {
     warn!(%err, "cannot accept a visitor");
-    tokio::time::sleep(ACCEPT_PAUSE).await;
+    tokio::time::sleep(ACCEPT_RETRY_INTERVAL).await;
 }
 
-/// Bytes that hyper keeps for a visitor, besides what the kernel does. By default it takes 400 KiB of an
-/// answer off our hands, and out of the windows that count what waits for a slow reader.
+/// Bytes that hyper buffers for a visitor, besides what the kernel does. By default it takes 400
+/// KiB of a response, and with that out of the windows that count what waits for a slow reader.
 const VISITOR_BUFFER: usize = 64 << 10;
 
-/// How long to wait before accepting again after an error.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Pause before accepting again after an error.
+const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Streams of one HTTP/2 connection.
+/// Concurrent streams of one HTTP/2 connection.
 const H2_STREAMS: u32 = 100;
 
-/// Streams that a visitor may make us reset (CVE-2023-44487, CVE-2025-8671).
+/// Streams that a visitor may make the edge reset (CVE-2023-44487, CVE-2025-8671).
 const H2_RESETS: usize = 256;
 
-/// What a visitor may send ahead on one stream.
+/// Receive window of an HTTP/2 stream, in bytes.
 const H2_STREAM_WINDOW: u32 = 1 << 20;
 
-/// What a visitor may send ahead on one connection.
+/// Receive window of an HTTP/2 connection, in bytes.
 const H2_CONNECTION_WINDOW: u32 = 4 << 20;
 
-/// What hyper may queue of one stream. The body's window counts it, except after an upgrade (RFC 8441), where hyper
-/// has a copy of its own.
+/// Bytes of one stream that hyper may queue. The body's window counts them, except after an upgrade
+/// (RFC 8441), where hyper has a copy of its own.
 const H2_SEND_BUFFER: usize = 64 << 10;

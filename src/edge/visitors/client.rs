@@ -1,4 +1,5 @@
-//! The client that a request is counted for: an address, or a connection whose address says nothing.
+//! The client that a request counts for: an address, or a connection whose address does not
+//! identify the visitor.
 
 use std::net::IpAddr;
 use std::net::Ipv6Addr;
@@ -12,19 +13,19 @@ use ipnet::IpNet;
 use super::fair_share::Holder;
 use crate::http::forwarded::X_FORWARDED_FOR;
 
-/// A visitor's connection, told apart from all others of the process.
+/// Identifier of a visitor's connection, unique in the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ConnectionId(u64);
 
 impl ConnectionId {
-    /// Return an id that no other connection has.
+    /// Return an identifier that no other connection has.
     pub fn next() -> Self {
         static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
         Self(CONNECTIONS.fetch_add(1, Relaxed))
     }
 }
 
-/// Holder of shares: a subscriber, together with the network that the subscriber is in.
+/// A client, as a holder of shares: a subscriber, and the network that the subscriber is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Client {
     holder: Holder,
@@ -32,10 +33,11 @@ pub struct Client {
 }
 
 impl Client {
-    /// Find out for whom a request counts.
+    /// Return the client that a request counts for.
     ///
-    /// The address of a trusted proxy is replaced by the one that the proxy names. Where that is missing, and on
-    /// loopback, where a proxy or a tunnel may bring everybody's requests, each connection counts for itself.
+    /// The address of a trusted proxy is replaced by the one that the proxy names. Where that is
+    /// missing, and on loopback, where a proxy or a tunnel may carry everybody's requests, each
+    /// connection counts on its own.
     pub fn of(
         peer: IpAddr,
         connection: ConnectionId,
@@ -43,11 +45,11 @@ impl Client {
         fields: &HeaderMap,
     ) -> Self {
         let is_proxy = |address: &IpAddr| proxies.iter().any(|net| net.contains(address));
-        let told = match is_proxy(&peer) {
-            true => told_address(fields, is_proxy),
+        let address = match is_proxy(&peer) {
+            true => forwarded_address(fields, is_proxy),
             false => Some(peer),
         };
-        match told.map(|address| address.to_canonical()) {
+        match address.map(|address| address.to_canonical()) {
             Some(address) if !address.is_loopback() => Self::at(address),
             _ => Self {
                 holder: Holder::Connection(connection),
@@ -75,15 +77,15 @@ impl Client {
         }
     }
 
-    /// Return all that a request of this client counts for.
+    /// Return all holders that a request of this client counts for.
     pub fn holders(self) -> impl Iterator<Item = Holder> + Clone {
         [Some(self.holder), self.network].into_iter().flatten()
     }
 }
 
-/// Find the last address that is not itself a trusted proxy's in what proxies have added (RFC 7239 §5.2): what
-/// stands before it may be the visitor's invention.
-fn told_address(fields: &HeaderMap, is_proxy: impl Fn(&IpAddr) -> bool) -> Option<IpAddr> {
+/// Return the last address that is not a trusted proxy's in the fields that proxies have added (RFC
+/// 7239 §5.2). What stands before it may be forged by the visitor.
+fn forwarded_address(fields: &HeaderMap, is_proxy: impl Fn(&IpAddr) -> bool) -> Option<IpAddr> {
     let name = match fields.contains_key(X_FORWARDED_FOR) {
         true => X_FORWARDED_FOR,
         false => FORWARDED,
@@ -95,7 +97,7 @@ fn told_address(fields: &HeaderMap, is_proxy: impl Fn(&IpAddr) -> bool) -> Optio
                 true => forwarded_for(element)?,
                 false => element.trim(),
             };
-            // A word instead of an address ends what can be known.
+            // An obfuscated identifier instead of an address hides everything before it.
             let address = parse_node(node)?;
             if !is_proxy(&address.to_canonical()) {
                 return Some(address);
@@ -144,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_of_a_subscriber_are_one_client_and_its_network_counts_as_well() {
+    fn addresses_of_a_subscriber_are_one_client_and_its_network_counts_too() {
         let [one, neighbour] = ["2001:db8:1:2::1", "2001:db8:1:3::1"].map(at);
 
         assert_eq!(one, at("2001:db8:1:2:ffff::1"));
@@ -155,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_visitor_says_about_itself_is_not_believed() {
+    fn fields_of_an_untrusted_peer_are_not_believed() {
         let forged = [("x-forwarded-for", "198.51.100.1")];
 
         assert_eq!(client("192.0.2.1", &forged), at("192.0.2.1"));
@@ -176,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn where_the_address_says_nothing_each_connection_counts_for_itself() {
+    fn without_an_address_each_connection_counts_on_its_own() {
         let connection = Holder::Connection(ConnectionId(7));
 
         for (peer, fields) in [

@@ -1,73 +1,75 @@
-//! How many visitors' connections there are, and whose.
+//! Limits on visitors' connections: in all, and per visitor.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::http::error_page::Fault;
+use crate::edge::fault::Fault;
 use crate::edge::limits::EdgeLimits;
 
-/// How many connections there are, and whose.
+/// Counts visitors' connections and limits them (nginx: `limit_conn`).
 #[derive(Debug, Clone, Default)]
-pub struct Crowd(Arc<Mutex<Present>>);
+pub struct ConnectionLimit(Arc<Mutex<Counts>>);
 
 #[derive(Debug, Default)]
-struct Present {
+struct Counts {
     all: usize,
-    households: HashMap<IpAddr, usize>,
+    subnets: HashMap<IpAddr, usize>,
 }
 
-impl Crowd {
-    /// Take a place until the returned value is dropped, or say what there is too much of.
+impl ConnectionLimit {
+    /// Reserve a place for a connection, released when the permit is dropped. Fails with the limit
+    /// that was hit.
     ///
-    /// Connections from this machine and from proxies in front of the edge count only in all: they
-    /// bring everybody's.
-    pub fn enter(
+    /// Connections from this machine and from proxies in front of the edge count only towards the
+    /// total: they carry the requests of many visitors.
+    pub fn acquire(
         &self,
         visitor: IpAddr,
-        brings_others: bool,
+        is_shared: bool,
         limits: &EdgeLimits,
-    ) -> Result<Place, Fault> {
-        let house = client_subnet(visitor);
-        let mut present = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let here = present.households.get(&house).copied().unwrap_or(0);
-        let alone = !brings_others && !visitor.is_loopback();
-        if alone && here >= limits.connections_per_visitor {
+    ) -> Result<Permit, Fault> {
+        let subnet = client_subnet(visitor);
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let here = counts.subnets.get(&subnet).copied().unwrap_or(0);
+        let is_limited = !is_shared && !visitor.is_loopback();
+        if is_limited && here >= limits.connections_per_visitor {
             return Err(Fault::TooManyConnections);
         }
-        if present.all >= limits.connections {
+        if counts.all >= limits.connections {
             return Err(Fault::Busy);
         }
-        present.all += 1;
-        *present.households.entry(house).or_default() += 1;
-        Ok(Place {
-            crowd: self.clone(),
-            house,
+        counts.all += 1;
+        *counts.subnets.entry(subnet).or_default() += 1;
+        Ok(Permit {
+            limit: self.clone(),
+            subnet,
         })
     }
 }
 
-/// A visitor's place among the connections.
+/// The place of one connection, released when this is dropped.
 #[derive(Debug)]
-pub struct Place {
-    crowd: Crowd,
-    house: IpAddr,
+pub struct Permit {
+    limit: ConnectionLimit,
+    subnet: IpAddr,
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
-        let mut present = self.crowd.0.lock().unwrap_or_else(PoisonError::into_inner);
-        present.all -= 1;
-        if let Some(here) = present.households.get_mut(&self.house) {
+        let mut counts = self.limit.0.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.all -= 1;
+        if let Some(here) = counts.subnets.get_mut(&self.subnet) {
             *here -= 1;
             if *here == 0 {
-                present.households.remove(&self.house);
+                counts.subnets.remove(&self.subnet);
             }
         }
     }
 }
 
-/// One subscriber of IPv6 has a /64 and may use all its addresses.
+/// Return the addresses that count as one visitor: an IPv6 subscriber has a /64 and may use all of
+/// it.
 fn client_subnet(visitor: IpAddr) -> IpAddr {
     match visitor {
         IpAddr::V4(_) => visitor,
@@ -83,20 +85,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_visitor_has_so_many_connections_and_others_have_theirs() {
+    fn each_visitor_has_its_own_limit() {
         let limits = EdgeLimits {
             connections_per_visitor: 2,
             ..EdgeLimits::default()
         };
-        let crowd = Crowd::default();
-        let enter = |visitor: &str| crowd.enter(visitor.parse().unwrap(), false, &limits);
+        let limit = ConnectionLimit::default();
+        let acquire = |visitor: &str| limit.acquire(visitor.parse().unwrap(), false, &limits);
 
-        let (first, _second) = (enter("192.0.2.1"), enter("192.0.2.1"));
+        let (first, _second) = (acquire("192.0.2.1"), acquire("192.0.2.1"));
 
-        assert_eq!(enter("192.0.2.1").unwrap_err(), Fault::TooManyConnections);
-        assert!(enter("192.0.2.2").is_ok());
+        assert_eq!(acquire("192.0.2.1").unwrap_err(), Fault::TooManyConnections);
+        assert!(acquire("192.0.2.2").is_ok());
         drop(first);
-        assert!(enter("192.0.2.1").is_ok(), "a place that was left is free");
+        assert!(acquire("192.0.2.1").is_ok(), "a released place is free");
     }
 
     #[test]
@@ -105,16 +107,16 @@ mod tests {
             connections_per_visitor: 1,
             ..EdgeLimits::default()
         };
-        let crowd = Crowd::default();
-        let enter = |visitor: &str| crowd.enter(visitor.parse().unwrap(), false, &limits);
+        let limit = ConnectionLimit::default();
+        let acquire = |visitor: &str| limit.acquire(visitor.parse().unwrap(), false, &limits);
 
-        let _place = enter("2001:db8:0:1::1").unwrap();
+        let _place = acquire("2001:db8:0:1::1").unwrap();
 
         assert_eq!(
-            enter("2001:db8:0:1:ffff::2").unwrap_err(),
+            acquire("2001:db8:0:1:ffff::2").unwrap_err(),
             Fault::TooManyConnections
         );
-        assert!(enter("2001:db8:0:2::1").is_ok());
+        assert!(acquire("2001:db8:0:2::1").is_ok());
     }
 
     #[test]
@@ -124,12 +126,12 @@ mod tests {
             connections: 2,
             ..EdgeLimits::default()
         };
-        let crowd = Crowd::default();
-        let enter = |visitor: &str| crowd.enter(visitor.parse().unwrap(), false, &limits);
+        let limit = ConnectionLimit::default();
+        let acquire = |visitor: &str| limit.acquire(visitor.parse().unwrap(), false, &limits);
 
-        let _places = (enter("127.0.0.1").unwrap(), enter("127.0.0.1").unwrap());
+        let _places = (acquire("127.0.0.1").unwrap(), acquire("127.0.0.1").unwrap());
 
-        assert_eq!(enter("127.0.0.1").unwrap_err(), Fault::Busy);
+        assert_eq!(acquire("127.0.0.1").unwrap_err(), Fault::Busy);
     }
 
     #[test]
@@ -139,11 +141,11 @@ mod tests {
             connections: 2,
             ..EdgeLimits::default()
         };
-        let crowd = Crowd::default();
-        let enter = || crowd.enter([192, 0, 2, 1].into(), true, &limits);
+        let limit = ConnectionLimit::default();
+        let acquire = || limit.acquire([192, 0, 2, 1].into(), true, &limits);
 
-        let _places = (enter().unwrap(), enter().unwrap());
+        let _places = (acquire().unwrap(), acquire().unwrap());
 
-        assert_eq!(enter().unwrap_err(), Fault::Busy);
+        assert_eq!(acquire().unwrap_err(), Fault::Busy);
     }
 }

@@ -1,9 +1,11 @@
-//! The conversations of one session: how many there are, whose, and who waits for one.
+//! The conversations of one session: limits on them, fair shares, and a queue for requests that
+//! wait for one.
 //!
-//! An agent serves so many at a time. They are shared between visitors and between its tunnels; who has its share
-//! waits a while for others to end, in a queue of which everybody has a share as well (HAProxy's `maxconn` with
-//! `timeout queue`; nginx's `limit_conn` refuses at once, and with it the bursts of honest browsers). And when few
-//! are left, answers whose visitors have long stopped reading make room.
+//! An agent serves a limited number at a time. They are shared fairly between visitors and between
+//! its tunnels; a request beyond its share waits a while for others to end, in a queue that is
+//! shared fairly as well (HAProxy's `maxconn` with `timeout queue`; nginx's `limit_conn` refuses at
+//! once, and with it the bursts of honest browsers). And when few places are left, responses whose
+//! visitors have stopped reading are evicted.
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
@@ -16,7 +18,7 @@ use tracing::debug;
 
 use super::client::Client;
 use super::fair_share::{Denied, FairShare, Holder};
-use super::http::error_page::Fault;
+use crate::edge::fault::Fault;
 
 /// The conversations of a session.
 #[derive(Debug)]
@@ -25,16 +27,16 @@ pub struct Conversations(Mutex<State>);
 #[derive(Debug)]
 struct State {
     share: FairShare,
-    /// Places in the queue.
+    /// Shares of the places in the queue.
     queue: FairShare,
     waiting: VecDeque<Waiting>,
-    /// Answers under way.
-    answers: HashMap<u64, Answer>,
-    /// How often each tunnel is published.
+    /// Responses under way.
+    responses: HashMap<u64, TrackedResponse>,
+    /// Number of times each tunnel is published.
     tunnels: HashMap<u32, usize>,
-    /// While fewer places are free, answers that stand still are given up.
-    plenty: usize,
-    /// What the next conversation or waiting request is called.
+    /// Number of free places below which stalled responses are evicted.
+    scarce: usize,
+    /// Identifier of the latest conversation or waiting request.
     next: u64,
 }
 
@@ -42,52 +44,54 @@ struct State {
 struct Waiting {
     id: u64,
     holders: Holders,
-    admit: oneshot::Sender<Admission>,
+    admit: oneshot::Sender<ConversationPermit>,
 }
 
 #[derive(Debug)]
-struct Answer {
+struct TrackedResponse {
     holder: Holder,
     body: Weak<dyn Evict>,
 }
 
-/// An answer that can be given up from outside. It does not own its place: dropping it must not want the lock.
+/// A response that can be aborted from outside. It must not own its permit: dropping it under the
+/// lock would need the lock again.
 pub trait Evict: Send + Sync + std::fmt::Debug {
-    /// Return since when its visitor has not taken what is there.
+    /// Return since when the visitor has taken none of the data that is ready; `None` if it is not
+    /// stalled.
     fn stalled_since(&self) -> Option<Instant>;
 
-    /// Give it up.
+    /// Abort the response.
     fn evict(&self);
 }
 
-/// All that a conversation counts for.
+/// All holders that a conversation counts for.
 type Holders = Vec<Holder>;
 
 impl Conversations {
-    /// Share so many conversations.
-    pub fn new(most: usize) -> Arc<Self> {
+    /// Share `max` conversations.
+    pub fn new(max: usize) -> Arc<Self> {
         Arc::new(Self(Mutex::new(State {
-            share: FairShare::new(most),
-            queue: FairShare::new(MOST_WAITING),
+            share: FairShare::new(max),
+            queue: FairShare::new(MAX_WAITING),
             waiting: VecDeque::new(),
-            answers: HashMap::new(),
+            responses: HashMap::new(),
             tunnels: HashMap::new(),
-            plenty: most / PLENTY,
+            scarce: max / SCARCE_FRACTION,
             next: 0,
         })))
     }
 
-    /// Share them with this tunnel too, until the returned value is dropped.
-    pub fn publish(self: &Arc<Self>, tunnel: u32) -> Published {
+    /// Share the conversations with this tunnel too, until the returned value is dropped.
+    pub fn publish(self: &Arc<Self>, tunnel: u32) -> TunnelConversations {
         *self.lock().tunnels.entry(tunnel).or_default() += 1;
-        Published {
+        TunnelConversations {
             conversations: self.clone(),
             tunnel,
         }
     }
 
-    async fn admit(self: &Arc<Self>, client: Client, tunnel: u32) -> Result<Admission, Fault> {
-        self.relieve();
+    async fn admit(self: &Arc<Self>, client: Client, tunnel: u32) -> Result<ConversationPermit, Fault> {
+        self.evict_stalled();
         let (queued, mut admitted) = {
             let mut state = self.lock();
             let holders = state.holders(client, tunnel);
@@ -109,36 +113,36 @@ impl Conversations {
             };
             (queued, admitted)
         };
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + QUEUE_TIMEOUT;
         loop {
-            let again = deadline.min(Instant::now() + LOOK_AGAIN);
+            let next_check = deadline.min(Instant::now() + STALL_CHECK_INTERVAL);
             tokio::select! {
                 biased;
                 Ok(admission) = &mut admitted => return Ok(admission),
-                () = sleep_until(again) => {}
+                () = sleep_until(next_check) => {}
             }
-            self.relieve();
-            if again == deadline {
-                // What was admitted in this moment is taken nevertheless.
+            self.evict_stalled();
+            if next_check == deadline {
+                // A permit that was granted at this very moment is used.
                 return admitted.try_recv().map_err(|_| queued.denied.into());
             }
         }
     }
 
-    /// Free a place, and let those in who waited for it.
+    /// Release a place, and admit requests that wait for it.
     fn release(self: &Arc<Self>, id: u64, holders: &Holders) {
         let mut state = self.lock();
-        state.answers.remove(&id);
-        state.share.give_back(holders.iter().copied());
+        state.responses.remove(&id);
+        state.share.release(holders.iter().copied());
         state.admit_waiting(self);
     }
 
-    /// While few places are left, give up an answer that stands still.
-    fn relieve(&self) {
-        // To give it up frees its place, which wants the lock.
+    /// While few places are free, evict a stalled response.
+    fn evict_stalled(&self) {
+        // Evicting releases the permit, which needs the lock.
         let stalled = self.lock().worst_stalled();
-        if let Some(answer) = stalled {
-            answer.evict();
+        if let Some(response) = stalled {
+            response.evict();
         }
     }
 
@@ -149,7 +153,7 @@ impl Conversations {
 
 impl State {
     fn holders(&self, client: Client, tunnel: u32) -> Holders {
-        // Alone, a tunnel has nobody to leave anything to.
+        // A tunnel without siblings need not leave them anything.
         let tunnel = (self.tunnels.len() > 1).then_some(Holder::Tunnel(tunnel));
         client.holders().chain(tunnel).collect()
     }
@@ -159,15 +163,16 @@ impl State {
         self.next
     }
 
-    fn admission(&mut self, conversations: &Arc<Conversations>, holders: Holders) -> Admission {
-        Admission {
+    fn admission(&mut self, conversations: &Arc<Conversations>, holders: Holders) -> ConversationPermit {
+        ConversationPermit {
             conversations: conversations.clone(),
             id: self.id(),
             holders,
         }
     }
 
-    /// Let those in, in the order of their arrival, who have less than their share.
+    /// Admit waiting requests in the order of arrival, skipping those whose holders have their
+    /// share.
     fn admit_waiting(&mut self, conversations: &Arc<Conversations>) {
         let mut next = 0;
         while self.share.free() > 0
@@ -182,28 +187,29 @@ impl State {
             };
             let admission = self.admission(conversations, waiting.holders);
             if let Err(admission) = waiting.admit.send(admission) {
-                // It waits no longer. Its drop would want the lock that we have.
-                self.share.give_back(admission.forget().into_iter());
+                // The request has stopped waiting. Dropping its permit would need the lock that is
+                // held here.
+                self.share.release(admission.forget().into_iter());
             }
         }
     }
 
-    /// While few places are left, find an answer whose visitor has stopped reading: one of whoever has most, and of
-    /// these the one that has stood still for the longest time.
+    /// While few places are free, find a stalled response: one of the holder that has most places,
+    /// and of these the one stalled for longest.
     fn worst_stalled(&mut self) -> Option<Arc<dyn Evict>> {
-        if self.share.free() >= self.plenty {
+        if self.share.free() >= self.scarce {
             return None;
         }
-        let limit = Instant::now().checked_sub(STALLED)?;
-        let stalled = self.answers.iter().filter_map(|(id, answer)| {
-            let body = answer.body.upgrade()?;
+        let limit = Instant::now().checked_sub(STALL_TIMEOUT)?;
+        let stalled = self.responses.iter().filter_map(|(id, response)| {
+            let body = response.body.upgrade()?;
             let since = body.stalled_since().filter(|since| *since <= limit)?;
-            let held = self.share.held(answer.holder);
+            let held = self.share.held(response.holder);
             Some((held, Reverse(since), *id, body))
         });
         let (held, since, id, body) = stalled.max_by_key(|(held, since, ..)| (*held, *since))?;
-        debug!(stalled = ?since.0.elapsed(), held, "an answer that nobody reads makes room");
-        self.answers.remove(&id);
+        debug!(stalled = ?since.0.elapsed(), held, "evicting a response that its visitor does not read");
+        self.responses.remove(&id);
         Some(body)
     }
 }
@@ -217,25 +223,25 @@ impl From<Denied> for Fault {
     }
 }
 
-/// A tunnel among those that share a session's conversations.
+/// One tunnel's share in a session's conversations.
 #[derive(Debug)]
-pub struct Published {
+pub struct TunnelConversations {
     conversations: Arc<Conversations>,
     tunnel: u32,
 }
 
-impl Published {
-    /// Get a place for a conversation of this client, or wait for one.
+impl TunnelConversations {
+    /// Reserve a conversation for this client, or wait for one up to [`QUEUE_TIMEOUT`].
     ///
     /// # Errors
-    /// [`Fault::TooManyConversations`] if the client has its share, [`Fault::Busy`] if the tunnel has, or all
-    /// places are taken.
-    pub async fn admit(&self, client: Client) -> Result<Admission, Fault> {
+    /// [`Fault::TooManyConversations`] if the client has its share, [`Fault::Busy`] if the tunnel
+    /// has, or no place is free.
+    pub async fn admit(&self, client: Client) -> Result<ConversationPermit, Fault> {
         self.conversations.admit(client, self.tunnel).await
     }
 }
 
-impl Drop for Published {
+impl Drop for TunnelConversations {
     fn drop(&mut self) {
         let mut state = self.conversations.lock();
         if let Some(times) = state.tunnels.get_mut(&self.tunnel) {
@@ -247,7 +253,7 @@ impl Drop for Published {
     }
 }
 
-/// A place in the queue, until it is dropped.
+/// A place in the queue, released when this is dropped.
 struct Queued<'a> {
     conversations: &'a Arc<Conversations>,
     client: Client,
@@ -258,7 +264,7 @@ struct Queued<'a> {
 impl Drop for Queued<'_> {
     fn drop(&mut self) {
         let mut state = self.conversations.lock();
-        state.queue.give_back(self.client.holders());
+        state.queue.release(self.client.holders());
         let position = state
             .waiting
             .iter()
@@ -269,33 +275,34 @@ impl Drop for Queued<'_> {
     }
 }
 
-/// The place of a conversation, until it is dropped.
+/// Permit for one conversation, released when this is dropped.
 #[derive(Debug)]
-pub struct Admission {
+pub struct ConversationPermit {
     conversations: Arc<Conversations>,
     id: u64,
     holders: Holders,
 }
 
-impl Admission {
-    /// Let the answer be given up when its visitor does not read it and others need the place.
+impl ConversationPermit {
+    /// Allow the response to be evicted when its visitor does not read it and others need the
+    /// place.
     pub fn watch(&self, body: Weak<dyn Evict>) {
         if let Some(holder) = self.holders.first() {
-            let answer = Answer {
+            let response = TrackedResponse {
                 holder: *holder,
                 body,
             };
-            self.conversations.lock().answers.insert(self.id, answer);
+            self.conversations.lock().responses.insert(self.id, response);
         }
     }
 
-    /// Drop it without giving anything back.
+    /// Drop the permit without releasing it.
     fn forget(mut self) -> Holders {
         std::mem::take(&mut self.holders)
     }
 }
 
-impl Drop for Admission {
+impl Drop for ConversationPermit {
     fn drop(&mut self) {
         if !self.holders.is_empty() {
             self.conversations.release(self.id, &self.holders);
@@ -303,18 +310,20 @@ impl Drop for Admission {
     }
 }
 
-/// How long a request waits for a conversation: longer than an honest burst takes, shorter than a visitor's patience.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Longest time that a request waits for a conversation: longer than an honest burst takes, and
+/// shorter than a visitor's patience.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often a request that waits sees whether an answer stands still.
-const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// Interval at which a waiting request looks for stalled responses.
+const STALL_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Requests that wait for a conversation of one session. A client has no more of these places than it leaves free.
-const MOST_WAITING: usize = 512;
+/// Most requests that wait for a conversation of one session. A client has no more of these places
+/// than it leaves free.
+const MAX_WAITING: usize = 512;
 
-/// While less than this part of all places is free, answers that stand still are given up.
-const PLENTY: usize = 4;
+/// Stalled responses are evicted while less than one in this many places is free.
+const SCARCE_FRACTION: usize = 4;
 
-/// How long an answer must have stood still for that. Kernels report room in steps of a third of their buffer: on a
-/// slow connection, seconds pass between two of them.
-const STALLED: Duration = Duration::from_secs(5);
+/// Time without progress after which a response counts as stalled. Kernels report free space in
+/// steps of a third of their buffer: on a slow connection, seconds pass between two of them.
+const STALL_TIMEOUT: Duration = Duration::from_secs(5);

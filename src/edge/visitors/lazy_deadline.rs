@@ -1,12 +1,13 @@
-//! A deadline that is set anew often and seldom over.
+//! A deadline that is moved often and rarely expires.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// A deadline whose timer is left alone when the deadline moves away: it then elapses too early, and is
-/// set again. For what happens with each packet that costs next to nothing.
+/// A deadline whose timer is not touched when the deadline moves later: the timer then fires early
+/// and is set again. This costs almost nothing per move, so that a deadline may move with every
+/// packet.
 #[derive(Debug, Default)]
 pub struct LazyDeadline {
     at: Option<Instant>,
@@ -14,22 +15,22 @@ pub struct LazyDeadline {
 }
 
 impl LazyDeadline {
-    /// Set the deadline.
+    /// Set or move the deadline.
     pub fn set(&mut self, at: Instant) {
         self.at = Some(at);
     }
 
-    /// Have none.
+    /// Remove the deadline.
     pub fn clear(&mut self) {
         self.at = None;
     }
 
-    /// Report whether there is one.
+    /// Report whether there is a deadline.
     pub fn is_set(&self) -> bool {
         self.at.is_some()
     }
 
-    /// Wait for the deadline; without one, for ever.
+    /// Wait for the deadline; without one, forever.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(at) = self.at else {
             return Poll::Pending;
@@ -59,7 +60,7 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(10);
 
     #[tokio::test(start_paused = true)]
-    async fn a_deadline_that_moves_is_over_when_it_should_be() {
+    async fn a_deadline_that_moves_expires_on_time() {
         let start = Instant::now();
         let mut deadline = LazyDeadline::default();
         deadline.set(start + LIMIT);
@@ -82,7 +83,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn without_a_deadline_nothing_is_over() {
+    async fn without_a_deadline_nothing_expires() {
         let mut deadline = LazyDeadline::default();
         deadline.set(Instant::now() + LIMIT);
         assert!(deadline.is_set());

@@ -1,7 +1,7 @@
-//! A visitor's TCP connection, on which a write that makes no progress comes to an end.
+//! A visitor's TCP connection, with a timeout for writes that make no progress.
 //!
-//! It is below TLS and HTTP, so that one limit holds for whatever is written to visitors: answers over
-//! HTTP/1.1, frames of HTTP/2, what follows an upgrade.
+//! It is below TLS and HTTP, so that one limit covers everything written to visitors: responses
+//! over HTTP/1.1, frames of HTTP/2, raw bytes after an upgrade.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -21,20 +21,21 @@ use crate::carrier::unacknowledged;
 /// A visitor's TCP connection.
 pub struct VisitorSocket {
     tcp: TcpStream,
-    /// How long a write may make no progress.
+    /// Longest time that a write may make no progress.
     stall_limit: Duration,
     /// Set while a write waits for the visitor.
     stall: Option<Stall>,
-    /// When to look whether it still makes no progress.
+    /// The next check of whether the write makes progress.
     deadline: LazyDeadline,
     received: Received,
 }
 
 /// A write that waits for the visitor.
 struct Stall {
-    /// When the visitor was last seen to take something.
+    /// When the visitor was last seen to make progress.
     since: Instant,
-    /// Bytes that it had not acknowledged when it was last looked at.
+    /// Bytes that the visitor had not acknowledged at the last check; `None` if the system does not
+    /// tell.
     unacknowledged: Option<u32>,
 }
 
@@ -42,7 +43,7 @@ impl VisitorSocket {
     /// Limit the writes of a connection.
     pub fn new(tcp: TcpStream, stall_limit: Duration) -> Self {
         let _ = tcp.set_nodelay(true);
-        // It fails on no socket that is good for anything.
+        // This cannot fail on a working TCP socket.
         let _ = SockRef::from(&tcp).set_tcp_keepalive(
             &TcpKeepalive::new()
                 .with_time(KEEP_ALIVE)
@@ -57,12 +58,12 @@ impl VisitorSocket {
         }
     }
 
-    /// Return the count of the bytes that have been received.
+    /// Return the counter of bytes received on the connection.
     pub fn received(&self) -> Received {
         self.received.clone()
     }
 
-    /// Pass the result of a write on, unless nothing has been written for too long.
+    /// Return the result of a write, or an error if nothing has been written for too long.
     fn check<T>(
         &mut self,
         cx: &mut Context<'_>,
@@ -74,21 +75,23 @@ impl VisitorSocket {
             return written;
         }
         self.poll_stall(cx).map(|()| {
-            // Closed in the ordinary way, what is left would wait in the kernel for the visitor.
+            // Abort with a reset: after an ordinary close, unsent data would stay in the kernel for
+            // the visitor.
             let _ = SockRef::from(&self.tcp).set_linger(Some(Duration::ZERO));
             Err(io::Error::new(io::ErrorKind::TimedOut, Stalled))
         })
     }
 
-    /// Wait until the visitor has acknowledged nothing for too long. The kernel takes more only once a
-    /// part of its queue is free, which a slow reader may need longer for.
+    /// Wait until the visitor has acknowledged nothing for too long. Acknowledgements count,
+    /// because the kernel accepts more data only once a part of its queue is free, which a slow
+    /// reader may take longer for.
     fn poll_stall(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let look = self.stall_limit / LOOKS;
+        let interval = self.stall_limit / STALL_CHECKS;
         let stall = match &mut self.stall {
             Some(stall) => stall,
             none => {
                 let since = Instant::now();
-                self.deadline.set(since + look);
+                self.deadline.set(since + interval);
                 none.insert(Stall {
                     since,
                     unacknowledged: unacknowledged(&self.tcp),
@@ -98,18 +101,18 @@ impl VisitorSocket {
         loop {
             ready!(self.deadline.poll(cx));
             let now = Instant::now();
-            let left = unacknowledged(&self.tcp);
-            if left
+            let unacknowledged_now = unacknowledged(&self.tcp);
+            if unacknowledged_now
                 .zip(stall.unacknowledged)
                 .is_some_and(|(now, then)| now < then)
             {
                 stall.since = now;
             }
-            stall.unacknowledged = left;
+            stall.unacknowledged = unacknowledged_now;
             if now >= stall.since + self.stall_limit {
                 return Poll::Ready(());
             }
-            self.deadline.set(now + look);
+            self.deadline.set(now + interval);
         }
     }
 }
@@ -159,36 +162,36 @@ impl AsyncWrite for VisitorSocket {
     }
 }
 
-/// Bytes that have been received on a connection, as TCP counts them: also those of a TLS record or a
-/// frame that is not whole.
+/// Counter of the bytes received on a connection, as TCP counts them: it includes those of an
+/// incomplete TLS record or HTTP/2 frame.
 #[derive(Debug, Clone, Default)]
 pub struct Received(Arc<AtomicU64>);
 
 impl Received {
-    /// Note that so many more have been.
+    /// Add to the count.
     pub(crate) fn add(&self, bytes: usize) {
         self.0.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// Return how many there are.
+    /// Return the number of bytes received so far.
     pub fn bytes(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// Nothing of a write has reached the visitor for too long.
+/// Error: nothing of a write has reached the visitor for too long.
 #[derive(Debug, thiserror::Error)]
-#[error("the visitor takes nothing of what is written to it")]
+#[error("the visitor has stopped reading")]
 struct Stalled;
 
-/// How often it is looked whether a write makes progress, within the time that it has.
-const LOOKS: u32 = 8;
+/// Checks of a waiting write within its time limit.
+const STALL_CHECKS: u32 = 8;
 
-/// A connection on which nothing moves for so long is probed: a visitor that vanished without a word is
-/// found although there is nothing to write to it. An event stream may be silent for hours.
+/// Idle time before TCP keep-alive probes: they detect a visitor that vanished silently even when
+/// there is nothing to write to it. An event stream may be silent for hours.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
-/// Probes follow each other at this interval; systems give up after eight or nine.
+/// Interval of the keep-alive probes; systems give up after eight or nine.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
@@ -201,7 +204,7 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_millis(800);
 
-    /// Connect a visitor that has a small receive buffer to a socket with this limit.
+    /// Connect a visitor with a small receive buffer to a socket with this limit.
     async fn connect() -> (TcpStream, VisitorSocket) {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let visitor = tokio::net::TcpSocket::new_v4().unwrap();
@@ -215,8 +218,8 @@ mod tests {
         (visitor.unwrap(), VisitorSocket::new(tcp, LIMIT))
     }
 
-    /// Write without an end, and return why it ended.
-    async fn write_on(mut socket: VisitorSocket) -> io::Error {
+    /// Write until an error occurs, and return it.
+    async fn write_until_error(mut socket: VisitorSocket) -> io::Error {
         loop {
             if let Err(err) = socket.write_all(&[0; 4096]).await {
                 return err;
@@ -229,12 +232,12 @@ mod tests {
         let (mut visitor, socket) = connect().await;
         let started = Instant::now();
 
-        let err = write_on(socket).await;
+        let err = write_until_error(socket).await;
 
         assert_eq!(err.kind(), io::ErrorKind::TimedOut);
         let took = started.elapsed();
         assert!(took >= LIMIT && took < 3 * LIMIT, "{took:?}");
-        // What is left in the kernel is not kept for it.
+        // Unsent data in the kernel is discarded.
         let rest = visitor.read_to_end(&mut Vec::new()).await;
         assert_eq!(rest.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
     }
@@ -251,7 +254,7 @@ mod tests {
 
         let served = timeout(LIMIT * 6, async {
             tokio::select! {
-                err = write_on(socket) => err,
+                err = write_until_error(socket) => err,
                 () = reading => unreachable!("it reads on"),
             }
         });

@@ -1,4 +1,4 @@
-//! Which worker a visitor belongs to: that of the tunnel which the first bytes name.
+//! Worker affinity: a visitor's connection is served by the worker that has its tunnel's session.
 
 use tokio::net::TcpStream;
 use tokio_rustls::rustls::server::Acceptor;
@@ -6,10 +6,10 @@ use tokio_rustls::rustls::server::Acceptor;
 use super::accept::Visitors;
 
 impl Visitors {
-    /// Look at the first bytes of a connection, without taking them, and find the worker that has the
-    /// tunnel's session. It is a matter of speed alone: any worker serves any visitor.
+    /// Peek at the first bytes of a connection, and find the worker that has the session of the
+    /// tunnel they name. This is an optimisation: any worker can serve any visitor.
     pub(crate) async fn worker_for(&self, tcp: &TcpStream, tls: bool) -> usize {
-        let mut first = vec![0; FIRST_BYTES];
+        let mut first = vec![0; PEEK_BYTES];
         let Ok(length) = tcp.peek(&mut first).await else {
             return 0;
         };
@@ -19,13 +19,13 @@ impl Visitors {
         };
         let tunnel = host.and_then(|host| {
             let host = host.to_ascii_lowercase();
-            self.hold.present(self.name(&host)?)
+            self.waiting.present(self.name(&host)?)
         });
         tunnel.map_or(0, |tunnel| tunnel.worker)
     }
 }
 
-/// The server name of a ClientHello (RFC 6066 §3), if it is there already.
+/// Return the server name of a ClientHello (RFC 6066 §3), if it has arrived.
 fn server_name(mut first: &[u8]) -> Option<String> {
     let mut acceptor = Acceptor::default();
     acceptor.read_tls(&mut first).ok()?;
@@ -33,12 +33,11 @@ fn server_name(mut first: &[u8]) -> Option<String> {
     hello.client_hello().server_name().map(str::to_owned)
 }
 
-/// The host of a request, without its port, if it is there already. Whether it is a valid one is
-/// found out later.
+/// Return the host of a request, without its port, if it has arrived. It is validated later.
 fn host(first: &[u8]) -> Option<String> {
     let mut fields = [httparse::EMPTY_HEADER; 100];
     let mut request = httparse::Request::new(&mut fields);
-    // What is there of an unfinished head will do.
+    // The fields that have arrived of an unfinished head are enough.
     let _ = request.parse(first);
     let mut fields = request.headers.iter();
     let host = fields.find(|field| field.name.eq_ignore_ascii_case("host"))?;
@@ -46,15 +45,15 @@ fn host(first: &[u8]) -> Option<String> {
     Some(host.split(':').next().unwrap_or(host).to_owned())
 }
 
-/// A ClientHello with a post-quantum key has 1.7 KB.
-const FIRST_BYTES: usize = 4 << 10;
+/// Bytes to peek at: a ClientHello with a post-quantum key has 1.7 KB.
+const PEEK_BYTES: usize = 4 << 10;
 
 #[cfg(test)]
 mod tests {
     use super::host;
 
     #[test]
-    fn a_host_is_found_in_a_head_that_has_not_ended() {
+    fn a_host_is_found_in_an_unfinished_head() {
         let first = b"GET / HTTP/1.1\r\nAccept: */*\r\nhOST: a.example.com:8080\r\nCookie: x";
 
         assert_eq!(host(first).as_deref(), Some("a.example.com"));

@@ -1,207 +1,14 @@
-//! The answers that qtunnel makes itself, when there is none of the upstream's to pass on.
+//! Responses that the edge makes itself, where there is none of the upstream's to pass on.
 
 use ::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
-use ::http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use ::http::{HeaderMap, HeaderValue, Method, Response};
 use bytes::Bytes;
 use http_body_util::Full;
 
 use super::body::VisitorBody;
-use crate::proto::Failure;
+use crate::edge::fault::Fault;
 
-/// What went wrong, as in the table of errors. The code stands in `X-Qtunnel-Error`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
-    /// No tunnel has that name.
-    NoSuchTunnel,
-    /// The agent is away.
-    AgentOffline,
-    /// The agent was lost before it answered.
-    AgentLost,
-    /// The upstream refuses connections.
-    UpstreamUnreachable,
-    /// The upstream does not answer.
-    UpstreamTimeout,
-    /// The upstream answers something that is not HTTP.
-    UpstreamInvalid,
-    /// The upstream speaks no HTTP, or another version of it.
-    UpstreamNotHttp,
-    /// The head of the upstream's answer is too large.
-    UpstreamHeadTooLarge,
-    /// The head of the upstream's answer is malformed.
-    UpstreamHeadInvalid,
-    /// The tunnel does not switch to the protocol that the visitor asks for.
-    UpgradeNotAllowed,
-    /// The tunnel leads to itself.
-    LoopDetected,
-    /// The visitor's request is not HTTP as it should be.
-    BadRequest(StatusCode),
-    /// The visitor keeps us waiting for its request's body.
-    BodyTooSlow,
-    /// Too many conversations at once.
-    Busy,
-    /// The visitor has too many connections.
-    TooManyConnections,
-    /// The visitor has too many conversations.
-    TooManyConversations,
-    /// The edge has no such page.
-    NotFound,
-    /// A bug of ours.
-    Internal,
-}
-
-impl Fault {
-    /// Return the word by which programs recognise the error.
-    pub fn code(self) -> &'static str {
-        match self {
-            Self::NoSuchTunnel => "no_such_tunnel",
-            Self::AgentOffline => "agent_offline",
-            Self::AgentLost => "agent_lost",
-            Self::UpstreamUnreachable => "upstream_unreachable",
-            Self::UpstreamTimeout => "upstream_timeout",
-            Self::UpstreamInvalid
-            | Self::UpstreamNotHttp
-            | Self::UpstreamHeadTooLarge
-            | Self::UpstreamHeadInvalid => "upstream_invalid",
-            Self::UpgradeNotAllowed => "upgrade_not_allowed",
-            Self::LoopDetected => "loop_detected",
-            Self::BadRequest(StatusCode::URI_TOO_LONG) => "target_too_long",
-            Self::BadRequest(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE) => "head_too_large",
-            Self::BadRequest(_) => "bad_request",
-            Self::BodyTooSlow => "body_too_slow",
-            Self::Busy => "busy",
-            Self::TooManyConnections => "too_many_connections",
-            Self::TooManyConversations => "too_many_conversations",
-            Self::NotFound => "not_found",
-            Self::Internal => "internal",
-        }
-    }
-
-    /// Return the status that visitors see.
-    pub fn status(self) -> StatusCode {
-        match self {
-            Self::NoSuchTunnel | Self::NotFound => StatusCode::NOT_FOUND,
-            Self::AgentOffline
-            | Self::AgentLost
-            | Self::UpstreamUnreachable
-            | Self::UpstreamInvalid
-            | Self::UpstreamNotHttp
-            | Self::UpstreamHeadTooLarge
-            | Self::UpstreamHeadInvalid => StatusCode::BAD_GATEWAY,
-            Self::UpgradeNotAllowed => StatusCode::NOT_IMPLEMENTED,
-            Self::LoopDetected => StatusCode::LOOP_DETECTED,
-            Self::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
-            Self::BadRequest(status) => status,
-            Self::BodyTooSlow => StatusCode::REQUEST_TIMEOUT,
-            Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
-            Self::TooManyConnections | Self::TooManyConversations => StatusCode::TOO_MANY_REQUESTS,
-            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-        }
-    }
-
-    /// Return when trying again makes sense, in seconds.
-    fn retry_after(self) -> Option<&'static str> {
-        match self {
-            Self::AgentOffline | Self::AgentLost => Some("5"),
-            Self::Busy | Self::TooManyConnections | Self::TooManyConversations => Some("1"),
-            _ => None,
-        }
-    }
-
-    /// Say which hop failed and what to do next, without any address of the inside.
-    fn explain(self) -> (&'static str, &'static str) {
-        match self {
-            Self::NoSuchTunnel => (
-                "There is no tunnel of this name.",
-                "Check the address. If the tunnel is yours, start it with `qtunnel connect`.",
-            ),
-            Self::AgentOffline => (
-                "The tunnel's agent is not connected at the moment.",
-                "Try again soon. If the tunnel is yours, see whether `qtunnel connect` is running.",
-            ),
-            Self::AgentLost => (
-                "The connection to the tunnel's agent broke before it answered.",
-                "Try again. Whether the request was processed is not known.",
-            ),
-            Self::UpstreamUnreachable => (
-                "The tunnel works, but nothing answers at the service behind it.",
-                "If it is yours, start it, or see the agent's log for the address that it tried.",
-            ),
-            Self::UpstreamTimeout => (
-                "The tunnel works, but the service behind it did not answer in time.",
-                "Try again later. If it is yours, the agent's log has the address, and \
-                 `--upstream-timeout` the limit.",
-            ),
-            Self::UpstreamInvalid => (
-                "The tunnel works, but the service behind it broke off, or did not answer in HTTP.",
-                "If it is yours, see the agent's log, and whether it was given the right port and scheme.",
-            ),
-            Self::UpstreamNotHttp => (
-                "The tunnel works, but the service behind it did not answer in HTTP, or in another version of it.",
-                "If it is yours, see the agent's log for the first bytes that it sent, and whether the agent was \
-                 given the right port and scheme.",
-            ),
-            Self::UpstreamHeadTooLarge => (
-                "The tunnel works, but the service behind it answered with more header fields than can be read.",
-                "If it is yours, see the agent's log; a head may have 256 KiB, as in browsers.",
-            ),
-            Self::UpstreamHeadInvalid => (
-                "The tunnel works, but the header of the service's answer is malformed.",
-                "If it is yours, see the agent's log for the field that is wrong.",
-            ),
-            Self::UpgradeNotAllowed => (
-                "The tunnel does not switch to the protocol that was asked for.",
-                "If it is yours, `--allow-upgrade` allows more than `websocket`.",
-            ),
-            Self::LoopDetected => (
-                "The tunnel leads to itself: this request has come through it before.",
-                "If it is yours, give `qtunnel connect` the address of a service, and not one of the edge.",
-            ),
-            Self::BadRequest(_) => (
-                "The edge refused this request because it is not valid HTTP or too large.",
-                "Check the program that sent it.",
-            ),
-            Self::BodyTooSlow => (
-                "The edge gave this request up because its body did not come, or came too slowly.",
-                "Try again; if it happens again, check the connection of the program that sent it.",
-            ),
-            Self::Busy => (
-                "The tunnel, or the edge, has as many conversations as it may.",
-                "Try again in a moment.",
-            ),
-            Self::TooManyConnections => (
-                "There are too many connections from your address.",
-                "Close some, or try again in a moment.",
-            ),
-            Self::TooManyConversations => (
-                "There are too many requests under way from your address, and others wait.",
-                "Let some end, or try again in a moment.",
-            ),
-            Self::NotFound => ("The edge has no such page.", "Check the address."),
-            Self::Internal => (
-                "The edge failed at this request. This is a bug of qtunnel.",
-                "Try again; if it happens again, please report it.",
-            ),
-        }
-    }
-}
-
-impl From<Failure> for Fault {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::NoSuchTunnel => Self::NoSuchTunnel,
-            Failure::UpstreamUnreachable => Self::UpstreamUnreachable,
-            Failure::UpstreamTimeout => Self::UpstreamTimeout,
-            Failure::UpstreamInvalid => Self::UpstreamInvalid,
-            Failure::Busy => Self::Busy,
-            Failure::UpstreamNotHttp => Self::UpstreamNotHttp,
-            Failure::UpstreamHeadTooLarge => Self::UpstreamHeadTooLarge,
-            Failure::UpstreamHeadInvalid => Self::UpstreamHeadInvalid,
-            Failure::LoopDetected => Self::LoopDetected,
-        }
-    }
-}
-
-/// What of a request decides how an error is shown.
+/// The format in which a request wants an error reported.
 #[derive(Debug, Clone, Default)]
 pub struct ErrorFormat {
     format: Format,
@@ -217,7 +24,7 @@ enum Format {
 }
 
 impl ErrorFormat {
-    /// Look at a request's `Accept` and method.
+    /// Choose the format from a request's `Accept` and method.
     pub fn of(method: &Method, headers: &HeaderMap) -> Self {
         let accept = headers
             .get(ACCEPT)
@@ -239,14 +46,14 @@ impl ErrorFormat {
         }
     }
 
-    /// Report whether the request was a HEAD, whose answer has no body.
+    /// Report whether the request was a HEAD, whose response has no body.
     pub fn is_head(&self) -> bool {
         self.head_only
     }
 
-    /// Make the answer, with an optional sentence that says more.
-    pub fn tell(&self, fault: Fault, detail: Option<&str>) -> Response<VisitorBody> {
-        let (what, next) = fault.explain();
+    /// Render a fault as a response. `detail` replaces the general explanation.
+    pub fn render(&self, fault: Fault, detail: Option<&str>) -> Response<VisitorBody> {
+        let (what, next) = explain(fault);
         let what = detail.unwrap_or(what);
         let (kind, text) = match self.format {
             Format::Text => (
@@ -300,4 +107,81 @@ fn html(fault: Fault, what: &str, next: &str) -> String {
          padding:0 1.5rem;color-scheme:light dark}}code{{opacity:.7}}</style>\
          <h1>{status}</h1><p>{what}</p><p>{next}</p><p><code>{code}</code></p></html>\n"
     )
+}
+
+/// Explain which hop failed and what to do next, without any internal address.
+fn explain(fault: Fault) -> (&'static str, &'static str) {
+    match fault {
+        Fault::NoSuchTunnel => (
+            "There is no tunnel of this name.",
+            "Check the address. If the tunnel is yours, start it with `qtunnel connect`.",
+        ),
+        Fault::AgentOffline => (
+            "The tunnel's agent is not connected at the moment.",
+            "Try again soon. If the tunnel is yours, see whether `qtunnel connect` is running.",
+        ),
+        Fault::AgentLost => (
+            "The connection to the tunnel's agent broke before it answered.",
+            "Try again. Whether the request was processed is not known.",
+        ),
+        Fault::UpstreamUnreachable => (
+            "The tunnel works, but nothing answers at the service behind it.",
+            "If it is yours, start it, or see the agent's log for the address that it tried.",
+        ),
+        Fault::UpstreamTimeout => (
+            "The tunnel works, but the service behind it did not answer in time.",
+            "Try again later. If it is yours, the agent's log has the address, and \
+             `--upstream-timeout` the limit.",
+        ),
+        Fault::UpstreamInvalid => (
+            "The tunnel works, but the service behind it broke off, or did not answer in HTTP.",
+            "If it is yours, see the agent's log, and whether it was given the right port and scheme.",
+        ),
+        Fault::UpstreamNotHttp => (
+            "The tunnel works, but the service behind it did not answer in HTTP, or in another version of it.",
+            "If it is yours, see the agent's log for the first bytes that it sent, and whether the agent was \
+             given the right port and scheme.",
+        ),
+        Fault::UpstreamHeadTooLarge => (
+            "The tunnel works, but the service behind it answered with more header fields than can be read.",
+            "If it is yours, see the agent's log; a head may have 256 KiB, as in browsers.",
+        ),
+        Fault::UpstreamHeadInvalid => (
+            "The tunnel works, but the header of the service's answer is malformed.",
+            "If it is yours, see the agent's log for the field that is wrong.",
+        ),
+        Fault::UpgradeNotAllowed => (
+            "The tunnel does not switch to the protocol that was asked for.",
+            "If it is yours, `--allow-upgrade` allows more than `websocket`.",
+        ),
+        Fault::LoopDetected => (
+            "The tunnel leads to itself: this request has come through it before.",
+            "If it is yours, give `qtunnel connect` the address of a service, and not one of the edge.",
+        ),
+        Fault::BadRequest(_) => (
+            "The edge refused this request because it is not valid HTTP or too large.",
+            "Check the program that sent it.",
+        ),
+        Fault::BodyTooSlow => (
+            "The edge gave this request up because its body did not come, or came too slowly.",
+            "Try again; if it happens again, check the connection of the program that sent it.",
+        ),
+        Fault::Busy => (
+            "The tunnel, or the edge, has as many conversations as it may.",
+            "Try again in a moment.",
+        ),
+        Fault::TooManyConnections => (
+            "There are too many connections from your address.",
+            "Close some, or try again in a moment.",
+        ),
+        Fault::TooManyConversations => (
+            "There are too many requests under way from your address, and others wait.",
+            "Let some end, or try again in a moment.",
+        ),
+        Fault::NotFound => ("The edge has no such page.", "Check the address."),
+        Fault::Internal => (
+            "The edge failed at this request. This is a bug of qtunnel.",
+            "Try again; if it happens again, please report it.",
+        ),
+    }
 }

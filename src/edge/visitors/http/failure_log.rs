@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 use tracing::info;
 
-use super::error_page::Fault;
+use crate::edge::fault::Fault;
 use crate::proto::escape;
 
 /// Counts failures by host and code.

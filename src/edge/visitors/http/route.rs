@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use tracing::{debug, error};
 
 use super::body::VisitorBody;
-use super::error_page::{ErrorFormat, Fault};
+use super::error_page::ErrorFormat;
 use super::forward::{Forward, Loaded};
 use super::guard::Verdicts;
 use super::http2::Stream;
@@ -24,6 +24,7 @@ use super::validate::Authority;
 use super::violation::Violation;
 use crate::carrier::WEBSOCKET_PATH;
 use crate::edge::agents::websockets::{RawTcp, agent_address};
+use crate::edge::fault::Fault;
 use crate::edge::visitors::accept::Visitors;
 use crate::edge::visitors::client::Client;
 use crate::edge::visitors::client::ConnectionId;
@@ -74,7 +75,7 @@ impl Visit {
             let answer = answered.unwrap_or_else(|_| {
                 // It is said here, and needs no number.
                 error!("answering a request panicked");
-                audience.tell(Fault::Internal, None)
+                audience.render(Fault::Internal, None)
             });
             if let Some(verdicts) = verdicts {
                 verdicts.upgraded(answer.status() == StatusCode::SWITCHING_PROTOCOLS);
@@ -102,14 +103,14 @@ impl Visit {
             return Routed::Answer(carriers.accept(parts, agent, way_in, may_upgrade));
         }
         if parts.uri.path().starts_with(OWN_PATHS) {
-            return Routed::Answer(audience.tell(Fault::NotFound, None));
+            return Routed::Answer(audience.render(Fault::NotFound, None));
         }
         if let (Scheme::Http, Some(port)) = (self.scheme, self.visitors.redirect) {
             return Routed::Answer(redirect(&parts, &authority, port));
         }
         let Some(name) = self.visitors.name(&authority.host).map(str::to_owned) else {
             self.visitors.failures.note(None, Fault::NoSuchTunnel);
-            return Routed::Answer(audience.tell(Fault::NoSuchTunnel, None));
+            return Routed::Answer(audience.render(Fault::NoSuchTunnel, None));
         };
         let client = Client::of(
             self.visitor.ip(),
@@ -146,7 +147,7 @@ impl Visit {
         debug!(%violation, "request refused");
         let fault = Fault::BadRequest(violation.status());
         self.visitors.failures.note(None, fault);
-        let mut response = audience.tell(fault, Some(&format!("{violation}.")));
+        let mut response = audience.render(fault, Some(&format!("{violation}.")));
         if version != Version::HTTP_2 {
             response
                 .headers_mut()
