@@ -1,5 +1,5 @@
-//! Whether an agent could reach its edge from here, and over what: every part of the way by itself, then
-//! the way as a whole.
+//! Connectivity diagnostics (`qtunnel check`): each step towards the edge is tested separately, then a session
+//! is opened over the whole path.
 
 use std::error::Error;
 use std::fmt;
@@ -11,48 +11,48 @@ use tokio::time::Instant;
 use super::config::AgentConfig;
 use super::event::LinkStats;
 use super::session::connect_error::ConnectError;
-use super::session::dial::dialing;
+use super::session::dial::dial_config;
 use super::session::open::{Session, SessionIdentity};
 use crate::carrier::{
-    DialConfig, ETHERNET_PACKET, PathMemory, SMALLEST_FULL_PACKET, Transport, UDP_ANSWER,
-    ask_over_udp,
+    DialConfig, ETHERNET_PACKET, MIN_PROBE_SIZE, PathMemory, Transport, UDP_ANSWER_TIMEOUT,
+    probe_over_udp,
 };
 use crate::error_chain::chain;
 use crate::proto::{AgentId, ClaimMode, Refusal};
 
-/// What was found on the way to an edge.
+/// The result of [`check`].
 #[derive(Debug)]
 pub struct Report {
-    /// One for each part of the way, in the order in which they depend on each other.
+    /// One result for each step, in the order in which the steps depend on each other.
     pub findings: Vec<Finding>,
-    /// What a session would travel on, or why there would be none.
+    /// The carrier that a session would use, or the error that prevents a session.
     pub session: Result<LinkStats, ConnectError>,
 }
 
-/// What was found out about one part of the way.
+/// The result of one step.
 #[derive(Debug)]
 pub struct Finding {
-    /// Which part, in a word for programs: `dns`, `tcp`, `proxy`, `udp`, `udp-full-size`, `websocket`,
+    /// The step, as an identifier for programs: `dns`, `tcp`, `proxy`, `udp`, `udp-full-size`, `websocket`,
     /// `certificate` or `token`.
     pub part: &'static str,
-    /// Which part, for people: `UDP 443`.
+    /// The step, for people: `UDP 443`.
     pub title: String,
-    /// How it is.
+    /// The outcome.
     pub verdict: Verdict,
-    /// What was seen.
+    /// The observation behind the verdict.
     pub detail: String,
-    /// What to do about it.
+    /// The recommended remedy, if there is a problem.
     pub advice: Option<String>,
 }
 
-/// How a part of the way is.
+/// The outcome of one step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// As it should be.
+    /// The step works.
     Pass,
-    /// Not as it should be. Agents may have another way.
+    /// The step does not work. Agents may still connect over another carrier.
     Fail,
-    /// Not needed, or not to be found out.
+    /// The step is not needed, or could not be tested.
     Skip,
 }
 
@@ -66,23 +66,23 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// Look at everything that an agent with this configuration needs. Nothing is published, and agents of
+/// Test everything that an agent with this configuration needs. Nothing is published, and agents with
 /// the same name are not disturbed.
 ///
 /// # Errors
 /// [`ConnectError`] if the configuration itself cannot be used.
 pub async fn check(config: &AgentConfig) -> Result<Report, ConnectError> {
-    let (way, _) = dialing(config, &PathMemory::default())?;
+    let (dial, _) = dial_config(config, &PathMemory::default())?;
     let over_udp = async {
-        let (dns, edges) = look_up(&way).await;
-        let (udp, full_size) = ask(&way, config.transport, &edges).await;
+        let (dns, edges) = resolve(&dial).await;
+        let (udp, full_size) = probe_udp(&dial, config.transport, &edges).await;
         (dns, udp, full_size)
     };
-    let over_tcp = async { join!(reach_tcp(&way), reach_proxy(&way)) };
-    let websocket = reach_websocket(&way, config.transport);
+    let over_tcp = async { join!(test_tcp(&dial), test_proxy(&dial)) };
+    let websocket = test_websocket(&dial, config.transport);
     let ((dns, udp, full_size), (tcp, proxy), websocket) = join!(over_udp, over_tcp, websocket);
-    let session = meet(config).await;
-    let (certificate, token) = recognise(config, &session);
+    let session = try_session(config).await;
+    let (certificate, token) = authentication_findings(config, &session);
     Ok(Report {
         findings: vec![
             dns,
@@ -98,29 +98,35 @@ pub async fn check(config: &AgentConfig) -> Result<Report, ConnectError> {
     })
 }
 
-async fn look_up(way: &DialConfig) -> (Finding, Vec<SocketAddr>) {
-    let finding = Finding::of("dns", "DNS");
-    let edges = match way.look_up().await {
+/// Test name resolution, and return the addresses.
+async fn resolve(dial: &DialConfig) -> (Finding, Vec<SocketAddr>) {
+    let finding = Finding::new("dns", "DNS");
+    let edges = match dial.look_up().await {
         Ok(edges) => edges,
         Err(err) => {
             let advice = "check the name that --server gives, and the DNS of this machine";
-            return (finding.fails(&err, advice), Vec::new());
+            return (finding.failed_with(&err, advice), Vec::new());
         }
     };
-    if way.host.parse::<IpAddr>().is_ok() {
+    if dial.host.parse::<IpAddr>().is_ok() {
         return (
-            finding.skipped(format!("{} is an address", way.host)),
+            finding.skipped(format!("{} is an address", dial.host)),
             edges,
         );
     }
     let addresses: Vec<_> = edges.iter().map(|edge| edge.ip().to_string()).collect();
-    let detail = format!("{} is {}", way.host, addresses.join(", "));
-    (finding.passes(detail), edges)
+    let detail = format!("{} is {}", dial.host, addresses.join(", "));
+    (finding.passed(detail), edges)
 }
 
-async fn ask(way: &DialConfig, transport: Transport, edges: &[SocketAddr]) -> (Finding, Finding) {
-    let udp = Finding::of("udp", format!("UDP {}", way.port));
-    let full_size = Finding::of("udp-full-size", "UDP, full size");
+/// Test UDP: first with packets of the smallest size that QUIC needs, then with full Ethernet packets.
+async fn probe_udp(
+    dial: &DialConfig,
+    transport: Transport,
+    edges: &[SocketAddr],
+) -> (Finding, Finding) {
+    let udp = Finding::new("udp", format!("UDP {}", dial.port));
+    let full_size = Finding::new("udp-full-size", "UDP, full size");
     if transport == Transport::Websocket {
         let why = "not used with --transport websocket";
         return (udp.skipped(why), full_size.skipped(why));
@@ -129,15 +135,15 @@ async fn ask(way: &DialConfig, transport: Transport, edges: &[SocketAddr]) -> (F
         let why = "no address to ask";
         return (udp.skipped(why), full_size.skipped(why));
     }
-    let (small, large) = (SMALLEST_FULL_PACKET, usize::from(ETHERNET_PACKET));
-    let asked = Instant::now();
-    let edge = match ask_over_udp(edges, small).await {
+    let (small, large) = (MIN_PROBE_SIZE, usize::from(ETHERNET_PACKET));
+    let started = Instant::now();
+    let edge = match probe_over_udp(edges, small).await {
         Ok(Some(edge)) => edge,
         Ok(None) => {
-            let detail = format!("no answer within {} s", UDP_ANSWER.as_secs());
+            let detail = format!("no answer within {} s", UDP_ANSWER_TIMEOUT.as_secs());
             let advice = format!(
-                "open UDP port {} at the edge and in every firewall on the way{}",
-                way.port,
+                "open UDP port {} at the edge and in every firewall on the path{}",
+                dial.port,
                 match transport {
                     Transport::Auto => "; until then agents use the WebSocket",
                     _ => ", or allow the WebSocket with --transport auto",
@@ -145,113 +151,119 @@ async fn ask(way: &DialConfig, transport: Transport, edges: &[SocketAddr]) -> (F
             );
             return (
                 udp.failed(detail, advice),
-                full_size.skipped("nothing passes"),
+                full_size.skipped("UDP does not pass"),
             );
         }
         Err(err) => {
-            let advice = "this machine gives no UDP socket: look at its limits";
-            return (udp.fails(&err, advice), full_size.skipped("nothing passes"));
+            let advice = "this machine cannot open a UDP socket: check its limits";
+            return (
+                udp.failed_with(&err, advice),
+                full_size.skipped("UDP does not pass"),
+            );
         }
     };
-    let udp = udp.passes(format!("{edge} answers in {}", brief(asked)));
-    let full_size = match ask_over_udp(&[edge], large).await {
-        Ok(Some(_)) => full_size.passes(format!("{large} bytes pass")),
+    let udp = udp.passed(format!("{edge} answers in {}", format_elapsed(started)));
+    let full_size = match probe_over_udp(&[edge], large).await {
+        Ok(Some(_)) => full_size.passed(format!("{large} bytes pass")),
         _ => full_size.failed(
             format!("{small} bytes pass, {large} do not"),
-            "nothing must be done, agents send smaller packets; a VPN on the way may have a small MTU",
+            "nothing needs to be done, agents send smaller packets; a VPN on the path may have a small MTU",
         ),
     };
     (udp, full_size)
 }
 
-async fn reach_tcp(way: &DialConfig) -> Finding {
-    let port = way
+/// Test a TCP connection to the WebSocket's address, unless it goes through a proxy.
+async fn test_tcp(dial: &DialConfig) -> Finding {
+    let port = dial
         .websocket
         .port_u16()
-        .unwrap_or(match way.websocket.scheme_str() {
+        .unwrap_or(match dial.websocket.scheme_str() {
             Some("ws" | "http") => 80,
             _ => 443,
         });
-    let finding = Finding::of("tcp", format!("TCP {port}"));
-    if let Ok(Some(proxy)) = way.proxy_in_use() {
+    let finding = Finding::new("tcp", format!("TCP {port}"));
+    if let Ok(Some(proxy)) = dial.proxy_in_use() {
         return finding.skipped(format!("goes through the proxy {proxy}"));
     }
-    let asked = Instant::now();
-    match way.reach_tcp().await {
-        Ok(addr) => finding.passes(format!("{addr} accepts in {}", brief(asked))),
-        Err(err) => finding.fails(
+    let started = Instant::now();
+    match dial.reach_tcp().await {
+        Ok(addr) => finding.passed(format!("{addr} accepts in {}", format_elapsed(started))),
+        Err(err) => finding.failed_with(
             &err,
             format!("start `qtunnel serve` there, and open TCP port {port} in its firewall"),
         ),
     }
 }
 
-async fn reach_proxy(way: &DialConfig) -> Finding {
-    let finding = Finding::of("proxy", "proxy");
-    let proxy = match way.proxy_in_use() {
+/// Test a connection to the edge through the configured proxy.
+async fn test_proxy(dial: &DialConfig) -> Finding {
+    let finding = Finding::new("proxy", "proxy");
+    let proxy = match dial.proxy_in_use() {
         Ok(Some(proxy)) => proxy,
         Ok(None) => return finding.skipped("none is configured"),
-        Err(err) => return finding.fails(&err, PROXY_ADVICE),
+        Err(err) => return finding.failed_with(&err, PROXY_ADVICE),
     };
-    match way.reach_proxy().await {
-        Ok(()) => finding.passes(format!("{proxy} connects to the edge")),
-        Err(err) => finding.fails(&err, PROXY_ADVICE),
+    match dial.reach_proxy().await {
+        Ok(()) => finding.passed(format!("{proxy} connects to the edge")),
+        Err(err) => finding.failed_with(&err, PROXY_ADVICE),
     }
 }
 
-async fn reach_websocket(way: &DialConfig, transport: Transport) -> Finding {
-    let finding = Finding::of("websocket", "WebSocket");
+/// Test the WebSocket upgrade.
+async fn test_websocket(dial: &DialConfig, transport: Transport) -> Finding {
+    let finding = Finding::new("websocket", "WebSocket");
     if transport == Transport::Quic {
         return finding.skipped("not used with --transport quic");
     }
-    let asked = Instant::now();
-    match way.reach_websocket().await {
-        Ok(()) => finding.passes(format!("{} opens in {}", url(way), brief(asked))),
-        Err(err) => finding.fails(
+    let started = Instant::now();
+    match dial.reach_websocket().await {
+        Ok(()) => finding.passed(format!("{} opens in {}", websocket_url(dial), format_elapsed(started))),
+        Err(err) => finding.failed_with(
             &err,
-            "the edge's HTTPS must be reachable there (or see --websocket-url), and what stands in front must pass WebSockets on",
+            "the edge's HTTPS port must be reachable there (or see --websocket-url), and any proxy in front must pass WebSockets through",
         ),
     }
 }
 
-/// Open a session that publishes nothing, and leave.
-async fn meet(config: &AgentConfig) -> Result<LinkStats, ConnectError> {
-    let nobody = AgentConfig {
+/// Open a session without tunnels, and close it. Return the statistics of its carrier.
+async fn try_session(config: &AgentConfig) -> Result<LinkStats, ConnectError> {
+    let without_tunnels = AgentConfig {
         id: AgentId::random(),
         tunnels: Vec::new(),
         ..config.clone()
     };
     let session = Session::open(
-        &nobody,
+        &without_tunnels,
         SessionIdentity::first(ClaimMode::Own),
         &[],
         &PathMemory::default(),
     )
     .await?;
-    let transported = session.transport_now();
-    session.leave().await;
-    Ok(transported)
+    let stats = session.link_stats();
+    session.close().await;
+    Ok(stats)
 }
 
-/// Tell from how a session came about, or did not, whether the two ends recognised each other.
-fn recognise(
+/// Derive the certificate and token findings from the result of opening a session.
+fn authentication_findings(
     config: &AgentConfig,
     session: &Result<LinkStats, ConnectError>,
 ) -> (Finding, Finding) {
-    let certificate = Finding::of("certificate", "certificate");
-    let token = Finding::of("token", "token");
-    let met = certificate_words(config);
-    let none = config.token.reveal().is_empty();
+    let certificate = Finding::new("certificate", "certificate");
+    let token = Finding::new("token", "token");
+    let verified_by = describe_trust(config);
+    let no_token = config.token.reveal().is_empty();
     match session {
-        Ok(_) if none => (
-            certificate.passes(met),
-            token.skipped("the edge wants none"),
+        Ok(_) if no_token => (
+            certificate.passed(verified_by),
+            token.skipped("the edge requires none"),
         ),
-        Ok(_) => (certificate.passes(met), token.passes("accepted")),
+        Ok(_) => (certificate.passed(verified_by), token.passed("accepted")),
         Err(ConnectError::Refused(Refusal::Unauthorized)) => {
-            let (detail, advice) = match none {
+            let (detail, advice) = match no_token {
                 true => (
-                    "the edge wants one, and none was given",
+                    "the edge requires one, and none was given",
                     "run the `qtunnel login` line that `qtunnel serve` printed",
                 ),
                 false => (
@@ -259,22 +271,28 @@ fn recognise(
                     "compare it with the one that the edge uses; `qtunnel login` remembers another",
                 ),
             };
-            (certificate.passes(met), token.failed(detail, advice))
+            (
+                certificate.passed(verified_by),
+                token.failed(detail, advice),
+            )
         }
         Err(err @ ConnectError::Refused(_)) => {
             let advice = "try again in a minute";
-            (certificate.passes(met), token.fails(err, advice))
+            (
+                certificate.passed(verified_by),
+                token.failed_with(err, advice),
+            )
         }
         Err(ConnectError::Untrusted { why, advice, .. }) => (
             certificate.failed(why.as_str(), advice.as_str()),
-            token.skipped("not shown to a stranger"),
+            token.skipped("not sent to an unauthenticated server"),
         ),
         Err(err @ (ConnectError::NotAnEdge { .. } | ConnectError::Version { .. })) => (
-            certificate.fails(
+            certificate.failed_with(
                 err,
                 "check the host and the port, and upgrade the older of the two",
             ),
-            token.skipped("not shown to a stranger"),
+            token.skipped("not sent to an unauthenticated server"),
         ),
         Err(_) => (
             certificate.skipped("the edge was not reached"),
@@ -283,17 +301,18 @@ fn recognise(
     }
 }
 
-fn certificate_words(config: &AgentConfig) -> String {
+/// Describe by what the edge's certificate was verified.
+fn describe_trust(config: &AgentConfig) -> String {
     use crate::tls::Trust;
     match &config.trust {
-        Trust::System => "this machine's authorities vouch for it".to_owned(),
-        Trust::Ca(path) => format!("{} vouches for it", path.display()),
+        Trust::System => "it is signed by an authority that this machine trusts".to_owned(),
+        Trust::Ca(path) => format!("it is signed by {}", path.display()),
         Trust::Pins(_) => "it has the pinned key".to_owned(),
     }
 }
 
 impl Finding {
-    fn of(part: &'static str, title: impl Into<String>) -> Self {
+    fn new(part: &'static str, title: impl Into<String>) -> Self {
         Self {
             part,
             title: title.into(),
@@ -303,7 +322,7 @@ impl Finding {
         }
     }
 
-    fn passes(self, detail: impl Into<String>) -> Self {
+    fn passed(self, detail: impl Into<String>) -> Self {
         Self {
             verdict: Verdict::Pass,
             detail: detail.into(),
@@ -327,18 +346,21 @@ impl Finding {
         }
     }
 
-    fn fails(self, err: &dyn Error, advice: impl Into<String>) -> Self {
+    /// Fail with an error and its causes as the detail.
+    fn failed_with(self, err: &dyn Error, advice: impl Into<String>) -> Self {
         self.failed(chain(err), advice)
     }
 }
 
-fn url(way: &DialConfig) -> String {
-    way.websocket.to_string().trim_end_matches('/').to_owned()
+/// Return the URL of the WebSocket without a trailing slash.
+fn websocket_url(dial: &DialConfig) -> String {
+    dial.websocket.to_string().trim_end_matches('/').to_owned()
 }
 
-fn brief(since: Instant) -> String {
+/// Format the time since `since` in milliseconds.
+fn format_elapsed(since: Instant) -> String {
     format!("{:.1} ms", since.elapsed().as_secs_f64() * 1e3)
 }
 
 const PROXY_ADVICE: &str =
-    "look at --proxy, HTTPS_PROXY, ALL_PROXY and NO_PROXY; --proxy off goes past it";
+    "check --proxy, HTTPS_PROXY, ALL_PROXY and NO_PROXY; --proxy off bypasses it";

@@ -1,4 +1,4 @@
-//! When all that was sent has arrived.
+//! Waiting until everything that was sent on a connection has been acknowledged.
 
 use std::time::Duration;
 
@@ -7,11 +7,12 @@ use tokio::time::sleep;
 
 use super::congestion;
 
-/// Wait until the peer has acknowledged all that was sent on a connection, or the connection has ended.
+/// Wait until the peer has acknowledged everything that was sent on a connection, or the connection has ended.
 ///
-/// quinn takes data long before it is sent, forgets what is not acknowledged when the connection is closed, and
-/// has no word for this moment. It is when nothing is on its way, and nothing has been for a round trip.
-pub async fn all_delivered(connection: &Connection) {
+/// quinn accepts data long before it sends it, discards unacknowledged data when the connection is closed, and
+/// has no event for "everything delivered". Here that means: nothing is in flight, and nothing has been for a
+/// round trip.
+pub async fn wait_until_delivered(connection: &Connection) {
     let mut before = None;
     while connection.close_reason().is_none() {
         let idle_at = congestion::idle_at(connection.congestion_state());
@@ -19,9 +20,9 @@ pub async fn all_delivered(connection: &Connection) {
             return;
         }
         before = idle_at;
-        sleep(connection.rtt().max(TURN)).await;
+        sleep(connection.rtt().max(MIN_POLL_INTERVAL)).await;
     }
 }
 
-/// Time in which quinn gets to send what it was given.
-const TURN: Duration = Duration::from_millis(10);
+/// The shortest time between two checks. It gives quinn time to send what it was given.
+const MIN_POLL_INTERVAL: Duration = Duration::from_millis(10);

@@ -1,4 +1,4 @@
-//! How many packets one transmit may have.
+//! A limit on the packets per transmit (generic segmentation offload, GSO), adapted to the traffic.
 
 use std::io;
 use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering::Relaxed};
@@ -8,67 +8,68 @@ use quinn::udp::Transmit;
 
 use super::duplicate::saved_transmit;
 
-/// As many as have been of use lately.
+/// The largest number of packets per transmit, raised and lowered with recent use.
 ///
-/// quinn makes room for all that a transmit may have before it knows how much there is to send, and each
-/// connection keeps that room: 13 KiB per agent, most of which are idle.
+/// quinn allocates a buffer for the largest transmit before it knows how much there is to send, and each
+/// connection keeps that buffer: 13 KiB per agent, most of which are idle.
 #[derive(Debug)]
-pub(crate) struct Segments {
+pub(crate) struct GsoLimit {
     allowed: AtomicUsize,
-    /// How much speaks for more, or for fewer if it is negative.
+    /// Evidence for a higher limit, or for a lower one if negative.
     need: AtomicIsize,
 }
 
-impl Segments {
+impl GsoLimit {
     pub(crate) fn new() -> Self {
         Self {
-            allowed: AtomicUsize::new(FEWEST),
+            allowed: AtomicUsize::new(MIN_PACKETS),
             need: AtomicIsize::new(0),
         }
     }
 
-    /// Return how many packets the next transmit may have.
+    /// Return the largest number of packets that the next transmit may have.
     pub(crate) fn allowed(&self) -> usize {
         self.allowed.load(Relaxed)
     }
 
-    /// Learn from a transmit.
-    pub(crate) fn sent(&self, transmit: &Transmit) {
+    /// Record the size of a transmit, and adapt the limit to it.
+    pub(crate) fn record(&self, transmit: &Transmit) {
         let packets = saved_transmit::packets(transmit);
         let allowed = self.allowed();
         let need = match packets {
-            full if full >= allowed => self.need.load(Relaxed) + FULL,
+            full if full >= allowed => self.need.load(Relaxed) + FULL_WEIGHT,
             half if half * 2 > allowed => return,
             _ => self.need.load(Relaxed) - 1,
         };
         match need {
-            MORE.. => self.allow(allowed * 2),
-            ..=FEWER => self.allow(allowed / 2),
+            RAISE_AT.. => self.allow(allowed * 2),
+            ..=LOWER_AT => self.allow(allowed / 2),
             _ => self.need.store(need, Relaxed),
         }
     }
 
     fn allow(&self, packets: usize) {
-        self.allowed.store(packets.clamp(FEWEST, MOST), Relaxed);
+        self.allowed
+            .store(packets.clamp(MIN_PACKETS, MAX_PACKETS), Relaxed);
         self.need.store(0, Relaxed);
     }
 }
 
-/// Send over UDP, in as many transmits as the socket wants.
+/// Send a transmit over UDP, split into as many transmits as the socket requires.
 ///
-/// One that was made for a WebSocket may have more packets than the socket takes, and so may one from before the
-/// kernel was found to have no segmentation offload. Systems that have none (macOS) would send all of it as one
-/// packet.
+/// A transmit that was made for a WebSocket may have more packets than the socket supports, and so may one made
+/// before the kernel was found to lack GSO. Systems without GSO (macOS) would send all of it as one packet.
 ///
 /// # Errors
-/// If nothing was sent; what the socket does not take after that is lost, as in a network.
+/// Returns the socket's error if nothing was sent. If only the rest cannot be sent, it is dropped, like packets
+/// lost in the network.
 pub(crate) fn send_over_udp(udp: &dyn AsyncUdpSocket, transmit: &Transmit) -> io::Result<()> {
-    let most = udp.max_transmit_segments().max(1);
-    if saved_transmit::packets(transmit) <= most {
+    let max = udp.max_transmit_segments().max(1);
+    if saved_transmit::packets(transmit) <= max {
         return udp.try_send(transmit);
     }
     let segment = transmit.segment_size.unwrap_or(transmit.contents.len());
-    for (nth, contents) in transmit.contents.chunks(most * segment).enumerate() {
+    for (nth, contents) in transmit.contents.chunks(max * segment).enumerate() {
         let sent = udp.try_send(&Transmit {
             contents,
             segment_size: (contents.len() > segment).then_some(segment),
@@ -83,21 +84,21 @@ pub(crate) fn send_over_udp(udp: &dyn AsyncUdpSocket, transmit: &Transmit) -> io
     Ok(())
 }
 
-/// Enough for an agent that says that it is there.
-const FEWEST: usize = 2;
+/// The lowest limit: enough for the keep-alives of an idle agent.
+const MIN_PACKETS: usize = 2;
 
-/// More than quinn ever puts into one.
-const MOST: usize = 16;
+/// The highest limit: more packets than quinn ever puts into one transmit.
+const MAX_PACKETS: usize = 16;
 
-/// One full transmit speaks for more as much as so many short ones speak against it: of a handshake's, one in
-/// six is full.
-const FULL: isize = 5;
+/// The weight of a full transmit as evidence for a higher limit; each short transmit counts 1 against it. Of the
+/// transmits of a handshake, one in six is full.
+const FULL_WEIGHT: isize = 5;
 
-/// When more are allowed: after three full transmits.
-const MORE: isize = 3 * FULL;
+/// The evidence at which the limit is doubled: three full transmits.
+const RAISE_AT: isize = 3 * FULL_WEIGHT;
 
-/// When fewer are allowed.
-const FEWER: isize = -64;
+/// The evidence at which the limit is halved.
+const LOWER_AT: isize = -64;
 
 #[cfg(test)]
 mod tests {
@@ -112,7 +113,7 @@ mod tests {
 
     use super::*;
 
-    /// A socket of a system without segmentation offload, that has room for so many packets.
+    /// The socket of a system without GSO, with room for a number of packets.
     #[derive(Debug)]
     struct OneByOne {
         room: usize,
@@ -121,7 +122,7 @@ mod tests {
 
     impl AsyncUdpSocket for OneByOne {
         fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-            unimplemented!("nobody waits here")
+            unimplemented!("no test waits for this socket")
         }
 
         fn try_send(&self, transmit: &Transmit) -> io::Result<()> {
@@ -148,7 +149,7 @@ mod tests {
         }
     }
 
-    /// What arrives of ten bytes in packets of four.
+    /// Send ten bytes in packets of four. Return the result and the packets that were sent.
     fn sent_one_by_one(room: usize) -> (io::Result<()>, Vec<Vec<u8>>) {
         let socket = OneByOne {
             room,
@@ -176,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_is_full_is_waited_for_only_before_the_first_packet() {
+    fn a_full_socket_is_an_error_only_before_the_first_packet() {
         let (some, packets) = sent_one_by_one(2);
         let (none, _) = sent_one_by_one(0);
 
@@ -185,8 +186,8 @@ mod tests {
         assert_eq!(none.unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
 
-    fn send(segments: &Segments, packets: usize) {
-        segments.sent(&Transmit {
+    fn send(limit: &GsoLimit, packets: usize) {
+        limit.record(&Transmit {
             destination: ([127, 0, 0, 1], 1).into(),
             ecn: None,
             contents: &vec![0; packets * 1_200],
@@ -196,47 +197,47 @@ mod tests {
     }
 
     #[test]
-    fn whoever_sends_much_soon_may_send_it_at_once() {
-        let segments = Segments::new();
+    fn full_transmits_raise_the_limit() {
+        let limit = GsoLimit::new();
 
         for _ in 0..9 {
-            send(&segments, segments.allowed());
+            send(&limit, limit.allowed());
         }
 
-        assert_eq!(segments.allowed(), MOST);
+        assert_eq!(limit.allowed(), MAX_PACKETS);
     }
 
     #[test]
-    fn acknowledgements_between_long_transmits_change_nothing() {
-        let segments = Segments::new();
+    fn acknowledgements_between_long_transmits_do_not_lower_the_limit() {
+        let limit = GsoLimit::new();
 
         for _ in 0..100 {
-            send(&segments, 10);
-            (0..4).for_each(|_| send(&segments, 1));
+            send(&limit, 10);
+            (0..4).for_each(|_| send(&limit, 1));
         }
 
-        assert_eq!(segments.allowed(), MOST);
+        assert_eq!(limit.allowed(), MAX_PACKETS);
     }
 
     #[test]
-    fn agents_that_come_and_stay_idle_change_nothing() {
-        let segments = Segments::new();
+    fn handshakes_of_agents_that_stay_idle_do_not_raise_the_limit() {
+        let limit = GsoLimit::new();
 
         for _ in 0..100 {
-            send(&segments, 2);
-            (0..5).for_each(|_| send(&segments, 1));
+            send(&limit, 2);
+            (0..5).for_each(|_| send(&limit, 1));
         }
 
-        assert_eq!(segments.allowed(), FEWEST);
+        assert_eq!(limit.allowed(), MIN_PACKETS);
     }
 
     #[test]
-    fn when_little_is_sent_little_room_is_made() {
-        let segments = Segments::new();
-        (0..10).for_each(|_| send(&segments, 10));
+    fn short_transmits_lower_the_limit() {
+        let limit = GsoLimit::new();
+        (0..10).for_each(|_| send(&limit, 10));
 
-        (0..1_000).for_each(|_| send(&segments, 1));
+        (0..1_000).for_each(|_| send(&limit, 1));
 
-        assert_eq!(segments.allowed(), FEWEST);
+        assert_eq!(limit.allowed(), MIN_PACKETS);
     }
 }

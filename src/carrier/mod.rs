@@ -1,20 +1,25 @@
-//! How packets travel: sockets, transport settings and congestion control. Above this module there
-//! is a `quinn::Connection`, and nothing asks how its packets get there except to show it.
+//! The transport below QUIC: sockets, QUIC's transport settings and congestion control. Code above
+//! this module works with a `quinn::Connection` and never depends on the carrier underneath, except
+//! to show it.
 //!
-//! There is one protocol, QUIC; a carrier moves its packets, over UDP or inside a WebSocket, and a
-//! connection changes between them while it is in use.
+//! There is one protocol, QUIC. A *carrier* moves its packets, either over UDP or inside a WebSocket,
+//! and a connection can migrate between the two while it is in use.
 //!
 //! ```text
 //!            agent                                                  edge
-//!   quinn ─ agent_socket ─┬─ UDP ═══════════════════════════ UDP ─┬─ edge_socket ─ quinn
+//!   quinn ─ AgentSocket ──┬─ UDP ═══════════════════════════ UDP ─┬── EdgeSocket ─ quinn
 //!              ▲          └─ queue ─ websocket ═ HTTP(S) ═ websocket ─ queue ─┘
-//!    path ─ judge ◀─ evidence, progress
+//!   Driver ─ Selector ◀─ evidence, progress
 //! ```
 //!
-//! `dial` and its `race` are how an agent comes by a connection, `hop` and `proxy` are its way through TCP, `path`
-//! keeps it alive and `judge` decides over what. What a WebSocket says is in [`crate::proto`].
-//! `shared_udp` is how two processes of an edge have one UDP socket, while one succeeds the other, and `sorting`
-//! how each gets the WebSockets of its own agents.
+//! - `agent`: the agent's end. `dial` and `race` establish a connection; `driver` keeps it alive.
+//! - `edge`: the edge's end, one socket for UDP and any number of WebSockets.
+//! - `websocket`: one WebSocket that carries packets. The message format is in [`crate::proto`].
+//! - `tcp`: the connection below a WebSocket: Happy Eyeballs, proxies, TLS and socket options.
+//! - `selection`: the choice between the carriers.
+//! - `congestion`: the congestion controller.
+//! - `duplicate`: sending short messages twice, against packet loss.
+//! - `handover`: one UDP socket and the WebSockets of two edge processes, during a hot restart.
 
 use std::fmt;
 use std::str::FromStr;
@@ -35,11 +40,11 @@ mod udp_socket;
 mod websocket;
 mod writable;
 
-pub use self::agent::check::{MIN_INITIAL_DATAGRAM, UDP_ANSWER_TIMEOUT, probe_over_udp};
+pub use self::agent::check::{MIN_PROBE_SIZE, UDP_ANSWER_TIMEOUT, probe_over_udp};
 pub use self::agent::dial::{DialConfig, Dialed, dial};
 pub use self::agent::dial_error::{AttemptError, DialError};
 pub use self::agent::driver::{CarrierState, Driver};
-pub use self::congestion::{CongestionOwner, PathMemory, PathCache, SharedCongestionOwner};
+pub use self::congestion::{CongestionOwner, PathCache, PathMemory, SharedCongestionOwner};
 pub use self::duplicate::duplicator::Duplicator;
 pub use self::duplicate::transmitter::Transmitter;
 pub use self::edge::endpoint::{EdgeKeys, bind_edge_udp, edge_endpoint, edge_udp};
@@ -58,7 +63,7 @@ pub use self::handover::successor::Successor;
 pub use self::subnet::subnet;
 pub use self::tcp::happy_eyeballs::{alternate as alternate_families, connect as connect_to_first};
 pub use self::tcp::options::{
-    request_bbr, congestion_owner, limit_send_queue, limit_visitor_send_queues, unacknowledged,
+    congestion_owner, limit_send_queue, limit_visitor_send_queues, request_bbr, unacknowledged,
 };
 pub use self::tcp::outer_tls::outer_tls;
 pub use self::tcp::proxy::Proxy;
@@ -73,7 +78,7 @@ pub use self::websocket::upgrade::{
 #[cfg(test)]
 mod testbed;
 
-/// What moves the packets of a connection.
+/// A way to move the packets of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Carrier {
     Udp,
@@ -89,7 +94,7 @@ impl fmt::Display for Carrier {
     }
 }
 
-/// Which carriers a connection may use: `--transport`.
+/// The carriers that a connection may use (`--transport`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Transport {
     /// Whichever works, UDP preferred.

@@ -1,8 +1,9 @@
-//! Whose an address is.
+//! Grouping of client addresses by subscriber.
 
 use std::net::{IpAddr, Ipv6Addr};
 
-/// The addresses that one subscriber may use: an IPv4 address, or the /64 of an IPv6 address.
+/// Return the subnet that one subscriber controls: an IPv4 address itself, or the /64 of an IPv6 address. An
+/// IPv4-mapped address counts as IPv4.
 pub fn subnet(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => {

@@ -1,4 +1,4 @@
-//! UDP sockets as both ends want them.
+//! UDP sockets: binding and buffer sizes.
 
 use std::{
     io,
@@ -8,8 +8,8 @@ use std::{
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tracing::debug;
 
-/// Bind the socket that an agent sends from: any port, both address families if the system has them.
-pub(crate) fn any_port() -> io::Result<UdpSocket> {
+/// Bind an agent's UDP socket to an unspecified port, for both address families where the system supports that.
+pub(crate) fn bind_any_port() -> io::Result<UdpSocket> {
     dual_stack().or_else(|_| {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
         enlarge_buffers(&socket);
@@ -26,17 +26,18 @@ fn dual_stack() -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Ask for large buffers; what the kernel grants is good enough.
+/// Request large socket buffers. The kernel may grant less; failure is only logged.
 pub(crate) fn enlarge_buffers(socket: &UdpSocket) {
     let socket = SockRef::from(socket);
     let asked = socket
         .set_recv_buffer_size(UDP_BUFFER)
         .and_then(|()| socket.set_send_buffer_size(UDP_BUFFER));
     if let Err(err) = asked {
-        debug!(%err, "udp socket keeps its buffers");
+        debug!(%err, "the UDP socket keeps its default buffer sizes");
     }
 }
 
-/// Kernel buffers of a UDP socket: 50 ms at 600 Mbit/s. The usual 208 KiB overflow whenever the
-/// receiving thread is away for a few milliseconds. The kernel may grant less.
+/// Requested size of each kernel buffer of a UDP socket, in bytes: 50 ms at 600 Mbit/s. The usual
+/// default of 208 KiB overflows whenever the receiving thread is busy for a few milliseconds. The
+/// kernel may grant less.
 const UDP_BUFFER: usize = 4 << 20;

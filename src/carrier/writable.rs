@@ -1,7 +1,7 @@
-//! What a connection waits for when something on its way is full.
+//! Backpressure: waiting until a socket or queue that was full is writable again.
 //!
-//! [`WriteGate`] and [`Poller`] tell a connection when it may send again: a socket that routes has many
-//! places that can be full, and quinn does not say to its poller which of them it ran into.
+//! A socket that routes packets has several places that can be full, and quinn does not tell its
+//! poller which of them blocked the send. [`note_blocked`] records that; [`Poller`] waits for it.
 
 use std::{
     cell::Cell,
@@ -14,41 +14,41 @@ use std::{
 use quinn::{AsyncUdpSocket, UdpPoller};
 use tokio::task;
 
-use super::websocket::send_queue::Queue;
+use super::websocket::send_queue::SendQueue;
 
-/// What stood in the way of a transmit.
+/// The place that was full when a transmit was sent.
 #[derive(Debug)]
 pub(crate) enum WriteGate {
     /// The kernel's send buffer of this UDP socket.
     Udp(Arc<dyn AsyncUdpSocket>),
-    /// The queue of one WebSocket.
-    WebSocket(Arc<Queue>),
+    /// The send queue of one WebSocket.
+    WebSocket(Arc<SendQueue>),
 }
 
 thread_local! {
     static BLOCKED: Cell<Option<(Option<task::Id>, WriteGate)>> = const { Cell::new(None) };
 }
 
-/// Note what blocked the current task, for its [`Poller`], and answer `WouldBlock`.
+/// Record what blocked the current task, for its [`Poller`], and return a `WouldBlock` error.
 ///
-/// quinn polls a connection's poller right after `try_send` has answered `WouldBlock`, in the same
-/// task and without yielding, so a note per thread reaches the right poller. The task's id guards
-/// it against the sends that nobody polls for (stateless answers of the endpoint).
+/// quinn polls a connection's poller right after `try_send` has returned `WouldBlock`, in the same
+/// task and without yielding, so a thread-local record reaches the right poller. The task id guards
+/// it against sends that are never polled for (stateless responses of the endpoint).
 pub(crate) fn note_blocked(gate: WriteGate) -> io::Error {
     BLOCKED.set(Some((task::try_id(), gate)));
     io::ErrorKind::WouldBlock.into()
 }
 
-/// Wakes one connection when whatever blocked it has room again.
+/// Wakes one connection when the gate that blocked it has room again.
 #[derive(Debug, Default)]
 pub(crate) struct Poller {
     waiting: Option<WriteGate>,
-    /// The poller of the UDP socket that was full last. An agent's is another one in another network, and to
-    /// wait for the one before, which has room, would be to try for ever.
+    /// The poller of the UDP socket that was full last. An agent gets a new socket when its network changes;
+    /// waiting for the old one, which has room, would make the connection spin.
     udp: Option<UdpSocketPoller>,
 }
 
-/// A UDP socket, and what tells when it has room.
+/// A UDP socket and its poller.
 type UdpSocketPoller = (Arc<dyn AsyncUdpSocket>, Pin<Box<dyn UdpPoller>>);
 
 impl Poller {
@@ -78,7 +78,7 @@ impl UdpPoller for Poller {
             return Poll::Ready(Ok(()));
         };
         let polled = match &gate {
-            WriteGate::WebSocket(queue) => queue.poll_room(cx).map(Ok),
+            WriteGate::WebSocket(queue) => queue.poll_ready(cx).map(Ok),
             WriteGate::Udp(socket) => self.poll_udp(socket, cx),
         };
         if polled.is_pending() {

@@ -20,7 +20,8 @@ use crate::agent::forward;
 use crate::agent::forward::ServedTunnel;
 use crate::agent::forward::conversations::{Conversations, Counts};
 use crate::carrier::{
-    CarrierState, Dialed, Driver, Duplicator, PathMemory, SESSION_BUFFER, wait_until_delivered, alpn,
+    CarrierState, Dialed, Driver, Duplicator, PathMemory, SESSION_BUFFER, alpn,
+    wait_until_delivered,
 };
 use crate::proto::{
     ALPN, AgentMessage, ClaimMode, Close, EdgeMessage, Hello, LostSession, RunId, Text,
@@ -166,7 +167,8 @@ impl Session {
                 Err(ConnectError::Refused(refusal))
             }
             Ok(Ok(_)) => {
-                let err = WireError::Invalid("the edge answered the hello with an unexpected message");
+                let err =
+                    WireError::Invalid("the edge answered the hello with an unexpected message");
                 connection.close(Close::Protocol.code(), err.to_string().as_bytes());
                 Err(ConnectError::lost(server, ControlError::Wire(err)))
             }
@@ -287,7 +289,9 @@ impl Session {
                 self.abort(&WireError::Invalid("the edge answered the hello twice").into());
             }
             Ok(EdgeMessage::Opened(_) | EdgeMessage::NotOpened { .. }) => {
-                let err = WireError::Invalid("the edge answered a request for a tunnel that was never made");
+                let err = WireError::Invalid(
+                    "the edge answered a request for a tunnel that was never made",
+                );
                 self.abort(&err.into());
             }
             Err(err) => self.abort(&err),
@@ -496,9 +500,11 @@ fn check_grants(config: &AgentConfig, welcome: &Welcome) -> Result<(), WireError
     let requested = (0..).zip(&config.tunnels);
     let granted = welcome.tunnels.iter();
     let agrees = config.tunnels.len() == welcome.tunnels.len()
-        && requested.zip(granted).all(|((number, requested), granted)| {
-            granted.tunnel == number && granted.name == *requested.name.as_str()
-        });
+        && requested
+            .zip(granted)
+            .all(|((number, requested), granted)| {
+                granted.tunnel == number && granted.name == *requested.name.as_str()
+            });
     match agrees {
         true => Ok(()),
         false => Err(WireError::Invalid(

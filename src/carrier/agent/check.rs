@@ -1,4 +1,4 @@
-//! Each part of the way to an edge, tried by itself, for `qtunnel check`.
+//! Tests of the single steps of the path to an edge, for `qtunnel check`.
 
 use std::{
     future::poll_fn,
@@ -17,58 +17,61 @@ use tokio::time::{sleep, timeout};
 
 use super::dial::{DialConfig, Target, dial_websocket};
 use crate::carrier::selection::probe::{FULL_SIZE, Probe};
-use crate::carrier::tcp::connect::{HOP, Peer, TcpConnectError};
+use crate::carrier::tcp::connect::{Peer, STEP_TIMEOUT, TcpConnectError};
 use crate::carrier::tcp::{connect, proxy};
 use crate::carrier::udp_socket;
 
 impl DialConfig {
-    /// Look the edge's name up.
+    /// Resolve the edge's host name.
     pub async fn look_up(&self) -> Result<Vec<SocketAddr>, TcpConnectError> {
-        connect::resolve(&self.host, self.port, HOP).await
+        connect::resolve(&self.host, self.port, STEP_TIMEOUT).await
     }
 
-    /// Connect to where the WebSocket is, past every proxy.
+    /// Open a TCP connection to the WebSocket's address without a proxy. Return the address.
     pub async fn reach_tcp(&self) -> Result<SocketAddr, TcpConnectError> {
         let Target { host, port, .. } = Target::of(&self.websocket)?;
-        let addresses = connect::resolve(host, port, HOP).await?;
+        let addresses = connect::resolve(host, port, STEP_TIMEOUT).await?;
         let first = addresses[0];
         let tcp = connect::connect(&Peer::Edge(format!("{host}:{port}")), addresses).await?;
         Ok(tcp.peer_addr().unwrap_or(first))
     }
 
-    /// Name the proxy that a WebSocket would go through, without its password.
+    /// Return the URL of the proxy that a WebSocket would go through, without its password.
     pub fn proxy_in_use(&self) -> Result<Option<String>, TcpConnectError> {
         let Target {
-            tls_handshake,
+            use_tls,
             host,
             port,
         } = Target::of(&self.websocket)?;
-        let proxy = self.proxy.intercept(tls_handshake, host, port)?;
+        let proxy = self.proxy.intercept(use_tls, host, port)?;
         Ok(proxy.map(|proxy| proxy.uri().to_string().trim_end_matches('/').to_owned()))
     }
 
-    /// Have the proxy connect to where the WebSocket is.
+    /// Open a connection to the WebSocket's address, through the proxy if there is one.
     pub async fn reach_proxy(&self) -> Result<(), TcpConnectError> {
         let Target {
-            tls_handshake,
+            use_tls,
             host,
             port,
         } = Target::of(&self.websocket)?;
-        proxy::connect(&self.proxy, tls_handshake, host, port, &self.proxy_tls)
+        proxy::connect(&self.proxy, use_tls, host, port, &self.proxy_tls)
             .await
             .map(drop)
     }
 
-    /// Open a WebSocket, and close it.
+    /// Open a WebSocket and close it.
     pub async fn reach_websocket(&self) -> Result<(), TcpConnectError> {
         dial_websocket(self).await.map(drop)
     }
 }
 
-/// Ask for a sign of life with datagrams of this size, which are not fragmented on the way; `None`
-/// if there is none within [`UDP_ANSWER`].
-pub async fn ask_over_udp(edges: &[SocketAddr], size: usize) -> io::Result<Option<SocketAddr>> {
-    let socket = TokioRuntime.wrap_udp_socket(udp_socket::any_port()?)?;
+/// Probe addresses of an edge over UDP, with unfragmented datagrams of `size` bytes. Return the first
+/// address that answers, or `None` if none does within [`UDP_ANSWER_TIMEOUT`].
+///
+/// # Errors
+/// If there is no UDP socket or no randomness.
+pub async fn probe_over_udp(edges: &[SocketAddr], size: usize) -> io::Result<Option<SocketAddr>> {
+    let socket = TokioRuntime.wrap_udp_socket(udp_socket::bind_any_port()?)?;
     let probes = edges
         .iter()
         .map(|edge| Ok((Probe::new()?, *edge)))
@@ -76,7 +79,7 @@ pub async fn ask_over_udp(edges: &[SocketAddr], size: usize) -> io::Result<Optio
     let ask = async {
         loop {
             for (probe, edge) in &probes {
-                // One that cannot be sent is one that is not answered.
+                // A probe that cannot be sent counts as unanswered.
                 let _ = socket.try_send(&Transmit {
                     destination: reachable(*edge, &*socket),
                     ecn: None,
@@ -85,19 +88,19 @@ pub async fn ask_over_udp(edges: &[SocketAddr], size: usize) -> io::Result<Optio
                     src_ip: None,
                 });
             }
-            sleep(AGAIN).await;
+            sleep(PROBE_INTERVAL).await;
         }
     };
-    let answered = timeout(UDP_ANSWER, async {
+    let answered = timeout(UDP_ANSWER_TIMEOUT, async {
         tokio::select! {
             answered = answer(&socket, &probes) => answered,
-            () = ask => unreachable!("it asks for ever"),
+            () = ask => unreachable!("probing never ends"),
         }
     });
     Ok(answered.await.ok())
 }
 
-/// An address in the family of the socket that is to reach it.
+/// Convert an address to the address family of the socket.
 fn reachable(edge: SocketAddr, socket: &dyn AsyncUdpSocket) -> SocketAddr {
     match (edge, socket.local_addr()) {
         (SocketAddr::V4(v4), Ok(SocketAddr::V6(_))) => (v4.ip().to_ipv6_mapped(), v4.port()).into(),
@@ -105,6 +108,7 @@ fn reachable(edge: SocketAddr, socket: &dyn AsyncUdpSocket) -> SocketAddr {
     }
 }
 
+/// Wait for an answer to one of the probes, and return the address that it was sent to.
 async fn answer(socket: &Arc<dyn AsyncUdpSocket>, probes: &[(Probe, SocketAddr)]) -> SocketAddr {
     let mut datagram = vec![0; usize::from(u16::MAX)];
     loop {
@@ -112,7 +116,7 @@ async fn answer(socket: &Arc<dyn AsyncUdpSocket>, probes: &[(Probe, SocketAddr)]
         let received = poll_fn(|cx| {
             let mut bufs = [IoSliceMut::new(&mut datagram)];
             match socket.poll_recv(cx, &mut bufs, &mut meta) {
-                // What the network says of earlier packets is no answer.
+                // An ICMP error about an earlier packet is no answer.
                 Poll::Ready(Err(_)) => {
                     cx.waker().wake_by_ref();
                     Poll::Pending
@@ -132,11 +136,12 @@ async fn answer(socket: &Arc<dyn AsyncUdpSocket>, probes: &[(Probe, SocketAddr)]
     }
 }
 
-/// How long an edge may take to answer any of the questions over UDP.
-pub const UDP_ANSWER: Duration = Duration::from_secs(3);
+/// The time limit for an answer to any of the probes over UDP.
+pub const UDP_ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Between two questions: a lost packet is no blocked port.
-const AGAIN: Duration = Duration::from_millis(300);
+/// The interval between two probes: a single lost packet must not look like a blocked port.
+const PROBE_INTERVAL: Duration = Duration::from_millis(300);
 
-/// The smallest datagram that a QUIC server answers.
-pub const SMALLEST_FULL_PACKET: usize = FULL_SIZE;
+/// The smallest datagram that a QUIC server answers with Version Negotiation, in bytes (RFC 9000 §6.1,
+/// §14.1).
+pub const MIN_PROBE_SIZE: usize = FULL_SIZE;

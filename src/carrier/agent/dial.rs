@@ -1,4 +1,4 @@
-//! The agent's way to a connection: race the carriers, take the first that brings one.
+//! Dialling an edge: race the carriers, and take the first connection that is established.
 
 use std::{
     io,
@@ -20,14 +20,14 @@ use quinn::{
 use tokio::sync::{mpsc, watch};
 
 use super::dial_error::{AttemptError, DialError};
-use super::driver::{CarrierFactory, CarrierState, Driver, Watch};
+use super::driver::{CarrierFactory, CarrierState, Driver, NetworkWatch};
 use super::race::Race;
 use super::websocket_tasks::Upgraded;
 use super::{network_watch, refusal};
 use crate::carrier::congestion::PathMemory;
 use crate::carrier::duplicate::duplicator::Duplicator;
 use crate::carrier::duplicate::transmitter::Transmitter;
-use crate::carrier::tcp::connect::{Answer, HOP, Peer, TcpConnectError};
+use crate::carrier::tcp::connect::{Answer, Peer, STEP_TIMEOUT, TcpConnectError};
 use crate::carrier::tcp::proxy::{Connected, Proxy};
 use crate::carrier::tcp::{connect, proxy};
 use crate::carrier::transport::{LARGEST_PACKET, PathKind};
@@ -35,29 +35,29 @@ use crate::carrier::websocket::PeerInfo;
 use crate::carrier::websocket::upgrade::{WEBSOCKET_PATH, upgrade_request};
 use crate::carrier::{Carrier, Transport, udp_socket};
 
-/// What to dial and how.
+/// The configuration of a dial: which edge, and how to connect to it.
 #[derive(Clone)]
 pub struct DialConfig {
     /// The edge's host name or address, for UDP.
     pub host: String,
     pub port: u16,
-    /// The name that the edge's certificate must be for.
+    /// The name that the edge's certificate must be valid for.
     pub server_name: String,
     pub transport: Transport,
-    /// TLS; the transport's settings are made here.
+    /// The TLS configuration of QUIC. The transport settings are set by the dial.
     pub quic: ClientConfig,
-    /// `wss://host:port` or `ws://host:port`, the edge or whatever stands in front of it.
+    /// The WebSocket's URL, `wss://host:port` or `ws://host:port`: the edge, or a proxy in front of it.
     pub websocket: Uri,
-    /// For the TLS of `wss://`: see [`outer_tls`](fn@crate::carrier::tcp::outer_tls).
+    /// The TLS configuration for `wss://`: see [`outer_tls`](fn@crate::carrier::tcp::outer_tls).
     pub websocket_tls: Arc<rustls::ClientConfig>,
     pub proxy: Proxy,
-    /// For the TLS with an `https://` proxy, which is shown our credentials.
+    /// The TLS configuration for an `https://` proxy. It must verify certificates: the proxy gets credentials.
     pub proxy_tls: Arc<rustls::ClientConfig>,
-    /// What earlier connections to the same edge have found out about the way.
+    /// Path measurements of earlier connections to the same edge.
     pub memory: PathMemory,
 }
 
-/// A connection that will outlive its network, as long as the driver runs.
+/// A connection that survives changes of the network, as long as its driver runs.
 pub struct Dialed {
     pub connection: Connection,
     pub endpoint: Endpoint,
@@ -67,18 +67,21 @@ pub struct Dialed {
     pub duplicator: Duplicator,
 }
 
-/// PathKind the edge over the first carrier that brings a QUIC connection.
+/// Connect to the edge over the first carrier that completes a QUIC handshake.
+///
+/// # Errors
+/// [`DialError`], with the error of every attempt, if no carrier does.
 pub async fn dial(config: DialConfig) -> Result<Dialed, DialError> {
     let host = config.host.clone();
     let resolved = match config.transport {
         Transport::Websocket => Ok(Vec::new()),
-        Transport::Quic => connect::resolve(&host, config.port, HOP).await,
-        Transport::Auto => connect::resolve(&host, config.port, RESOLVE).await,
+        Transport::Quic => connect::resolve(&host, config.port, STEP_TIMEOUT).await,
+        Transport::Auto => connect::resolve(&host, config.port, UDP_RESOLVE_TIMEOUT).await,
     };
     let mut attempts = Vec::new();
-    let edge = resolved.unwrap_or_else(|hop| {
+    let edge = resolved.unwrap_or_else(|err| {
         let carrier = Carrier::Udp;
-        attempts.push(AttemptError::Peer { carrier, hop });
+        attempts.push(AttemptError::Tcp { carrier, err });
         Vec::new()
     });
     let race = race_for(&config, edge);
@@ -86,13 +89,13 @@ pub async fn dial(config: DialConfig) -> Result<Dialed, DialError> {
         Some(established) => established,
         None => return Err(DialError { host, attempts }),
     };
-    let mut hops = race.edge.clone();
-    hops.truncate(1);
-    hops.extend(established.lines.peer());
-    let (changed, changes) = mpsc::channel(CHANGES);
-    let network = Watch {
+    let mut remotes = race.edge.clone();
+    remotes.truncate(1);
+    remotes.extend(established.websocket_tasks.peer());
+    let (changed, changes) = mpsc::channel(MAX_QUEUED_CHANGES);
+    let network = NetworkWatch {
         changes,
-        watcher: Some(Box::pin(network_watch::watch(hops, changed))),
+        watcher: Some(Box::pin(network_watch::watch(remotes, changed))),
     };
     let connection = established.connection.clone();
     let endpoint = established.endpoint.clone();
@@ -109,7 +112,7 @@ pub async fn dial(config: DialConfig) -> Result<Dialed, DialError> {
     })
 }
 
-/// Race in the real world, to these UDP addresses and the WebSocket of `config`.
+/// Create a race over real sockets, to these UDP addresses and the WebSocket of `config`.
 pub(crate) fn race_for(config: &DialConfig, edge: Vec<SocketAddr>) -> Race {
     let mut endpoint = EndpointConfig::default();
     endpoint
@@ -117,18 +120,18 @@ pub(crate) fn race_for(config: &DialConfig, edge: Vec<SocketAddr>) -> Race {
         .expect("more than the least that QUIC allows");
     Race {
         quic: config.quic.clone(),
-        reach: reach(&config.host, &edge),
+        path_kind: path_kind(&config.host, &edge),
         memory: config.memory.clone(),
         endpoint,
         server_name: config.server_name.clone(),
         edge,
-        ways: Arc::new(RealCarriers(config.clone())),
+        factory: Arc::new(RealCarriers(config.clone())),
     }
 }
 
-/// Tell whether the edge is on this machine: by its addresses, or by its name where they are not asked
-/// for.
-fn reach(host: &str, edge: &[SocketAddr]) -> PathKind {
+/// Determine whether the edge is on this machine: by its addresses, or by its name if no addresses were
+/// resolved.
+fn path_kind(host: &str, edge: &[SocketAddr]) -> PathKind {
     let local = match edge {
         [] => {
             let address = host.parse::<IpAddr>();
@@ -142,12 +145,12 @@ fn reach(host: &str, edge: &[SocketAddr]) -> PathKind {
     }
 }
 
-/// The carriers of the real world.
+/// Creates carriers over real sockets.
 struct RealCarriers(DialConfig);
 
 impl CarrierFactory for RealCarriers {
     fn bind(&self) -> io::Result<Arc<dyn AsyncUdpSocket>> {
-        TokioRuntime.wrap_udp_socket(udp_socket::any_port()?)
+        TokioRuntime.wrap_udp_socket(udp_socket::bind_any_port()?)
     }
 
     fn dial(&self) -> BoxFuture<'static, Result<Upgraded, TcpConnectError>> {
@@ -160,47 +163,46 @@ impl CarrierFactory for RealCarriers {
     }
 }
 
-/// Where a WebSocket is dialled.
+/// The destination of a WebSocket, parsed from its URL.
 pub(crate) struct Target<'a> {
-    pub(crate) tls_handshake: bool,
+    pub(crate) use_tls: bool,
     pub(crate) host: &'a str,
     pub(crate) port: u16,
 }
 
 impl<'a> Target<'a> {
     pub(crate) fn of(url: &'a Uri) -> Result<Self, TcpConnectError> {
-        let tls_handshake = match url.scheme_str() {
+        let use_tls = match url.scheme_str() {
             Some("wss" | "https") => true,
             Some("ws" | "http") => false,
             _ => return Err(TcpConnectError::Url(url.clone())),
         };
         Ok(Self {
-            tls_handshake,
+            use_tls,
             host: url
                 .host()
                 .ok_or_else(|| TcpConnectError::Url(url.clone()))?,
-            port: url
-                .port_u16()
-                .unwrap_or(if tls_handshake { 443 } else { 80 }),
+            port: url.port_u16().unwrap_or(if use_tls { 443 } else { 80 }),
         })
     }
 }
 
+/// Connect to the WebSocket's URL, and upgrade the connection.
 pub(crate) async fn dial_websocket(config: &DialConfig) -> Result<Upgraded, TcpConnectError> {
     let url = &config.websocket;
     let Target {
-        tls_handshake,
+        use_tls,
         host,
         port,
     } = Target::of(url)?;
-    let hop = Peer::Edge(format!("{host}:{port}"));
+    let peer = Peer::Edge(format!("{host}:{port}"));
     let Connected {
         mut io,
-        peer,
+        address,
         congestion,
-    } = proxy::connect(&config.proxy, tls_handshake, host, port, &config.proxy_tls).await?;
-    if tls_handshake {
-        io = connect::tls_handshake(&hop, host, io, &config.websocket_tls).await?;
+    } = proxy::connect(&config.proxy, use_tls, host, port, &config.proxy_tls).await?;
+    if use_tls {
+        io = connect::tls_handshake(&peer, host, io, &config.websocket_tls).await?;
     }
     let (headers, accept) = upgrade_request().map_err(|_| TcpConnectError::Randomness)?;
     let authority = match url.port_u16() {
@@ -212,25 +214,25 @@ pub(crate) async fn dial_websocket(config: &DialConfig) -> Result<Upgraded, TcpC
         .body(Empty::<Bytes>::new())
         .map_err(|_| TcpConnectError::Url(url.clone()))?;
     request.headers_mut().extend(headers);
-    match connect::request_tunnel(&hop, io, request).await? {
+    match connect::request_tunnel(&peer, io, request).await? {
         Answer::Upgraded(headers, io) if headers.get(SEC_WEBSOCKET_ACCEPT) == Some(&accept) => {
-            let reach = reach(host, &[]);
+            let path_kind = path_kind(host, &[]);
             Ok(Upgraded {
                 io,
                 peer: PeerInfo {
-                    peer,
-                    reach,
+                    address,
+                    path_kind,
                     congestion,
                 },
             })
         }
-        Answer::Upgraded(..) => Err(TcpConnectError::WrongAccept { hop }),
-        Answer::Refused(status) => Err(TcpConnectError::NotUpgraded { hop, status }),
+        Answer::Upgraded(..) => Err(TcpConnectError::WrongAccept { peer }),
+        Answer::Refused(status) => Err(TcpConnectError::NotUpgraded { peer, status }),
     }
 }
 
-/// How long UDP may keep a WebSocket waiting for DNS, which a proxy does for itself.
-const RESOLVE: Duration = Duration::from_secs(2);
+/// The time for which DNS may delay the WebSocket. Only UDP needs the result: a proxy resolves names itself.
+const UDP_RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Changes of the network that wait to be looked at; more say nothing new.
-const CHANGES: usize = 8;
+/// Network changes that may be queued. More would say nothing new.
+const MAX_QUEUED_CHANGES: usize = 8;

@@ -1,37 +1,37 @@
-//! Why an edge could not be reached.
+//! The errors of a failed dial.
 
 use std::{error::Error, fmt, io, net::SocketAddr, ops::RangeInclusive};
 
 use quinn::{ConnectError, ConnectionError};
 
-use super::race::HANDSHAKE;
+use super::race::HANDSHAKE_TIMEOUT;
 use crate::carrier::Carrier;
 use crate::carrier::tcp::connect::{Peer, TcpConnectError};
 
-/// No carrier brought a connection.
+/// No carrier could connect to the edge.
 #[derive(Debug)]
 pub struct DialError {
     pub host: String,
-    /// What each attempt came to.
+    /// The error of each attempt.
     pub attempts: Vec<AttemptError>,
 }
 
-/// Why one attempt failed.
+/// One attempt over one carrier failed.
 #[derive(Debug, thiserror::Error)]
 pub enum AttemptError {
-    #[error("udp to {to}: no answer within {} s; is UDP port {} open at the edge and on the way?", HANDSHAKE.as_secs(), to.port())]
+    #[error("udp to {to}: no answer within {} s; is UDP port {} open at the edge and on the way?", HANDSHAKE_TIMEOUT.as_secs(), to.port())]
     NoAnswer { to: SocketAddr },
-    #[error("udp to {to}: nobody listens there")]
+    #[error("udp to {to}: the port is closed")]
     Refused {
         to: SocketAddr,
         #[source]
         err: io::Error,
     },
-    #[error("{carrier}: {hop}")]
-    Peer {
+    #[error("{carrier}: {err}")]
+    Tcp {
         carrier: Carrier,
         #[source]
-        hop: TcpConnectError,
+        err: TcpConnectError,
     },
     #[error("{carrier}: no QUIC connection with the edge")]
     Quic {
@@ -39,7 +39,7 @@ pub enum AttemptError {
         #[source]
         err: ConnectionError,
     },
-    #[error("websocket: no QUIC answer from the edge within {} s", HANDSHAKE.as_secs())]
+    #[error("websocket: no QUIC answer from the edge within {} s", HANDSHAKE_TIMEOUT.as_secs())]
     NoQuic,
     #[error("websocket: {0}")]
     Ended(String),
@@ -52,7 +52,7 @@ pub enum AttemptError {
 }
 
 impl DialError {
-    /// Report whether the edge was reached but its certificate was not accepted.
+    /// Report whether the edge was reached, but its certificate was rejected.
     pub fn is_untrusted(&self) -> bool {
         self.attempts.iter().any(|attempt| match attempt {
             AttemptError::Quic {
@@ -63,23 +63,23 @@ impl DialError {
         })
     }
 
-    /// Report whether the edge's machine is there, and nobody listens.
+    /// Report whether the edge's machine is up, but its ports are closed.
     pub fn is_refused(&self) -> bool {
         !self.attempts.is_empty() && self.attempts.iter().all(AttemptError::is_refused)
     }
 
-    /// Return the name that cannot be looked up, and why, if it is that.
+    /// Return the host name that could not be resolved, and the error, if that is the cause.
     pub fn unresolved(&self) -> Option<(&str, &io::Error)> {
         self.attempts.iter().find_map(|attempt| match attempt {
-            AttemptError::Peer {
-                hop: TcpConnectError::Resolve { host, err },
+            AttemptError::Tcp {
+                err: TcpConnectError::Resolve { host, err },
                 ..
             } => Some((host.as_str(), err)),
             _ => None,
         })
     }
 
-    /// Say in few words what each carrier met with, the same thing once.
+    /// Summarise the failures of all attempts in a few words, without repetition.
     pub fn summary(&self) -> String {
         let mut parts: Vec<String> = Vec::new();
         for attempt in &self.attempts {
@@ -96,10 +96,10 @@ impl AttemptError {
     fn is_refused(&self) -> bool {
         match self {
             Self::Refused { .. } => true,
-            Self::Peer {
-                hop: TcpConnectError::Connect { hop, err, .. },
+            Self::Tcp {
+                err: TcpConnectError::Connect { peer, err, .. },
                 ..
-            } => matches!(hop, Peer::Edge(_)) && err.kind() == io::ErrorKind::ConnectionRefused,
+            } => matches!(peer, Peer::Edge(_)) && err.kind() == io::ErrorKind::ConnectionRefused,
             _ => false,
         }
     }
@@ -108,14 +108,14 @@ impl AttemptError {
         match self {
             Self::NoAnswer { to } => format!("UDP port {} does not answer", to.port()),
             Self::Refused { to, .. } => format!("UDP port {} is closed", to.port()),
-            Self::Peer {
-                hop: TcpConnectError::Connect { addr, .. },
+            Self::Tcp {
+                err: TcpConnectError::Connect { addr, .. },
                 ..
             } if self.is_refused() => format!("TCP port {} is closed", addr.port()),
-            Self::Peer {
-                hop:
+            Self::Tcp {
+                err:
                     TcpConnectError::TimedOut {
-                        hop: Peer::Edge(host),
+                        peer: Peer::Edge(host),
                     },
                 ..
             } => {
@@ -127,11 +127,11 @@ impl AttemptError {
     }
 }
 
-/// Write an attempt's error with its causes. A hop's own text is part of its attempt's.
+/// Format an attempt's error with its causes. The text of a `Tcp` attempt already contains its source.
 fn chain(attempt: &AttemptError) -> String {
     let mut text = attempt.to_string();
     let mut cause = attempt.source();
-    if matches!(attempt, AttemptError::Peer { .. }) {
+    if matches!(attempt, AttemptError::Tcp { .. }) {
         cause = cause.and_then(Error::source);
     }
     while let Some(err) = cause {
@@ -153,6 +153,6 @@ impl fmt::Display for DialError {
 
 impl Error for DialError {}
 
-/// QUIC's codes for what TLS says about a certificate, from `bad_certificate` to `decrypt_error` (a
-/// wrong signature): 0x100 and the alert (RFC 9001 §4.8, RFC 8446 §6).
+/// QUIC error codes of the TLS alerts about a certificate, from `bad_certificate` to `decrypt_error` (a
+/// wrong signature): 0x100 plus the alert (RFC 9001 §4.8, RFC 8446 §6).
 const CERTIFICATE_ALERTS: RangeInclusive<u64> = 0x12a..=0x133;

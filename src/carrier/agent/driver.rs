@@ -1,7 +1,7 @@
-//! Keeping one connection alive on whatever the network offers, for as long as it lives.
+//! The driver keeps one connection alive by moving it between carriers as the network changes.
 //!
-//! [`Driver`] shows the evidence to the [`Selector`], does what it says and tells the world about it.
-//! It owns the WebSocket tasks. How carriers are made is told by [`CarrierFactory`].
+//! [`Driver`] passes observations to the [`Selector`], performs the actions that it decides on, and
+//! publishes the current carrier. It owns the WebSocket tasks. A [`CarrierFactory`] creates carriers.
 
 use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
@@ -17,36 +17,36 @@ use super::network_watch::NetworkChange;
 use super::rebind::Rebinding;
 use super::switch::Switch;
 use super::udp_route::UdpRoute;
-use super::websocket_tasks::{WebSocketEvent, Upgraded, WebSocketTasks};
+use super::websocket_tasks::{Upgraded, WebSocketEvent, WebSocketTasks};
 use crate::carrier::duplicate::transmitter::Transmitter;
 use crate::carrier::selection::progress::Progress;
 use crate::carrier::selection::{Action, Observation, Selector};
 use crate::carrier::tcp::connect::TcpConnectError;
 use crate::carrier::{Carrier, Transport};
 
-/// How an agent's carriers are made.
+/// Creates an agent's carriers.
 pub(crate) trait CarrierFactory: Send + Sync + 'static {
-    /// Bind a UDP socket on the present network.
+    /// Bind a UDP socket on the current network.
     fn bind(&self) -> io::Result<Arc<dyn AsyncUdpSocket>>;
 
     /// Dial a WebSocket.
     fn dial(&self) -> BoxFuture<'static, Result<Upgraded, TcpConnectError>>;
 
-    /// Wait until an address says that nobody listens there, which most networks never do.
+    /// Wait until an address reports that its port is closed. Most networks never report that.
     fn refused(&self, _to: SocketAddr) -> BoxFuture<'static, io::Error> {
         Box::pin(std::future::pending())
     }
 }
 
-/// Which carrier is in use, and why.
+/// The carrier in use, and the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CarrierState {
     pub carrier: Carrier,
-    /// For people: `udp silent for 1.2 s, moved to websocket`.
+    /// The reason, for people: `udp silent for 1.2 s, moved to websocket`.
     pub reason: Arc<str>,
 }
 
-/// Watches and moves one connection. Does nothing unless [`run`](Self::run) is polled.
+/// Monitors one connection and moves it between carriers. Does nothing unless [`run`](Self::run) is polled.
 pub struct Driver {
     on: Established,
     transport: Transport,
@@ -54,19 +54,20 @@ pub struct Driver {
     selector: Selector,
     progress: Progress,
     changes: mpsc::Receiver<NetworkChange>,
-    /// Reports changes of the network.
+    /// The future that reports network changes to `changes`.
     watcher: Option<BoxFuture<'static, ()>>,
     state: watch::Sender<CarrierState>,
+    /// The time of the last [`refresh`](Self::refresh) with a new UDP socket.
     refreshed: Instant,
 }
 
-/// Where reports of the network's changes come from, and what has to be polled for them.
+/// A receiver of network changes, and the future that must be polled for them, if any.
 pub(crate) struct NetworkWatch {
     pub(crate) changes: mpsc::Receiver<NetworkChange>,
     pub(crate) watcher: Option<BoxFuture<'static, ()>>,
 }
 
-/// What a connection and its carriers are when the handshake is done.
+/// A connection and its carriers, once the handshake is complete.
 pub(crate) struct Established {
     pub(crate) connection: Connection,
     pub(crate) endpoint: Endpoint,
@@ -77,27 +78,28 @@ pub(crate) struct Established {
 }
 
 impl Established {
-    /// Send over this carrier from now on, and let the edge know.
+    /// Send over this carrier from now on, and make the edge notice.
     pub(crate) fn send_over(&self, carrier: Carrier) {
         self.switch.select(carrier);
         self.announce_carrier();
     }
 
-    /// Have something sent over the current carrier now, so that the edge learns of it.
+    /// Send something over the current carrier now, so that the edge learns of it.
     ///
-    /// quinn pings when its socket has changed, unless too much is in flight; then what was sent
-    /// last is sent again.
+    /// quinn sends a PING when its socket changes, unless too much is in flight. For that case, the last
+    /// packets are resent.
     fn announce_carrier(&self) {
         self.switch.resend_last();
         self.rebinding.rebind(&self.endpoint);
     }
 }
 
-/// Wait until it is time to look again: soon, or when something happens if nothing does.
+/// Wait until the next observation is due: after [`Selector::pace`], and with `idle` only once packets are sent or
+/// received or that time has passed.
 async fn pause(switch: &Switch, idle: Option<Duration>) {
     let soon = sleep(Selector::busy_interval());
     if let Some(idle) = idle {
-        // From now on, so that nothing is missed; but traffic is not looked at with every packet.
+        // `soon` runs from now on, so that nothing is missed; but not every packet leads to an observation.
         let _ = timeout(idle, switch.activity()).await;
     }
     soon.await;
@@ -131,11 +133,11 @@ impl Driver {
         (driver, watched)
     }
 
-    /// Keep the connection going until it is closed, by either end or for lack of any network.
+    /// Keep the connection alive until it is closed by either end, or times out because no carrier works.
     ///
-    /// Returns when the farewell is sent, or not possible. Dropped, it leaves the connection on
-    /// the carrier it is on, and closes its WebSocket. It keeps the connection open by itself:
-    /// close it, dropping it is not enough.
+    /// Returns once CONNECTION_CLOSE has been sent, or cannot be sent. If this future is dropped, the
+    /// connection stays on its current carrier, and its WebSocket is closed. The driver holds a handle
+    /// to the connection: close the connection explicitly, dropping other handles is not enough.
     pub async fn run(mut self) {
         let mut watcher = self.watcher.take();
         let connection = self.on.connection.clone();
@@ -163,6 +165,7 @@ impl Driver {
         let _ = timeout(CLOSE_TIMEOUT, self.on.endpoint.wait_idle()).await;
     }
 
+    /// Collect the evidence for the selector.
     fn observe(&mut self) -> Observation {
         let now = Instant::now();
         let more_to_send = self.on.switch.is_full();
@@ -182,10 +185,13 @@ impl Driver {
         let actions = match event {
             WebSocketEvent::Dialled(Ok(_)) if !self.selector.wants_websocket() => Vec::new(),
             WebSocketEvent::Dialled(Ok(upgraded)) => {
-                let link = self.on.websocket_tasks.carry(upgraded, self.on.switch.arrivals());
+                let link = self
+                    .on
+                    .websocket_tasks
+                    .carry(upgraded, self.on.switch.arrivals());
                 self.on.switch.set_websocket(Some(link));
                 if self.on.switch.current() == Carrier::WebSocket {
-                    // Whoever tells the edge of another carrier must tell it of another WebSocket too.
+                    // The session reports a changed carrier to the edge, and must report a new WebSocket, too.
                     self.state.send_modify(|_| {});
                 }
                 self.selector.websocket_up(now)
@@ -230,7 +236,7 @@ impl Driver {
 
     fn move_to(&mut self, carrier: Carrier, reason: String) {
         if carrier != self.on.switch.current() {
-            // The agent's observer is told, who tells the people.
+            // At debug level: the agent's observer reports it to people.
             debug!(%carrier, reason, "carrier changed");
             self.state.send_replace(CarrierState {
                 carrier,
@@ -238,12 +244,12 @@ impl Driver {
             });
         }
         self.on.send_over(carrier);
-        // What was owed was sent over another carrier.
+        // The unacknowledged data was sent over the previous carrier.
         self.progress = Progress::new(&self.on.connection);
     }
 
-    /// Use a new UDP port: a NAT may have forgotten the old one, and a change of address makes the
-    /// edge start again at once instead of waiting for a timeout that has grown long.
+    /// Switch to a new UDP port: a NAT may have dropped the old mapping, and a change of address makes the
+    /// edge start over at once, instead of waiting for a retransmission timeout that has backed off.
     fn refresh(&mut self) {
         let now = Instant::now();
         if self.transport != Transport::Websocket && now >= self.refreshed + MIN_REFRESH_INTERVAL {
@@ -261,7 +267,7 @@ impl Driver {
         self.on.announce_carrier();
     }
 
-    /// Send to the address that answers, if the one in use may not.
+    /// Switch to the edge address that has answered a probe, unless the current one is in use and known to work.
     fn prefer(&self, edge: SocketAddr) {
         let Some(route) = self.on.switch.udp_route() else {
             return;
@@ -277,6 +283,7 @@ impl Driver {
         }
     }
 
+    /// Close the UDP socket before the current one after [`OLD_SOCKET_LIFETIME`].
     fn close_previous_udp(&self) {
         if Instant::now() < self.refreshed + OLD_SOCKET_LIFETIME {
             return;
@@ -291,11 +298,11 @@ impl Driver {
     }
 }
 
-/// How long a closed connection may take to say goodbye.
+/// The time limit for sending CONNECTION_CLOSE.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long the UDP socket before the present one is read: several round trips.
+/// The time for which the previous UDP socket is still read after a refresh: several round trips.
 const OLD_SOCKET_LIFETIME: Duration = Duration::from_secs(3);
 
-/// Between two new UDP sockets: a storm of network events is one change.
+/// The shortest time between two new UDP sockets: a burst of network events counts as one change.
 const MIN_REFRESH_INTERVAL: Duration = Duration::from_millis(250);

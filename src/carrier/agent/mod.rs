@@ -1,4 +1,4 @@
-//! The agent's end: dialling an edge, and one connection over whichever carrier works.
+//! The agent's end: dialling an edge, and keeping one connection alive over whichever carrier works.
 
 pub(crate) mod check;
 pub(crate) mod dial;

@@ -1,4 +1,4 @@
-//! Noticing that the network is another one, or that time has passed unseen.
+//! Detection of network changes, and of suspension of the machine.
 
 use std::{
     fmt,
@@ -14,16 +14,16 @@ use tokio::{
 };
 use tracing::debug;
 
-/// What has changed.
+/// A change that a connection should react to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Change {
-    /// Packets to the edge leave from another address, or leave again.
+pub(crate) enum NetworkChange {
+    /// Packets to the edge are sent from another local address, or can be sent again.
     Address { now: IpAddr },
-    /// The machine or this process was stopped for so long.
+    /// The machine or this process was suspended for this long.
     Woke { after: Duration },
 }
 
-impl fmt::Display for Change {
+impl fmt::Display for NetworkChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Address { now } => write!(f, "local address is now {now}"),
@@ -32,27 +32,27 @@ impl fmt::Display for Change {
     }
 }
 
-/// Report changes on the way to any of `hops` until nobody listens.
-pub(crate) async fn watch(hops: Vec<SocketAddr>, changes: mpsc::Sender<Change>) {
-    let mut notices = Notices::open()
-        .inspect_err(|err| debug!(%err, "changes of the network are noticed late"))
+/// Report changes of the local address towards any of `remotes`, and suspensions, until the receiver is dropped.
+pub(crate) async fn watch(remotes: Vec<SocketAddr>, changes: mpsc::Sender<NetworkChange>) {
+    let mut notifications = Notifications::open()
+        .inspect_err(|err| debug!(%err, "network changes are detected only by polling"))
         .ok();
-    let mut sources: Vec<_> = hops.iter().map(|hop| source(*hop)).collect();
+    let mut sources: Vec<_> = remotes.iter().map(|remote| source(*remote)).collect();
     let mut clocks = Clocks::now();
     loop {
         tokio::select! {
-            notice = next(&mut notices) => if notice.is_err() {
-                notices = None;
+            notification = next(&mut notifications) => if notification.is_err() {
+                notifications = None;
             },
-            () = sleep(LOOK) => {}
+            () = sleep(POLL_INTERVAL) => {}
             () = changes.closed() => return,
         }
-        let slept = clocks.slept(LOOK);
-        let mut change = slept.map(|after| Change::Woke { after });
-        for (hop, before) in hops.iter().zip(&mut sources) {
-            let now = source(*hop);
+        let slept = clocks.slept(POLL_INTERVAL);
+        let mut change = slept.map(|after| NetworkChange::Woke { after });
+        for (remote, before) in remotes.iter().zip(&mut sources) {
+            let now = source(*remote);
             if let Some(address) = now.filter(|_| now != *before) {
-                change = Some(Change::Address { now: address });
+                change = Some(NetworkChange::Address { now: address });
             }
             *before = now;
         }
@@ -64,19 +64,19 @@ pub(crate) async fn watch(hops: Vec<SocketAddr>, changes: mpsc::Sender<Change>) 
     }
 }
 
-async fn next(notices: &mut Option<Notices>) -> io::Result<()> {
-    match notices {
-        Some(notices) => notices.next().await,
+async fn next(notifications: &mut Option<Notifications>) -> io::Result<()> {
+    match notifications {
+        Some(notifications) => notifications.next().await,
         None => pending().await,
     }
 }
 
-/// The kernel's notices of changed addresses and routes.
+/// The kernel's notifications of changed addresses and routes (rtnetlink).
 #[cfg(target_os = "linux")]
-struct Notices(netlink_sys::TokioSocket);
+struct Notifications(netlink_sys::TokioSocket);
 
 #[cfg(target_os = "linux")]
-impl Notices {
+impl Notifications {
     fn open() -> io::Result<Self> {
         use netlink_sys::{AsyncSocket, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE};
 
@@ -89,15 +89,15 @@ impl Notices {
         Ok(Self(socket))
     }
 
-    /// Wait for a notice. What it says does not matter: it is a reason to look.
+    /// Wait for a notification. Its content does not matter: it only triggers a check.
     async fn next(&mut self) -> io::Result<()> {
         use netlink_sys::AsyncSocketExt;
 
-        // Truncating a notice does no harm.
-        let mut notice = bytes::BytesMut::with_capacity(512);
-        match self.0.recv(&mut notice).await {
+        // A truncated notification does no harm.
+        let mut notification = bytes::BytesMut::with_capacity(512);
+        match self.0.recv(&mut notification).await {
             Ok(_) => Ok(()),
-            // So many changes that some notices were dropped.
+            // There were so many changes that some notifications were dropped.
             Err(err) if err.raw_os_error() == Some(ENOBUFS) => Ok(()),
             Err(err) => Err(err),
         }
@@ -107,12 +107,12 @@ impl Notices {
 #[cfg(target_os = "linux")]
 const ENOBUFS: i32 = 105;
 
-/// Elsewhere there are none, and the clock is what makes us look.
+/// A placeholder for other systems, where only polling detects changes.
 #[cfg(not(target_os = "linux"))]
-struct Notices;
+struct Notifications;
 
 #[cfg(not(target_os = "linux"))]
-impl Notices {
+impl Notifications {
     fn open() -> io::Result<Self> {
         Err(io::ErrorKind::Unsupported.into())
     }
@@ -122,18 +122,18 @@ impl Notices {
     }
 }
 
-/// The local address that packets to `hop` would leave from. Sends nothing.
-fn source(hop: SocketAddr) -> Option<IpAddr> {
-    let any: IpAddr = match hop {
+/// Return the local address that packets to `remote` would be sent from. Sends nothing.
+fn source(remote: SocketAddr) -> Option<IpAddr> {
+    let any: IpAddr = match remote {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
     let socket = UdpSocket::bind((any, 0)).ok()?;
-    socket.connect(hop).ok()?;
+    socket.connect(remote).ok()?;
     socket.local_addr().ok().map(|addr| addr.ip())
 }
 
-/// Two clocks: one of them goes on while the machine sleeps.
+/// The last readings of two clocks, one of which goes on while the machine is suspended.
 struct Clocks {
     monotonic: Instant,
     wall: SystemTime,
@@ -147,53 +147,54 @@ impl Clocks {
         }
     }
 
-    /// How long has passed unseen since the last call, if at most `asked` should have.
+    /// Return the time since the last call if it is much longer than the `asked` timeout, which means that the
+    /// machine was suspended.
     fn slept(&mut self, asked: Duration) -> Option<Duration> {
         let before = std::mem::replace(self, Self::now());
         let monotonic = self.monotonic - before.monotonic;
         let wall = self.wall.duration_since(before.wall).unwrap_or_default();
         let passed = monotonic.max(wall);
-        (passed > asked + SLEPT).then_some(passed)
+        (passed > asked + SLEEP_THRESHOLD).then_some(passed)
     }
 }
 
-/// Between two looks at the routes and clocks, on systems that do not tell of changes.
-const LOOK: Duration = Duration::from_secs(1);
+/// The interval between two checks of routes and clocks, if no notification comes first.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How much later than asked for a timer may fire before the machine must have slept. A machine
-/// so busy that it takes longer gains from starting again, too.
-const SLEPT: Duration = Duration::from_secs(3);
+/// The delay of a timer beyond which the machine must have been suspended. A machine so busy that a
+/// timer takes longer benefits from starting over, too.
+const SLEEP_THRESHOLD: Duration = Duration::from_secs(3);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_pause_longer_than_asked_for_is_noticed_on_either_clock() {
+    fn a_suspension_is_detected_on_either_clock() {
         let mut clocks = Clocks::now();
-        assert_eq!(clocks.slept(LOOK), None);
+        assert_eq!(clocks.slept(POLL_INTERVAL), None);
 
         clocks.wall -= Duration::from_secs(60);
         assert!(
             clocks
-                .slept(LOOK)
+                .slept(POLL_INTERVAL)
                 .is_some_and(|slept| slept >= Duration::from_secs(60))
         );
 
         clocks.monotonic -= Duration::from_secs(60);
         assert!(
             clocks
-                .slept(LOOK)
+                .slept(POLL_INTERVAL)
                 .is_some_and(|slept| slept >= Duration::from_secs(60))
         );
 
-        assert_eq!(clocks.slept(LOOK), None);
+        assert_eq!(clocks.slept(POLL_INTERVAL), None);
     }
 
     #[test]
     fn packets_to_loopback_leave_from_loopback() {
-        let hop = ([127, 0, 0, 1], 443).into();
+        let remote = ([127, 0, 0, 1], 443).into();
 
-        assert_eq!(source(hop), Some(Ipv4Addr::LOCALHOST.into()));
+        assert_eq!(source(remote), Some(Ipv4Addr::LOCALHOST.into()));
     }
 }

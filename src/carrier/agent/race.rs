@@ -1,7 +1,7 @@
-//! The race of the carriers at the start: the first that brings a QUIC connection wins.
+//! The race between the carriers at the start: the first one to complete a QUIC handshake wins.
 //!
-//! Each attempt is a QUIC handshake of its own, because a server answers a handshake to where it
-//! began. After it the connection may use either carrier.
+//! Each attempt is a QUIC handshake of its own, because a server replies to the address where a
+//! handshake started. Afterwards, the connection can use either carrier.
 
 use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
@@ -13,34 +13,34 @@ use tokio::{
 };
 
 use super::dial_error::AttemptError;
-use super::driver::{CarrierFactory, CarrierState, Driver, Established, Watch};
+use super::driver::{CarrierFactory, CarrierState, Driver, Established, NetworkWatch};
 use super::rebind::Rebinding;
 use super::socket::AgentSocket;
 use super::switch::{EDGE, Switch};
 use super::udp_route::UdpRoute;
 use super::websocket_tasks::WebSocketTasks;
 use crate::carrier::duplicate::transmitter::Transmitter;
-use crate::carrier::tcp::happy_eyeballs::STAGGER;
+use crate::carrier::tcp::happy_eyeballs::CONNECTION_ATTEMPT_DELAY;
 use crate::carrier::transport::agent_transport;
 use crate::carrier::{Carrier, PathKind, PathMemory, Transport};
 
-/// Handshakes over all carriers.
+/// The parameters of the handshakes over all carriers.
 pub(crate) struct Race {
-    /// TLS; the transport's settings are those of each handshake.
+    /// The TLS configuration. The transport settings are set for each handshake.
     pub(crate) quic: ClientConfig,
-    /// How far it is to the edge.
-    pub(crate) reach: PathKind,
-    /// What earlier connections to the same edge have found out about the way.
+    /// The kind of path to the edge.
+    pub(crate) path_kind: PathKind,
+    /// Path measurements of earlier connections to the same edge.
     pub(crate) memory: PathMemory,
     pub(crate) endpoint: EndpointConfig,
     pub(crate) server_name: String,
     /// The edge's UDP addresses.
     pub(crate) edge: Vec<SocketAddr>,
-    pub(crate) ways: Arc<dyn CarrierFactory>,
+    pub(crate) factory: Arc<dyn CarrierFactory>,
 }
 
 impl Race {
-    /// Run the race; the losers' failures are added to `failed`.
+    /// Run the race and return the winner. The errors of failed attempts are added to `failed`.
     pub(crate) async fn run(
         &self,
         transport: Transport,
@@ -84,30 +84,36 @@ impl Race {
         second.map_err(|err| failed.extend(err)).ok()
     }
 
-    /// Watch over the winner.
+    /// Create the driver that keeps the winner alive.
     pub(crate) fn drive(
         &self,
         established: Established,
         transport: Transport,
-        network: Watch,
+        network: NetworkWatch,
     ) -> (Driver, watch::Receiver<CarrierState>) {
-        // Without an address for UDP there is one carrier, whatever was asked for.
+        // Without an address for UDP there is only one carrier, whatever was configured.
         let transport = match self.edge.is_empty() {
             true => Transport::Websocket,
             false => transport,
         };
         let reason = format!("reached over {}", established.switch.current());
-        Driver::new(established, transport, self.ways.clone(), network, &reason)
+        Driver::new(
+            established,
+            transport,
+            self.factory.clone(),
+            network,
+            &reason,
+        )
     }
 
     async fn over_udp(&self) -> Result<Established, Vec<AttemptError>> {
         let mut attempts = FuturesUnordered::new();
         for (i, to) in self.edge.iter().enumerate() {
             attempts.push(async move {
-                sleep(STAGGER * i as u32).await;
+                sleep(CONNECTION_ATTEMPT_DELAY * i as u32).await;
                 tokio::select! {
-                    outcome = self.in_rounds(*to) => outcome,
-                    err = self.ways.refused(*to) => Err(AttemptError::Refused { to: *to, err }),
+                    outcome = self.over_udp_with_retries(*to) => outcome,
+                    err = self.factory.refused(*to) => Err(AttemptError::Refused { to: *to, err }),
                 }
             });
         }
@@ -121,20 +127,21 @@ impl Race {
         Err(failed)
     }
 
-    /// Ask one address again and again, until it answers or the time is over.
-    async fn in_rounds(&self, to: SocketAddr) -> Result<Established, AttemptError> {
-        let mut rounds = FuturesUnordered::new();
-        for round in 0..ROUNDS {
-            rounds.push(async move {
-                sleep(ROUND * round).await;
-                let left = HANDSHAKE.saturating_sub(ROUND * round);
+    /// Start handshakes with one address repeatedly, until one succeeds, fails with an error, or
+    /// [`HANDSHAKE_TIMEOUT`] has passed.
+    async fn over_udp_with_retries(&self, to: SocketAddr) -> Result<Established, AttemptError> {
+        let mut attempts = FuturesUnordered::new();
+        for attempt in 0..ATTEMPTS {
+            attempts.push(async move {
+                sleep(ATTEMPT_INTERVAL * attempt).await;
+                let left = HANDSHAKE_TIMEOUT.saturating_sub(ATTEMPT_INTERVAL * attempt);
                 self.over_udp_to(to, left).await
             });
         }
-        while let Some(outcome) = rounds.next().await {
+        while let Some(outcome) = attempts.next().await {
             match outcome {
                 Err(AttemptError::NoAnswer { .. }) => {}
-                // Or somebody is there and says no: asking again would not help.
+                // Success, or the edge refuses: retrying would not help.
                 outcome => return outcome,
             }
         }
@@ -151,7 +158,7 @@ impl Race {
         edge.insert(0, to);
         let route = self.udp_route(edge)?;
         let switch = Arc::new(Switch::new(Carrier::Udp, Some(route), None));
-        let handshake = self.shake_hands(&switch)?;
+        let handshake = self.start_handshake(&switch)?;
         let connection = timeout(limit, handshake.connecting)
             .await
             .map_err(|_| AttemptError::NoAnswer { to })?
@@ -168,33 +175,33 @@ impl Race {
             switch,
             rebinding: handshake.rebinding,
             transmitter: handshake.transmitter,
-            lines: WebSocketTasks::default(),
+            websocket_tasks: WebSocketTasks::default(),
         })
     }
 
     async fn over_websocket(&self, transport: Transport) -> Result<Established, AttemptError> {
         let carrier = Carrier::WebSocket;
         let upgraded = self
-            .ways
+            .factory
             .dial()
             .await
-            .map_err(|hop| AttemptError::Peer { carrier, hop })?;
+            .map_err(|err| AttemptError::Tcp { carrier, err })?;
         let route = match transport {
             Transport::Auto if !self.edge.is_empty() => self.udp_route(self.edge.clone()).ok(),
             _ => None,
         };
         let switch = Arc::new(Switch::new(carrier, route, None));
-        let mut lines = WebSocketTasks::default();
-        let line = lines.carry(upgraded, switch.arrivals());
-        switch.set_websocket(Some(line));
-        let handshake = self.shake_hands(&switch)?;
+        let mut websocket_tasks = WebSocketTasks::default();
+        let link = websocket_tasks.carry(upgraded, switch.arrivals());
+        switch.set_websocket(Some(link));
+        let handshake = self.start_handshake(&switch)?;
         let connection = tokio::select! {
-            outcome = timeout(HANDSHAKE, handshake.connecting) => outcome
+            outcome = timeout(HANDSHAKE_TIMEOUT, handshake.connecting) => outcome
                 .map_err(|_| AttemptError::NoQuic)?
                 .map_err(|err| AttemptError::Quic { carrier, err })?,
-            ended = lines.ended() => return Err(AttemptError::Ended(ended.to_string())),
+            ended = websocket_tasks.ended() => return Err(AttemptError::Ended(ended.to_string())),
         };
-        // The connection's controller, which is younger than the WebSocket, has not heard of it.
+        // The congestion controller was created after the WebSocket was set, and must learn of it.
         switch.select(carrier);
         Ok(Established {
             connection,
@@ -202,33 +209,33 @@ impl Race {
             switch,
             rebinding: handshake.rebinding,
             transmitter: handshake.transmitter,
-            lines,
+            websocket_tasks,
         })
     }
 
     fn udp_route(&self, edge: Vec<SocketAddr>) -> Result<UdpRoute, AttemptError> {
-        let socket = self.ways.bind().map_err(AttemptError::Socket)?;
+        let socket = self.factory.bind().map_err(AttemptError::Socket)?;
         Ok(UdpRoute::new(socket, None, edge))
     }
 
-    fn shake_hands(&self, switch: &Arc<Switch>) -> Result<Handshake, AttemptError> {
-        let face = AgentSocket::new(switch.clone());
-        let rebinding = Rebinding::new(face.clone());
+    fn start_handshake(&self, switch: &Arc<Switch>) -> Result<Handshake, AttemptError> {
+        let socket = AgentSocket::new(switch.clone());
+        let rebinding = Rebinding::new(socket.clone());
         let endpoint = Endpoint::new_with_abstract_socket(
             self.endpoint.clone(),
             None,
-            face,
+            socket,
             rebinding.clone(),
         )
         .map_err(AttemptError::Socket)?;
         let mut quic = self.quic.clone();
         quic.transport_config(agent_transport(
-            self.reach,
+            self.path_kind,
             switch.congestion_owner(),
             &self.memory,
         ));
         let (connecting, transmitter) =
-            Transmitter::of(|| endpoint.connect_with(quic, EDGE, &self.server_name));
+            Transmitter::capture(|| endpoint.connect_with(quic, EDGE, &self.server_name));
         let connecting = connecting.map_err(|err| match err {
             ConnectError::InvalidServerName(name) => AttemptError::ServerName(name),
             err => AttemptError::Configuration(err),
@@ -242,7 +249,7 @@ impl Race {
     }
 }
 
-/// A handshake that has begun.
+/// A handshake that has been started.
 struct Handshake {
     endpoint: Endpoint,
     connecting: Connecting,
@@ -250,17 +257,17 @@ struct Handshake {
     transmitter: Transmitter,
 }
 
-/// UDP's advantage in the race: a handshake on a 100 ms path with a round trip to spare. Where UDP
-/// is blocked it is the price of every start.
+/// The head start of UDP in the race: a handshake on a 100 ms path with a round trip to spare. Where
+/// UDP is blocked, every start takes this much longer.
 const HEAD_START: Duration = Duration::from_millis(250);
 
-/// How long a QUIC handshake may take: it repeats lost packets after 1, 2 and 4 s.
-pub(crate) const HANDSHAKE: Duration = Duration::from_secs(10);
+/// The time limit of a QUIC handshake: lost packets are retransmitted after 1, 2 and 4 s.
+pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long an edge that was asked may stay silent before it is asked anew: QUIC's own repetitions
-/// come at intervals that double, and an edge that is just starting is found sooner so (RFC 6298
-/// §2.1 gives the same time).
-const ROUND: Duration = Duration::from_secs(1);
+/// The time between the starts of two handshakes with the same address. QUIC's own retransmissions come
+/// at doubling intervals; new handshakes find an edge sooner that is just starting (RFC 6298 §2.1 gives
+/// the same time).
+const ATTEMPT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// As many as there is time for.
-const ROUNDS: u32 = (HANDSHAKE.as_secs() / ROUND.as_secs()) as u32;
+/// Handshake attempts per address: one each [`ATTEMPT_INTERVAL`] until [`HANDSHAKE_TIMEOUT`] has passed.
+const ATTEMPTS: u32 = (HANDSHAKE_TIMEOUT.as_secs() / ATTEMPT_INTERVAL.as_secs()) as u32;

@@ -1,11 +1,11 @@
-//! Giving quinn another socket, at a moment when it is safe.
+//! Rebinding quinn to a new socket at a safe moment.
 //!
-//! A connection that is given another socket takes another connection id, and tells the endpoint of it.
-//! If it does so in the turn in which it also learns of a stateless reset, the endpoint has forgotten
-//! it by then and panics (quinn-proto 0.11.19, `Endpoint::handle_event`); the unwinding meets the
-//! endpoint's poisoned lock, and the process is aborted. So [`Rebinding`] is what quinn runs its tasks
-//! on: it gives the socket right after a turn in which the connection has seen all that had come, and
-//! before anything more is read.
+//! A connection whose endpoint is rebound switches to another connection id, and reports that to the
+//! endpoint. If it does so in the same poll in which it learns of a stateless reset, the endpoint has
+//! already removed the connection and panics (quinn-proto 0.11.19, `Endpoint::handle_event`); the
+//! unwinding runs into the endpoint's poisoned lock, and the process is aborted. Therefore quinn runs
+//! its tasks on [`Rebinding`], which rebinds right after a poll in which the connection has processed
+//! everything received, and before anything more is read.
 
 use std::{
     fmt, io,
@@ -28,46 +28,46 @@ use crate::carrier::duplicate::transmitter;
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Runs the tasks of an endpoint that has one connection, and gives it other sockets.
+/// The runtime of an endpoint that has one connection. It rebinds the endpoint to new sockets.
 pub(crate) struct Rebinding(Arc<Shared>);
 
 struct Shared {
-    /// Whether the endpoint runs: it spawns its own task first, then the connection's.
+    /// Set once the endpoint's task is spawned. The next task is the connection's.
     endpoint_runs: AtomicBool,
     connection: AtomicWaker,
-    /// Whether somebody wants another socket, so that only then the lock is taken.
+    /// Set while a rebind is requested; avoids the lock while none is.
     wanted: AtomicBool,
     state: Mutex<State>,
 }
 
 struct State {
-    /// The face that quinn has.
-    face: Arc<AgentSocket>,
-    /// The endpoint that is to have another one.
+    /// The socket that quinn has.
+    socket: Arc<AgentSocket>,
+    /// The endpoint to rebind, if that is requested.
     wanted: Option<Endpoint>,
-    /// Whether the connection has ended.
-    over: bool,
+    /// Set once the connection has ended.
+    ended: bool,
 }
 
 impl Rebinding {
-    /// For an endpoint that begins with this face.
-    pub(crate) fn new(face: Arc<AgentSocket>) -> Arc<Self> {
+    /// Create the runtime for an endpoint that starts with this socket.
+    pub(crate) fn new(socket: Arc<AgentSocket>) -> Arc<Self> {
         Arc::new(Self(Arc::new(Shared {
             endpoint_runs: AtomicBool::new(false),
             connection: AtomicWaker::new(),
             wanted: AtomicBool::new(false),
             state: Mutex::new(State {
-                face,
+                socket,
                 wanted: None,
-                over: false,
+                ended: false,
             }),
         })))
     }
 
-    /// Give the endpoint another face of its socket, as soon as that is safe.
+    /// Rebind the endpoint to a successor of its socket as soon as that is safe.
     pub(crate) fn rebind(&self, endpoint: &Endpoint) {
         let mut state = self.0.state();
-        if state.over {
+        if state.ended {
             return;
         }
         state.wanted = Some(endpoint.clone());
@@ -108,7 +108,7 @@ impl fmt::Debug for Rebinding {
     }
 }
 
-/// The task of the connection, with another socket between its turns where one is wanted.
+/// The task of the connection. Rebinds the endpoint between two polls, if that is requested.
 struct ConnectionTask {
     task: Task,
     shared: Arc<Shared>,
@@ -125,19 +125,19 @@ impl Future for ConnectionTask {
         let Some(endpoint) = self.shared.state().wanted.take() else {
             return self.task.as_mut().poll(cx);
         };
-        let before = self.shared.state().face.clone();
+        let before = self.shared.state().socket.clone();
         before.pause();
-        // Where it is reading on another thread, it has stopped when it lets go of its lock.
+        // If the endpoint is reading on another thread, it has stopped once this call gets its lock.
         let _ = endpoint.open_connections();
-        // With a budget, it might leave some of what has come for its next turn.
-        let turn = pin!(unconstrained(self.task.as_mut()));
-        if turn.poll(cx).is_ready() {
+        // With tokio's cooperative budget, it might leave received packets for the next poll.
+        let poll = pin!(unconstrained(self.task.as_mut()));
+        if poll.poll(cx).is_ready() {
             return Poll::Ready(());
         }
-        let face = before.successor();
-        // Its only error is that of the address, of which a face always has one.
-        if endpoint.rebind_abstract(face.clone()).is_ok() {
-            self.shared.state().face = face;
+        let socket = before.successor();
+        // The only possible error is a missing local address, and this socket always has one.
+        if endpoint.rebind_abstract(socket.clone()).is_ok() {
+            self.shared.state().socket = socket;
             before.retire();
         }
         Poll::Pending
@@ -147,8 +147,8 @@ impl Future for ConnectionTask {
 impl Drop for ConnectionTask {
     fn drop(&mut self) {
         let mut state = self.shared.state();
-        state.over = true;
-        // It has this runtime, so the two would keep each other.
+        state.ended = true;
+        // The endpoint holds this runtime, so the two would keep each other alive.
         let endpoint = state.wanted.take();
         drop(state);
         drop(endpoint);

@@ -1,7 +1,7 @@
-//! Noticing at once that nobody listens on a UDP port.
+//! Immediate detection of a closed UDP port.
 //!
-//! A host says so in an ICMP message (RFC 1122 §4.1.3.1), which the kernel shows to connected sockets alone; quinn's
-//! is none.
+//! A host reports a closed port with an ICMP Port Unreachable message (RFC 1122 §4.1.3.1), which the kernel passes
+//! on to connected sockets only; quinn's socket is not connected.
 
 use std::{
     io,
@@ -11,16 +11,17 @@ use std::{
 
 use tokio::{net::UdpSocket, time::sleep};
 
-/// Wait until the host says that nobody listens on this port, and return what it said. Otherwise it waits for ever.
+/// Wait until the host reports that this port is closed, and return that error. Otherwise, wait for ever.
 pub(crate) async fn refused(to: SocketAddr) -> io::Error {
     match ask(to).await {
         Ok(never) => match never {},
         Err(err) if is_refusal(&err) => err,
-        // Without such a socket, or with another error, one knows nothing.
+        // Without a socket, or with any other error, nothing is known about the port.
         Err(_) => std::future::pending().await,
     }
 }
 
+/// Send datagrams to a port until an error is reported.
 async fn ask(to: SocketAddr) -> io::Result<std::convert::Infallible> {
     let any: SocketAddr = match to {
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
@@ -30,24 +31,24 @@ async fn ask(to: SocketAddr) -> io::Result<std::convert::Infallible> {
     socket.connect(to).await?;
     let send = async {
         for _ in 0..DATAGRAMS {
-            socket.send(&NOTHING).await?;
-            sleep(PAUSE).await;
+            socket.send(&NOT_QUIC).await?;
+            sleep(SEND_INTERVAL).await;
         }
         std::future::pending().await
     };
-    let hear = async {
+    let receive = async {
         loop {
-            // Whatever answers, it is no refusal.
+            // Any answer means that the port is open.
             socket.recv(&mut [0; 64]).await?;
         }
     };
     tokio::select! {
         sent = send => sent,
-        heard = hear => heard,
+        received = receive => received,
     }
 }
 
-/// Windows says it in other words.
+/// Report whether an error means that the port is closed. Windows reports it as a reset.
 fn is_refusal(err: &io::Error) -> bool {
     matches!(
         err.kind(),
@@ -55,14 +56,14 @@ fn is_refusal(err: &io::Error) -> bool {
     )
 }
 
-/// The datagram that is refused: shorter than any QUIC packet, so that servers pass over it (RFC 9000 §5.2).
-const NOTHING: [u8; 1] = [0];
+/// The datagram that is sent: shorter than any QUIC packet, so that servers ignore it (RFC 9000 §5.2).
+const NOT_QUIC: [u8; 1] = [0];
 
-/// Datagrams that are sent, of which any may get lost, or the answer to it.
+/// The number of datagrams, since any of them, or the reply to it, may get lost.
 const DATAGRAMS: u32 = 3;
 
-/// Between two of them: routers limit such messages to a few in a second (RFC 1812 §4.3.2.8).
-const PAUSE: Duration = Duration::from_millis(500);
+/// The time between two datagrams: routers limit ICMP messages to a few per second (RFC 1812 §4.3.2.8).
+const SEND_INTERVAL: Duration = Duration::from_millis(500);
 
 #[cfg(test)]
 mod tests {
@@ -70,7 +71,7 @@ mod tests {
     use tokio::time::timeout;
 
     #[tokio::test]
-    async fn a_closed_port_is_noticed_at_once_and_a_silent_one_is_not() {
+    async fn a_closed_port_is_detected_at_once_and_a_silent_one_is_not() {
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let addr = socket.local_addr().unwrap();
 

@@ -1,7 +1,7 @@
-//! The agent's socket: quinn sees one edge at one address, whatever carries the packets.
+//! The agent's socket: quinn sees one edge at one address, whichever carrier moves the packets.
 //!
-//! It is a face of the [`Switch`]. quinn gets a new one each time that it shall notice a change: it
-//! then pings, and uses another connection id (RFC 9000 §9.5).
+//! It is a thin handle to the [`Switch`]. quinn is given a new one each time that it should notice a
+//! change of path: it then sends a PING and switches to another connection id (RFC 9000 §9.5).
 
 use std::{
     fmt,
@@ -24,12 +24,12 @@ use super::switch::{EDGE, Switch};
 use crate::carrier::receive_queue;
 use crate::carrier::writable::Poller;
 
-/// What quinn holds.
+/// The socket that quinn holds.
 pub(crate) struct AgentSocket {
     switch: Arc<Switch>,
-    /// Set once quinn has another face: quinn then stops reading this one.
+    /// Set once quinn has a successor of this socket, so that quinn stops reading this one.
     retired: AtomicBool,
-    /// Set when quinn is about to have another face: until then it reads nothing more.
+    /// Set while quinn is about to get a successor: until then, it reads nothing more.
     paused: AtomicBool,
 }
 
@@ -42,18 +42,18 @@ impl AgentSocket {
         })
     }
 
-    /// Make another face of the same switch.
+    /// Create another socket of the same switch.
     pub(crate) fn successor(&self) -> Arc<Self> {
         Self::new(self.switch.clone())
     }
 
-    /// Have quinn read nothing more through this face, until it has another one.
+    /// Stop quinn from reading through this socket until it has a successor.
     pub(crate) fn pause(&self) {
         self.paused.store(true, Ordering::Relaxed);
     }
 
-    /// Make quinn let go of this face. Only after it has been given another one: from the socket
-    /// in use an error ends the endpoint.
+    /// Make quinn drop this socket. Call it only after quinn has been given a successor: an error from
+    /// the socket in use ends the endpoint.
     pub(crate) fn retire(&self) {
         self.retired.store(true, Ordering::Relaxed);
     }
@@ -75,11 +75,11 @@ impl AsyncUdpSocket for AgentSocket {
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
         if self.retired.load(Ordering::Relaxed) {
-            // Not `ConnectionReset`, which quinn answers by reading again without end.
+            // Not `ConnectionReset`: quinn would retry it in an endless loop.
             return Poll::Ready(Err(io::Error::other("another socket has taken over")));
         }
         if self.paused.load(Ordering::Relaxed) {
-            // Who has paused it gives quinn another one, and that wakes it.
+            // Rebinding quinn to the successor wakes it.
             return Poll::Pending;
         }
         self.switch.poll_recv(cx, bufs, meta).map(Ok)

@@ -1,7 +1,7 @@
-//! Both carriers of an agent's connection behind one address.
+//! The switch: both carriers of an agent's connection behind one address.
 //!
-//! Packets are accepted from both and sent over the current one, and what is seen of them is noted.
-//! Which one is current, is decided by `path`.
+//! Packets are received from both carriers and sent over the current one, and the times of both are
+//! recorded as evidence. The [`Driver`](super::driver::Driver) decides which carrier is current.
 
 use std::{
     io::{self, IoSliceMut},
@@ -24,9 +24,9 @@ use super::udp_route::UdpRoute;
 use crate::carrier::duplicate::saved_transmit::SavedTransmit;
 use crate::carrier::duplicate::send_log::SendLog;
 use crate::carrier::gso_limit::send_over_udp;
-use crate::carrier::receive_queue::{ReceivedPackets, ReceiveQueue};
-use crate::carrier::selection::receive_monitor::{ReceiveActivity, ReceiveMonitor};
+use crate::carrier::receive_queue::{ReceiveQueue, ReceivedPackets};
 use crate::carrier::selection::probe::Probe;
+use crate::carrier::selection::receive_monitor::{ReceiveActivity, ReceiveMonitor};
 use crate::carrier::websocket::WebSocketLink;
 use crate::carrier::writable::{WriteGate, note_blocked};
 use crate::carrier::{Carrier, CongestionOwner, SharedCongestionOwner};
@@ -39,16 +39,17 @@ pub(crate) struct Switch {
     arrivals: mpsc::Sender<ReceivedPackets>,
     udp: ReceiveMonitor,
     websocket: ReceiveMonitor,
-    /// Who controls congestion on the current carrier.
+    /// The owner of congestion control on the current carrier.
     congestion_owner: SharedCongestionOwner,
-    /// The end of the latest transmit, to be sent again over another carrier.
+    /// The last packets of the latest transmit, for resending them over another carrier.
     last: Mutex<Option<SavedTransmit>>,
-    /// What was sent over UDP.
+    /// The packets that were sent over UDP.
     send_log: SendLog,
+    /// The unanswered probes, and the addresses that they were sent to.
     probes: Mutex<Vec<(Probe, SocketAddr)>>,
-    /// The addresses that have answered a probe since someone last asked.
+    /// The addresses that have answered a probe since the last [`take_answers`](Self::take_answers).
     answers: Mutex<Vec<SocketAddr>>,
-    /// Whether the one who watches the carriers sleeps until something happens.
+    /// Set while the driver waits in [`activity`](Self::activity).
     watcher_waits: AtomicBool,
     active: Notify,
 }
@@ -57,15 +58,15 @@ struct Routes {
     current: Carrier,
     udp: Option<Arc<UdpRoute>>,
     websocket: Option<Arc<WebSocketLink>>,
-    /// Send over the WebSocket too: UDP is the current carrier but may be dead.
+    /// UDP is the current carrier but may be dead: send over the WebSocket, too.
     suspicion: bool,
 }
 
-/// Packets that are sent again: two make the edge acknowledge at once (RFC 9000 §13.2.2).
+/// Packets that are resent: two make the edge acknowledge at once (RFC 9000 §13.2.2).
 const TAIL_PACKETS: usize = 2;
 
 impl Switch {
-    /// Start on `current`, with the carriers there are.
+    /// Create a switch that sends over `current`.
     pub(crate) fn new(
         current: Carrier,
         udp: Option<UdpRoute>,
@@ -93,7 +94,7 @@ impl Switch {
         }
     }
 
-    /// Where a WebSocket of this agent delivers its packets.
+    /// Return a sender into the receive queue, for a WebSocket of this agent.
     pub(crate) fn arrivals(&self) -> mpsc::Sender<ReceivedPackets> {
         self.arrivals.clone()
     }
@@ -102,7 +103,7 @@ impl Switch {
         self.routes().current
     }
 
-    /// What the connection's congestion controller looks at.
+    /// Return the shared owner of congestion control, which the connection's congestion controller reads.
     pub(crate) fn congestion_owner(&self) -> &SharedCongestionOwner {
         &self.congestion_owner
     }
@@ -119,7 +120,8 @@ impl Switch {
         self.routes().udp.clone()
     }
 
-    /// Report whether there is more to send than the current carrier takes, and so maybe nothing is sent at all.
+    /// Report whether the current carrier's queue is full. If so, silence does not mean that there is nothing to
+    /// send.
     pub(crate) fn is_full(&self) -> bool {
         let routes = self.routes();
         match (routes.current, &routes.websocket) {
@@ -130,7 +132,7 @@ impl Switch {
 
     /// Send over the current carrier.
     ///
-    /// The only error is `WouldBlock`; what a network refuses is lost, and repeated by QUIC.
+    /// The only error is `WouldBlock`. Packets that the network refuses are dropped, and QUIC retransmits them.
     pub(crate) fn try_send(&self, transmit: &Transmit) -> io::Result<()> {
         let routes = self.routes();
         match routes.current {
@@ -139,13 +141,13 @@ impl Switch {
             }
             Carrier::Udp => {
                 routes.send_to_udp(transmit)?;
-                self.send_log.sent(transmit, |again| {
-                    let _ = routes.send_to_udp(&again);
+                self.send_log.sent(transmit, |duplicate| {
+                    let _ = routes.send_to_udp(&duplicate);
                 });
                 if routes.suspicion
                     && let Some(link) = &routes.websocket
                 {
-                    // A copy: nobody waits for room on its behalf.
+                    // Only a copy: a full queue does not block the connection.
                     let _ = link
                         .queue
                         .try_push(transmit.segment_size, transmit.contents);
@@ -158,7 +160,7 @@ impl Switch {
         Ok(())
     }
 
-    /// Receive from both carriers, under the address that quinn knows.
+    /// Receive from both carriers. Every packet gets the edge address that quinn knows.
     pub(crate) fn poll_recv(
         &self,
         cx: &mut Context,
@@ -186,7 +188,7 @@ impl Switch {
         Poll::Ready(all)
     }
 
-    /// Packets that one transmit may have.
+    /// Return the largest number of packets that one transmit may have on the current carrier.
     pub(crate) fn max_transmit_segments(&self) -> usize {
         let routes = self.routes();
         match (&routes.current, &routes.udp) {
@@ -203,13 +205,14 @@ impl Switch {
         self.congestion_owner.set(routes.congestion());
     }
 
+    /// Set whether packets for UDP are also sent over the WebSocket.
     pub(crate) fn set_suspicion(&self, suspicion: bool) {
         if self.routes().suspicion != suspicion {
             self.routes_mut().suspicion = suspicion;
         }
     }
 
-    /// Replace the WebSocket. The connection no longer waits for the one that was there.
+    /// Replace the WebSocket. The connection stops waiting for the previous one.
     pub(crate) fn set_websocket(&self, link: Option<Arc<WebSocketLink>>) {
         let mut routes = self.routes_mut();
         let gone = std::mem::replace(&mut routes.websocket, link);
@@ -224,9 +227,9 @@ impl Switch {
         self.routes_mut().udp = Some(Arc::new(route));
     }
 
-    /// Ask all addresses of the edge for a sign of life over UDP.
+    /// Send a probe over UDP to every address of the edge.
     ///
-    /// Best effort: a probe that cannot be sent is one that is not answered.
+    /// Best effort: a probe that cannot be sent counts as unanswered.
     pub(crate) fn probe_udp(&self) {
         let Some(udp) = self.udp_route() else { return };
         for edge in udp.edge.iter().copied() {
@@ -248,16 +251,16 @@ impl Switch {
         }
     }
 
-    /// Take the addresses that have answered a probe.
+    /// Return the addresses that have answered a probe since the last call.
     pub(crate) fn take_answers(&self) -> Vec<SocketAddr> {
         std::mem::take(&mut *lock(&self.answers))
     }
 
-    /// Send the latest packets again over the current carrier, and in suspicion over both.
+    /// Resend the latest packets over the current carrier, or over both while UDP is suspected dead.
     ///
-    /// They are the newest that quinn has made, so the edge moves to the carrier that brings them
+    /// They have the highest packet numbers, so the edge migrates to the carrier that they arrive on
     /// and acknowledges them, and the sender learns what was lost without waiting for a timeout.
-    /// If they had arrived after all, the edge discards them as duplicates.
+    /// If they had arrived before, the edge discards them as duplicates.
     pub(crate) fn resend_last(&self) {
         let last = lock(&self.last);
         let Some(last) = &*last else { return };
@@ -275,22 +278,22 @@ impl Switch {
         }
     }
 
-    /// Note that a message is about to be sent that takes one packet.
+    /// Note that a message that fits into one packet is about to be sent.
     pub(crate) fn message_written(&self) {
         self.send_log.message_written();
     }
 
-    /// Send a short message over UDP again that was sent within this time: see [`SendLog::again`].
-    pub(crate) fn resend_recent(&self, within: Duration, most: u64) {
+    /// Resend the packets that were sent over UDP within the given time: see [`SendLog::resend_within`].
+    pub(crate) fn resend_recent(&self, within: Duration, max_bytes: u64) {
         let routes = self.routes();
         if routes.current == Carrier::Udp {
-            self.send_log.resend_within(within, most, |transmit| {
+            self.send_log.resend_within(within, max_bytes, |transmit| {
                 let _ = routes.send_to_udp(&transmit);
             });
         }
     }
 
-    /// Wait until packets are sent or received again after a pause. For one watcher.
+    /// Wait until packets are sent or received, or a probe is answered. For one waiter only.
     pub(crate) async fn activity(&self) {
         self.watcher_waits.store(true, Ordering::Relaxed);
         self.active.notified().await;
@@ -311,7 +314,8 @@ impl Switch {
         *last = Some(SavedTransmit::last(transmit, TAIL_PACKETS, buffer));
     }
 
-    /// Look at what came over UDP and give it the address that quinn knows.
+    /// Inspect packets received over UDP: drop those that are not from the edge, and give the others the address
+    /// that quinn knows.
     fn inspect(&self, bufs: &[IoSliceMut<'_>], metas: &mut [RecvMeta]) {
         let routes = self.routes();
         let Some(udp) = &routes.udp else { return };
@@ -331,8 +335,8 @@ impl Switch {
         }
     }
 
-    /// Whether a lone datagram answers a probe. An answer never shares a buffer with others that
-    /// it should be told from: it counts as received packets then, which it is.
+    /// Report whether a single datagram answers a probe. An answer that was coalesced with other packets
+    /// is not recognised; the buffer then counts as received packets, which are evidence as well.
     fn is_answer(&self, datagram: &[u8], stride: usize) -> bool {
         if datagram.len() > stride || datagram.first().is_none_or(|first| first & 0x80 == 0) {
             return false;
@@ -378,7 +382,7 @@ impl Routes {
             Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
                 Err(note_blocked(WriteGate::Udp(udp.socket.clone())))
             }
-            // No route, no such interface, refused: the network of the next second may differ.
+            // No route, no such interface, refused: all of these may be over in a second.
             Ok(()) | Err(_) => Ok(()),
         }
     }
@@ -397,8 +401,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The edge's address as quinn knows it, from the range for local use (RFC 4193) so that it never
-/// is the address of a real one.
+/// The edge's address as quinn knows it: a unique local address (RFC 4193), so that it never collides
+/// with a real one.
 pub(crate) const EDGE: SocketAddr = SocketAddr::V6(SocketAddrV6::new(
     Ipv6Addr::new(0xfd71, 0x7475, 0x6e6e, 0x656c, 0, 0, 0, 1),
     1,
@@ -406,6 +410,6 @@ pub(crate) const EDGE: SocketAddr = SocketAddr::V6(SocketAddrV6::new(
     0,
 ));
 
-/// Questions that may be waiting for an answer: two seconds of the fastest probing to four
-/// addresses. Older ones are forgotten.
+/// The most unanswered probes: two seconds of the fastest probing of four addresses. Older ones are
+/// dropped.
 const MAX_OPEN_PROBES: usize = 40;

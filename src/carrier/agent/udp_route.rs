@@ -1,24 +1,24 @@
-//! The way of an agent's packets over UDP.
+//! The route of an agent's packets over UDP.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use quinn::AsyncUdpSocket;
 
-/// A UDP socket and where it sends to.
+/// A UDP socket and the addresses that it sends to.
 #[derive(Clone)]
 pub(crate) struct UdpRoute {
     pub(crate) socket: Arc<dyn AsyncUdpSocket>,
-    /// The socket before this one: packets may still be on their way to it.
+    /// The previous socket: packets for it may still be in flight.
     pub(crate) previous: Option<Arc<dyn AsyncUdpSocket>>,
-    /// The edge's addresses, the one in use first. Packets from elsewhere are not looked at.
+    /// The edge's addresses, the current one first. Packets from other addresses are ignored.
     pub(crate) edge: Vec<SocketAddr>,
-    /// Whether the socket writes addresses in the way of IPv6. Asked once: it takes a system call.
+    /// Whether it is an IPv6 socket, which needs IPv4-mapped addresses. Cached: asking takes a system call.
     ipv6: bool,
 }
 
 impl UdpRoute {
-    /// Send through a socket to an edge that has these addresses, of which there is at least one.
+    /// Create a route through a socket to an edge. `edge` must not be empty.
     pub(crate) fn new(
         socket: Arc<dyn AsyncUdpSocket>,
         previous: Option<Arc<dyn AsyncUdpSocket>>,
@@ -32,7 +32,7 @@ impl UdpRoute {
         }
     }
 
-    /// An address of the edge in the family of the socket.
+    /// Convert an address of the edge to the socket's address family.
     pub(crate) fn reachable(&self, edge: SocketAddr) -> SocketAddr {
         match edge {
             SocketAddr::V4(v4) if self.ipv6 => (v4.ip().to_ipv6_mapped(), v4.port()).into(),

@@ -1,4 +1,4 @@
-//! The tasks of an agent's WebSocket: the one that dials it and the one that runs it.
+//! The tasks of an agent's WebSocket: one that dials it, and one that runs it.
 
 use std::{net::SocketAddr, panic, sync::Arc};
 
@@ -11,70 +11,70 @@ use tokio::{
 
 use super::driver::CarrierFactory;
 use super::switch::EDGE;
-use crate::carrier::receive_queue::Arrival;
+use crate::carrier::receive_queue::ReceivedPackets;
 use crate::carrier::tcp::connect::TcpConnectError;
 use crate::carrier::websocket;
 use crate::carrier::websocket::frames::Role;
-use crate::carrier::websocket::{Ended, Line, PeerInfo};
+use crate::carrier::websocket::{Ended, PeerInfo, WebSocketLink};
 
-/// A byte stream that WebSocket messages can travel on.
+/// A byte stream that can carry WebSocket messages.
 pub(crate) trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 
-/// A connection that has been upgraded to a WebSocket, and the first hop on its way.
+/// A connection that has been upgraded to a WebSocket.
 pub(crate) struct Upgraded {
     pub(crate) io: Box<dyn Io>,
     pub(crate) peer: PeerInfo,
 }
 
-/// The WebSocket of one connection: its task, and the one that dials it.
+/// The task that runs the WebSocket of a connection, and the one that dials a new one.
 #[derive(Default)]
 pub(crate) struct WebSocketTasks {
-    tasks: JoinSet<LineEvent>,
+    tasks: JoinSet<WebSocketEvent>,
     dialling: Option<AbortHandle>,
-    carrying: Option<(Arc<Line>, AbortHandle)>,
+    carrying: Option<(Arc<WebSocketLink>, AbortHandle)>,
 }
 
-/// What has become of a WebSocket or of the attempt to have one.
-pub(crate) enum LineEvent {
+/// The result of a dial, or the end of a WebSocket.
+pub(crate) enum WebSocketEvent {
     Dialled(Result<Upgraded, TcpConnectError>),
-    Ended(Arc<Line>, Ended),
+    Ended(Arc<WebSocketLink>, Ended),
 }
 
 impl WebSocketTasks {
-    /// Carry packets over an upgraded connection, in place of the one before.
+    /// Start moving packets over an upgraded connection. It replaces the previous WebSocket.
     pub(crate) fn carry(
         &mut self,
         upgraded: Upgraded,
-        arrivals: mpsc::Sender<Arrival>,
-    ) -> Arc<Line> {
-        let line = Arc::new(Line::new(Role::Client, EDGE, upgraded.peer));
-        // The edge is who was dialled; whether it speaks QUIC is for the handshake to find out.
-        line.answered();
-        let carried = line.clone();
+        arrivals: mpsc::Sender<ReceivedPackets>,
+    ) -> Arc<WebSocketLink> {
+        let link = Arc::new(WebSocketLink::new(Role::Client, EDGE, upgraded.peer));
+        // The edge was dialled deliberately; the QUIC handshake finds out whether it speaks QUIC.
+        link.quic_answered();
+        let carried = link.clone();
         let task = self.tasks.spawn(async move {
             let ended = websocket::run(upgraded.io, BytesMut::new(), &carried, arrivals).await;
-            LineEvent::Ended(carried, ended)
+            WebSocketEvent::Ended(carried, ended)
         });
-        if let Some((_, before)) = self.carrying.replace((line.clone(), task)) {
-            before.abort();
+        if let Some((_, previous)) = self.carrying.replace((link.clone(), task)) {
+            previous.abort();
         }
-        line
+        link
     }
 
-    /// Dial in place of the dial before.
-    pub(crate) fn dial(&mut self, ways: &dyn CarrierFactory) {
-        let dialling = ways.dial();
+    /// Start dialling. It replaces the previous dial.
+    pub(crate) fn dial(&mut self, factory: &dyn CarrierFactory) {
+        let dialling = factory.dial();
         let task = self
             .tasks
-            .spawn(async move { LineEvent::Dialled(dialling.await) });
-        if let Some(before) = self.dialling.replace(task) {
-            before.abort();
+            .spawn(async move { WebSocketEvent::Dialled(dialling.await) });
+        if let Some(previous) = self.dialling.replace(task) {
+            previous.abort();
         }
     }
 
-    /// Close the WebSocket, or stop dialling it.
+    /// Close the WebSocket, and stop dialling.
     pub(crate) fn close(&mut self) {
         if let Some(dialling) = self.dialling.take() {
             dialling.abort();
@@ -84,37 +84,37 @@ impl WebSocketTasks {
         }
     }
 
-    /// Where the WebSocket is connected to.
+    /// Return the address that the WebSocket is connected to.
     pub(crate) fn peer(&self) -> Option<SocketAddr> {
-        self.carrying.as_ref().map(|(line, _)| line.peer.peer)
+        self.carrying.as_ref().map(|(link, _)| link.peer.address)
     }
 
     /// Wait until the WebSocket ends. Cancel safe.
     pub(crate) async fn ended(&mut self) -> Ended {
         loop {
-            if let LineEvent::Ended(_, ended) = self.next().await {
+            if let WebSocketEvent::Ended(_, ended) = self.next().await {
                 return ended;
             }
         }
     }
 
-    /// Wait for an event of the present WebSocket or dial; those of former ones are passed over.
-    /// Cancel safe. Pends for ever while there is nothing to wait for.
-    pub(crate) async fn next(&mut self) -> LineEvent {
+    /// Wait for an event of the current WebSocket or dial; events of replaced ones are ignored.
+    /// Cancel safe. Waits for ever while there are no tasks.
+    pub(crate) async fn next(&mut self) -> WebSocketEvent {
         loop {
             match self.tasks.join_next().await {
-                Some(Ok(LineEvent::Dialled(outcome))) => {
+                Some(Ok(WebSocketEvent::Dialled(outcome))) => {
                     self.dialling = None;
-                    return LineEvent::Dialled(outcome);
+                    return WebSocketEvent::Dialled(outcome);
                 }
-                Some(Ok(LineEvent::Ended(line, ended))) => {
-                    let present = self
+                Some(Ok(WebSocketEvent::Ended(link, ended))) => {
+                    let is_current = self
                         .carrying
                         .as_ref()
-                        .is_some_and(|(l, _)| Arc::ptr_eq(l, &line));
-                    if present {
+                        .is_some_and(|(l, _)| Arc::ptr_eq(l, &link));
+                    if is_current {
                         self.carrying = None;
-                        return LineEvent::Ended(line, ended);
+                        return WebSocketEvent::Ended(link, ended);
                     }
                 }
                 Some(Err(err)) if err.is_panic() => panic::resume_unwind(err.into_panic()),

@@ -1,9 +1,10 @@
-//! Sending a short message twice, where packets are lost.
+//! Sending the end of a short message twice, so that a lost packet need not be retransmitted.
 //!
-//! A lost packet costs a round trip at least, which is as long as a short answer takes in all. Where the path has
-//! room, what ends a message is sent a second time a little later, as it is: to QUIC that is a duplicate, which
-//! the other end discards if it has the first (RFC 9000 §12.3), and which neither end counts. Flach et al.,
-//! "Reducing Web Latency: the Virtue of Gentle Aggression" (SIGCOMM 2013), do so with TCP.
+//! A retransmission costs at least a round trip, which is as long as a short response takes altogether. Where the
+//! path has capacity to spare, the packets at the end of a message are sent a second time a little later,
+//! unchanged. To QUIC the copy is a duplicate, which the peer discards if it has the first (RFC 9000 §12.3) and
+//! which neither end counts. It acts like a tail loss probe (RFC 8985 §7) that does not wait for a timeout. Flach
+//! et al., "Reducing Web Latency: the Virtue of Gentle Aggression" (SIGCOMM 2013), do the same with TCP.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -13,11 +14,11 @@ use std::time::Duration;
 use quinn::Connection;
 use tokio::time::Instant;
 
-use super::send_logs::Remembering;
+use super::send_logs::SendLogHandle;
 use crate::carrier::agent::switch::Switch;
 use crate::carrier::edge::socket::EdgeSocket;
 
-/// Sends again what a connection has sent.
+/// Resends the latest packets of one connection.
 pub struct Duplicator {
     connection: Connection,
     socket: Socket,
@@ -25,19 +26,20 @@ pub struct Duplicator {
 
 enum Socket {
     OfAgent(Arc<Switch>),
-    OfEdge(EdgeSocket, Mutex<ToAgent>),
+    OfEdge(EdgeSocket, Mutex<AgentPath>),
 }
 
-/// The way from the edge to an agent, whose address may change.
+/// The path from the edge to an agent, whose address may change.
 #[derive(Default)]
-struct ToAgent {
+struct AgentPath {
     remote: Option<SocketAddr>,
-    /// Until when the address may not be the agent's.
+    /// The end of the period in which the address may not be the agent's.
     unproven: Option<Instant>,
-    remembering: Option<Remembering>,
+    log: Option<SendLogHandle>,
 }
 
 impl Duplicator {
+    /// Create a duplicator for an agent's connection.
     pub(crate) fn of_agent(connection: &Connection, switch: &Arc<Switch>) -> Self {
         Self {
             connection: connection.clone(),
@@ -45,7 +47,7 @@ impl Duplicator {
         }
     }
 
-    /// For an edge's connection to an agent, over the socket underneath its endpoint.
+    /// Create a duplicator for an edge's connection to an agent. `socket` is the one below its endpoint.
     pub fn of_edge(connection: &Connection, socket: &EdgeSocket) -> Self {
         Self {
             connection: connection.clone(),
@@ -53,59 +55,61 @@ impl Duplicator {
         }
     }
 
-    /// Note that a message is about to be sent, with a body of that many bytes. If it is so short that it takes
-    /// one packet, and much else is sent, it goes twice among that.
+    /// Note that a message with a body of `bytes` bytes is about to be sent. If it fits into one packet and the
+    /// connection is busy, it is duplicated among the other packets.
     pub fn message_written(&self, bytes: u64) {
-        if bytes > ONE_PACKET {
+        if bytes > MAX_SINGLE_PACKET_BODY {
             return;
         }
         match &self.socket {
             Socket::OfAgent(switch) => switch.message_written(),
-            Socket::OfEdge(_, to_agent) => {
-                if let Some(remembering) = &lock(to_agent).remembering {
-                    remembering.message_written();
+            Socket::OfEdge(_, path_to_agent) => {
+                if let Some(log) = &lock(path_to_agent).log {
+                    log.message_written();
                 }
             }
         }
     }
 
-    /// Send the message again that ended an eighth of a round trip ago, if it was a short one and nothing else
-    /// was sent. Over UDP alone: TCP repeats by itself.
+    /// Resend the packets of the last quarter of a round trip, if they are few enough to be a short message on an
+    /// otherwise idle connection. Only over UDP: TCP retransmits by itself. Call it an eighth of a round trip
+    /// after the message ended.
     ///
-    /// Nothing is sent the first time on a path: packets are kept from then on.
-    pub fn repeat(&self) {
+    /// The first call on a path sends nothing: it starts the recording of packets.
+    pub fn resend_tail(&self) {
         let path = self.connection.stats().path;
         let (within, most) = (path.rtt / 4, path.cwnd / 3);
         match &self.socket {
-            Socket::OfAgent(switch) => switch.send_again(within, most),
-            Socket::OfEdge(socket, to_agent) => {
-                let mut to_agent = lock(to_agent);
-                to_agent.look_at(self.connection.remote_address(), path.rtt, socket);
-                if let Some(remembering) = &to_agent.remembering {
-                    socket.send_again(remembering, within, most);
+            Socket::OfAgent(switch) => switch.resend_recent(within, most),
+            Socket::OfEdge(socket, path_to_agent) => {
+                let mut path_to_agent = lock(path_to_agent);
+                path_to_agent.update(self.connection.remote_address(), path.rtt, socket);
+                if let Some(log) = &path_to_agent.log {
+                    socket.resend_recent(log, within, most);
                 }
             }
         }
     }
 }
 
-impl ToAgent {
-    /// Begin anew if the agent has another address. One that it has moved to may be somebody else's, who must not
-    /// get twice what QUIC sends there before it has asked (RFC 9000 §8.1, §9.3).
-    fn look_at(&mut self, remote: SocketAddr, rtt: Duration, socket: &EdgeSocket) {
+impl AgentPath {
+    /// Start a new log if the agent's address has changed. A new address may be spoofed: until QUIC has validated
+    /// it, its owner must not get twice as much as QUIC sends there (RFC 9000 §8.1, §9.3).
+    fn update(&mut self, remote: SocketAddr, rtt: Duration, socket: &EdgeSocket) {
         if self.remote != Some(remote) {
             let moved = self.remote.replace(remote).is_some();
-            self.unproven = moved.then(|| Instant::now() + UNPROVEN.0 + UNPROVEN.1 * rtt);
-            self.remembering = None;
+            self.unproven =
+                moved.then(|| Instant::now() + UNPROVEN_PERIOD.0 + UNPROVEN_PERIOD.1 * rtt);
+            self.log = None;
         }
-        if self.remembering.is_none() && self.unproven.is_none_or(|until| until <= Instant::now()) {
-            self.remembering = socket.remember(remote);
+        if self.log.is_none() && self.unproven.is_none_or(|until| until <= Instant::now()) {
+            self.log = socket.start_log(remote);
         }
     }
 }
 
-fn lock(to_agent: &Mutex<ToAgent>) -> MutexGuard<'_, ToAgent> {
-    to_agent.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(path_to_agent: &Mutex<AgentPath>) -> MutexGuard<'_, AgentPath> {
+    path_to_agent.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl fmt::Debug for Duplicator {
@@ -114,9 +118,9 @@ impl fmt::Debug for Duplicator {
     }
 }
 
-/// Of the least packet that QUIC knows, what a head leaves to a body.
-const ONE_PACKET: u64 = 1_000;
+/// The largest body that fits into one packet together with its head, in bytes, at QUIC's smallest packet size.
+const MAX_SINGLE_PACKET_BODY: u64 = 1_000;
 
-/// Longer than QUIC takes to find out that an address is not the agent's, and to return to the one before: a time,
-/// and so many round trips.
-const UNPROVEN: (Duration, u32) = (Duration::from_secs(2), 10);
+/// The time for which a new address counts as unproven: a fixed time, plus a number of round trips. Longer than
+/// QUIC takes to find out that an address is not the agent's, and to return to the previous one.
+const UNPROVEN_PERIOD: (Duration, u32) = (Duration::from_secs(2), 10);

@@ -1,4 +1,4 @@
-//! Sending a short message twice where packets are lost.
+//! Proactive duplication: sending short messages twice, against packet loss.
 
 pub(crate) mod duplicator;
 pub(crate) mod saved_transmit;

@@ -1,10 +1,10 @@
-//! Packets of one transmit, kept so that they can be sent again.
+//! A copy of the packets of one transmit, for sending them again.
 
 use std::net::{IpAddr, SocketAddr};
 
 use quinn::udp::{EcnCodepoint, Transmit};
 
-/// The packets, and how they were sent.
+/// The packets, with the destination and the options that they were sent with.
 pub(crate) struct SavedTransmit {
     destination: SocketAddr,
     segment: usize,
@@ -14,13 +14,13 @@ pub(crate) struct SavedTransmit {
 }
 
 impl SavedTransmit {
-    /// Keep the first packets of a transmit, so many or all of them.
+    /// Save the first `count` packets of a transmit, or all if it has fewer.
     pub(crate) fn first(transmit: &Transmit, count: usize) -> Self {
         let end = transmit.contents.len().min(count * segment(transmit));
         Self::of(transmit, &transmit.contents[..end], Vec::new())
     }
 
-    /// Keep the last packets of a transmit, so many or all of them, in a buffer that may have been used.
+    /// Save the last `count` packets of a transmit, or all if it has fewer, and reuse a buffer for them.
     pub(crate) fn last(transmit: &Transmit, count: usize, buffer: Vec<u8>) -> Self {
         let start = packets(transmit).saturating_sub(count) * segment(transmit);
         Self::of(transmit, &transmit.contents[start..], buffer)
@@ -38,7 +38,7 @@ impl SavedTransmit {
         }
     }
 
-    /// The same packets, to where they were sent.
+    /// Return a transmit of the same packets to the same destination.
     pub(crate) fn transmit(&self) -> Transmit<'_> {
         Transmit {
             destination: self.destination,
@@ -49,23 +49,23 @@ impl SavedTransmit {
         }
     }
 
-    /// How many bytes the packets have together.
+    /// Return the length of all packets together, in bytes.
     pub(crate) fn len(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Let others be kept in the same place.
+    /// Release the buffer for reuse.
     pub(crate) fn into_buffer(self) -> Vec<u8> {
         self.bytes
     }
 }
 
-/// How many packets a transmit has.
+/// Count the packets of a transmit.
 pub(crate) fn packets(transmit: &Transmit) -> usize {
     transmit.contents.len().div_ceil(segment(transmit))
 }
 
-/// How long each of them is but the last.
+/// Return the length of each packet but the last, in bytes.
 fn segment(transmit: &Transmit) -> usize {
     transmit
         .segment_size

@@ -1,4 +1,4 @@
-//! What an edge has sent of late, by agent.
+//! The send logs of an edge, by agent address.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -10,41 +10,41 @@ use quinn::udp::Transmit;
 
 use super::send_log::SendLog;
 
-/// The latest packets to those agents for whom somebody wants them.
+/// The logs of the packets sent to those agents that have one.
 #[derive(Default)]
 pub(crate) struct SendLogs {
     by_address: RwLock<HashMap<SocketAddr, Arc<SendLog>>>,
-    /// Whether there are any.
+    /// Whether there is any log; avoids the lock while there is none.
     any: AtomicBool,
 }
 
-/// Has the packets to one agent kept, until it is dropped.
-pub(crate) struct Remembering {
+/// A handle to the log for one agent. Dropping it removes the log.
+pub(crate) struct SendLogHandle {
     all: Arc<SendLogs>,
     remote: SocketAddr,
-    recent: Arc<SendLog>,
+    log: Arc<SendLog>,
 }
 
 impl SendLogs {
-    /// Note what is sent, and have sent again what is due behind it.
+    /// Record a transmit in the log for its destination, and resend the duplicates that are due after it.
     pub(crate) fn sent(&self, transmit: &Transmit, send: impl FnOnce(Transmit)) {
         if self.any.load(Relaxed) {
             let all = self.by_address.read();
             let all = all.unwrap_or_else(PoisonError::into_inner);
-            if let Some(recent) = all.get(&transmit.destination) {
-                recent.sent(transmit, send);
+            if let Some(log) = all.get(&transmit.destination) {
+                log.sent(transmit, send);
             }
         }
     }
 
-    /// Keep what is sent to this address.
-    pub(crate) fn remember(self: &Arc<Self>, remote: SocketAddr) -> Remembering {
-        let recent = Arc::new(SendLog::default());
-        self.change(|all| all.insert(remote, recent.clone()));
-        Remembering {
+    /// Start a log of the packets to an address. It replaces an earlier one.
+    pub(crate) fn start_log(self: &Arc<Self>, remote: SocketAddr) -> SendLogHandle {
+        let log = Arc::new(SendLog::default());
+        self.change(|all| all.insert(remote, log.clone()));
+        SendLogHandle {
             all: self.clone(),
             remote,
-            recent,
+            log,
         }
     }
 
@@ -58,25 +58,25 @@ impl SendLogs {
     }
 }
 
-impl Remembering {
+impl SendLogHandle {
     /// See [`SendLog::message_written`].
     pub(crate) fn message_written(&self) {
-        self.recent.message_written();
+        self.log.message_written();
     }
 
-    /// See [`SendLog::again`].
+    /// See [`SendLog::resend_within`].
     pub(crate) fn resend_within(&self, within: Duration, most: u64, send: impl FnMut(Transmit)) {
-        self.recent.resend_within(within, most, send);
+        self.log.resend_within(within, most, send);
     }
 }
 
-impl Drop for Remembering {
+impl Drop for SendLogHandle {
     fn drop(&mut self) {
         self.all.change(|all| {
-            // Another session may have come from the same address.
+            // Another session may use the same address by now.
             if all
                 .get(&self.remote)
-                .is_some_and(|it| Arc::ptr_eq(it, &self.recent))
+                .is_some_and(|it| Arc::ptr_eq(it, &self.log))
             {
                 all.remove(&self.remote);
             }
@@ -89,10 +89,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_goes_to_an_agent_is_kept_for_as_long_as_its_session_lasts() {
+    fn packets_to_an_agent_are_logged_until_its_handle_is_dropped() {
         let all = Arc::new(SendLogs::default());
         let remote = SocketAddr::from(([192, 0, 2, 1], 1));
-        let again = |of: &Remembering| {
+        let again = |of: &SendLogHandle| {
             let mut sent = Vec::new();
             of.resend_within(Duration::from_secs(60), u64::MAX, |transmit| {
                 assert_eq!(transmit.destination, remote);
@@ -110,13 +110,13 @@ mod tests {
             };
             all.sent(&transmit, |_| panic!("is not busy"));
         };
-        let first = all.remember(remote);
+        let first = all.start_log(remote);
         again(&first);
         send(remote, b"mine");
         send(([192, 0, 2, 1], 2).into(), b"another's");
         assert_eq!(again(&first), b"mine");
 
-        let second = all.remember(remote);
+        let second = all.start_log(remote);
         drop(first);
         again(&second);
         send(remote, b"of the second");

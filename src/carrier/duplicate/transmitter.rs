@@ -1,4 +1,4 @@
-//! Sending what a connection has to send before its turn comes.
+//! Sending a connection's packets before the runtime schedules its task.
 
 use std::{
     cell::{Cell, RefCell},
@@ -14,46 +14,46 @@ use std::{
 
 use quinn::{AsyncTimer, AsyncUdpSocket, Runtime, TokioRuntime};
 
-use crate::inline::Inline;
+use crate::poll_now::PollNow;
 
-/// Has a connection's packets leave while many messages are written in one go.
+/// Sends a connection's packets early while many messages are written in one go.
 ///
-/// quinn's connection sends in a task of its own. Where a crowd of visitors is served at once, that has its turn
-/// after all of them, and the other end nothing to do until then.
+/// quinn sends a connection's packets in a task of its own. When many visitors are served at once, that task is
+/// scheduled after all of them, and the peer is idle until then.
 #[derive(Default)]
 pub struct Transmitter {
-    /// That of the connection, if one has begun.
-    task: Option<Inline>,
+    /// The connection's task, if there is a connection.
+    task: Option<PollNow>,
     messages: AtomicU32,
 }
 
 thread_local! {
-    /// Whether a connection is begun.
-    static BEGINNING: Cell<bool> = const { Cell::new(false) };
-    /// The task of the one that was.
-    static BEGUN: RefCell<Option<Inline>> = const { RefCell::new(None) };
+    /// Whether a connection is being started on this thread.
+    static STARTING: Cell<bool> = const { Cell::new(false) };
+    /// The task of the connection that was started last.
+    static DRIVER_TASK: RefCell<Option<PollNow>> = const { RefCell::new(None) };
 }
 
 impl Transmitter {
-    /// Begin a connection, on an endpoint whose runtime spawns its tasks with [`spawn()`], and return what
-    /// sends its packets.
-    pub fn of<T>(begin: impl FnOnce() -> T) -> (T, Self) {
-        BEGINNING.set(true);
-        let begun = begin();
-        BEGINNING.set(false);
+    /// Start a connection by calling `start`, and return its result with the connection's transmitter. The
+    /// endpoint's runtime must spawn its tasks with [`spawn()`].
+    pub fn capture<T>(start: impl FnOnce() -> T) -> (T, Self) {
+        STARTING.set(true);
+        let started = start();
+        STARTING.set(false);
         let transmitter = Self {
-            task: BEGUN.take(),
+            task: DRIVER_TASK.take(),
             ..Self::default()
         };
-        (begun, transmitter)
+        (started, transmitter)
     }
 
-    /// Note that the end of a message has been written. Now and then it is sent on the spot, with those before
-    /// it.
+    /// Note that the end of a message has been written. Every [`MESSAGES_PER_SEND`] messages, they are sent at
+    /// once.
     pub fn message_written(&self) {
         let messages = self.messages.fetch_add(1, Relaxed) + 1;
         if let Some(task) = &self.task
-            && messages.is_multiple_of(TOGETHER)
+            && messages.is_multiple_of(MESSAGES_PER_SEND)
         {
             task.run();
         }
@@ -66,21 +66,22 @@ impl fmt::Debug for Transmitter {
     }
 }
 
-/// Spawn a task of quinn's. quinn does not say which it is, but a connection's it spawns as it begins one.
+/// Spawn a task for quinn. Tasks are unlabelled; the one spawned during [`Transmitter::capture`] is the
+/// connection's.
 pub(crate) fn spawn(task: Pin<Box<dyn Future<Output = ()> + Send>>) {
-    if !BEGINNING.get() {
+    if !STARTING.get() {
         return TokioRuntime.spawn(task);
     }
-    let (inline, task) = Inline::new(task);
-    BEGUN.set(Some(inline));
+    let (poll_now, task) = PollNow::new(task);
+    DRIVER_TASK.set(Some(poll_now));
     TokioRuntime.spawn(Box::pin(task));
 }
 
-/// What an endpoint runs on whose connections have transmitters.
+/// The runtime of an endpoint whose connections have transmitters.
 #[derive(Debug)]
-pub(crate) struct Transmitting;
+pub(crate) struct TransmitterRuntime;
 
-impl Runtime for Transmitting {
+impl Runtime for TransmitterRuntime {
     fn new_timer(&self, at: Instant) -> Pin<Box<dyn AsyncTimer>> {
         TokioRuntime.new_timer(at)
     }
@@ -98,9 +99,9 @@ impl Runtime for Transmitting {
     }
 }
 
-/// Messages that are sent together: fewer leave the other end waiting for less time, and cost more packets. As
-/// short ones, they are what one call to the kernel takes.
-const TOGETHER: u32 = 16;
+/// Messages that are sent together. With fewer, the peer waits for less time, but more packets are sent. This
+/// many short ones are what one system call takes.
+const MESSAGES_PER_SEND: u32 = 16;
 
 #[cfg(test)]
 mod tests {
@@ -109,32 +110,32 @@ mod tests {
     use super::*;
     use crate::carrier::testbed::certificate;
 
-    /// A connection over loopback with what sends its packets, and its other end.
+    /// Return a connection over loopback with its transmitter, and its other end.
     async fn connected() -> (Connection, Transmitter, Connection) {
         let endpoint = |server| {
             let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
             let config = EndpointConfig::default();
-            Endpoint::new(config, server, socket, Arc::new(Transmitting)).unwrap()
+            Endpoint::new(config, server, socket, Arc::new(TransmitterRuntime)).unwrap()
         };
         let edge = endpoint(Some(certificate().server));
         let agent = endpoint(None);
         let addr = edge.local_addr().unwrap();
         let client = certificate().client;
         let (connecting, transmitter) =
-            Transmitter::of(|| agent.connect_with(client, addr, "edge.test"));
+            Transmitter::capture(|| agent.connect_with(client, addr, "edge.test"));
         let accepting = async { edge.accept().await.unwrap().await.unwrap() };
         let (connected, accepted) = tokio::join!(connecting.unwrap(), accepting);
         (connected.unwrap(), transmitter, accepted)
     }
 
     #[tokio::test]
-    async fn of_many_messages_the_first_leave_before_the_last_is_written() {
+    async fn the_first_of_many_messages_are_sent_before_the_last_is_written() {
         let (connection, transmitter, _other) = connected().await;
         let (mut send, _) = connection.open_bi().await.unwrap();
         let sent = || connection.stats().frame_tx.stream;
         let before = sent();
 
-        for _ in 1..TOGETHER {
+        for _ in 1..MESSAGES_PER_SEND {
             send.write_all(b"message").await.unwrap();
             transmitter.message_written();
             assert_eq!(sent(), before, "nothing leaves for few of them");

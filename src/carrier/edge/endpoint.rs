@@ -1,4 +1,4 @@
-//! The edge's endpoint, and what it must find again after a restart.
+//! The edge's QUIC endpoint, and the keys that survive a restart.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -13,22 +13,22 @@ use super::socket;
 use super::socket::EdgeSocket;
 use crate::carrier::transport::LARGEST_PACKET;
 
-/// What an edge must keep so that, restarted, it can tell agents at once that their old
+/// The keys that an edge must store so that, after a restart, it can tell agents at once that their old
 /// connections are gone (stateless reset, RFC 9000 §10.3). Both are needed: without the key of the
-/// connection ids, a restarted edge takes the packets of an old connection for noise.
+/// connection ids, a restarted edge ignores the packets of an old connection as noise.
 #[derive(Clone, Copy)]
 pub struct EdgeKeys {
-    /// Signs reset tokens.
+    /// The key of the stateless reset tokens.
     pub reset: [u8; 64],
-    /// Recognises connection ids of earlier processes.
+    /// The key of the connection ids, which identifies those of earlier processes.
     pub connection_ids: u64,
 }
 
 impl EdgeKeys {
-    /// How long the keys are together, in bytes.
+    /// The length of both keys together, in bytes.
     pub const LENGTH: usize = 72;
 
-    /// Make them of random bytes.
+    /// Create the keys from random bytes.
     pub fn from_bytes(bytes: &[u8; Self::LENGTH]) -> Self {
         let (mut reset, mut ids) = ([0; 64], [0; 8]);
         reset.copy_from_slice(&bytes[..64]);
@@ -39,8 +39,8 @@ impl EdgeKeys {
         }
     }
 
-    /// Mark the ids of new connections otherwise, as a process must that shares its socket with
-    /// another.
+    /// Replace the key of the connection ids with a random one. A process that shares its socket with
+    /// another needs a key of its own.
     #[cfg(unix)]
     pub fn with_other_ids(mut self) -> Self {
         let mut ids = [0; 8];
@@ -49,7 +49,7 @@ impl EdgeKeys {
         self
     }
 
-    /// Write them down for [`from_bytes`](Self::from_bytes).
+    /// Encode the keys for [`from_bytes`](Self::from_bytes).
     #[cfg(unix)]
     pub fn to_bytes(self) -> [u8; Self::LENGTH] {
         let mut bytes = [0; Self::LENGTH];
@@ -59,7 +59,7 @@ impl EdgeKeys {
     }
 }
 
-/// Make the edge's endpoint: one for agents that come over UDP, if there is a socket for it, and over
+/// Create the edge's endpoint, for agents that connect over UDP, if there is a socket for it, and over
 /// up to `websockets` WebSockets.
 ///
 /// # Errors

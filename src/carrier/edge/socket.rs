@@ -1,8 +1,8 @@
-//! The edge's socket: one `quinn::Endpoint` for agents that come over UDP and over WebSockets.
+//! The edge's socket: one `quinn::Endpoint` for agents that connect over UDP and over WebSockets.
 //!
-//! quinn knows every WebSocket by a made-up address. When an agent moves from one carrier to the
+//! quinn knows every WebSocket by a synthetic address. When an agent moves from one carrier to the
 //! other, quinn sees a client whose address has changed and migrates the connection (RFC 9000 §9).
-//! Who may open a WebSocket, and on which listener, is decided above.
+//! Callers decide who may open a WebSocket, and on which listener.
 
 use std::{
     collections::HashMap,
@@ -31,16 +31,16 @@ use tokio::{
 use crate::carrier::duplicate::send_logs::{SendLogHandle, SendLogs};
 use crate::carrier::duplicate::transmitter::TransmitterRuntime;
 use crate::carrier::gso_limit::{GsoLimit, send_over_udp};
-use crate::carrier::receive_queue::{ReceivedPackets, ReceiveQueue};
+use crate::carrier::receive_queue::{ReceiveQueue, ReceivedPackets};
 use crate::carrier::selection::probe;
 use crate::carrier::subnet::subnet;
 use crate::carrier::websocket::frames::Role;
-use crate::carrier::websocket::{Ended, WebSocketLink, PeerInfo};
+use crate::carrier::websocket::{Ended, PeerInfo, WebSocketLink};
 use crate::carrier::writable::{Poller, WriteGate, note_blocked};
 use crate::carrier::{Carrier, CongestionOwner, PathKind, receive_queue, websocket};
 use crate::proto::DATAGRAMS_COUNT;
 
-/// How an agent's packets reach the edge.
+/// The carrier of an agent's packets, as the edge sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CarrierInfo {
     pub carrier: Carrier,
@@ -48,7 +48,7 @@ pub struct CarrierInfo {
     pub peer: PeerInfo,
 }
 
-/// A handle to the socket underneath the edge's endpoint; clones share it.
+/// A handle to the socket below the edge's endpoint; clones share it.
 #[derive(Clone)]
 pub struct EdgeSocket(Arc<Shared>);
 
@@ -58,13 +58,15 @@ struct Shared {
     receive_queue: ReceiveQueue,
     gso_limit: GsoLimit,
     arrivals: mpsc::Sender<ReceivedPackets>,
-    /// The upper half of the made-up addresses.
+    /// The upper half of the synthetic addresses.
     prefix: [u16; 4],
-    /// The open WebSockets, by the lower half of their made-up address.
+    /// The open WebSockets, by the lower half of their synthetic address.
     websockets: RwLock<HashMap<u64, Arc<WebSocketLink>>>,
+    /// The lower half of the next synthetic address.
     next: AtomicU64,
+    /// The most open WebSockets.
     limit: usize,
-    /// What is sent over UDP to some of the agents.
+    /// The logs of packets sent over UDP, for agents that need one.
     send_logs: Arc<SendLogs>,
 }
 
@@ -73,19 +75,20 @@ struct Shared {
 pub enum TooManyWebSockets {
     #[error("{limit} websockets are open already")]
     InAll { limit: usize },
-    #[error("{UNUSED_WEBSOCKETS} websockets of this address are open already that no session uses")]
+    #[error("{MAX_UNUSED_WEBSOCKETS} unused websockets of this address are open already")]
     Unused,
 }
 
-/// WebSockets of one address (an IPv6 /64) that no authenticated session uses: anybody can open them. A
-/// thousand agents that return at once through a proxy have no more on their way to a session.
-const UNUSED_WEBSOCKETS: usize = 256;
+/// The most WebSockets of one subnet (IPv4 address or IPv6 /64) that no authenticated session uses:
+/// anybody can open those. A thousand agents that reconnect at once through one proxy need no more.
+const MAX_UNUSED_WEBSOCKETS: usize = 256;
 
-/// Make the edge's endpoint over whatever moves UDP packets, and any number of WebSockets up to
-/// `limit`.
+/// Create the edge's endpoint over any implementation of a UDP socket, and up to `limit` WebSockets.
 ///
-/// Without `udp` (`--quic off`) agents come over WebSockets alone. Errors are those of setting up
-/// the socket.
+/// Without `udp` (`--quic off`), agents connect over WebSockets only.
+///
+/// # Errors
+/// If the sockets cannot be set up.
 pub(crate) fn edge_endpoint_over(
     udp: Option<Arc<dyn AsyncUdpSocket>>,
     config: EndpointConfig,
@@ -119,9 +122,9 @@ pub(crate) fn edge_endpoint_over(
 }
 
 impl EdgeSocket {
-    /// Tell how the packets of a connection travel, from its `remote_address()`.
+    /// Return the carrier of a connection, given its `remote_address()`.
     ///
-    /// `None` is a WebSocket that has closed; the agent will be back under another address.
+    /// `None` means a WebSocket that has closed; the agent will return under another address.
     pub fn carrier(&self, remote: SocketAddr) -> Option<CarrierInfo> {
         let Some(id) = self.0.id(remote.ip()) else {
             return Some(CarrierInfo {
@@ -139,19 +142,19 @@ impl EdgeSocket {
         })
     }
 
-    /// Return where a connection's packets come from if they travel over UDP, from its `remote_address()`.
+    /// Return the agent's IP address if the connection uses UDP, given its `remote_address()`.
     pub fn udp_address(&self, remote: SocketAddr) -> Option<IpAddr> {
         self.0.id(remote.ip()).is_none().then_some(remote.ip())
     }
 
-    /// Note that an authenticated session's packets come from there.
+    /// Note that an authenticated session uses this remote address.
     pub fn session_started(&self, remote: SocketAddr) {
         if let Some(link) = self.0.id(remote.ip()).and_then(|id| self.0.link(id)) {
             link.session_started();
         }
     }
 
-    /// Note that for all of them, as an edge would whose agents are all authenticated.
+    /// Note that authenticated sessions use all WebSockets.
     #[cfg(test)]
     pub(crate) fn all_sessions_started(&self) {
         let websockets = self.0.websockets.read();
@@ -159,7 +162,7 @@ impl EdgeSocket {
         websockets.values().for_each(|link| link.session_started());
     }
 
-    /// The made-up addresses of the open WebSockets.
+    /// Return the synthetic addresses of the open WebSockets.
     #[cfg(test)]
     pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
         let websockets = self.0.websockets.read();
@@ -173,10 +176,13 @@ impl EdgeSocket {
         websockets.unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// Carry packets over an upgraded connection until it ends.
+    /// Move packets over an upgraded connection until it ends.
     ///
-    /// The future owns everything: dropped, it closes the connection and frees its place. It is
-    /// bounded by itself (see [`Ended`]): a peer that does not speak QUIC is sent away.
+    /// The future owns everything: dropping it closes the connection and frees its slot. It enforces
+    /// its own timeouts (see [`Ended`]): a peer that does not speak QUIC is disconnected.
+    ///
+    /// # Errors
+    /// [`TooManyWebSockets`] if no slot is free.
     pub fn accept<S>(
         &self,
         io: S,
@@ -189,7 +195,7 @@ impl EdgeSocket {
         Ok(async move { attached.carry(io, BytesMut::new()).await })
     }
 
-    /// Keep what is sent over UDP to an agent from now on; a WebSocket's is not.
+    /// Start a log of the packets sent over UDP to an agent. Return `None` for a WebSocket.
     pub(crate) fn start_log(&self, remote: SocketAddr) -> Option<SendLogHandle> {
         match self.0.id(remote.ip()) {
             None => Some(self.0.send_logs.start_log(remote)),
@@ -197,13 +203,15 @@ impl EdgeSocket {
         }
     }
 
-    /// Send a short message again that was sent within this time: see [`SendLog::again`](crate::carrier::duplicate::send_log::SendLog::again).
-    pub(crate) fn resend_recent(&self, to: &SendLogHandle, within: Duration, most: u64) {
-        to.resend_within(within, most, |transmit| {
+    /// Resend the packets that were sent to an agent within the given time: see
+    /// [`SendLog::resend_within`](crate::carrier::duplicate::send_log::SendLog::resend_within).
+    pub(crate) fn resend_recent(&self, to: &SendLogHandle, within: Duration, max_bytes: u64) {
+        to.resend_within(within, max_bytes, |transmit| {
             let _ = self.0.send_to_udp(&transmit);
         });
     }
 
+    /// Reserve a slot and a synthetic address for a WebSocket.
     pub(crate) fn attach(&self, peer: PeerInfo) -> Result<AttachedWebSocket, TooManyWebSockets> {
         let limit = self.0.limit;
         let mut websockets = self
@@ -215,9 +223,10 @@ impl EdgeSocket {
             return Err(TooManyWebSockets::InAll { limit });
         }
         let from = subnet(peer.peer.ip());
-        let is_unused =
-            |link: &&Arc<WebSocketLink>| !link.has_session() && subnet(link.peer.address.ip()) == from;
-        if websockets.values().filter(is_unused).count() >= UNUSED_WEBSOCKETS {
+        let is_unused = |link: &&Arc<WebSocketLink>| {
+            !link.has_session() && subnet(link.peer.address.ip()) == from
+        };
+        if websockets.values().filter(is_unused).count() >= MAX_UNUSED_WEBSOCKETS {
             return Err(TooManyWebSockets::Unused);
         }
         let id = self.0.next.fetch_add(1, Ordering::Relaxed);
@@ -231,7 +240,7 @@ impl EdgeSocket {
     }
 }
 
-/// A WebSocket's place in the table; dropped, the socket forgets its address.
+/// The slot of a WebSocket. Dropping it removes the WebSocket's address from the socket.
 pub(crate) struct AttachedWebSocket {
     socket: EdgeSocket,
     id: u64,
@@ -239,7 +248,7 @@ pub(crate) struct AttachedWebSocket {
 }
 
 impl AttachedWebSocket {
-    /// Carry packets until the connection ends; some of what it says may have been read already.
+    /// Move packets until the connection ends. `early` holds bytes that have been read already.
     pub(crate) async fn carry<S>(&self, io: S, early: BytesMut) -> Ended
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -248,7 +257,7 @@ impl AttachedWebSocket {
         websocket::run(io, early, &self.link, arrivals).await
     }
 
-    /// Look at the WebSocket.
+    /// Return the WebSocket.
     #[cfg(unix)]
     pub(crate) fn link(&self) -> &WebSocketLink {
         &self.link
@@ -261,12 +270,13 @@ impl Drop for AttachedWebSocket {
         websockets
             .unwrap_or_else(PoisonError::into_inner)
             .remove(&self.id);
-        // A connection may be waiting for room that nobody will make any more.
+        // A connection may be waiting for room in this queue, which nobody drains any more.
         self.link.queue.start_discarding();
     }
 }
 
 impl Shared {
+    /// Return the synthetic address of a WebSocket.
     fn address(&self, id: u64) -> SocketAddr {
         let [a, b, c, d] = self.prefix;
         let mut bits = u128::from(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0));
@@ -274,7 +284,7 @@ impl Shared {
         (Ipv6Addr::from(bits), PORT).into()
     }
 
-    /// The WebSocket that a made-up address stands for, or `None` for a real address.
+    /// Return the id of the WebSocket with this synthetic address, or `None` for a real address.
     fn id(&self, ip: IpAddr) -> Option<u64> {
         match ip {
             IpAddr::V6(ip) if ip.segments()[..4] == self.prefix => Some(u128::from(ip) as u64),
@@ -324,7 +334,7 @@ impl Shared {
             Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
                 Err(note_blocked(WriteGate::Udp(udp.clone())))
             }
-            // QUIC repeats what the network loses; an error here would end the connection.
+            // QUIC retransmits lost packets; an error here would end the connection.
             Ok(()) | Err(_) => Ok(()),
         }
     }
@@ -341,8 +351,8 @@ impl AsyncUdpSocket for EdgeSocket {
             Some(id) => self.0.send_to_websocket(id, transmit),
             None => {
                 self.0.send_to_udp(transmit)?;
-                self.0.send_logs.sent(transmit, |again| {
-                    let _ = self.0.send_to_udp(&again);
+                self.0.send_logs.sent(transmit, |duplicate| {
+                    let _ = self.0.send_to_udp(&duplicate);
                 });
                 Ok(())
             }
@@ -362,8 +372,8 @@ impl AsyncUdpSocket for EdgeSocket {
         );
         let all = filled.websocket + filled.udp;
         for meta in &mut meta[filled.websocket..all] {
-            // quinn keeps what it has learnt about a path when only the port of an IPv4 client
-            // changes; it must see that it is one.
+            // quinn keeps its path estimates when only the port of an IPv4 client changes, so it must
+            // recognise IPv4 addresses.
             meta.addr.set_ip(meta.addr.ip().to_canonical());
             if self.0.id(meta.addr.ip()).is_some() {
                 meta.len = 0;
@@ -404,8 +414,8 @@ fn same_family(source: IpAddr, destination: IpAddr) -> bool {
     source.to_canonical().is_ipv4() == destination.to_canonical().is_ipv4()
 }
 
-/// A /64 from the range for local use (RFC 4193 §3.2.2), random so that nobody can send UDP
-/// packets that seem to come from a WebSocket.
+/// Return a random /64 of unique local addresses (RFC 4193 §3.2.2). It is random so that nobody can send
+/// UDP packets that seem to come from a WebSocket.
 fn random_prefix() -> io::Result<[u16; 4]> {
     let mut random = [0; 8];
     aws_lc_rs::rand::fill(&mut random).map_err(|_| io::Error::other("no randomness"))?;
@@ -418,5 +428,5 @@ fn random_prefix() -> io::Result<[u16; 4]> {
     ])
 }
 
-/// The port of every made-up address: quinn needs one that is not 0, and nothing else reads it.
+/// The port of every synthetic address: quinn needs one that is not 0, and nothing else uses it.
 const PORT: u16 = 1;

@@ -1,4 +1,4 @@
-//! Messages with descriptors between processes of an edge, as far as systems differ in how they are sent.
+//! Passing file descriptors between processes of an edge: the flags that differ between systems.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -6,8 +6,7 @@ use std::os::fd::OwnedFd;
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::{RecvFlags, SendFlags};
 
-/// Take a descriptor that came with a message. Programs that we start do not get it, also where only a call of
-/// its own says that.
+/// Take a descriptor that was received with a message, and set close-on-exec where receiving does not set it.
 ///
 /// # Errors
 /// If the system refuses.
@@ -18,11 +17,11 @@ pub fn received(descriptor: OwnedFd) -> io::Result<OwnedFd> {
     Ok(descriptor)
 }
 
-/// Do not wait for room, and have no signal sent to us if the other end is gone. Where the system has no such
-/// flag, Rust programs ignore that signal (SIGPIPE) from their start on.
+/// Send flags: do not block, and do not raise SIGPIPE if the other end is gone. Where the system has no such
+/// flag, Rust programs ignore SIGPIPE anyway.
 pub const SEND: SendFlags = SendFlags::DONTWAIT.union(NO_SIGNAL);
 
-/// Do not wait for a message, and keep its descriptors from programs that we start: see [`received`].
+/// Receive flags: do not block, and set close-on-exec on received descriptors: see [`received`].
 pub const RECEIVE: RecvFlags = RecvFlags::DONTWAIT.union(CLOSE_ON_EXEC);
 
 #[cfg(target_os = "linux")]

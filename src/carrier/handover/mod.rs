@@ -1,4 +1,4 @@
-//! One UDP socket, and the WebSockets of agents, shared by two processes of an edge.
+//! Hot restart: sharing one UDP socket, and passing on WebSockets, between two processes of an edge.
 
 #[cfg(unix)]
 pub(crate) mod descriptors;

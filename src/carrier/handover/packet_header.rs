@@ -1,24 +1,25 @@
-//! What one process of an edge tells the other about packets that it passes on to it.
+//! The header of packets that one process of an edge passes on to another.
 
 use std::net::{IpAddr, SocketAddr};
 
 use quinn::udp::{EcnCodepoint, RecvMeta};
 use serde::{Deserialize, Serialize};
 
+/// The metadata of a run of packets, encoded with postcard.
 #[derive(Serialize, Deserialize)]
-struct Label {
+struct PacketHeader {
     from: SocketAddr,
-    /// Of a link-local address, which is none without it.
+    /// The scope id of an IPv6 address. A link-local address is unusable without it.
     scope: u32,
     stride: u32,
     ecn: u8,
     to: Option<IpAddr>,
 }
 
-/// Write down what the kernel has said about received packets, except for their length.
-pub(crate) fn write(meta: &RecvMeta) -> [u8; LABEL] {
-    let mut label = [0; LABEL];
-    let said = Label {
+/// Encode the metadata of received packets, except for their length.
+pub(crate) fn write(meta: &RecvMeta) -> [u8; PACKET_HEADER] {
+    let mut header = [0; PACKET_HEADER];
+    let fields = PacketHeader {
         from: meta.addr,
         scope: match meta.addr {
             SocketAddr::V4(_) => 0,
@@ -28,29 +29,29 @@ pub(crate) fn write(meta: &RecvMeta) -> [u8; LABEL] {
         ecn: meta.ecn.map_or(0, |ecn| ecn as u8),
         to: meta.dst_ip,
     };
-    postcard::to_slice(&said, &mut label).expect("there is room for the longest label");
-    label
+    postcard::to_slice(&fields, &mut header).expect("there is room for the longest header");
+    header
 }
 
-/// Read what [`write()`] wrote, for packets of this length together.
-pub(crate) fn read(label: &[u8; LABEL], len: usize) -> Option<RecvMeta> {
-    let (said, _zeros) = postcard::take_from_bytes::<Label>(label).ok()?;
-    let mut addr = said.from;
+/// Decode a header that [`write()`] encoded. `len` is the length of all its packets together, in bytes.
+pub(crate) fn read(header: &[u8; PACKET_HEADER], len: usize) -> Option<RecvMeta> {
+    let (fields, _zeros) = postcard::take_from_bytes::<PacketHeader>(header).ok()?;
+    let mut addr = fields.from;
     if let SocketAddr::V6(v6) = &mut addr {
-        v6.set_scope_id(said.scope);
+        v6.set_scope_id(fields.scope);
     }
     Some(RecvMeta {
         addr,
         len,
-        stride: said.stride as usize,
-        ecn: EcnCodepoint::from_bits(said.ecn),
-        dst_ip: said.to,
+        stride: fields.stride as usize,
+        ecn: EcnCodepoint::from_bits(fields.ecn),
+        dst_ip: fields.to,
     })
 }
 
-/// Bytes of a label, which stands in front of the packets: what postcard needs at most (53), and
-/// zeros.
-pub(crate) const LABEL: usize = 64;
+/// The length of a header, in bytes. It precedes the packets: what postcard needs at most (53), padded
+/// with zeros.
+pub(crate) const PACKET_HEADER: usize = 64;
 
 #[cfg(test)]
 mod tests {
@@ -59,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_longest_label_comes_back_as_it_was() {
+    fn the_longest_header_survives_a_round_trip() {
         let meta = RecvMeta {
             addr: SocketAddrV6::new(Ipv6Addr::from([0xff; 16]), u16::MAX, 0, u32::MAX).into(),
             len: 7,
@@ -74,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_label_is_not_read_as_one() {
-        assert!(read(&[0xff; LABEL], 7).is_none());
+    fn an_invalid_header_is_rejected() {
+        assert!(read(&[0xff; PACKET_HEADER], 7).is_none());
     }
 }

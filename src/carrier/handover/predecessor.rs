@@ -1,4 +1,4 @@
-//! The edge process before this one, which still has connections.
+//! The predecessor: an older process of this edge that still has connections.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,81 +14,84 @@ use super::{descriptors, packet_header, passed_websocket};
 use crate::carrier::PathKind;
 use crate::carrier::websocket::PeerInfo;
 
-/// Whom some packets and WebSockets have to be passed on to.
+/// An older process, to which the packets and WebSockets of its connections are passed on.
 #[derive(Debug)]
 pub struct Predecessor {
-    /// Marks the connection ids of its connections: [`EdgeKeys`](crate::carrier::EdgeKeys).
+    /// The key of its connection ids: [`EdgeKeys`](crate::carrier::EdgeKeys).
     ids: u64,
-    /// Its [`Successor`](crate::carrier::Successor) reads at the other end.
-    line: OwnedFd,
-    /// Its [`PassedWebSockets`](crate::carrier::PassedWebSockets) receives at the other end.
+    /// The socket for packets. Its [`Successor`](crate::carrier::Successor) receives at the other end.
+    packets: OwnedFd,
+    /// The socket for WebSockets. Its [`PassedWebSockets`](crate::carrier::PassedWebSockets) receives at the other
+    /// end.
     websockets: OwnedFd,
 }
 
-/// Bytes of all connection ids of an edge.
-const ID: usize = 8;
+/// The length of an edge's connection ids, in bytes.
+const CONNECTION_ID: usize = 8;
 
-/// Bytes of a packet that tell whose it is.
-pub(crate) const ENOUGH: usize = LONG + ID;
+/// The bytes at the start of a packet that suffice to find its connection id.
+pub(crate) const ID_PREFIX: usize = LONG_HEADER_ID_OFFSET + CONNECTION_ID;
 
-/// Bytes in front of the id in a packet with a long header.
-const LONG: usize = 6;
+/// The offset of the destination connection id in a packet with a long header (RFC 8999 §5.1).
+const LONG_HEADER_ID_OFFSET: usize = 6;
 
-/// Bytes of a WebSocket that may wait between the processes, each way: as many as in front of the
-/// network, since packets grow old here as well as there.
-const WAITING: usize = 16 * 1024;
+/// Bytes of a WebSocket that may wait between the processes, in each direction: as many as may wait in
+/// front of the network, since queueing delay is as harmful here as there.
+const RELAY_BUFFER: usize = 16 * 1024;
 
 impl Predecessor {
-    /// Know a process by the key of its connection ids and the lines to it, for packets and for
+    /// Describe a process by the key of its connection ids and the sockets to it, for packets and for
     /// WebSockets.
-    pub fn new(ids: u64, [line, websockets]: [OwnedFd; 2]) -> Self {
+    pub fn new(ids: u64, [packets, websockets]: [OwnedFd; 2]) -> Self {
         Self {
             ids,
-            line,
+            packets,
             websockets,
         }
     }
 
-    /// Return what a third process needs to know it, too.
-    pub fn introduce(&self) -> (u64, [BorrowedFd<'_>; 2]) {
-        (self.ids, [self.line.as_fd(), self.websockets.as_fd()])
+    /// Return the key and the sockets, with which a third process can create the same `Predecessor`.
+    pub fn handover_parts(&self) -> (u64, [BorrowedFd<'_>; 2]) {
+        (self.ids, [self.packets.as_fd(), self.websockets.as_fd()])
     }
 
-    /// Report whether it has ended.
+    /// Report whether the process has ended.
     pub(crate) fn is_gone(&self) -> bool {
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-        // It says nothing there, as long as it is there.
+        // The process never sends anything on this socket, so data or an end means that it is gone.
         match recv(&self.websockets, &mut [0; 1][..], flags) {
             Err(err) => !matches!(err, Errno::AGAIN | Errno::INTR),
             Ok(_) => true,
         }
     }
 
-    /// Report whether a packet belongs to one of its connections. Once in 2⁴⁰ that is a mistake, at
-    /// the price of a lost packet.
+    /// Report whether a packet belongs to one of its connections. A false positive, once in 2⁴⁰, costs
+    /// one packet.
     pub(crate) fn owns(&self, packet: &[u8]) -> bool {
         let ids = HashedConnectionIdGenerator::from_key(self.ids);
         destination(packet).is_some_and(|id| ids.validate(&ConnectionId::new(id)).is_ok())
     }
 
-    /// Have it carry a WebSocket, whose bytes are to be moved from and to the returned stream.
+    /// Pass on a WebSocket. The caller must relay its bytes over the returned stream.
     pub(crate) fn pass_on_websocket(&self, peer: &PeerInfo) -> io::Result<UnixStream> {
         let (ours, theirs) = UnixStream::pair()?;
-        if peer.reach == PathKind::Network {
-            SockRef::from(&ours).set_send_buffer_size(WAITING)?;
-            SockRef::from(&theirs).set_send_buffer_size(WAITING)?;
+        if peer.path_kind == PathKind::Network {
+            SockRef::from(&ours).set_send_buffer_size(RELAY_BUFFER)?;
+            SockRef::from(&theirs).set_send_buffer_size(RELAY_BUFFER)?;
         }
         passed_websocket::send(&self.websockets, peer, theirs.as_fd())?;
         Ok(ours)
     }
 
-    /// Pass packets on. They are lost if it does not keep up, as they are in a network; the error
-    /// says that it is gone.
+    /// Pass on packets. If the process does not keep up, they are dropped, as in a network.
+    ///
+    /// # Errors
+    /// If the process does not receive packets, usually because it is gone.
     pub(crate) fn pass_on(&self, meta: &RecvMeta, packets: &[u8]) -> io::Result<()> {
         let label = packet_header::write(meta);
         let message = [IoSlice::new(&label), IoSlice::new(packets)];
         match sendmsg(
-            &self.line,
+            &self.packets,
             &message,
             &mut SendAncillaryBuffer::default(),
             descriptors::SEND,
@@ -99,16 +102,18 @@ impl Predecessor {
     }
 }
 
-/// The id of the connection that a packet is for, if it has the length of ours: the first packets
-/// of a connection bear longer ones (RFC 8999 §5, RFC 9000 §17).
+/// Return the destination connection id of a packet, if it may be one of an edge's: the first packets of
+/// a connection have longer ids (RFC 8999 §5, RFC 9000 §17).
 fn destination(packet: &[u8]) -> Option<&[u8]> {
     let long = packet.first()? & 0x80 != 0;
     let at = match long {
-        true if usize::from(*packet.get(LONG - 1)?) == ID => LONG,
+        true if usize::from(*packet.get(LONG_HEADER_ID_OFFSET - 1)?) == CONNECTION_ID => {
+            LONG_HEADER_ID_OFFSET
+        }
         true => return None,
         false => 1,
     };
-    packet.get(at..at + ID)
+    packet.get(at..at + CONNECTION_ID)
 }
 
 #[cfg(test)]
@@ -125,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn packets_with_ids_of_its_own_are_recognised() {
+    fn packets_with_its_connection_ids_are_recognised() {
         let short = [&[0x40][..], &id(1), b"payload"].concat();
         let long = [&[0xe0, 0, 0, 0, 1, 8][..], &id(1), b"payload"].concat();
 
@@ -136,14 +141,14 @@ mod tests {
     }
 
     #[test]
-    fn a_first_packet_is_nobodys() {
+    fn a_first_packet_belongs_to_no_process() {
         let first = [&[0xc0, 0, 0, 0, 1, 20][..], &id(1), &[0; 12], b"payload"].concat();
 
         assert!(!predecessor(1).owns(&first));
     }
 
     #[test]
-    fn a_packet_that_is_cut_is_nobodys() {
+    fn a_truncated_packet_belongs_to_no_process() {
         let long = [&[0xe0, 0, 0, 0, 1, 8][..], &id(1)].concat();
 
         assert!((0..long.len()).all(|end| !predecessor(1).owns(&long[..end])));

@@ -1,21 +1,21 @@
-//! A UDP socket that processes of an edge share while one takes over from the other.
+//! A UDP socket that the processes of an edge share while one takes over from the other (hot restart).
 //!
-//! All of them have the same socket of the kernel. All send on it; the newest one alone reads it.
-//! Each process marks the ids of its connections with a key of its own, by which the newest one
-//! recognises packets of the others' connections, and passes them on.
+//! All processes have the same kernel socket. All send on it; only the newest one reads it. Each process
+//! generates connection ids with a key of its own, by which the newest one recognises packets of the
+//! others' connections, and passes them on.
 //!
 //! ```text
 //!                       ┌───────────────── successor ─────────────────┐
-//!  network ──▶ socket ──┤ ids of its own, and unknown ones ──▶ quinn  │
-//!                 ▲     │ ids of the predecessor ──▶ line ─┐          │
+//!  network ──▶ socket ──┤ its own and unknown ids ────────▶ quinn     │
+//!                 ▲     │ ids of the predecessor ──▶ pipe ─┐          │
 //!                 │     └──────────────────────────────────│──────────┘
 //!                 │     ┌──────────────── predecessor ─────▼──────────┐
-//!                 └─────┤ quinn ◀───────────────────────── line       │
+//!                 └─────┤ quinn ◀───────────────────────── pipe       │
 //!                       └─────────────────────────────────────────────┘
 //! ```
 //!
-//! A connection so lives on with the process that it began with, to its end, and neither the agent
-//! nor anything in between notices.
+//! A connection thus stays with the process that accepted it until it ends, and neither the agent nor
+//! anything on the path notices. The pipe is a Unix socket that preserves message boundaries.
 
 use std::fmt;
 use std::io::{self, IoSliceMut};
@@ -32,28 +32,28 @@ use tokio_util::sync::CancellationToken;
 use super::predecessors::Predecessors;
 use super::successor::Successor;
 
-/// The socket as one of the processes has it.
+/// One process's view of the shared socket.
 pub struct SharedUdp {
     udp: Arc<dyn AsyncUdpSocket>,
     role: Mutex<Role>,
     predecessors: Predecessors,
-    /// Who polls for packets.
+    /// The task that polls for packets.
     reader: AtomicWaker,
     orphaned: CancellationToken,
 }
 
-/// Who reads the socket.
+/// The reader of the socket.
 enum Role {
-    /// The predecessor does, until it says that it does no more.
+    /// The predecessor reads it, until it hands over.
     Waiting,
-    /// This process does.
+    /// This process reads it.
     Reading,
-    /// The successor does.
+    /// The successor reads it.
     Succeeded(Successor),
 }
 
 impl SharedUdp {
-    /// Share a socket that nobody else reads.
+    /// Share a socket that no other process reads.
     pub fn reading(udp: Arc<dyn AsyncUdpSocket>) -> Arc<Self> {
         Self::new(udp, Role::Reading, Predecessors::default())
     }
@@ -73,22 +73,22 @@ impl SharedUdp {
         })
     }
 
-    /// Read the socket from now on.
+    /// Start reading the socket.
     pub fn read(&self) {
-        self.become_(Role::Reading);
+        self.set_role(Role::Reading);
     }
 
-    /// Let the successor read from now on.
-    pub fn give_over(&self, successor: Successor) {
-        self.become_(Role::Succeeded(successor));
+    /// Stop reading the socket, and receive packets from the successor instead.
+    pub fn hand_over(&self, successor: Successor) {
+        self.set_role(Role::Succeeded(successor));
     }
 
-    /// Wait until the successor and all after it are gone: nobody reads the socket any more.
+    /// Wait until the successor and all later processes are gone: then nobody reads the socket any more.
     pub async fn orphaned(&self) {
         self.orphaned.cancelled().await;
     }
 
-    fn become_(&self, role: Role) {
+    fn set_role(&self, role: Role) {
         *lock(&self.role) = role;
         self.reader.wake();
     }
@@ -121,7 +121,7 @@ impl AsyncUdpSocket for SharedUdp {
                 }
             },
         };
-        self.predecessors.sort(bufs, &mut meta[..filled]);
+        self.predecessors.pass_on_packets(bufs, &mut meta[..filled]);
         Poll::Ready(Ok(filled))
     }
 
@@ -169,11 +169,11 @@ mod tests {
     /// The first of two processes.
     struct First {
         udp: Arc<SharedUdp>,
-        /// Nobody reads it here, but that it is there says that the process is.
+        /// Not read; keeps the process recognisable as running.
         _websockets: PassedWebSockets,
     }
 
-    /// Two processes' views of one socket, and where it is.
+    /// Return two processes' views of one socket, and its address.
     fn shared(key: u64) -> (First, Arc<SharedUdp>, SocketAddr) {
         let ours = UdpSocket::bind("127.0.0.1:0").unwrap();
         let addr = ours.local_addr().unwrap();
@@ -184,7 +184,7 @@ mod tests {
         let (passed, websockets) = PassedWebSockets::new().unwrap();
         let predecessor = Predecessor::new(key, [packets, websockets]);
         let after = SharedUdp::waiting(theirs, [predecessor].into_iter().collect());
-        before.give_over(successor);
+        before.hand_over(successor);
         after.read();
         let first = First {
             udp: before,
@@ -193,7 +193,7 @@ mod tests {
         (first, after, addr)
     }
 
-    /// Receive one run that is not empty.
+    /// Receive packets, skipping empty ones.
     async fn receive(socket: &SharedUdp) -> (Vec<u8>, RecvMeta) {
         let mut memory = [0; 2048];
         loop {
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_process_hears_that_its_successor_is_gone() {
+    async fn a_process_notices_that_its_successor_is_gone() {
         let (before, after, _) = shared(1);
 
         drop(after);
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_predecessor_that_is_gone_is_forgotten() {
+    async fn a_predecessor_that_is_gone_is_removed() {
         let (before, after, addr) = shared(1);
         let agent = UdpSocket::bind("127.0.0.1:0").unwrap();
         let id = HashedConnectionIdGenerator::from_key(1).generate_cid();
@@ -248,6 +248,6 @@ mod tests {
         agent.send_to(b"new", addr).unwrap();
 
         assert_eq!(receive(&after).await.0, b"new");
-        assert!(after.predecessors.living().is_empty());
+        assert!(after.predecessors.alive().is_empty());
     }
 }

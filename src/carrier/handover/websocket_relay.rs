@@ -1,16 +1,16 @@
-//! WebSockets that lead to this process and belong to another one's session.
+//! Relaying of WebSockets that this process accepts but whose session belongs to an older process.
 //!
-//! A session stays with the process of the edge that it began with, while the newest process has the
-//! listeners. A WebSocket that an agent dials for an old session is recognised by its first packet;
-//! from then on it is only bytes here, for the process that has the session:
+//! A session stays with the process of the edge that accepted it, while the newest process has the
+//! listeners. A WebSocket that an agent dials for an old session is recognised by its first packet.
+//! From then on, this process only relays its bytes to the process that has the session:
 //!
 //! ```text
 //!                          successor                       predecessor
 //!  agent ══ TCP, TLS ══ accept_or_relay ── Unix stream ── accept ── websocket ── quinn
 //! ```
 //!
-//! One WebSocket is one connection's, so that whole WebSockets can be sorted, and no packet after the
-//! first is looked at. Whoever must wait, waits as on one long TCP connection.
+//! A WebSocket belongs to one connection, so whole WebSockets can be relayed, and no packet after the
+//! first is inspected. Backpressure works as on one long TCP connection.
 
 use std::io;
 
@@ -24,12 +24,15 @@ use super::predecessors::Predecessors;
 use crate::carrier::edge::socket::{EdgeSocket, TooManyWebSockets};
 use crate::carrier::websocket;
 use crate::carrier::websocket::frames;
-use crate::carrier::websocket::{Ended, WebSocketLink, PeerInfo, QUIC_TIMEOUT};
+use crate::carrier::websocket::{Ended, PeerInfo, QUIC_TIMEOUT, WebSocketLink};
 use crate::proto::DATAGRAMS_HEADER;
 
 impl EdgeSocket {
-    /// Carry packets as [`accept`](Self::accept) does, unless they are for a connection of a
-    /// predecessor: that one then carries them, and the future moves bytes between it and the agent.
+    /// Move packets as [`accept`](Self::accept) does, unless they are for a connection of a
+    /// predecessor: then the future relays bytes between that process and the agent.
+    ///
+    /// # Errors
+    /// [`TooManyWebSockets`] if no slot is free.
     pub fn accept_or_relay<S>(
         &self,
         predecessors: &Predecessors,
@@ -51,15 +54,15 @@ impl EdgeSocket {
             match predecessors.pass_on_websocket(&packet, &peer) {
                 Ok(None) => attached.carry(io, early).await,
                 Ok(Some(process)) => relay(io, &early, process, attached.link()).await,
-                // The agent dials again, and may be luckier.
+                // The agent dials again, which may succeed.
                 Err(err) => Ended::Lost(err),
             }
         })
     }
 }
 
-/// Read until it can be told whose the first packet is. If that takes too long, or the connection
-/// ends, it is nobody's, and whoever carries it finds out what is the matter.
+/// Read until the connection id of the first packet is known. If that takes too long, or the connection
+/// ends, the WebSocket is treated as this process's own, which then reports the problem.
 async fn read_first_packet(io: &mut (impl AsyncRead + Unpin), early: &mut BytesMut) {
     let read = async {
         while first_packet(early).is_none() && io.read_buf(early).await? > 0 {}
@@ -68,20 +71,20 @@ async fn read_first_packet(io: &mut (impl AsyncRead + Unpin), early: &mut BytesM
     let _ = timeout(QUIC_TIMEOUT, read).await;
 }
 
-/// The beginning of the first packet, once there is enough of it.
+/// Return the start of the first packet, once enough of it has been read.
 fn first_packet(early: &[u8]) -> Option<Vec<u8>> {
     let mut message = frames::payload_prefix(early, DATAGRAMS_HEADER + ID_PREFIX)?;
     Some(message.split_off(DATAGRAMS_HEADER.min(message.len())))
 }
 
-/// Move bytes between an agent and the process that carries its WebSocket until either ends.
+/// Relay bytes between an agent and the process that has its session until either ends.
 async fn relay(
     io: impl AsyncRead + AsyncWrite,
     early: &[u8],
     mut process: UnixStream,
     link: &WebSocketLink,
 ) -> Ended {
-    // Whether it is one of a session, the other process knows.
+    // The other process checks whether the WebSocket gets a session.
     link.session_started();
     let (mut from_agent, mut to_agent) = tokio::io::split(io);
     let (mut from_process, mut to_process) = process.split();
@@ -93,13 +96,13 @@ async fn relay(
     let ended = tokio::select! {
         ended = there => ended,
         ended = back => ended,
-        // The other process watches, too, but cannot be heard while the agent takes nothing.
+        // The other process enforces timeouts, too, but cannot end the relay while the agent reads nothing.
         ended = websocket::watch(link) => return ended,
     };
     ended.map_or_else(Ended::Lost, |()| Ended::Closed)
 }
 
-/// Copy to the end, and note whenever something has come.
+/// Copy until the end, and call `note` after each read.
 async fn copy(
     from: &mut (impl AsyncRead + Unpin),
     to: &mut (impl AsyncWrite + Unpin),
@@ -117,7 +120,7 @@ async fn copy(
     }
 }
 
-/// Bytes that are moved at once: a TLS record's.
+/// The size of the copy buffer, in bytes: a TLS record.
 const CHUNK: usize = 16 * 1024;
 
 #[cfg(test)]
@@ -137,7 +140,7 @@ mod tests {
     use crate::carrier::{CongestionOwner, PathKind};
     use crate::proto::Datagrams;
 
-    /// A process, and an agent's WebSocket that has come to it.
+    /// The newer process, and an agent's WebSocket that it has accepted.
     struct Second {
         agent: DuplexStream,
         accepted: JoinHandle<Ended>,
@@ -145,7 +148,7 @@ mod tests {
         _endpoint: quinn::Endpoint,
     }
 
-    /// What marks the ids of the first process.
+    /// The key of the older process's connection ids.
     const FIRST: u64 = 1;
 
     fn peer() -> PeerInfo {
@@ -156,7 +159,7 @@ mod tests {
         }
     }
 
-    /// What the first process receives with, and the second one.
+    /// Return the older process's receiver, and the newer process.
     fn processes() -> (PassedWebSockets, Second) {
         let (_, packets) = Successor::new().unwrap();
         let (passed, websockets) = PassedWebSockets::new().unwrap();
@@ -176,7 +179,7 @@ mod tests {
         (passed, second)
     }
 
-    /// A message with a packet for a connection whose id is marked so, and the end.
+    /// Return a message with a packet for a connection id made with this key, and a close frame.
     fn message(ids: u64) -> Vec<u8> {
         let id = HashedConnectionIdGenerator::from_key(ids).generate_cid();
         let packet = [&[0x40][..], &id, b"payload"].concat();
@@ -209,7 +212,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_websocket_of_our_own_loses_nothing_by_the_look_at_it() {
+    async fn a_websocket_of_our_own_is_served_with_the_bytes_already_read() {
         let (_passed, mut second) = processes();
 
         second.agent.write_all(&message(FIRST + 1)).await.unwrap();
@@ -221,7 +224,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_agent_hears_that_the_process_with_its_session_is_gone() {
+    async fn the_relay_ends_when_the_process_with_the_session_is_gone() {
         let (passed, mut second) = processes();
         second.agent.write_all(&message(FIRST)).await.unwrap();
         let first = passed.next().await.unwrap().unwrap();
@@ -236,7 +239,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_process_that_never_answers_does_not_hold_a_websocket() {
+    async fn a_websocket_is_closed_if_the_other_process_never_answers() {
         let (passed, mut second) = processes();
 
         second.agent.write_all(&message(FIRST)).await.unwrap();

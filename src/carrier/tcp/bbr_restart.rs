@@ -1,9 +1,9 @@
-//! A TCP connection whose first packets after a pause leave at once.
+//! A TCP connection that resets BBR after idle, so that the first packets after a pause are not paced slowly.
 //!
-//! BBR paces by the rate that it has seen. Who asks for one small thing after the other shows it next to nothing,
-//! and as soon as a packet is lost on the way, it takes that for what the path can do: an answer of 10 KiB is
-//! spread over a whole round trip then, and the next one as well. It has no way back while little is sent. So we
-//! have it begin anew, where nothing is on its way that it would forget.
+//! BBR paces by its estimate of the bandwidth. A connection with one small request after the other gives it few
+//! samples, and as soon as a packet is lost, it takes those samples for the path's bandwidth: a response of 10 KiB
+//! is then spread over a whole round trip, and so is the next one. BBR does not recover from that while little is
+//! sent. So this module resets BBR, but only while next to nothing is in flight that it would lose track of.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// See the module.
+/// A TCP stream that resets BBR before a write where pacing would delay it. See the module.
 pub(crate) struct BbrRestart {
     tcp: TcpStream,
     #[cfg(target_os = "linux")]
@@ -92,71 +92,72 @@ mod linux {
 
     use crate::carrier::tcp::options;
 
-    /// What there is to know of a socket's BBR.
+    /// The state of the BBR resets of one socket.
     pub(crate) struct Bbr {
-        /// When it was last looked at; never on a socket that has another congestion control.
-        looked: Option<Instant>,
+        /// The time of the last check. `None` disables checks: the socket uses another congestion control.
+        last_check: Option<Instant>,
     }
 
     impl Bbr {
         pub(crate) fn of(tcp: &TcpStream) -> Self {
             let is_on_bbr = options::is_on_bbr(&SockRef::from(tcp));
             Self {
-                looked: is_on_bbr.then(Instant::now),
+                last_check: is_on_bbr.then(Instant::now),
             }
         }
 
-        /// Have BBR begin anew if little is on its way, and the next flight would take long to leave.
+        /// Reset BBR if little is in flight and the next flight would be paced too slowly. Checks the socket at most
+        /// once per [`CHECK_INTERVAL`].
         pub(crate) fn before_write(&mut self, tcp: &TcpStream) {
-            let Some(looked) = &mut self.looked else {
+            let Some(last_check) = &mut self.last_check else {
                 return;
             };
             let now = Instant::now();
-            if now.saturating_duration_since(*looked) < LOOK {
+            if now.saturating_duration_since(*last_check) < CHECK_INTERVAL {
                 return;
             }
-            *looked = now;
-            if Info::of(tcp).is_ok_and(|info| info.is_slow_to_begin())
+            *last_check = now;
+            if TcpInfo::of(tcp).is_ok_and(|info| info.would_pace_slowly())
                 && let Err(err) = reset_bbr(&SockRef::from(tcp))
             {
-                debug!(%err, "a tcp socket does not begin anew");
-                self.looked = None;
+                debug!(%err, "cannot reset BBR on a TCP socket");
+                self.last_check = None;
             }
         }
     }
 
-    /// Make BBR forget: only another congestion control in between does. Whoever may not have BBR any more stays
-    /// with that one.
+    /// Reset BBR's estimates by switching to another congestion control and back, which is the only way. If the
+    /// system no longer permits BBR, the socket stays with the other one.
     fn reset_bbr(tcp: &SockRef) -> io::Result<()> {
         tcp.set_tcp_congestion(b"reno")?;
         options::set_bbr(tcp)
     }
 
-    /// The beginning of the kernel's `struct tcp_info`, as far as it is wanted (`linux/tcp.h`; its fields stay
-    /// where they are, new ones come behind).
+    /// The first part of the kernel's `struct tcp_info` (`linux/tcp.h`), as far as it is needed. Its fields never
+    /// move; new ones are appended.
     #[repr(C)]
     #[derive(Default)]
-    pub(crate) struct Info {
+    pub(crate) struct TcpInfo {
         state: [u8; 8],
         timeouts: [u32; 2],
-        /// Bytes of a segment.
+        /// The maximum segment size, in bytes.
         segment: u32,
         segment_received: u32,
-        /// Segments on their way.
+        /// Segments in flight.
         unacked: u32,
         between: [u32; 10],
-        /// Smoothed round trip in microseconds.
+        /// The smoothed round-trip time, in microseconds.
         rtt: u32,
         behind: [u32; 8],
-        /// Bytes per second.
+        /// The pacing rate, in bytes per second.
         pacing_rate: u64,
     }
 
-    impl Info {
+    impl TcpInfo {
         pub(crate) fn of(tcp: &TcpStream) -> io::Result<Self> {
             let mut info = Self::default();
             let mut length = size_of::<Self>() as libc::socklen_t;
-            // SAFETY: the kernel writes no more than `length` bytes, which are integers all.
+            // SAFETY: the kernel writes at most `length` bytes, and all fields are integers.
             let result = unsafe {
                 libc::getsockopt(
                     tcp.as_raw_fd(),
@@ -172,20 +173,24 @@ mod linux {
             }
         }
 
-        fn is_slow_to_begin(&self) -> bool {
+        /// Report whether little is in flight and BBR would spread the next flight over more than half of a
+        /// round trip.
+        fn would_pace_slowly(&self) -> bool {
             let a_round_trip = self.pacing_rate.saturating_mul(self.rtt.into()) / 1_000_000;
-            self.unacked <= FEW && a_round_trip < FLIGHT * u64::from(self.segment)
+            self.unacked <= MAX_IN_FLIGHT
+                && a_round_trip < MIN_SEGMENTS_PER_RTT * u64::from(self.segment)
         }
     }
 
-    /// How often the socket is looked at while packets are written.
-    const LOOK: Duration = Duration::from_millis(10);
+    /// The shortest time between two checks of the socket.
+    const CHECK_INTERVAL: Duration = Duration::from_millis(10);
 
-    /// Segments on their way that are little: an acknowledgement of QUIC's goes ahead of an answer.
-    const FEW: u32 = 2;
+    /// Segments that may be in flight when BBR is reset: QUIC sends an acknowledgement ahead of a response.
+    const MAX_IN_FLIGHT: u32 = 2;
 
-    /// Segments that may leave within a round trip at least: the initial window (RFC 6928) within half of it.
-    const FLIGHT: u64 = 20;
+    /// Segments per round trip below which pacing is too slow: the initial window (RFC 6928) within half of a round
+    /// trip.
+    const MIN_SEGMENTS_PER_RTT: u64 = 20;
 
     #[cfg(test)]
     mod tests {
@@ -195,7 +200,7 @@ mod linux {
         use super::*;
 
         #[tokio::test]
-        async fn the_kernel_says_what_we_read_where_we_read_it() {
+        async fn tcp_info_has_the_layout_of_the_kernels_structure() {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let connecting = TcpStream::connect(listener.local_addr().unwrap());
             let (mut near, far) = tokio::try_join!(connecting, listener.accept()).unwrap();
@@ -205,7 +210,7 @@ mod linux {
             far.write_all(b"and back").await.unwrap();
             near.read_exact(&mut [0; 8]).await.unwrap();
 
-            let info = Info::of(&near).unwrap();
+            let info = TcpInfo::of(&near).unwrap();
 
             const ESTABLISHED: u8 = 1;
             assert_eq!(info.state[0], ESTABLISHED);
@@ -216,18 +221,21 @@ mod linux {
         }
 
         #[test]
-        fn a_connection_begins_anew_where_an_answer_would_be_spread_over_a_round_trip() {
-            let at = |mbit: u64, unacked| Info {
+        fn bbr_is_reset_where_a_response_would_be_spread_over_a_round_trip() {
+            let at = |mbit: u64, unacked| TcpInfo {
                 segment: 1_448,
                 unacked,
                 rtt: 40_000,
                 pacing_rate: mbit * 125_000,
-                ..Info::default()
+                ..TcpInfo::default()
             };
 
-            assert!(at(2, 0).is_slow_to_begin());
-            assert!(!at(20, 0).is_slow_to_begin());
-            assert!(!at(2, 8).is_slow_to_begin(), "it would forget these");
+            assert!(at(2, 0).would_pace_slowly());
+            assert!(!at(20, 0).would_pace_slowly());
+            assert!(
+                !at(2, 8).would_pace_slowly(),
+                "BBR would lose track of these"
+            );
         }
     }
 }

@@ -1,6 +1,6 @@
-//! The way to the edge's HTTPS port: TCP, proxies, TLS and the upgrade, hop by hop.
+//! Connecting to the edge's HTTPS port, step by step: DNS, TCP, TLS and the upgrade.
 //!
-//! Every hop has a limit and its own error, which names the hop and what to do about it.
+//! Every step has a time limit and its own error, which names the peer and what to do about it.
 
 use std::{
     error::Error, fmt, future::poll_fn, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration,
@@ -22,7 +22,7 @@ use super::{happy_eyeballs, options};
 use crate::carrier::PathKind;
 use crate::carrier::agent::websocket_tasks::Io;
 
-/// What went wrong on the way to the edge.
+/// A TCP connection to the edge, or the WebSocket on it, could not be established.
 #[derive(Debug, thiserror::Error)]
 pub enum TcpConnectError {
     #[error("cannot resolve {host}; check the name and this machine's DNS")]
@@ -31,42 +31,42 @@ pub enum TcpConnectError {
         #[source]
         err: io::Error,
     },
-    #[error("cannot connect to {hop} at {addr}; is it running, and is the port open?")]
+    #[error("cannot connect to {peer} at {addr}; is it running, and is the port open?")]
     Connect {
-        hop: Peer,
+        peer: Peer,
         addr: SocketAddr,
         #[source]
         err: io::Error,
     },
-    #[error("no answer from {hop} within {} s; something on the way drops packets", HOP.as_secs())]
-    TimedOut { hop: Peer },
-    #[error("TLS with {hop} failed")]
+    #[error("no answer from {peer} within {} s; something on the way drops packets", STEP_TIMEOUT.as_secs())]
+    TimedOut { peer: Peer },
+    #[error("TLS with {peer} failed")]
     Tls {
-        hop: Peer,
+        peer: Peer,
         #[source]
         err: io::Error,
     },
-    #[error("{hop} did not speak HTTP")]
+    #[error("{peer} did not speak HTTP")]
     Http {
-        hop: Peer,
+        peer: Peer,
         #[source]
         err: hyper::Error,
     },
     #[error(
-        "{hop} wants a user name and a password: put them into its URL (scheme://user:password@host:port)"
+        "{peer} wants a user name and a password: put them into its URL (scheme://user:password@host:port)"
     )]
-    ProxyAuthentication { hop: Peer },
-    #[error("{hop} refused to connect to {target} with status {status}")]
+    ProxyAuthentication { peer: Peer },
+    #[error("{peer} refused to connect to {target} with status {status}")]
     ProxyRefused {
-        hop: Peer,
+        peer: Peer,
         target: String,
         status: StatusCode,
     },
     #[error(
-        "{hop} did not connect to {target}; if it wants a user name and a password, put them into its URL"
+        "{peer} did not connect to {target}; if it wants a user name and a password, put them into its URL"
     )]
     Socks {
-        hop: Peer,
+        peer: Peer,
         target: String,
         #[source]
         err: Box<dyn Error + Send + Sync>,
@@ -74,18 +74,18 @@ pub enum TcpConnectError {
     #[error("{0} is not the URL of a proxy: use http://, https:// or socks5://")]
     ProxyUrl(String),
     #[error(
-        "{hop} answered {status} to the websocket upgrade; it must be an edge, or pass upgrades on to one"
+        "{peer} answered {status} to the websocket upgrade; it must be an edge, or pass upgrades on to one"
     )]
-    NotUpgraded { hop: Peer, status: StatusCode },
-    #[error("{hop} accepted the websocket upgrade with a wrong key; a cache on the way?")]
-    WrongAccept { hop: Peer },
+    NotUpgraded { peer: Peer, status: StatusCode },
+    #[error("{peer} accepted the websocket upgrade with a wrong key; a cache on the way?")]
+    WrongAccept { peer: Peer },
     #[error("{0} is not the URL of an edge: use wss://host or ws://host")]
     Url(Uri),
     #[error("this machine gives no randomness")]
     Randomness,
 }
 
-/// Who is at the other end of a hop.
+/// The peer of a TCP connection: the edge, or a proxy on the path. Holds `host:port`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Peer {
     Edge(String),
@@ -101,7 +101,7 @@ impl fmt::Display for Peer {
     }
 }
 
-/// Resolve a host to a few addresses, families alternating.
+/// Resolve a host to a few addresses, IPv4 and IPv6 alternating. There is at least one.
 pub(crate) async fn resolve(
     host: &str,
     port: u16,
@@ -123,57 +123,57 @@ pub(crate) async fn resolve(
     }
 }
 
-/// Connect to the first address that answers; later ones join in one after the other.
+/// Connect to the first address that answers (Happy Eyeballs), and set the options of the socket.
 pub(crate) async fn connect(
-    hop: &Peer,
+    peer: &Peer,
     addresses: Vec<SocketAddr>,
 ) -> Result<TcpStream, TcpConnectError> {
-    let (tcp, addr) = match happy_eyeballs::connect(&addresses, HOP).await {
+    let (tcp, addr) = match happy_eyeballs::connect(&addresses, STEP_TIMEOUT).await {
         Ok(connected) => connected,
         Err(mut failures) => {
             return Err(match failures.pop() {
                 Some((addr, err)) if err.kind() != io::ErrorKind::TimedOut => {
                     TcpConnectError::Connect {
-                        hop: hop.clone(),
+                        peer: peer.clone(),
                         addr,
                         err,
                     }
                 }
-                _ => TcpConnectError::TimedOut { hop: hop.clone() },
+                _ => TcpConnectError::TimedOut { peer: peer.clone() },
             });
         }
     };
-    options::ask_for_bbr(&tcp, addr);
-    let reach = match hop {
+    options::request_bbr(&tcp, addr);
+    let path_kind = match peer {
         Peer::Edge(_) => PathKind::of(addr),
         Peer::Proxy(_) => PathKind::Network,
     };
-    options::shorten_send_queue(&tcp, reach);
+    options::limit_send_queue(&tcp, path_kind);
     Ok(tcp)
 }
 
-/// Put TLS on a connection.
+/// Perform the TLS handshake of a client on a connection.
 pub(crate) async fn tls_handshake(
-    hop: &Peer,
+    peer: &Peer,
     host: &str,
     io: Box<dyn Io>,
     tls: &Arc<rustls::ClientConfig>,
 ) -> Result<Box<dyn Io>, TcpConnectError> {
     let failed = |err| TcpConnectError::Tls {
-        hop: hop.clone(),
+        peer: peer.clone(),
         err,
     };
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     let name =
         ServerName::try_from(bare.to_owned()).map_err(|err| failed(io::Error::other(err)))?;
     let connecting = TlsConnector::from(tls.clone()).connect(name, io);
-    let Ok(connected) = timeout(HOP, connecting).await else {
-        return Err(TcpConnectError::TimedOut { hop: hop.clone() });
+    let Ok(connected) = timeout(STEP_TIMEOUT, connecting).await else {
+        return Err(TcpConnectError::TimedOut { peer: peer.clone() });
     };
     Ok(Box::new(connected.map_err(failed)?))
 }
 
-/// What a hop said to a request that asks for the connection itself.
+/// The response to a request that turns the connection into a byte stream.
 pub(crate) enum Answer {
     Upgraded(HeaderMap, Box<dyn Io>),
     Refused(StatusCode),
@@ -181,24 +181,24 @@ pub(crate) enum Answer {
 
 /// Send a request that turns the connection into a byte stream: an upgrade or a CONNECT.
 pub(crate) async fn request_tunnel(
-    hop: &Peer,
+    peer: &Peer,
     io: Box<dyn Io>,
     request: Request<Empty<Bytes>>,
 ) -> Result<Answer, TcpConnectError> {
-    match timeout(HOP, exchange(io, request)).await {
+    match timeout(STEP_TIMEOUT, exchange(io, request)).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(err)) => Err(TcpConnectError::Http {
-            hop: hop.clone(),
+            peer: peer.clone(),
             err,
         }),
-        Err(_) => Err(TcpConnectError::TimedOut { hop: hop.clone() }),
+        Err(_) => Err(TcpConnectError::TimedOut { peer: peer.clone() }),
     }
 }
 
 async fn exchange(io: Box<dyn Io>, request: Request<Empty<Bytes>>) -> hyper::Result<Answer> {
     let connect = request.method() == http::Method::CONNECT;
     let mut http = http1::Builder::new();
-    http.max_buf_size(HEAD);
+    http.max_buf_size(MAX_RESPONSE_HEAD);
     let (mut sender, connection) = http.handshake(TokioIo::new(io)).await?;
     let mut connection = pin!(connection.with_upgrades());
     let mut answer = pin!(sender.send_request(request));
@@ -207,7 +207,7 @@ async fn exchange(io: Box<dyn Io>, request: Request<Empty<Bytes>>) -> hyper::Res
         biased;
         response = &mut answer => response?,
         ended = &mut connection => {
-            // It ends by itself once it has been handed over, maybe before we see the answer.
+            // hyper's connection ends once the byte stream is handed over, possibly before the response is seen.
             ended?;
             handed_over = true;
             answer.await?
@@ -233,8 +233,8 @@ async fn exchange(io: Box<dyn Io>, request: Request<Empty<Bytes>>) -> hyper::Res
     Ok(Answer::Upgraded(headers, Box::new(TokioIo::new(upgraded))))
 }
 
-/// How long a hop may take: DNS, TCP and TLS repeat lost packets after 1, 2 and 4 s.
-pub(crate) const HOP: Duration = Duration::from_secs(10);
+/// The time limit of each step: DNS, TCP and TLS retransmit lost packets after 1, 2 and 4 s.
+pub(crate) const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The longest head of an answer: far more than any proxy or edge says.
-const HEAD: usize = 16 * 1024;
+/// The longest response head, in bytes: far more than any proxy or edge sends.
+const MAX_RESPONSE_HEAD: usize = 16 * 1024;

@@ -1,4 +1,4 @@
-//! TCP connections to hosts that have several addresses (Happy Eyeballs, RFC 8305).
+//! Happy Eyeballs (RFC 8305): TCP connections to hosts that have several addresses.
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,7 +10,8 @@ use futures_util::stream::FuturesUnordered;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
-/// Choose a few of a host's addresses, families alternating, that of the first in front.
+/// Choose up to four of a host's addresses, with the address families alternating and that of the first in
+/// front.
 pub fn alternate(found: impl IntoIterator<Item = SocketAddr>) -> Vec<SocketAddr> {
     let found: Vec<_> = found.into_iter().collect();
     let first_is_ipv6 = found.first().is_some_and(SocketAddr::is_ipv6);
@@ -21,17 +22,18 @@ pub fn alternate(found: impl IntoIterator<Item = SocketAddr>) -> Vec<SocketAddr>
     let turns = (0..longest).flat_map(|i| [first.get(i), second.get(i)]);
     let mut addresses = Vec::new();
     for addr in turns.flatten() {
-        if !addresses.contains(addr) && addresses.len() < ADDRESSES {
+        if !addresses.contains(addr) && addresses.len() < MAX_ADDRESSES {
             addresses.push(*addr);
         }
     }
     addresses
 }
 
-/// Connect to the first address that answers. Each joins when the one before it has failed or taken [`STAGGER`].
+/// Connect to the first address that answers. Each attempt starts when the one before it has failed, or has taken
+/// [`CONNECTION_ATTEMPT_DELAY`]. `limit` applies to each attempt.
 ///
 /// # Errors
-/// Of every address, if none answers within the limit.
+/// Returns the error of every address if none answers within the limit.
 pub async fn connect(
     addresses: &[SocketAddr],
     limit: Duration,
@@ -45,14 +47,14 @@ pub async fn connect(
             None if attempts.is_empty() => return Err(failures),
             None => {}
         }
-        let mut stagger = pin!(sleep(STAGGER));
+        let mut delay = pin!(sleep(CONNECTION_ATTEMPT_DELAY));
         tokio::select! {
             biased;
             Some(outcome) = attempts.next() => match outcome {
                 (addr, Ok(tcp)) => return Ok((tcp, addr)),
                 (addr, Err(err)) => failures.push((addr, err)),
             },
-            () = &mut stagger, if waiting.len() > 0 => {}
+            () = &mut delay, if waiting.len() > 0 => {}
         }
     }
 }
@@ -63,11 +65,11 @@ async fn attempt(addr: SocketAddr, limit: Duration) -> (SocketAddr, io::Result<T
     (addr, connected.unwrap_or_else(|_| timed_out()))
 }
 
-/// How long an address is tried alone before the next one joins (RFC 8305 §5).
-pub const STAGGER: Duration = Duration::from_millis(250);
+/// The Connection Attempt Delay (RFC 8305 §5): the time before the next address is tried, too.
+pub const CONNECTION_ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
-/// Addresses of one host that are tried: two of each family.
-const ADDRESSES: usize = 4;
+/// The most addresses of one host that are tried: two of each family.
+const MAX_ADDRESSES: usize = 4;
 
 #[cfg(test)]
 mod tests {
@@ -95,27 +97,36 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_address_that_refuses_makes_room_for_the_next_at_once() {
+    async fn a_refused_connection_starts_the_next_attempt_at_once() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let nobody = SocketAddr::from((Ipv6Addr::LOCALHOST, addr.port()));
 
         let started = std::time::Instant::now();
-        let (_, connected) = connect(&[nobody, addr], STAGGER * 10).await.unwrap();
+        let (_, connected) = connect(&[nobody, addr], CONNECTION_ATTEMPT_DELAY * 10)
+            .await
+            .unwrap();
 
         assert_eq!(connected, addr);
-        assert!(started.elapsed() < STAGGER);
+        assert!(started.elapsed() < CONNECTION_ATTEMPT_DELAY);
     }
 
     #[tokio::test]
-    async fn all_failures_are_told() {
+    async fn all_failures_are_returned() {
         let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = free.local_addr().unwrap();
         drop(free);
 
-        let failures = connect(&[addr, addr], STAGGER).await.unwrap_err();
+        let failures = connect(&[addr, addr], CONNECTION_ATTEMPT_DELAY)
+            .await
+            .unwrap_err();
 
         assert_eq!(failures.len(), 2);
-        assert!(connect(&[], STAGGER).await.unwrap_err().is_empty());
+        assert!(
+            connect(&[], CONNECTION_ATTEMPT_DELAY)
+                .await
+                .unwrap_err()
+                .is_empty()
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! The way to the edge over TCP: connecting, proxies, TLS, and socket options.
+//! TCP connections: Happy Eyeballs, proxies, TLS, and socket options.
 
 pub(crate) mod bbr_restart;
 pub(crate) mod connect;

@@ -1,4 +1,4 @@
-//! TCP sockets as both ends want them.
+//! Options of TCP sockets: congestion control, and limits on the kernel's send queues.
 
 use std::net::SocketAddr;
 use std::sync::Once;
@@ -8,25 +8,25 @@ use tracing::debug;
 
 use crate::carrier::{CongestionOwner, PathKind};
 
-/// Ask the kernel for BBR, a congestion control that does not take every loss for a full queue, for a
-/// connection to this address or a listener on it. What a listener has, the connections get that it
-/// accepts.
+/// Request BBR, a congestion control that does not take every loss for a full queue, for a connection to
+/// this address or a listener on it. Accepted connections inherit it from their listener.
 ///
-/// Where there is none, or none for us, the socket keeps what it has. So it does within this machine:
-/// nothing is lost there, and BBR's pacing would only cost time.
+/// Where BBR is unavailable or not permitted, the socket keeps the system's congestion control. So it
+/// does on loopback: nothing is lost there, and BBR's pacing would only add latency.
 pub fn request_bbr<'s>(tcp: impl Into<SockRef<'s>>, addr: SocketAddr) {
     if PathKind::of(addr) == PathKind::Loopback {
         return;
     }
     if let Err(err) = set_bbr(&tcp.into()) {
-        // The same answer for every socket.
-        static TOLD: Once = Once::new();
-        TOLD.call_once(|| debug!(%err, "tcp sockets keep the system's congestion control"));
+        // Logged once: the result is the same for every socket.
+        static LOGGED: Once = Once::new();
+        LOGGED.call_once(|| debug!(%err, "TCP sockets keep the system's congestion control"));
     }
 }
 
-/// Tell whether congestion can be left to the kernel on a connection that leads, without a proxy on the way,
-/// to this address: whether it is on BBR, which keeps the network's queue short.
+/// Determine whether QUIC can leave congestion control to the kernel's TCP on a connection to this address,
+/// which must lead there without a proxy: it can if the connection uses BBR, which keeps the queues in the
+/// network short.
 pub fn congestion_owner<'s>(tcp: impl Into<SockRef<'s>>, peer: SocketAddr) -> CongestionOwner {
     match PathKind::of(peer) == PathKind::Network && is_on_bbr(&tcp.into()) {
         true => CongestionOwner::Tcp,
@@ -34,8 +34,8 @@ pub fn congestion_owner<'s>(tcp: impl Into<SockRef<'s>>, peer: SocketAddr) -> Co
     }
 }
 
-/// Return how many bytes of a connection the kernel keeps that the peer has not acknowledged, where the
-/// system tells.
+/// Return the bytes in a connection's send buffer that the peer has not acknowledged (`SIOCOUTQ`), where the
+/// system reports them.
 #[cfg(target_os = "linux")]
 pub fn unacknowledged<'s>(tcp: impl Into<SockRef<'s>>) -> Option<u32> {
     use std::os::fd::AsRawFd;
@@ -47,8 +47,8 @@ pub fn unacknowledged<'s>(tcp: impl Into<SockRef<'s>>) -> Option<u32> {
     (result == 0).then(|| u32::try_from(bytes).unwrap_or(0))
 }
 
-/// Return how many bytes of a connection the kernel keeps that the peer has not acknowledged, where the
-/// system tells.
+/// Return the bytes in a connection's send buffer that the peer has not acknowledged (`SIOCOUTQ`), where the
+/// system reports them.
 #[cfg(not(target_os = "linux"))]
 pub fn unacknowledged<'s>(_: impl Into<SockRef<'s>>) -> Option<u32> {
     None
@@ -75,9 +75,9 @@ fn set_bbr(_: &SockRef) -> std::io::Result<()> {
     Err(std::io::ErrorKind::Unsupported.into())
 }
 
-/// Keep the kernel's queue in front of a TCP connection short and send small packets at once.
+/// Limit the unsent bytes in the kernel's send queue of a TCP connection, and disable Nagle's algorithm.
 ///
-/// For every TCP connection that may become a WebSocket, before TLS is put on it.
+/// For every TCP connection that may become a WebSocket, before TLS is started on it.
 pub fn limit_send_queue<'s>(tcp: impl Into<SockRef<'s>>, path_kind: PathKind) {
     let tcp = tcp.into();
     let unsent = match path_kind {
@@ -88,37 +88,39 @@ pub fn limit_send_queue<'s>(tcp: impl Into<SockRef<'s>>, path_kind: PathKind) {
         .set_tcp_nodelay(true)
         .and_then(|()| limit_unsent(&tcp, unsent));
     if let Err(err) = asked {
-        debug!(%err, "tcp socket keeps its options");
+        debug!(%err, "the TCP socket keeps its default options");
     }
 }
 
-/// Keep the kernel's queues short of what the connections that a listener accepts are sent.
+/// Limit the unsent bytes in the kernel's send queue of every connection that a listener accepts.
 pub fn limit_visitor_send_queues<'s>(listener: impl Into<SockRef<'s>>) {
     if let Err(err) = limit_unsent(&listener.into(), MAX_UNSENT_TO_VISITOR) {
-        debug!(%err, "tcp listener keeps its options");
+        debug!(%err, "the TCP listener keeps its default options");
     }
 }
 
+/// Set `TCP_NOTSENT_LOWAT`.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 fn limit_unsent(tcp: &SockRef, unsent: u32) -> std::io::Result<()> {
     tcp.set_tcp_notsent_lowat(unsent)
 }
 
-/// Elsewhere the send buffer as a whole is bounded, at the price of speed on long paths.
+/// Limit the send buffer as a whole, where there is no `TCP_NOTSENT_LOWAT`. This costs throughput on long paths.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 fn limit_unsent(tcp: &SockRef, unsent: u32) -> std::io::Result<()> {
     const IN_FLIGHT: usize = 512 * 1024;
     tcp.set_send_buffer_size(IN_FLIGHT + unsent as usize)
 }
 
-/// Unsent bytes that the kernel accepts. Its send buffer holds all that is in flight and grows to
-/// megabytes; without this bound so does the queue in front of the network, and quinn cannot see it.
+/// Unsent bytes that the kernel accepts. Its send buffer holds everything in flight and grows to
+/// megabytes; without this bound, so does the queue in front of the network, which quinn cannot see.
 const MAX_UNSENT: u32 = 16 * 1024;
 
-/// The same where visitors read: what is ahead of a slow one waits where it is counted, and not in the
-/// kernel's send buffer, which would take megabytes at once and make the visitor look fast.
+/// Unsent bytes that the kernel accepts for a visitor. The data for a slow visitor waits where it is
+/// counted, and not in the kernel's send buffer, which would accept megabytes at once and make the
+/// visitor look fast.
 const MAX_UNSENT_TO_VISITOR: u32 = 128 * 1024;
 
-/// The same within this machine, where it is the time that the other process takes to get its turn, and
-/// not a network, that must be bridged: as much as is in flight there at least.
+/// Unsent bytes that the kernel accepts on loopback, where the scheduling delay of the other process,
+/// and not a network, must be bridged: at least as much as is in flight there.
 const MAX_UNSENT_LOOPBACK: u32 = 256 * 1024;

@@ -1,9 +1,9 @@
-//! The TLS around a WebSocket, which need not prove who is at its end.
+//! The outer TLS around a WebSocket, which does not verify the server's certificate.
 //!
-//! The QUIC connection inside authenticates the edge end to end and fails with anybody else. The
-//! outer TLS is there for the middleboxes: the certificate may be that of a CDN, of a reverse
-//! proxy, or of an intercepting proxy whose authority this machine has never heard of, and all of
-//! them see ciphertext only. Nothing but QUIC packets may ever travel on such a connection.
+//! The QUIC connection inside authenticates the edge end to end and fails with any other server. The
+//! outer TLS is only there for middleboxes: the certificate may be that of a CDN, of a reverse proxy,
+//! or of an intercepting proxy whose authority this machine does not know, and all of them see only
+//! ciphertext. Nothing but QUIC packets may ever be sent on such a connection.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use rustls::{
 
 use crate::tls;
 
-/// A configuration for the outer TLS alone: it accepts every certificate.
+/// Return a configuration that accepts every certificate. Use it for the outer TLS only.
 pub fn outer_tls() -> Arc<ClientConfig> {
     let provider = tls::provider();
     let verifier = Arc::new(AnyCertificate(provider.clone()));
@@ -30,6 +30,7 @@ pub fn outer_tls() -> Arc<ClientConfig> {
     Arc::new(config)
 }
 
+/// Accepts every certificate, but still verifies the handshake's signature.
 #[derive(Debug)]
 struct AnyCertificate(Arc<CryptoProvider>);
 

@@ -1,4 +1,4 @@
-//! Proxies between an agent and the edge: HTTP CONNECT and SOCKS5, chosen as curl chooses them.
+//! Proxies between an agent and the edge: HTTP CONNECT and SOCKS5, chosen by the same rules as curl.
 
 use std::{error::Error, fmt, future::ready, io, net::SocketAddr, sync::Arc};
 
@@ -20,20 +20,20 @@ use tower::service_fn;
 use tower_service::Service;
 
 use super::bbr_restart::BbrRestart;
-use super::connect::{Answer, STEP_TIMEOUT, Peer, TcpConnectError};
+use super::connect::{Answer, Peer, STEP_TIMEOUT, TcpConnectError};
 use super::{connect, options};
 use crate::carrier::CongestionOwner;
 use crate::carrier::agent::websocket_tasks::Io;
 
-/// Which proxy to use for WebSockets. UDP never goes through one.
+/// The proxy for WebSockets. UDP never goes through one.
 #[derive(Clone, Default)]
 pub enum Proxy {
     /// `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`, read when dialling.
     #[default]
     FromEnvironment,
-    /// None, whatever the environment says.
+    /// No proxy, whatever the environment says.
     Direct,
-    /// This one: `http://`, `https://` or `socks5://`, with credentials in the URL if it wants any.
+    /// The proxy at this URL: `http://`, `https://` or `socks5://`, with credentials in the URL if it needs them.
     Url(String),
 }
 
@@ -49,7 +49,10 @@ impl fmt::Debug for Proxy {
 }
 
 impl Proxy {
-    /// Choose the proxy for a destination, if it needs one.
+    /// Choose the proxy for a destination, or `None` for a direct connection.
+    ///
+    /// # Errors
+    /// [`TcpConnectError::ProxyUrl`] if the configured URL is not that of a proxy.
     pub(crate) fn intercept(
         &self,
         use_tls: bool,
@@ -79,9 +82,9 @@ impl Proxy {
 /// A connection to the edge's TCP port.
 pub(crate) struct Connected {
     pub(crate) io: Box<dyn Io>,
-    /// The first hop's address.
+    /// The address that was connected to: the edge's, or that of a proxy.
     pub(crate) address: SocketAddr,
-    /// Who controls congestion all the way to the edge.
+    /// The owner of congestion control on the path to the edge.
     pub(crate) congestion: CongestionOwner,
 }
 
@@ -125,7 +128,7 @@ pub(crate) async fn connect(
     Ok(Connected {
         io,
         address,
-        // What happens behind the proxy, the kernel here does not know.
+        // The kernel does not see congestion beyond the proxy.
         congestion: CongestionOwner::Quic,
     })
 }
@@ -142,7 +145,7 @@ async fn direct(peer: &Peer, host: &str, port: u16) -> Result<Connected, TcpConn
     })
 }
 
-/// HTTP CONNECT (RFC 9110 §9.3.6).
+/// Open a tunnel with HTTP CONNECT (RFC 9110 §9.3.6).
 async fn tunnel(
     peer: &Peer,
     io: Box<dyn Io>,
@@ -171,8 +174,8 @@ async fn tunnel(
     }
 }
 
-/// SOCKS5 (RFC 1928, RFC 1929). The proxy resolves the name: where one is needed, the network on
-/// this side often cannot.
+/// Open a tunnel with SOCKS5 (RFC 1928, RFC 1929). The proxy resolves the name: networks that require a proxy
+/// often have no DNS for outside names.
 async fn socks5(
     peer: &Peer,
     io: Box<dyn Io>,
@@ -181,7 +184,7 @@ async fn socks5(
     proxy: &Intercept,
 ) -> Result<Box<dyn Io>, TcpConnectError> {
     let target = format!("{host}:{port}");
-    // The connector wants to be told how to connect; that is done already.
+    // The connector needs a service that connects; the connection exists already.
     let mut io = Some(TokioIo::new(io));
     let connected = service_fn(move |_: Uri| {
         let io = io.take().ok_or(io::ErrorKind::NotConnected);

@@ -39,7 +39,9 @@ async fn a_download_is_exact_while_it_changes_carriers_every_few_megabytes() {
     let mut agent = race.run(Transport::Quic, &mut Vec::new()).await.unwrap();
     let inside = accepted.await.unwrap();
     let upgraded = race.factory.dial().await.unwrap();
-    let line = agent.websocket_tasks.carry(upgraded, agent.switch.arrivals());
+    let line = agent
+        .websocket_tasks
+        .carry(upgraded, agent.switch.arrivals());
     agent.switch.set_websocket(Some(line));
     let mut tasks = JoinSet::new();
     tasks.spawn(serve(agent.connection.clone()));

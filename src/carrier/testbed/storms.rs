@@ -48,11 +48,17 @@ async fn storm(seed: u64) {
             8 => network.change(|weather| weather.dialling = !weather.dialling),
             9 => {
                 let now = [10, 0, 0, dice.below(250) as u8].into();
-                lab.changes.send(NetworkChange::Address { now }).await.unwrap();
+                lab.changes
+                    .send(NetworkChange::Address { now })
+                    .await
+                    .unwrap();
             }
             10 => {
                 let after = SECOND * 60;
-                lab.changes.send(NetworkChange::Woke { after }).await.unwrap();
+                lab.changes
+                    .send(NetworkChange::Woke { after })
+                    .await
+                    .unwrap();
             }
             11 => network.forget_tcp(),
             _ => {}

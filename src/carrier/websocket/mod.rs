@@ -1,7 +1,7 @@
-//! One WebSocket that carries packets: limits and the loop that moves them both ways.
+//! One WebSocket that carries packets: its timeouts, and the loop that moves packets in both directions.
 //!
-//! The framing is in [`frames`], what a message says in [`crate::proto`]. How the connection came about, and where
-//! its packets go, is the business of others.
+//! Framing is in [`frames`], the message format in [`crate::proto`]. Callers establish the connection and route its
+//! packets.
 
 pub(crate) mod frames;
 pub(crate) mod record_size;
@@ -29,90 +29,91 @@ use tokio::{
 };
 
 use self::frames::{FrameError, Reader, Received, Role};
-use self::send_queue::Queue;
-use super::receive_queue::Arrival;
+use self::send_queue::SendQueue;
+use super::receive_queue::ReceivedPackets;
 use super::{CongestionOwner, PathKind};
 
 use crate::proto::{DATAGRAMS_HEADER, DATAGRAMS_LIMIT, Datagrams, DatagramsError};
 
-/// What is at the other end of a way.
+/// The peer at the other end of a carrier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerInfo {
-    /// The address that it really has, or that of the first hop on the way there.
-    pub peer: SocketAddr,
-    /// How far it is to the other end.
-    pub reach: PathKind,
-    /// Who controls congestion on the way there.
+    /// The peer's real address, or that of the nearest proxy on the path.
+    pub address: SocketAddr,
+    /// The kind of path to the peer.
+    pub path_kind: PathKind,
+    /// The owner of congestion control on the path.
     pub congestion: CongestionOwner,
 }
 
-/// One WebSocket as quinn's socket sees it.
+/// One WebSocket, as quinn's socket sees it.
 #[derive(Debug)]
-pub(crate) struct Line {
-    /// Which end of it this is.
+pub(crate) struct WebSocketLink {
+    /// The role of this end.
     role: Role,
-    /// The address that quinn knows it by.
+    /// The address by which quinn knows it.
     pub(crate) address: SocketAddr,
     pub(crate) peer: PeerInfo,
-    pub(crate) queue: Arc<Queue>,
-    answered: AtomicBool,
+    pub(crate) queue: Arc<SendQueue>,
+    /// Whether quinn has sent something to the peer, which therefore speaks QUIC.
+    quic_answered: AtomicBool,
     /// Whether an authenticated session uses it, or has used it.
     has_session: AtomicBool,
-    /// Messages, or pieces of them, that have come from the far end.
+    /// Messages, or parts of them, received from the peer.
     received: AtomicU64,
-    /// Bytes that the network has taken.
+    /// Bytes written to the connection.
     written: AtomicU64,
 }
 
-impl Line {
+impl WebSocketLink {
     pub(crate) fn new(role: Role, address: SocketAddr, peer: PeerInfo) -> Self {
         Self {
             role,
             address,
             peer,
-            queue: Arc::new(Queue::new(role, peer.reach)),
-            answered: AtomicBool::new(false),
+            queue: Arc::new(SendQueue::new(role, peer.path_kind)),
+            quic_answered: AtomicBool::new(false),
             has_session: AtomicBool::new(false),
             received: AtomicU64::new(0),
             written: AtomicU64::new(0),
         }
     }
 
-    /// Note that something has come from the far end.
-    pub(crate) fn received(&self) {
+    /// Note that something was received from the peer.
+    pub(crate) fn note_received(&self) {
         self.received.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Note that an authenticated session uses it.
-    pub(crate) fn joined(&self) {
+    /// Note that an authenticated session uses this WebSocket.
+    pub(crate) fn session_started(&self) {
         self.has_session.store(true, Ordering::Relaxed);
     }
 
-    /// Report whether an authenticated session uses it, or has used it.
+    /// Report whether an authenticated session uses this WebSocket, or has used it.
     pub(crate) fn has_session(&self) -> bool {
         self.has_session.load(Ordering::Relaxed)
     }
 
-    /// Note that quinn has something to say to the far end, which therefore speaks QUIC.
-    pub(crate) fn answered(&self) {
-        self.answered.store(true, Ordering::Relaxed);
+    /// Note that quinn has sent something to the peer, which therefore speaks QUIC.
+    pub(crate) fn quic_answered(&self) {
+        self.quic_answered.store(true, Ordering::Relaxed);
     }
 }
 
-/// Why a WebSocket has ended.
+/// The reason for the end of a WebSocket.
 #[derive(Debug, thiserror::Error)]
 pub enum Ended {
-    #[error("closed by the far end")]
+    #[error("closed by the peer")]
     Closed,
     #[error("connection lost: {0}")]
     Lost(#[source] io::Error),
-    #[error("no QUIC within {} s", SPEAK_QUIC_WITHIN.as_secs())]
+    #[error("no QUIC within {} s", QUIC_TIMEOUT.as_secs())]
     NeverSpokeQuic,
-    #[error("no session within {} s", (SPEAK_QUIC_WITHIN + BEGIN_SESSION_WITHIN).as_secs())]
+    #[error("no session within {} s", (QUIC_TIMEOUT + SESSION_TIMEOUT).as_secs())]
     NoSession,
-    #[error("nothing received for {} s", IDLE.as_secs())]
+    #[error("nothing received for {} s", IDLE_TIMEOUT.as_secs())]
     Idle,
-    #[error("nothing could be sent for {} s", STUCK.as_secs())]
+    #[error("nothing could be sent for {} s", WRITE_TIMEOUT.as_secs())]
     Stuck,
     #[error("text message received")]
     Text,
@@ -139,7 +140,7 @@ impl From<FrameError> for Ended {
 }
 
 impl Ended {
-    /// What to tell the far end (RFC 6455 §7.4.1); nothing if it is not listening.
+    /// Return the status code of the close frame (RFC 6455 §7.4.1), or `None` if the peer cannot receive one.
     fn code(&self) -> Option<u16> {
         match self {
             Self::Lost(_) | Self::Stuck => None,
@@ -153,33 +154,33 @@ impl Ended {
     }
 }
 
-/// Move packets both ways over an upgraded connection until it ends, and say why. Some of what it says
-/// may have been read already.
+/// Move packets in both directions over an upgraded connection until it ends, and return the reason. `early`
+/// holds bytes that have been read already.
 pub(crate) async fn run<S>(
     io: S,
     early: BytesMut,
-    line: &Line,
-    arrivals: mpsc::Sender<Arrival>,
+    link: &WebSocketLink,
+    arrivals: mpsc::Sender<ReceivedPackets>,
 ) -> Ended
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let (reading, mut writing) = tokio::io::split(io);
-    let longest = DATAGRAMS_HEADER + DATAGRAMS_LIMIT;
-    let reader = Reader::new(reading, line.role, longest).after(early);
+    let max_message = DATAGRAMS_HEADER + DATAGRAMS_LIMIT;
+    let reader = Reader::new(reading, link.role, max_message).with_buffered(early);
     let mut frames = VecDeque::new();
     let ended = tokio::select! {
         biased;
-        ended = receive(reader, line, arrivals) => ended,
-        ended = send(&mut writing, &mut frames, line) => ended,
-        ended = watch(line) => ended,
+        ended = receive(reader, link, arrivals) => ended,
+        ended = send(&mut writing, &mut frames, link) => ended,
+        ended = watch(link) => ended,
     };
     if let Some(code) = ended.code() {
-        frames.extend(line.queue.close(code, &ended.to_string()));
-        // The far end may be gone; it has been told if it is there.
+        frames.extend(link.queue.close(code, &ended.to_string()));
+        // Best effort: the peer may be gone.
         let _ = timeout(
-            CLOSE,
-            frames::write_all(&mut writing, &mut frames, &line.written),
+            CLOSE_TIMEOUT,
+            frames::write_all(&mut writing, &mut frames, &link.written),
         )
         .await;
     }
@@ -188,8 +189,8 @@ where
 
 async fn receive(
     mut reader: Reader<impl AsyncRead + Unpin>,
-    line: &Line,
-    arrivals: mpsc::Sender<Arrival>,
+    link: &WebSocketLink,
+    arrivals: mpsc::Sender<ReceivedPackets>,
 ) -> Ended {
     loop {
         let datagrams = match reader.next().await {
@@ -198,16 +199,16 @@ async fn receive(
                 Err(err) => return err.into(),
             },
             Ok(Received::Ping(ping)) => {
-                line.queue.answer(&ping);
+                link.queue.answer(&ping);
                 continue;
             }
             Ok(Received::Pong) => continue,
             Ok(Received::Close) => return Ended::Closed,
             Err(err) => return err.into(),
         };
-        line.received();
-        let arrival = Arrival {
-            from: line.address,
+        link.note_received();
+        let arrival = ReceivedPackets {
+            from: link.address,
             datagrams,
         };
         if arrivals.send(arrival).await.is_err() {
@@ -219,84 +220,88 @@ async fn receive(
 async fn send(
     writing: &mut (impl AsyncWrite + Unpin),
     frames: &mut VecDeque<Bytes>,
-    line: &Line,
+    link: &WebSocketLink,
 ) -> Ended {
     loop {
-        line.queue.pop(frames).await;
-        let write = frames::write_all(writing, frames, &line.written);
-        if let Err(ended) = patiently(line, write).await {
+        link.queue.pop(frames).await;
+        let write = frames::write_all(writing, frames, &link.written);
+        if let Err(ended) = finish_write(link, write).await {
             return ended;
         }
     }
 }
 
-/// Finish a write. While it makes no progress the queue is a hole, and in the end it is given up.
-async fn patiently(line: &Line, write: impl Future<Output = io::Result<()>>) -> Result<(), Ended> {
+/// Complete a write. While it makes no progress, the queue discards packets; after [`WRITE_TIMEOUT`] without any
+/// progress, fail.
+async fn finish_write(
+    link: &WebSocketLink,
+    write: impl Future<Output = io::Result<()>>,
+) -> Result<(), Ended> {
     let mut write = pin!(write);
-    let mut written = line.written.load(Ordering::Relaxed);
+    let mut written = link.written.load(Ordering::Relaxed);
     let mut stalled = Duration::ZERO;
     loop {
-        if let Ok(done) = timeout(STALL, &mut write).await {
+        if let Ok(done) = timeout(STALL_TIMEOUT, &mut write).await {
             if stalled > Duration::ZERO {
-                line.queue.stop_discarding();
+                link.queue.stop_discarding();
             }
             return done.map_err(Ended::Lost);
         }
-        let now = line.written.load(Ordering::Relaxed);
+        let now = link.written.load(Ordering::Relaxed);
         if now != written {
             written = now;
             stalled = Duration::ZERO;
-            line.queue.stop_discarding();
+            link.queue.stop_discarding();
             continue;
         }
-        stalled += STALL;
-        if stalled >= STUCK {
+        stalled += STALL_TIMEOUT;
+        if stalled >= WRITE_TIMEOUT {
             return Err(Ended::Stuck);
         }
-        line.queue.start_discarding();
+        link.queue.start_discarding();
     }
 }
 
-/// End a WebSocket that nobody uses for QUIC.
-pub(crate) async fn watch(line: &Line) -> Ended {
-    sleep(SPEAK_QUIC_WITHIN).await;
-    if !line.answered.load(Ordering::Relaxed) {
+/// Wait until the WebSocket exceeds one of its timeouts: for QUIC, for a session, or for idleness.
+pub(crate) async fn watch(link: &WebSocketLink) -> Ended {
+    sleep(QUIC_TIMEOUT).await;
+    if !link.quic_answered.load(Ordering::Relaxed) {
         return Ended::NeverSpokeQuic;
     }
-    if line.role == Role::Server {
-        sleep(BEGIN_SESSION_WITHIN).await;
-        if !line.has_session() {
+    if link.role == Role::Server {
+        sleep(SESSION_TIMEOUT).await;
+        if !link.has_session() {
             return Ended::NoSession;
         }
     }
     loop {
-        let before = line.received.load(Ordering::Relaxed);
-        sleep(IDLE).await;
-        if line.received.load(Ordering::Relaxed) == before {
+        let before = link.received.load(Ordering::Relaxed);
+        sleep(IDLE_TIMEOUT).await;
+        if link.received.load(Ordering::Relaxed) == before {
             return Ended::Idle;
         }
     }
 }
 
-/// How long a peer may take until quinn answers something it sent: longer than any handshake that
+/// The time in which a peer must send something that quinn answers: longer than any handshake that
 /// would still succeed.
-pub(crate) const SPEAK_QUIC_WITHIN: Duration = Duration::from_secs(10);
+pub(crate) const QUIC_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How much longer it may take until a session is authenticated that uses the WebSocket: longer than an
-/// edge waits for a handshake and a hello. One that an agent has opened beside UDP and does not use is
-/// closed as well, and opened again when it is needed.
-const BEGIN_SESSION_WITHIN: Duration = Duration::from_secs(10);
+/// The additional time in which an authenticated session must use the WebSocket: longer than an edge waits
+/// for a handshake and a hello. A WebSocket that an agent opens beside UDP and does not use is closed as
+/// well, and opened again when it is needed.
+const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a WebSocket may bring nothing, up to twice: at least twice what a connection that uses
-/// it survives without a packet, so only those are closed that no connection uses.
-const IDLE: Duration = Duration::from_secs(30);
+/// The idle timeout; a WebSocket is closed after one to two times this long without a received message. It is
+/// twice the idle timeout of a connection, so only WebSockets that no connection uses are closed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a write may make no progress before what is sent here is dropped. Slower than TCP's
-/// first repetitions, as fast as an agent's decision to use the other carrier.
-const STALL: Duration = Duration::from_secs(1);
+/// The time without progress of a write after which packets are discarded. Longer than TCP's first
+/// retransmissions, and as short as an agent's decision to use the other carrier.
+const STALL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long a write may make no progress before the WebSocket is given up.
-const STUCK: Duration = Duration::from_secs(30);
+/// The time without progress of a write after which the WebSocket is closed.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long to wait for the close frame to be sent.
-const CLOSE: Duration = Duration::from_secs(1);
+/// The time limit for sending the close frame.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);

@@ -1,45 +1,47 @@
-//! How fast packets come, and so how many of them may share a TLS record.
+//! Dynamic TLS record sizing: the rate of packets determines how many of them share a TLS record.
 
 use std::time::{Duration, Instant};
 
-/// How fast packets have come of late.
-pub(crate) struct Pace {
+/// Estimates the recent rate of packets, and from it the size of a TLS record.
+pub(crate) struct RecordSizer {
+    /// The start of the current measurement.
     since: Instant,
-    /// Bytes that have come since then.
+    /// Bytes since then.
     bytes: usize,
-    /// Bytes that come in the time of a [`RECORD`], by the best that came before; half as many each [`PACE`].
-    pub(crate) in_a_record: usize,
+    /// Bytes per [`RECORD_DURATION`] at the best recent rate. An old value halves every [`MEASURE_INTERVAL`].
+    pub(crate) bytes_per_record: usize,
 }
 
-impl Pace {
+impl RecordSizer {
     pub(crate) fn new(now: Instant) -> Self {
         Self {
             since: now,
             bytes: 0,
-            in_a_record: 0,
+            bytes_per_record: 0,
         }
     }
 
+    /// Record bytes that are queued for sending.
     pub(crate) fn note(&mut self, bytes: usize, now: Instant) {
         self.bytes += bytes;
         let elapsed = now.saturating_duration_since(self.since);
-        if elapsed >= PACE {
-            let records = elapsed.div_duration_f64(RECORD);
-            let halvings = elapsed.div_duration_f64(PACE) as u32;
-            // TCP brings nothing while it repeats what was lost, and that does not make a path slow.
-            let before = self.in_a_record.checked_shr(halvings).unwrap_or(0);
-            self.in_a_record = before.max((self.bytes as f64 / records) as usize);
+        if elapsed >= MEASURE_INTERVAL {
+            let records = elapsed.div_duration_f64(RECORD_DURATION);
+            let halvings = elapsed.div_duration_f64(MEASURE_INTERVAL) as u32;
+            // Packets stop while TCP retransmits a lost segment; that does not make the path slow.
+            let before = self.bytes_per_record.checked_shr(halvings).unwrap_or(0);
+            self.bytes_per_record = before.max((self.bytes as f64 / records) as usize);
             (self.since, self.bytes) = (now, 0);
         }
     }
 }
 
-/// For how long what is written at once keeps the path busy, between these bounds. None of a TLS record can be
-/// read before its end has come: at 1 Mbit/s one of 16 KiB makes the first packet in it wait for 0.13 s.
-const RECORD: Duration = Duration::from_millis(5);
+/// The time for which one write should keep the path busy. A TLS record can be decrypted only once all of it has
+/// arrived: at 1 Mbit/s, a record of 16 KiB delays the first packet in it by 0.13 s.
+const RECORD_DURATION: Duration = Duration::from_millis(5);
 
-/// Over which time the pace is measured.
-const PACE: Duration = Duration::from_millis(100);
+/// The interval over which the rate is measured.
+const MEASURE_INTERVAL: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests {
@@ -49,17 +51,20 @@ mod tests {
     fn packets_travel_alone_on_a_slow_path_and_together_on_a_fast_one() {
         let start = Instant::now();
         let ms = Duration::from_millis;
-        let mut pace = Pace::new(start);
+        let mut record_sizer = RecordSizer::new(start);
 
-        pace.note(1_400, start + ms(1));
-        assert_eq!(pace.in_a_record, 0, "nothing is known yet");
-        pace.note(12_600, start + ms(100));
-        assert_eq!(pace.in_a_record, 700);
-        pace.note(625_000, start + ms(200));
-        assert_eq!(pace.in_a_record, 31_250);
-        pace.note(1_400, start + ms(300));
-        assert_eq!(pace.in_a_record, 15_625, "a stall is over soon");
-        pace.note(1_400, start + ms(60_000));
-        assert_eq!(pace.in_a_record, 0);
+        record_sizer.note(1_400, start + ms(1));
+        assert_eq!(record_sizer.bytes_per_record, 0, "nothing is known yet");
+        record_sizer.note(12_600, start + ms(100));
+        assert_eq!(record_sizer.bytes_per_record, 700);
+        record_sizer.note(625_000, start + ms(200));
+        assert_eq!(record_sizer.bytes_per_record, 31_250);
+        record_sizer.note(1_400, start + ms(300));
+        assert_eq!(
+            record_sizer.bytes_per_record, 15_625,
+            "a stall is over soon"
+        );
+        record_sizer.note(1_400, start + ms(60_000));
+        assert_eq!(record_sizer.bytes_per_record, 0);
     }
 }

@@ -1,7 +1,7 @@
-//! The short queue between quinn and one WebSocket.
+//! The short send queue between quinn and one WebSocket.
 //!
-//! [`Queue`] takes transmits from quinn and gives frames to the task that writes the WebSocket. Who waits for
-//! room in it does so at a [`WriteGate`](crate::carrier::writable::WriteGate).
+//! [`SendQueue`] accepts transmits from quinn and returns frames to the task that writes the WebSocket. Connections
+//! wait for room in it at a [`WriteGate`](crate::carrier::writable::WriteGate).
 
 use std::{
     collections::VecDeque,
@@ -15,17 +15,17 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::frames::{Encoder, Role};
-use super::record_size::Pace;
+use super::record_size::RecordSizer;
 use crate::carrier::PathKind;
 use crate::proto::Datagrams;
 
-/// Transmits on their way into one WebSocket.
-pub(crate) struct Queue {
-    /// Bytes that may wait. A waiting connection is woken when half of them are left, so that it sends
-    /// several transmits per wake-up instead of one.
-    full: usize,
-    /// Bytes that are written at once at most.
-    write: usize,
+/// Frames that wait to be written to one WebSocket.
+pub(crate) struct SendQueue {
+    /// Bytes that may wait. A blocked connection is woken when the queue has drained to half of that, so
+    /// that it sends several transmits per wake-up instead of one.
+    max_queued: usize,
+    /// The most bytes per write.
+    max_write: usize,
     state: Mutex<State>,
     filled: Notify,
 }
@@ -34,54 +34,58 @@ struct State {
     encoder: Encoder,
     frames: VecDeque<Bytes>,
     bytes: usize,
-    /// On a network, which may be slow.
-    pace: Option<Pace>,
-    /// The answer to the newest ping (RFC 6455 §5.5.3).
+    /// The record sizer, on a network, which may be slow; `None` on loopback.
+    record_sizer: Option<RecordSizer>,
+    /// The pong for the latest ping (RFC 6455 §5.5.3).
     pong: Option<Bytes>,
     /// Connections waiting for room.
     waiting: Vec<Waker>,
-    /// Whether what is sent here is dropped at once, as a dead link would.
-    hole: bool,
+    /// Whether packets are discarded at once, as by a dead link (blackhole).
+    discarding: bool,
 }
 
-impl Queue {
-    /// For this end of a WebSocket that leads so far.
-    pub(crate) fn new(role: Role, reach: PathKind) -> Self {
-        let (full, write, pace) = match reach {
-            PathKind::Loopback => (FULL_NEARBY, WRITE_NEARBY, None),
-            PathKind::Network => (FULL, WRITE, Some(Pace::new(Instant::now()))),
+impl SendQueue {
+    /// Create the queue for one end of a WebSocket over this kind of path.
+    pub(crate) fn new(role: Role, path_kind: PathKind) -> Self {
+        let (max_queued, max_write, record_sizer) = match path_kind {
+            PathKind::Loopback => (MAX_QUEUED_LOOPBACK, MAX_WRITE_LOOPBACK, None),
+            PathKind::Network => (
+                MAX_QUEUED,
+                MAX_WRITE,
+                Some(RecordSizer::new(Instant::now())),
+            ),
         };
         let state = State {
             encoder: Encoder::new(role),
             frames: VecDeque::new(),
             bytes: 0,
-            pace,
+            record_sizer,
             pong: None,
             waiting: Vec::new(),
-            hole: false,
+            discarding: false,
         };
         Self {
-            full,
-            write,
+            max_queued,
+            max_write,
             state: Mutex::new(state),
             filled: Notify::new(),
         }
     }
 
-    /// Take a transmit, or answer `WouldBlock` when the queue is full.
+    /// Queue a transmit, or return `WouldBlock` if the queue is full.
     pub(crate) fn try_push(&self, segment: Option<usize>, contents: &[u8]) -> io::Result<()> {
         let mut state = self.lock();
-        if state.hole {
+        if state.discarding {
             return Ok(());
         }
-        if state.bytes >= self.full {
+        if state.bytes >= self.max_queued {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        if let Some(pace) = &mut state.pace {
-            pace.note(contents.len(), Instant::now());
+        if let Some(record_sizer) = &mut state.record_sizer {
+            record_sizer.note(contents.len(), Instant::now());
         }
         let packet = segment.unwrap_or(contents.len()).max(1);
-        let packets = (self.at_once(&state).min(MESSAGE) / packet).max(1);
+        let packets = (self.write_size(&state).min(MAX_MESSAGE) / packet).max(1);
         for contents in contents.chunks(packets * packet) {
             let Some(header) = Datagrams::header(segment, contents) else {
                 return Ok(());
@@ -97,32 +101,32 @@ impl Queue {
         Ok(())
     }
 
-    /// Wait for frames, and take as many as should be written at once. Cancel safe.
+    /// Wait for frames, and move as many as should be written at once into `frames`. Cancel safe.
     pub(crate) async fn pop(&self, frames: &mut VecDeque<Bytes>) {
         while !self.try_pop(frames) {
             self.filled.notified().await;
         }
     }
 
-    /// Take what is there of them, and tell whether that is anything.
+    /// Move frames that should be written at once into `frames`, and report whether there are any.
     fn try_pop(&self, frames: &mut VecDeque<Bytes>) -> bool {
         let mut state = self.lock();
         frames.extend(state.pong.take());
-        let (mut taken, at_once) = (0, self.at_once(&state));
-        while taken < at_once
+        let (mut taken, write_size) = (0, self.write_size(&state));
+        while taken < write_size
             && let Some(frame) = state.frames.pop_front()
         {
             taken += frame.len();
             frames.push_back(frame);
         }
         state.bytes -= taken;
-        if state.bytes <= self.full / 2 {
+        if state.bytes <= self.max_queued / 2 {
             state.wake();
         }
         !frames.is_empty()
     }
 
-    /// Answer a ping, before all that waits.
+    /// Queue the answer to a ping, ahead of all packets.
     pub(crate) fn answer(&self, ping: &[u8]) {
         let mut state = self.lock();
         state.pong = state.encoder.pong(ping);
@@ -130,36 +134,37 @@ impl Queue {
         self.filled.notify_one();
     }
 
-    /// The frame that ends what is sent.
+    /// Return the close frame.
     pub(crate) fn close(&self, code: u16, reason: &str) -> Option<Bytes> {
         self.lock().encoder.close(code, reason)
     }
 
-    /// Drop everything here and everything sent here until [`stop_discarding`](Self::stop_discarding).
+    /// Discard everything queued, and everything sent until [`stop_discarding`](Self::stop_discarding).
     ///
-    /// A link that has stopped moving must not hold the connections that wait for it: they may
-    /// have another way by now, and QUIC knows what to do about loss.
+    /// A stalled link must not block the connections that wait for it: they may have another carrier by
+    /// now, and QUIC recovers from loss.
     pub(crate) fn start_discarding(&self) {
         let mut state = self.lock();
-        state.hole = true;
+        state.discarding = true;
         state.frames.clear();
         state.bytes = 0;
         state.wake();
     }
 
-    /// Take transmits again.
+    /// Accept transmits again.
     pub(crate) fn stop_discarding(&self) {
-        self.lock().hole = false;
+        self.lock().discarding = false;
     }
 
-    /// Report whether whoever has more to send must wait.
+    /// Report whether the queue is full.
     pub(crate) fn is_full(&self) -> bool {
-        self.lock().bytes >= self.full
+        self.lock().bytes >= self.max_queued
     }
 
-    pub(crate) fn poll_room(&self, cx: &mut Context) -> Poll<()> {
+    /// Wait until the queue accepts a transmit.
+    pub(crate) fn poll_ready(&self, cx: &mut Context) -> Poll<()> {
         let mut state = self.lock();
-        if state.hole || state.bytes < self.full {
+        if state.discarding || state.bytes < self.max_queued {
             return Poll::Ready(());
         }
         if !state.waiting.iter().any(|w| w.will_wake(cx.waker())) {
@@ -168,11 +173,11 @@ impl Queue {
         Poll::Pending
     }
 
-    /// How many bytes should be written at once now.
-    fn at_once(&self, state: &State) -> usize {
-        match &state.pace {
-            Some(pace) => pace.in_a_record.clamp(1, self.write),
-            None => self.write,
+    /// Return the number of bytes to write at once.
+    fn write_size(&self, state: &State) -> usize {
+        match &state.record_sizer {
+            Some(record_sizer) => record_sizer.bytes_per_record.clamp(1, self.max_write),
+            None => self.max_write,
         }
     }
 
@@ -189,35 +194,35 @@ impl State {
     }
 }
 
-impl fmt::Debug for Queue {
+impl fmt::Debug for SendQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.lock();
-        f.debug_struct("Queue")
+        f.debug_struct("SendQueue")
             .field("bytes", &state.bytes)
-            .field("hole", &state.hole)
+            .field("discarding", &state.discarding)
             .finish_non_exhaustive()
     }
 }
 
-/// Bytes waiting for the WebSocket before quinn is told to wait.
+/// Bytes that may wait for the WebSocket before quinn is blocked.
 ///
-/// Short on purpose: what waits here is delay for every small request behind it (4 ms at
-/// 50 Mbit/s). It takes two of quinn's largest transmits, enough to keep the writing task busy.
-const FULL: usize = 24 * 1024;
+/// Short on purpose: what waits here delays every small request behind it (4 ms at 50 Mbit/s). It holds
+/// two of quinn's largest transmits, enough to keep the writing task busy.
+const MAX_QUEUED: usize = 24 * 1024;
 
-/// The same within this machine: it moves so much in half a millisecond, and less would have both ends
-/// wait for each other's turns.
-const FULL_NEARBY: usize = 128 * 1024;
+/// The same on loopback, which moves this much in half a millisecond. With less, both ends would wait for
+/// each other to be scheduled.
+const MAX_QUEUED_LOOPBACK: usize = 128 * 1024;
 
-/// The longest message, unless one packet is longer: what fits into a TLS record, so that no message waits for
-/// a second one.
-const MESSAGE: usize = 16 * 1024;
+/// The longest message in bytes, unless one packet is longer: what fits into a TLS record, so that no message has
+/// to wait for a second record.
+const MAX_MESSAGE: usize = 16 * 1024;
 
-/// Bytes that are written at once at most: one TLS record.
-const WRITE: usize = 16 * 1024;
+/// The most bytes per write: one TLS record.
+const MAX_WRITE: usize = 16 * 1024;
 
-/// The same within this machine, where the calls into the kernel are what costs.
-const WRITE_NEARBY: usize = 64 * 1024;
+/// The same on loopback, where system calls dominate the cost.
+const MAX_WRITE_LOOPBACK: usize = 64 * 1024;
 
 #[cfg(test)]
 mod tests {
@@ -243,7 +248,7 @@ mod tests {
         }
     }
 
-    fn fill(queue: &Queue) {
+    fn fill(queue: &SendQueue) {
         while queue.try_push(None, &[7; 1200]).is_ok() {}
     }
 
@@ -255,8 +260,8 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_blocks_and_wakes_whoever_waits_when_half_is_gone() {
-        let queue = Arc::new(Queue::new(Role::Client, PathKind::Network));
+    fn a_full_queue_blocks_and_wakes_when_it_is_half_empty() {
+        let queue = Arc::new(SendQueue::new(Role::Client, PathKind::Network));
         let woken = Arc::new(Woken::default());
         let mut poller = Poller::default();
         fill(&queue);
@@ -267,7 +272,7 @@ mod tests {
         assert!(!poll(&mut poller, &woken));
         assert!(queue.try_pop(&mut VecDeque::new()));
         assert_eq!(woken.0.load(Ordering::Relaxed), 0);
-        while queue.lock().bytes > FULL / 2 {
+        while queue.lock().bytes > MAX_QUEUED / 2 {
             assert!(queue.try_pop(&mut VecDeque::new()));
         }
         assert_eq!(woken.0.load(Ordering::Relaxed), 1);
@@ -275,8 +280,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sent_slowly_is_written_packet_by_packet() {
-        let queue = Queue::new(Role::Server, PathKind::Network);
+    fn slow_traffic_is_written_packet_by_packet() {
+        let queue = SendQueue::new(Role::Server, PathKind::Network);
         queue.try_push(Some(1_200), &[7; 3_600]).unwrap();
 
         for _ in 0..3 {
@@ -285,7 +290,7 @@ mod tests {
             assert_eq!(frames.len(), 1);
         }
 
-        queue.lock().pace.as_mut().unwrap().in_a_record = 100_000;
+        queue.lock().record_sizer.as_mut().unwrap().bytes_per_record = 100_000;
         queue.try_push(Some(1_200), &[7; 3_600]).unwrap();
         queue.try_push(Some(1_200), &[7; 3_600]).unwrap();
         let mut frames = VecDeque::new();
@@ -296,7 +301,7 @@ mod tests {
 
     #[test]
     fn a_full_queue_does_not_block_a_connection_that_sends_elsewhere() {
-        let queue = Arc::new(Queue::new(Role::Client, PathKind::Network));
+        let queue = Arc::new(SendQueue::new(Role::Client, PathKind::Network));
         let woken = Arc::new(Woken::default());
         fill(&queue);
 
@@ -307,7 +312,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_for_a_udp_socket_waits_for_the_one_that_was_full() {
+    async fn a_poller_waits_for_the_udp_socket_that_was_full_last() {
         let socket = || {
             let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
             TokioRuntime.wrap_udp_socket(socket).unwrap()
@@ -319,19 +324,19 @@ mod tests {
             .await
             .unwrap();
 
-        // Nobody has looked yet whether this one has room.
+        // The readiness of this socket has not been polled yet.
         note_blocked(WriteGate::Udp(socket()));
 
         let woken = Arc::new(Woken::default());
-        assert!(!poll(&mut poller, &woken), "the former one has room");
+        assert!(!poll(&mut poller, &woken), "the previous socket has room");
         poll_fn(|cx| Pin::new(&mut poller).poll_writable(cx))
             .await
             .unwrap();
     }
 
     #[test]
-    fn a_hole_swallows_what_it_holds_and_releases_whoever_waits() {
-        let queue = Arc::new(Queue::new(Role::Client, PathKind::Network));
+    fn a_discarding_queue_drops_its_frames_and_wakes_waiters() {
+        let queue = Arc::new(SendQueue::new(Role::Client, PathKind::Network));
         let woken = Arc::new(Woken::default());
         let mut poller = Poller::default();
         fill(&queue);
@@ -348,7 +353,7 @@ mod tests {
         assert!(queue.try_pop(&mut VecDeque::new()));
     }
 
-    fn fill_does_nothing(queue: &Queue) {
+    fn fill_does_nothing(queue: &SendQueue) {
         for _ in 0..100 {
             queue.try_push(None, &[7; 1200]).unwrap();
         }

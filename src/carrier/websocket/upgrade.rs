@@ -1,4 +1,4 @@
-//! The HTTP side of a WebSocket, at both ends: what is asked for and what is answered.
+//! The HTTP part of a WebSocket at both ends: the upgrade request and its response.
 //!
 //! RFC 6455 §4 over HTTP/1.1 and RFC 8441 §5 over HTTP/2.
 
@@ -9,9 +9,9 @@ use http::{
     header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE},
 };
 
-/// Why a request does not become a WebSocket.
+/// A request is not a valid WebSocket upgrade.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NotAWebSocket {
+pub enum UpgradeError {
     #[error("this path takes websocket upgrades only")]
     NoUpgrade,
     #[error("websocket version {VERSION} is required")]
@@ -20,8 +20,8 @@ pub enum NotAWebSocket {
     Key,
 }
 
-impl NotAWebSocket {
-    /// The status to answer with; 426 goes with [`required`](Self::required).
+impl UpgradeError {
+    /// Return the status of the response; 426 requires the headers of [`required`](Self::required), too.
     pub fn status(self) -> StatusCode {
         match self {
             Self::NoUpgrade | Self::Version => StatusCode::UPGRADE_REQUIRED,
@@ -29,7 +29,7 @@ impl NotAWebSocket {
         }
     }
 
-    /// The headers that tell the client what would be accepted.
+    /// Return the headers that tell the client which upgrade is accepted.
     pub fn required(self) -> HeaderMap {
         HeaderMap::from_iter([
             (CONNECTION, HeaderValue::from_static("Upgrade")),
@@ -39,16 +39,16 @@ impl NotAWebSocket {
     }
 }
 
-/// Check an HTTP/1.1 upgrade; the headers returned go into the `101` answer.
-pub fn upgrade_response(request: &HeaderMap) -> Result<HeaderMap, NotAWebSocket> {
+/// Check an HTTP/1.1 upgrade request, and return the headers of the `101` response.
+pub fn upgrade_response(request: &HeaderMap) -> Result<HeaderMap, UpgradeError> {
     if !has_token(request, UPGRADE, "websocket") || !has_token(request, CONNECTION, "upgrade") {
-        return Err(NotAWebSocket::NoUpgrade);
+        return Err(UpgradeError::NoUpgrade);
     }
     check_version(request)?;
-    let key = request.get(SEC_WEBSOCKET_KEY).ok_or(NotAWebSocket::Key)?;
-    let decoded = STANDARD.decode(key).map_err(|_| NotAWebSocket::Key)?;
+    let key = request.get(SEC_WEBSOCKET_KEY).ok_or(UpgradeError::Key)?;
+    let decoded = STANDARD.decode(key).map_err(|_| UpgradeError::Key)?;
     if decoded.len() != 16 {
-        return Err(NotAWebSocket::Key);
+        return Err(UpgradeError::Key);
     }
     Ok(HeaderMap::from_iter([
         (CONNECTION, HeaderValue::from_static("Upgrade")),
@@ -57,12 +57,16 @@ pub fn upgrade_response(request: &HeaderMap) -> Result<HeaderMap, NotAWebSocket>
     ]))
 }
 
-/// Check an HTTP/2 extended CONNECT whose `:protocol` is `websocket`; the answer is a bare `200`.
-pub fn check_extended_connect(request: &HeaderMap) -> Result<(), NotAWebSocket> {
+/// Check an HTTP/2 extended CONNECT request whose `:protocol` is `websocket`. The response is a bare `200`.
+pub fn check_extended_connect(request: &HeaderMap) -> Result<(), UpgradeError> {
     check_version(request)
 }
 
-/// The headers that ask for an upgrade, and the answer that proves that it was understood.
+/// Return the headers of an upgrade request, and the `Sec-WebSocket-Accept` value that proves that it was
+/// understood.
+///
+/// # Errors
+/// If the system has no randomness.
 pub(crate) fn upgrade_request() -> Result<(HeaderMap, HeaderValue), aws_lc_rs::error::Unspecified> {
     let mut nonce = [0; 16];
     aws_lc_rs::rand::fill(&mut nonce)?;
@@ -78,7 +82,7 @@ pub(crate) fn upgrade_request() -> Result<(HeaderMap, HeaderValue), aws_lc_rs::e
     Ok((headers, accepted))
 }
 
-/// What proves that a key was understood (RFC 6455 §4.2.2).
+/// Compute the `Sec-WebSocket-Accept` value of a key (RFC 6455 §4.2.2).
 fn accept(key: &[u8]) -> HeaderValue {
     const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
     let hash = digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, &[key, GUID].concat());
@@ -86,14 +90,14 @@ fn accept(key: &[u8]) -> HeaderValue {
     HeaderValue::from_str(&accept).expect("base64 is made of visible characters")
 }
 
-fn check_version(request: &HeaderMap) -> Result<(), NotAWebSocket> {
+fn check_version(request: &HeaderMap) -> Result<(), UpgradeError> {
     match request.get(SEC_WEBSOCKET_VERSION) {
         Some(version) if version == VERSION => Ok(()),
-        _ => Err(NotAWebSocket::Version),
+        _ => Err(UpgradeError::Version),
     }
 }
 
-/// Whether a comma-separated header has this token, in any case and any of its lines.
+/// Report whether a comma-separated header contains this token, in any of its lines and ignoring case.
 fn has_token(headers: &HeaderMap, name: http::HeaderName, token: &str) -> bool {
     let lines = headers.get_all(name).into_iter();
     lines
@@ -102,10 +106,10 @@ fn has_token(headers: &HeaderMap, name: http::HeaderName, token: &str) -> bool {
         .any(|word| word.trim().eq_ignore_ascii_case(token))
 }
 
-/// Where every HTTP and HTTPS listener of an edge accepts WebSockets that carry packets.
+/// The path on which every HTTP and HTTPS listener of an edge accepts WebSockets that carry packets.
 pub const WEBSOCKET_PATH: &str = "/_qtunnel/connect";
 
-/// The only version of the protocol (RFC 6455 §4.1).
+/// The only version of the WebSocket protocol (RFC 6455 §4.1).
 const VERSION: &str = "13";
 
 #[cfg(test)]
@@ -142,13 +146,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_an_upgrade_is_told_what_would_be() {
+    fn the_response_to_an_invalid_upgrade_says_what_is_accepted() {
         let plain = upgrade_response(&HeaderMap::new()).unwrap_err();
         let old = HeaderValue::from_static("8");
         let version = request(|headers| _ = headers.insert(SEC_WEBSOCKET_VERSION, old));
 
-        assert_eq!(plain, NotAWebSocket::NoUpgrade);
-        assert_eq!(upgrade_response(&version), Err(NotAWebSocket::Version));
+        assert_eq!(plain, UpgradeError::NoUpgrade);
+        assert_eq!(upgrade_response(&version), Err(UpgradeError::Version));
         assert_eq!(plain.status(), 426);
         assert_eq!(plain.required()[SEC_WEBSOCKET_VERSION], "13");
     }
@@ -159,7 +163,7 @@ mod tests {
             let key = HeaderValue::from_static(key);
             let request = request(|headers| _ = headers.insert(SEC_WEBSOCKET_KEY, key));
 
-            assert_eq!(upgrade_response(&request), Err(NotAWebSocket::Key));
+            assert_eq!(upgrade_response(&request), Err(UpgradeError::Key));
         }
     }
 }

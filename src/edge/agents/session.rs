@@ -11,11 +11,11 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{Instrument, debug, error, info, info_span, warn};
 
 use super::control::{Control, SessionError};
-use super::session_limit::{SessionPermit, SessionLimit};
+use super::session_limit::{SessionLimit, SessionPermit};
 use super::unauthenticated::{Admission, Attempt, HandshakePermit, Unauthenticated};
 use crate::auth::{Name, NameError, Tokens};
 use crate::carrier::{
-    AGENT_STREAMS, Carrier, Duplicator, EdgeSocket, PathKind, PathMemory, PathCache,
+    AGENT_STREAMS, Carrier, Duplicator, EdgeSocket, PathCache, PathKind, PathMemory,
     SharedCongestionOwner, Transmitter, alpn, edge_transport, session_window,
 };
 use crate::edge::limits::EdgeLimits;
@@ -158,7 +158,11 @@ impl Agents {
     }
 
     /// Receive the hello, authenticate the agent, claim its names, and serve the session.
-    async fn session(&self, context: SessionContext<'_>, permit: HandshakePermit) -> Result<(), SessionError> {
+    async fn session(
+        &self,
+        context: SessionContext<'_>,
+        permit: HandshakePermit,
+    ) -> Result<(), SessionError> {
         let connection = context.connection;
         if alpn(connection).as_deref() != Some(ALPN) {
             return Err(SessionError::Version);
@@ -202,7 +206,8 @@ impl Agents {
                 limits,
             }))
             .await?;
-        self.send_takeover_notices(&mut control, owner, &claims).await?;
+        self.send_takeover_notices(&mut control, owner, &claims)
+            .await?;
 
         let names: Vec<_> = claims.iter().map(|claim| claim.name().as_str()).collect();
         let link = self.socket.carrier(connection.remote_address());
@@ -491,7 +496,10 @@ impl Session<'_> {
     /// Update who controls congestion on the carrier that the agent uses now. An agent that has
     /// moved to another carrier sends a message afterwards.
     fn update_congestion_owner(&self) {
-        let (socket, remote) = (&self.agents.socket, self.context.connection.remote_address());
+        let (socket, remote) = (
+            &self.agents.socket,
+            self.context.connection.remote_address(),
+        );
         socket.session_started(remote);
         let link = socket.carrier(remote);
         let congestion = link.map(|link| link.peer.congestion);
@@ -513,7 +521,9 @@ impl Session<'_> {
                 epoch: self.epoch,
                 mode: ClaimMode::Own,
             };
-            let claims = self.agents.claim(requests, claimant, &[].into(), self.context);
+            let claims = self
+                .agents
+                .claim(requests, claimant, &[].into(), self.context);
             claims.map_err(|unclaimed| match unclaimed {
                 Unclaimed::Refused(refusal) => refusal,
                 // Only a new session waits for another's silence.

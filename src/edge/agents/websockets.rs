@@ -23,7 +23,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug};
 
 use crate::carrier::{
-    CongestionOwner, EdgeSocket, UpgradeError, PathKind, PeerInfo, check_extended_connect,
+    CongestionOwner, EdgeSocket, PathKind, PeerInfo, UpgradeError, check_extended_connect,
     congestion_owner, limit_send_queue, upgrade_response,
 };
 #[cfg(unix)]

@@ -13,7 +13,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tracing::{debug, warn};
 
 use super::SOCKET;
-use super::message::{REPLY_TIMEOUT, Channel, MAX_DESCRIPTORS, HandoverError, Message, VERSION};
+use super::message::{Channel, HandoverError, MAX_DESCRIPTORS, Message, REPLY_TIMEOUT, VERSION};
 use crate::carrier::{PassedWebSockets, Predecessors, SharedUdp, Successor};
 use crate::edge::names::registry::Registry;
 use crate::state::StateDir;
@@ -93,7 +93,9 @@ impl HandoverListener {
         match channel.receive(REPLY_TIMEOUT).await?.0 {
             Message::Request { version: VERSION } => {}
             Message::Request { version } => {
-                let reason = format!("it supports handover version {VERSION}, not {version}; restart it instead");
+                let reason = format!(
+                    "it supports handover version {VERSION}, not {version}; restart it instead"
+                );
                 channel.send(&Message::Refused { reason }, &[]).await?;
                 return Err(HandoverError::NotUnderstood);
             }
@@ -146,7 +148,11 @@ impl HandoverListener {
             ));
         }
         let sockets = self.state.sockets.len() as u32;
-        debug!(sockets, processes = ids.len(), "a successor asks to take over");
+        debug!(
+            sockets,
+            processes = ids.len(),
+            "a successor asks to take over"
+        );
         channel
             .send(&Message::Offer { sockets, ids }, &descriptors)
             .await

@@ -1,10 +1,10 @@
-//! Frames as they are sent: heads, and the masks of a client.
+//! Encoding of frames: headers, and a client's masks.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::{FIN, LENGTH_16, LENGTH_64, MASKED, Role, SHORT, apply, opcode};
+use super::{FIN, LENGTH_16, LENGTH_64, MASKED, MAX_CONTROL_PAYLOAD, Role, apply, opcode};
 
-/// Makes frames.
+/// Encodes frames.
 pub(crate) struct Encoder {
     masks: Option<Box<Masks>>,
 }
@@ -16,19 +16,19 @@ impl Encoder {
         }
     }
 
-    /// A binary message of these parts, or `None` if there is no randomness for its mask.
+    /// Encode a binary message of these parts. Return `None` if there is no randomness for its mask.
     pub(crate) fn binary(&mut self, parts: &[&[u8]]) -> Option<Bytes> {
         self.frame(opcode::BINARY, parts)
     }
 
-    /// The answer to a ping.
+    /// Encode the pong for a ping with this payload.
     pub(crate) fn pong(&mut self, ping: &[u8]) -> Option<Bytes> {
         self.frame(opcode::PONG, &[ping])
     }
 
-    /// The end of what is sent here, with its code (RFC 6455 §7.4) and reason.
+    /// Encode a close frame with a status code (RFC 6455 §7.4) and a reason, which is truncated to fit.
     pub(crate) fn close(&mut self, code: u16, reason: &str) -> Option<Bytes> {
-        let mut end = reason.len().min(SHORT - 2);
+        let mut end = reason.len().min(MAX_CONTROL_PAYLOAD - 2);
         while !reason.is_char_boundary(end) {
             end -= 1;
         }
@@ -43,10 +43,10 @@ impl Encoder {
         };
         let masked = if mask.is_some() { MASKED } else { 0 };
         let length: usize = parts.iter().map(|part| part.len()).sum();
-        let mut frame = BytesMut::with_capacity(LONGEST_HEAD + length);
+        let mut frame = BytesMut::with_capacity(MAX_HEADER + length);
         frame.put_u8(FIN | opcode);
         match (u8::try_from(length), u16::try_from(length)) {
-            (Ok(short), _) if length <= SHORT => frame.put_u8(masked | short),
+            (Ok(short), _) if length <= MAX_CONTROL_PAYLOAD => frame.put_u8(masked | short),
             (_, Ok(length)) => {
                 frame.put_u8(masked | LENGTH_16);
                 frame.put_u16(length);
@@ -68,27 +68,27 @@ impl Encoder {
     }
 }
 
-/// Masks that nobody can foresee, drawn many at once.
+/// Unpredictable masks (RFC 6455 §10.3), drawn many at once.
 struct Masks {
-    drawn: [[u8; 4]; MASKS],
+    drawn: [[u8; 4]; MASK_BATCH],
     used: usize,
 }
 
-/// How many masks are drawn at once.
-const MASKS: usize = 64;
+/// The number of masks drawn at once.
+const MASK_BATCH: usize = 64;
 
 impl Default for Masks {
     fn default() -> Self {
         Self {
-            drawn: [[0; 4]; MASKS],
-            used: MASKS,
+            drawn: [[0; 4]; MASK_BATCH],
+            used: MASK_BATCH,
         }
     }
 }
 
 impl Masks {
     fn next(&mut self) -> Option<[u8; 4]> {
-        if self.used == MASKS {
+        if self.used == MASK_BATCH {
             aws_lc_rs::rand::fill(self.drawn.as_flattened_mut()).ok()?;
             self.used = 0;
         }
@@ -97,5 +97,5 @@ impl Masks {
     }
 }
 
-/// The longest head of a frame.
-const LONGEST_HEAD: usize = 2 + 8 + 4;
+/// The longest frame header, in bytes.
+const MAX_HEADER: usize = 2 + 8 + 4;

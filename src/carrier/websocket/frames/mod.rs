@@ -1,8 +1,8 @@
-//! WebSocket frames (RFC 6455 §5), as far as packets need them: whole binary messages out, and in whatever a
-//! proxy on the way has made of them.
+//! WebSocket frames (RFC 6455 §5), as far as packets need them. Binary messages are sent as single frames;
+//! received messages may have been fragmented by a proxy on the path.
 //!
-//! The packets are copied into a frame once, and what was read is handed on without a copy. An idle
-//! WebSocket keeps a kilobyte.
+//! Packets are copied into a frame once, and received messages are passed on without a copy. An idle
+//! WebSocket needs a kilobyte of buffer.
 
 pub(crate) mod encoder;
 pub(crate) mod reader;
@@ -10,11 +10,11 @@ pub(crate) mod write;
 
 pub(crate) use self::encoder::Encoder;
 #[cfg(unix)]
-pub(crate) use self::reader::beginning;
+pub(crate) use self::reader::payload_prefix;
 pub(crate) use self::reader::{FrameError, Reader, Received};
 pub(crate) use self::write::write_all;
 
-/// Which end of a WebSocket this is: the client masks what it sends (RFC 6455 §5.3).
+/// The role of one end of a WebSocket: the client masks what it sends (RFC 6455 §5.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
     Client,
@@ -30,22 +30,24 @@ mod opcode {
     pub(crate) const PONG: u8 = 10;
 }
 
-/// In the first byte: the last frame of its message.
+/// FIN bit in the first byte: this is the last frame of its message.
 const FIN: u8 = 0x80;
 
-/// In the second byte: a mask follows the length.
+/// MASK bit in the second byte: a mask follows the length.
 const MASKED: u8 = 0x80;
 
-/// The longest payload of a control frame, and of any whose length is in the second byte.
-const SHORT: usize = 125;
+/// The longest payload of a control frame, and of any frame whose length is in the second byte, in bytes.
+const MAX_CONTROL_PAYLOAD: usize = 125;
 
-/// Instead of the length: it follows in two bytes, or in eight.
+/// Length field: the length follows in two bytes.
 const LENGTH_16: u8 = 126;
+
+/// Length field: the length follows in eight bytes.
 const LENGTH_64: u8 = 127;
 
-/// Put a mask on, or take it off.
+/// Mask or unmask a payload.
 fn apply(mask: [u8; 4], payload: &mut [u8]) {
-    // As much at once as the processor's widest registers hold.
+    // In blocks of the widest vector registers.
     let (blocks, rest) = payload.as_chunks_mut::<64>();
     let wide: [u8; 64] = std::array::from_fn(|at| mask[at % 4]);
     for block in blocks {
@@ -74,7 +76,7 @@ mod tests {
 
     const LONGEST: usize = 70_000;
 
-    /// What a server makes of these bytes, until no more can be read.
+    /// Read these bytes as a server, and return what is received before the error.
     fn read(bytes: &[u8]) -> (Vec<Received>, FrameError) {
         let mut reader = Reader::new(bytes, Role::Server, LONGEST);
         let mut received = Vec::new();
@@ -86,7 +88,7 @@ mod tests {
         }
     }
 
-    /// A frame as a client sends it, with a mask that is none.
+    /// Encode a frame of a client, with a mask of zeros.
     fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
         let mut frame = vec![first, MASKED | payload.len() as u8, 0, 0, 0, 0];
         frame.extend(payload);

@@ -1,51 +1,51 @@
-//! Frames as they are received: checked, unmasked, and put together to messages.
+//! Decoding of frames: they are checked, unmasked, and assembled into messages.
 
 use std::io;
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use super::{FIN, LENGTH_16, LENGTH_64, MASKED, Role, SHORT, apply, opcode};
+use super::{FIN, LENGTH_16, LENGTH_64, MASKED, MAX_CONTROL_PAYLOAD, Role, apply, opcode};
 
-/// What has come from the far end.
+/// A message or control frame from the peer.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Received {
     /// A binary message.
     Binary(Bytes),
-    /// To be answered with a pong that says the same.
+    /// A ping, to be answered with a pong of the same payload.
     Ping(Bytes),
     Pong,
-    /// The far end sends no more.
+    /// A close frame: the peer sends no more.
     Close,
 }
 
-/// Why no more can be read.
+/// No more frames can be read.
 #[derive(Debug)]
 pub(crate) enum FrameError {
-    /// The connection has ended.
+    /// The connection was closed.
     End,
     Io(io::Error),
-    /// A text message has come.
+    /// A text message was received.
     Text,
     /// A message is too long.
     TooLong,
-    /// This breaks the protocol.
+    /// The peer violates the protocol, as described.
     Protocol(&'static str),
 }
 
-/// What a frame says of itself.
-struct Head {
+/// The header of a frame.
+struct FrameHeader {
     fin: bool,
     opcode: u8,
     mask: Option<[u8; 4]>,
-    /// Bytes of the head.
+    /// The length of the header, in bytes.
     length: usize,
-    /// Bytes behind it.
+    /// The length of the payload, in bytes.
     payload: u64,
 }
 
-impl Head {
-    /// Read one, or answer `None` while it is not all there.
+impl FrameHeader {
+    /// Decode a header. Return `None` while it is incomplete.
     fn read(mut bytes: &[u8]) -> Option<Self> {
         let all = bytes.len();
         let [first, second] = bytes.try_get_u16().ok()?.to_be_bytes();
@@ -68,10 +68,10 @@ impl Head {
     }
 }
 
-/// Return the first bytes that a frame bears, so many or all of them, once they are there.
+/// Return the first `bytes` bytes of a frame's payload, or all if it has fewer, once they have been read.
 #[cfg(unix)]
-pub(crate) fn beginning(frame: &[u8], bytes: usize) -> Option<Vec<u8>> {
-    let head = Head::read(frame)?;
+pub(crate) fn payload_prefix(frame: &[u8], bytes: usize) -> Option<Vec<u8>> {
+    let head = FrameHeader::read(frame)?;
     let wanted = usize::try_from(head.payload).map_or(bytes, |all| all.min(bytes));
     let mut payload = frame[head.length..].get(..wanted)?.to_vec();
     if let Some(mask) = head.mask {
@@ -80,38 +80,38 @@ pub(crate) fn beginning(frame: &[u8], bytes: usize) -> Option<Vec<u8>> {
     Some(payload)
 }
 
-/// Takes frames apart.
+/// Reads frames and assembles messages.
 pub(crate) struct Reader<R> {
     io: R,
     role: Role,
-    /// The longest message.
-    longest: usize,
-    /// What has been read and belongs to no message yet.
+    /// The length of the longest accepted message, in bytes.
+    max_message: usize,
+    /// Bytes that have been read and not yet decoded.
     buffer: BytesMut,
-    /// How much is read at once.
-    room: usize,
-    /// The message of which some frames are there.
-    begun: Option<BytesMut>,
+    /// Bytes to read at once.
+    read_size: usize,
+    /// The message of which only some frames have been received.
+    partial: Option<BytesMut>,
 }
 
-/// How much is read at once while little comes, and at most.
-const ROOM: (usize, usize) = (1024, 64 * 1024);
+/// The smallest and the largest number of bytes to read at once.
+const READ_SIZE: (usize, usize) = (1024, 64 * 1024);
 
 impl<R: AsyncRead + Unpin> Reader<R> {
-    /// Read what the far end of this one says, up to so many bytes per message.
-    pub(crate) fn new(io: R, role: Role, longest: usize) -> Self {
+    /// Create a reader for the end with this role, of messages of up to `max_message` bytes.
+    pub(crate) fn new(io: R, role: Role, max_message: usize) -> Self {
         Self {
             io,
             role,
-            longest,
+            max_message,
             buffer: BytesMut::new(),
-            room: ROOM.0,
-            begun: None,
+            read_size: READ_SIZE.0,
+            partial: None,
         }
     }
 
-    /// Begin with bytes that have been read already.
-    pub(crate) fn after(mut self, early: BytesMut) -> Self {
+    /// Start with bytes that have been read already.
+    pub(crate) fn with_buffered(mut self, early: BytesMut) -> Self {
         self.buffer = early;
         self
     }
@@ -119,7 +119,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     /// Wait for the next message or control frame. Cancel safe.
     pub(crate) async fn next(&mut self) -> Result<Received, FrameError> {
         loop {
-            if let Some(head) = Head::read(&self.buffer) {
+            if let Some(head) = FrameHeader::read(&self.buffer) {
                 let payload = self.check(&head)?;
                 let frame = head.length + payload;
                 if frame <= self.buffer.len() {
@@ -128,7 +128,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
                     if let Some(mask) = head.mask {
                         apply(mask, &mut payload);
                     }
-                    match self.take(&head, payload) {
+                    match self.accept(&head, payload) {
                         Some(received) => return Ok(received),
                         None => continue,
                     }
@@ -139,9 +139,9 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         }
     }
 
-    /// Refuse a frame that must not be sent here, and return how long it is otherwise.
-    fn check(&self, head: &Head) -> Result<usize, FrameError> {
-        if head.opcode & RESERVED != 0 {
+    /// Check that a frame is allowed here, and return the length of its payload.
+    fn check(&self, head: &FrameHeader) -> Result<usize, FrameError> {
+        if head.opcode & RESERVED_BITS != 0 {
             return Err(FrameError::Protocol("a frame of an unknown extension"));
         }
         if head.mask.is_some() != (self.role == Role::Server) {
@@ -150,10 +150,10 @@ impl<R: AsyncRead + Unpin> Reader<R> {
                 Role::Client => "a frame with a mask",
             }));
         }
-        let before = self.begun.as_ref().map(BytesMut::len);
+        let before = self.partial.as_ref().map(BytesMut::len);
         match head.opcode {
             opcode::CLOSE | opcode::PING | opcode::PONG => {
-                if !head.fin || head.payload > SHORT as u64 {
+                if !head.fin || head.payload > MAX_CONTROL_PAYLOAD as u64 {
                     return Err(FrameError::Protocol("a long control frame"));
                 }
             }
@@ -169,20 +169,20 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         }
         let payload = usize::try_from(head.payload).map_err(|_| FrameError::TooLong)?;
         match payload.checked_add(before.unwrap_or(0)) {
-            Some(message) if message <= self.longest => Ok(payload),
+            Some(message) if message <= self.max_message => Ok(payload),
             _ => Err(FrameError::TooLong),
         }
     }
 
-    /// Take in a frame, and return what it completes.
-    fn take(&mut self, head: &Head, payload: BytesMut) -> Option<Received> {
+    /// Accept a frame, and return the message or control frame that it completes.
+    fn accept(&mut self, head: &FrameHeader, payload: BytesMut) -> Option<Received> {
         match head.opcode {
             opcode::CLOSE => return Some(Received::Close),
             opcode::PING => return Some(Received::Ping(payload.freeze())),
             opcode::PONG => return Some(Received::Pong),
             _ => {}
         }
-        let message = match self.begun.take() {
+        let message = match self.partial.take() {
             None => payload,
             Some(mut message) => {
                 message.extend_from_slice(&payload);
@@ -190,36 +190,38 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             }
         };
         if !head.fin {
-            self.begun = Some(message);
+            self.partial = Some(message);
             return None;
         }
         Some(Received::Binary(message.freeze()))
     }
 
-    /// Read some more.
+    /// Read more bytes, and adapt the read size.
     async fn fill(&mut self) -> Result<(), FrameError> {
         let spare = self.buffer.capacity() - self.buffer.len();
-        if self.buffer.is_empty() && self.buffer.capacity() > 2 * self.room {
-            // Anything else would keep the memory.
-            self.buffer = BytesMut::with_capacity(self.room);
-        } else if spare < self.room / 2 {
-            self.buffer.reserve(self.room);
+        if self.buffer.is_empty() && self.buffer.capacity() > 2 * self.read_size {
+            // Reserving would keep the large allocation.
+            self.buffer = BytesMut::with_capacity(self.read_size);
+        } else if spare < self.read_size / 2 {
+            self.buffer.reserve(self.read_size);
         }
         let spare = self.buffer.capacity() - self.buffer.len();
         let read = self.io.read_buf(&mut self.buffer).await;
         let read = read.map_err(FrameError::Io)?;
         match read {
             0 => return Err(FrameError::End),
-            all if all == spare => self.room = (self.room * 4).min(ROOM.1),
-            little if little < self.room / 8 => self.room = (self.room / 2).max(ROOM.0),
+            all if all == spare => self.read_size = (self.read_size * 4).min(READ_SIZE.1),
+            little if little < self.read_size / 8 => {
+                self.read_size = (self.read_size / 2).max(READ_SIZE.0)
+            }
             _ => {}
         }
         Ok(())
     }
 }
 
-/// In the first byte: what no extension of ours uses.
-const RESERVED: u8 = 0x70;
+/// The RSV1 to RSV3 bits in the first byte: no extension is negotiated.
+const RESERVED_BITS: u8 = 0x70;
 
 #[cfg(test)]
 mod tests {
@@ -231,7 +233,7 @@ mod tests {
     const LONGEST: usize = 70_000;
 
     #[tokio::test]
-    async fn a_reader_that_has_become_idle_gives_its_memory_back() {
+    async fn an_idle_reader_releases_its_memory() {
         let (near, mut far) = tokio::io::duplex(1 << 20);
         let mut reader = Reader::new(near, Role::Client, LONGEST);
         let mut server = Encoder::new(Role::Server);
@@ -240,7 +242,7 @@ mod tests {
             far.write_all(&frame).await.unwrap();
             reader.next().await.unwrap();
         }
-        assert!(reader.room > 32 << 10);
+        assert!(reader.read_size > 32 << 10);
 
         for _ in 0..10 {
             far.write_all(&server.binary(&[b"still there"]).unwrap())
@@ -249,6 +251,6 @@ mod tests {
             reader.next().await.unwrap();
         }
 
-        assert!(reader.buffer.capacity() <= 2 * ROOM.0);
+        assert!(reader.buffer.capacity() <= 2 * READ_SIZE.0);
     }
 }

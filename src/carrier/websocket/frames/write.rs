@@ -1,4 +1,4 @@
-//! Many frames in one call.
+//! Vectored writing: many frames in one system call.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
-/// Write frames, taking off those that are written and counting their bytes, and see that nothing is held back.
+/// Write all frames and flush. Written frames are removed from `frames`, and their bytes are added to `written`.
 ///
-/// May be dropped between any two polls; `frames` then begins with what is left of the first one.
+/// Cancel safe: if the future is dropped, `frames` starts with the unwritten rest of the first one.
 pub(crate) async fn write_all(
     io: &mut (impl AsyncWrite + Unpin),
     frames: &mut VecDeque<Bytes>,
@@ -19,7 +19,7 @@ pub(crate) async fn write_all(
 ) -> io::Result<()> {
     while !frames.is_empty() {
         let n = poll_fn(|cx| {
-            let mut slices = [IoSlice::new(&[]); SLICES];
+            let mut slices = [IoSlice::new(&[]); MAX_SLICES];
             let used = slices.iter_mut().zip(frames.iter());
             let used = used
                 .map(|(slice, frame)| *slice = IoSlice::new(frame))
@@ -31,12 +31,13 @@ pub(crate) async fn write_all(
             return Err(io::ErrorKind::WriteZero.into());
         }
         written.fetch_add(n as u64, Relaxed);
-        take_off(frames, n);
+        advance(frames, n);
     }
     io.flush().await
 }
 
-fn take_off(frames: &mut VecDeque<Bytes>, mut bytes: usize) {
+/// Remove written bytes from the front.
+fn advance(frames: &mut VecDeque<Bytes>, mut bytes: usize) {
     while let Some(frame) = frames.front_mut() {
         if frame.len() > bytes {
             return frame.advance(bytes);
@@ -46,5 +47,5 @@ fn take_off(frames: &mut VecDeque<Bytes>, mut bytes: usize) {
     }
 }
 
-/// Slices that are handed to the connection at once.
-const SLICES: usize = 16;
+/// The most frames per vectored write.
+const MAX_SLICES: usize = 16;
