@@ -1,8 +1,8 @@
-//! Errors as logs and people get them.
+//! Formatting of errors for logs and people.
 
 use std::error::Error;
 
-/// Write an error with its causes, on one line.
+/// Format an error with its causes, on one line.
 pub fn chain(err: &dyn Error) -> String {
     let mut text = err.to_string();
     let mut cause = err.source();

@@ -5,28 +5,56 @@
 //!                (public host)                                        (beside the service)
 //! ```
 //!
-//! # Vocabulary
+//! # Glossary
+//! *client* and *server* mean only the two ends of a QUIC, TLS or HTTP connection; *endpoint* is only a
+//! `quinn::Endpoint`. Terms marked † name what is designed and not built yet.
+//!
 //! | term | meaning |
 //! | --- | --- |
 //! | **edge** | the public process, `qtunnel serve`: [`Edge`] |
-//! | **agent** | the process beside the local service, `qtunnel connect`: [`Agent`] |
+//! | **agent** | the process beside the local service, `qtunnel http 3000` (= `connect`): [`Agent`] |
 //! | **visitor** | whoever reaches a public address from outside |
 //! | **upstream** | the local service that an agent forwards to: [`Upstream`] |
-//! | **tunnel** | one public address and its upstream; an agent can hold many: [`TunnelConfig`] |
-//! | **name** | the tunnel's label, `blog` in `blog.example.com`: [`Name`] |
+//! | **tunnel** | one public address → one upstream; an agent can hold many: [`TunnelConfig`] |
+//! | **address** | what visitors use: a host such as `blog.example.com`; a TCP or UDP port†, a TLS server name†, a private name† |
+//! | **kind** | the kind of a tunnel: `http`; `tcp`†, `udp`†, `tls`†, `private`† |
+//! | **name** | the label `blog` in `blog.example.com`: [`Name`] |
 //! | **session** | one authenticated QUIC connection between an agent and the edge |
 //! | **control stream** | the session's first bidirectional stream |
-//! | **stream** | one QUIC stream: one visitor's conversation |
-//! | **carrier** | what moves the QUIC packets, UDP or a WebSocket: [`Carrier`] |
-//! | **successor** | a newer process of an edge, which takes over from the older one: [`Edge::take_over`] |
-//! | **token** | what authenticates an agent: [`generate_token`] |
+//! | **stream** | one QUIC stream = one visitor conversation |
+//! | **flow** | one UDP conversation: a visitor's address and port on one tunnel† |
+//! | **carrier** | what moves the QUIC packets, `udp` or `websocket`: [`Carrier`] |
+//! | **lease** | an agent's hold on its addresses, which outlives a session by a grace period |
+//! | **registry** | the edge's live table: address → lease → tunnel |
+//! | **store** | where records live that outlive the process: embedded SQLite, or etcd for many edges† |
+//! | **directory** | every edge's copy of the store in memory, from which requests are answered† |
+//! | **account** | a person or team with tokens, addresses and limits† |
+//! | **token** | what authenticates an agent: a secret ([`generate_token`]), or a signed JWT† |
+//! | **principal** | the authenticated party of a session: account, token, what it may claim† |
+//!
+//! ## Terms of the implementation
+//! | term | meaning |
+//! | --- | --- |
+//! | **run, epoch** | one run of an agent's process, and the number of a session within it ([`proto::Hello`]) |
+//! | **superseded, taken over** | a session that lost its names to a newer one of the same agent, or to another agent |
+//! | **hop-by-hop** | of header fields: for one connection only (RFC 9110 §7.6.1) |
+//! | **window, budget** | flow control of one body, and the memory that all windows of a session share |
+//! | **tail probe** | a PING after the end of a message, so that its loss is detected (compare RFC 8985) |
+//! | **duplicate** | a short message sent twice on a path that loses packets |
+//! | **probe, suspicion, hold-down** | of carrier selection: a packet that every QUIC server answers; doubt that UDP works; the shortest time on a WebSocket |
+//! | **`min_rtt`, jitter, competing queue** | of congestion control: the round trip without a queue, its variation, and the queueing delay that others cause |
+//! | **path memory** | what earlier connections have measured of a path (Careful Resume) |
+//! | **handover** | hot restart: a newer process of an edge, the *successor*, takes over the sockets of the older one, its *predecessor*: [`Edge::take_over`] |
+//! | **worker** | one thread of an edge, with a runtime of its own |
+//! | **guard** | the strict HTTP/1 parser in front of hyper |
 //!
 //! # Use
-//! Edge and agent have two phases each: what can fail is done first and leaves facts behind
-//! (addresses, URLs), and then they serve until a future of yours resolves, and drain.
+//! Edge and agent have two phases each: [`Edge::bind`] and [`Agent::connect`] do everything that can
+//! fail and return facts (addresses, URLs); `serve` then runs until a future of yours resolves, and
+//! drains.
 //!
-//! Here are both in one process, with a service of the same process as the upstream; usually the
-//! two run on different machines, and one of them is the `qtunnel` program.
+//! Here both run in one process, with a service of the same process as the upstream; usually the two
+//! run on different machines, and one of them is the `qtunnel` program.
 //!
 //! ```
 //! use qtunnel::*;
@@ -64,7 +92,7 @@
 //! );
 //! tokio::spawn(agent.serve(std::future::pending()));
 //!
-//! // A visitor, in as few words as HTTP allows.
+//! // A visitor with a minimal HTTP request.
 //! # use tokio::io::{AsyncReadExt, AsyncWriteExt};
 //! let mut visitor = tokio::net::TcpStream::connect(http).await?;
 //! let request = b"GET / HTTP/1.1\r\nHost: blog.localhost\r\nConnection: close\r\n\r\n";
@@ -84,15 +112,17 @@
 //! | --- | --- |
 //! | `edge` | the public side: sessions, the registry of names, visitors over HTTP |
 //! | `agent` | the private side: session and reconnection, forwarding to upstreams |
-//! | `http` | what both ends do to HTTP messages: hop-by-hop fields, forwarded fields, cookies, upgrades |
 //! | `stream` | one conversation on a QUIC stream: heads, bodies, raw bytes, flow control |
+//! | `http` | what both ends do to HTTP messages: hop-by-hop fields, forwarded fields, cookies, upgrades, replays |
 //! | `auth` | tokens and names: who may connect, and what they may claim |
 //! | `carrier` | how packets travel: sockets, transport settings, congestion control |
-//! | `runtime` | what a process of ours runs on |
-//! | `state` | files that outlive the process |
+//! | `poll_now` | tasks that can be polled out of turn |
+//! | `runtime` | the single-threaded runtime of the program and of each worker |
+//! | `allocator` | the program's memory allocator |
 //! | `error_chain` | errors with their causes, on one line |
-//! | `text_file` | text files that people write |
 //! | `tls` | rustls configurations, certificates on disk, pins, the local CA |
+//! | `state` | files that outlive the process |
+//! | `text_file` | text files that people write |
 //! | [`proto`] | the wire: messages, heads and frames; no sockets, no tasks |
 //!
 //! `edge` and `agent` never import each other. The command line is in the program, not here.
@@ -104,7 +134,7 @@ mod carrier;
 mod edge;
 mod error_chain;
 mod http;
-mod inline;
+mod poll_now;
 pub mod proto;
 mod runtime;
 mod state;

@@ -1,4 +1,4 @@
-//! What the program, and each worker of an edge, runs on.
+//! Runtime of the program, and of each worker of an edge.
 
 use std::io;
 use std::time::Duration;
@@ -8,34 +8,34 @@ use tokio::time::sleep;
 
 use crate::allocator::Allocator;
 
-/// Build a runtime as `qtunnel` runs on: tokio on one thread.
+/// Build the runtime that `qtunnel` uses: tokio on one thread.
 ///
-/// On the multi-thread runtime a third of the time goes into waking other threads up and waiting for
-/// quinn's connection lock: 12,800 against 20,500 requests a second, measured with a prototype on two
+/// The multi-thread runtime spends a third of its time on waking other threads and waiting for
+/// quinn's connection lock: 12,800 against 20,500 requests/s, measured with a prototype on two
 /// cores. An edge scales by workers, each of which has one of these.
 ///
 /// # Errors
-/// If the system has no more descriptors.
+/// If the system has no more file descriptors.
 pub fn runtime() -> io::Result<Runtime> {
     let runtime = Builder::new_current_thread()
         .enable_all()
-        .max_io_events_per_tick(EVENTS)
+        .max_io_events_per_tick(MAX_EVENTS_PER_TICK)
         .build()?;
-    // It ends with the runtime.
+    // The task ends with the runtime.
     runtime.spawn(async {
         loop {
-            sleep(RETURN_MEMORY).await;
+            sleep(MEMORY_RETURN_INTERVAL).await;
             Allocator::return_unused();
         }
     });
     Ok(runtime)
 }
 
-/// How often memory that is free is returned to the system: well within a minute after a burst, and seldom enough
-/// that a busy process hardly notices (some 100 µs each time).
-const RETURN_MEMORY: Duration = Duration::from_secs(15);
+/// Interval at which free memory is returned to the system: well within a minute after a burst, and
+/// so rarely that a busy process hardly notices (some 100 µs each time).
+const MEMORY_RETURN_INTERVAL: Duration = Duration::from_secs(15);
 
-/// Events of sockets that are handled before packets are sent. The connection's task waits behind all
-/// that the events have woken: with no bound, the other end stands still until the last visitor of a crowd
-/// was served, and then this one.
-const EVENTS: usize = 16;
+/// Socket events handled before packets are sent. The connection's task waits behind everything
+/// that the events have woken: without a bound, the other end would be idle until the last of many
+/// visitors was served.
+const MAX_EVENTS_PER_TICK: usize = 16;

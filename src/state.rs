@@ -1,5 +1,5 @@
-//! The state directory: what a process must find again after a restart. Files appear whole or not
-//! at all, and secrets are readable by their owner only.
+//! State directory: files that a process must find again after a restart. They appear whole or not
+//! at all, and only their owner can read them.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 pub struct StateDir(PathBuf);
 
 impl StateDir {
-    /// Open the directory, and make it (mode 0700) where it is missing.
+    /// Open the directory, or create it (mode 0700).
     ///
     /// # Errors
     /// [`StateError`] names the directory.
@@ -27,7 +27,7 @@ impl StateDir {
         self.0.join(name)
     }
 
-    /// Read a file, or answer `None` if there is none.
+    /// Read a file, or return `None` if there is none.
     ///
     /// # Errors
     /// [`StateError`] names the file.
@@ -40,7 +40,8 @@ impl StateDir {
         }
     }
 
-    /// Write a file (mode 0600) so that a crash at any moment leaves the old one or the new one.
+    /// Write a file (mode 0600) atomically: a crash at any moment leaves the old or the new
+    /// contents.
     ///
     /// # Errors
     /// [`StateError`] names the file.
@@ -50,8 +51,8 @@ impl StateDir {
             .map_err(|err| StateError::new("write", &path, err))
     }
 
-    /// Read a file, or make it from `contents` if there is none. Of several processes that make it
-    /// at the same time, all get what the first one made.
+    /// Read a file, or create it from `contents` if there is none. Of several processes that do so
+    /// at the same time, all get what the first one has written.
     ///
     /// # Errors
     /// [`StateError`] names the file.
@@ -64,7 +65,7 @@ impl StateDir {
             return Ok(found);
         }
         let (path, contents) = (self.path(name), contents());
-        // Unlike a renaming, a link does not replace what is there.
+        // Unlike a rename, a link does not replace an existing file.
         let link = |temporary: &Path| {
             fs::hard_link(temporary, &path)?;
             fs::remove_file(temporary)
@@ -74,19 +75,19 @@ impl StateDir {
             Err(err) if err.kind() == io::ErrorKind::AlreadyExists => self
                 .read(name)?
                 .ok_or_else(|| StateError::new("read", &path, err)),
-            // There are file systems without links.
+            // Some file systems have no links.
             Err(_) => self.write(name, &contents).map(|()| contents),
         }
     }
 
-    /// Write a temporary file, and have it put in its place.
+    /// Write a temporary file, and call `place` to move it to its place.
     fn put(
         &self,
         name: &str,
         contents: &[u8],
         place: impl FnOnce(&Path) -> io::Result<()>,
     ) -> io::Result<()> {
-        // The process id keeps two processes that share the directory out of each other's way.
+        // The process id keeps processes that share the directory apart.
         let temporary = self.path(&format!(".{name}.{}", std::process::id()));
         let mut file = private_file().open(&temporary)?;
         let placed = (|| {
@@ -96,14 +97,14 @@ impl StateDir {
             sync_directory(&self.0)
         })();
         if placed.is_err() {
-            // Gone already if it was the directory that failed.
+            // It is gone already if syncing the directory failed.
             let _ = fs::remove_file(&temporary);
         }
         placed
     }
 }
 
-/// What makes a directory that only its owner can look into.
+/// Return a builder of directories that only their owner can access.
 fn private_directory() -> fs::DirBuilder {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true);
@@ -112,8 +113,8 @@ fn private_directory() -> fs::DirBuilder {
     builder
 }
 
-/// What makes a file that only its owner can read; elsewhere than on Unix its directory's rights
-/// decide.
+/// Return the options for a file that only its owner can read; on systems other than Unix the
+/// directory's permissions decide.
 fn private_file() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true);
@@ -122,7 +123,7 @@ fn private_file() -> OpenOptions {
     options
 }
 
-/// Make a renaming last. Windows has no such thing for directories.
+/// Make a rename durable. Windows has no such operation for directories.
 fn sync_directory(path: &Path) -> io::Result<()> {
     if cfg!(unix) {
         File::open(path)?.sync_all()
@@ -131,7 +132,7 @@ fn sync_directory(path: &Path) -> io::Result<()> {
     }
 }
 
-/// A file of the state directory cannot be used.
+/// Failure to use a file of the state directory.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action} {} (choose another place with --state-dir)", path.display())]
 pub struct StateError {

@@ -1,25 +1,25 @@
-//! Text files that people write, on whatever system, with whatever editor.
+//! Text files that people write, on any system, with any editor.
 
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-/// Read a text file: UTF-8, or UTF-16 with a byte order mark as PowerShell's `>` and Notepad write it. The mark is
-/// taken off, and lines end in a line feed alone.
+/// Read a text file: UTF-8, or UTF-16 with a byte order mark as PowerShell's `>` and Notepad write
+/// it. The mark is removed, and lines end in a line feed alone.
 ///
 /// # Errors
-/// Those of the system; [`io::ErrorKind::InvalidData`] if it is not text, and [`io::ErrorKind::FileTooLarge`] if it is
-/// longer than any such file.
+/// Those of the system; [`io::ErrorKind::InvalidData`] if it is not text, and
+/// [`io::ErrorKind::FileTooLarge`] above [`MAX_FILE`].
 pub fn read_text(path: &Path) -> io::Result<String> {
     let not_text = || io::Error::new(io::ErrorKind::InvalidData, "it is not text in UTF-8");
     decode(&read(path)?).ok_or_else(not_text)
 }
 
-/// Read a PEM file as [`read_text`] does. What stands between its blocks may be in any encoding.
+/// Read a PEM file as [`read_text`] does. Text between its blocks may be in any encoding.
 ///
 /// # Errors
-/// Those of [`read_text`], but for the encoding.
+/// Those of [`read_text`], except for the encoding.
 pub fn read_pem(path: &Path) -> io::Result<String> {
     let bytes = read(path)?;
     Ok(decode(&bytes).unwrap_or_else(|| String::from_utf8_lossy(&bytes).into_owned()))
@@ -28,15 +28,15 @@ pub fn read_pem(path: &Path) -> io::Result<String> {
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?
-        .take(LONGEST + 1)
+        .take(MAX_FILE + 1)
         .read_to_end(&mut bytes)?;
-    match bytes.len() as u64 > LONGEST {
+    match bytes.len() as u64 > MAX_FILE {
         true => Err(io::ErrorKind::FileTooLarge.into()),
         false => Ok(bytes),
     }
 }
 
-/// Decode text as [`read_text`] does; `None` if it is none.
+/// Decode text as [`read_text`] does; `None` if it is not text.
 pub fn decode(bytes: &[u8]) -> Option<String> {
     let utf16 = |pairs: &[u8], unit: fn([u8; 2]) -> u16| {
         let pairs = pairs.chunks(2);
@@ -52,8 +52,9 @@ pub fn decode(bytes: &[u8]) -> Option<String> {
     Some(text.replace("\r\n", "\n"))
 }
 
-/// The largest file that is read: a bundle of all the world's certificate authorities has a fifth of that.
-const LONGEST: u64 = 4 << 20;
+/// Largest file that is read, in bytes: a bundle of all public certificate authorities is a fifth
+/// of that.
+const MAX_FILE: u64 = 4 << 20;
 
 #[cfg(test)]
 mod tests {

@@ -1,4 +1,4 @@
-//! Who may connect, and what they may claim: tokens and names.
+//! Authentication and names: who may connect, and what they may claim.
 
 mod name;
 mod token;

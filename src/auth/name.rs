@@ -24,7 +24,8 @@ impl Name {
         let word = |words: &[&'static str], at: usize| {
             words[usize::from(u16::from_be_bytes([hash[at], hash[at + 1]])) % words.len()]
         };
-        // Four characters of 27: with the words 2^32 names, so that two agents hardly ever meet.
+        // Four characters out of 27: 2^32 names with the words, so that two agents hardly ever
+        // collide.
         let suffix: String = hash[4..8]
             .iter()
             .map(|byte| char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()]))
@@ -36,7 +37,7 @@ impl Name {
         ))
     }
 
-    /// Make a name that nobody can guess.
+    /// Generate a name that nobody can guess.
     pub fn random() -> Self {
         let mut seed = [0; 16];
         aws_lc_rs::rand::fill(&mut seed).expect("the operating system has random numbers");
@@ -80,25 +81,25 @@ impl fmt::Display for Name {
     }
 }
 
-/// Why a text is not a name.
+/// Reason why a text is not a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    /// Nothing there.
+    /// The text is empty.
     #[error("it is empty")]
     Empty,
-    /// DNS allows 63 bytes.
+    /// DNS allows 63 bytes (RFC 1035 §2.3.4).
     #[error("it is longer than 63 characters")]
     TooLong,
-    /// Something else than a letter, digit or hyphen.
+    /// A character other than a letter, digit or hyphen.
     #[error("only letters a to z, digits and hyphens are allowed")]
     Character,
-    /// A hyphen at an end.
+    /// A leading or trailing hyphen.
     #[error("it must not begin or end with a hyphen")]
     Hyphen,
-    /// `xn--` and its kind, which browsers show as something else (RFC 5890 §2.3.1).
+    /// A prefix such as `xn--`, which browsers show as something else (RFC 5890 §2.3.1).
     #[error("two hyphens in the third and fourth place are reserved for other alphabets")]
     Punycode,
-    /// A name that others would believe.
+    /// A name that visitors or software would trust.
     #[error("it is reserved")]
     Reserved,
 }
@@ -154,7 +155,7 @@ const RESERVED: &[&str] = &[
     "mta-sts",
 ];
 
-/// No vowels and nothing that looks like something else: no words arise and none are misread.
+/// Letters and digits without vowels and look-alikes: they form no words and none is misread.
 const ALPHABET: &[u8] = b"bcdfghjkmnpqrstvwxz23456789";
 
 const ADJECTIVES: &[&str] = &[

@@ -1,4 +1,4 @@
-//! Tokens: what authenticates an agent. The edge keeps hashes only.
+//! Tokens, which authenticate agents. The edge stores hashes only.
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{SHA256, digest};
@@ -7,7 +7,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use crate::proto::Secret;
 
-/// The tokens that an edge accepts.
+/// Tokens that an edge accepts.
 #[derive(Clone, Default)]
 pub struct Tokens {
     hashes: Vec<[u8; 32]>,
@@ -15,7 +15,7 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// Accept everybody: for an edge that only its own machine can reach.
+    /// Accept every agent: for an edge that only its own machine can reach.
     pub fn open() -> Self {
         Self {
             hashes: Vec::new(),
@@ -23,19 +23,19 @@ impl Tokens {
         }
     }
 
-    /// Accept one more token.
+    /// Add an accepted token.
     pub fn add(&mut self, token: &Secret) {
         self.hashes.push(hash(token));
     }
 
-    /// Check a token, in time that does not depend on how much of it is right (the comparison is of
-    /// hashes, and it is constant-time).
+    /// Return the id of an accepted token. The time it takes does not depend on how much of the token
+    /// is right: hashes are compared, in constant time.
     pub fn accepts(&self, token: &Secret) -> Option<TokenId> {
         if self.open {
             return Some(TokenId::OPEN);
         }
         let offered = hash(token);
-        // Every known token is compared, so that the position of the right one does not show.
+        // Every known token is compared, so that the time does not reveal the position of the match.
         let mut accepted = None;
         for known in &self.hashes {
             if verify_slices_are_equal(known, &offered).is_ok() {
@@ -48,20 +48,20 @@ impl Tokens {
     }
 }
 
-/// Which token it was, without the token: enough to tell owners of names apart.
+/// Identifier of a token, derived from its hash: enough to tell owners of names apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TokenId([u8; 8]);
 
 impl TokenId {
-    /// What every agent of an open edge shows: it tells nobody apart.
+    /// Id of every agent of an open edge.
     pub const OPEN: Self = Self([0; 8]);
 
-    /// Write the id, as it is kept in a file.
+    /// Format the id in hexadecimal, as it is stored in a file.
     pub fn to_hex(self) -> String {
         format!("{:016x}", u64::from_be_bytes(self.0))
     }
 
-    /// Read what [`to_hex`](Self::to_hex) wrote.
+    /// Parse the output of [`to_hex`](Self::to_hex).
     pub fn from_hex(text: &str) -> Option<Self> {
         let valid = text.len() == 16 && text.bytes().all(|digit| digit.is_ascii_hexdigit());
         let number = valid.then(|| u64::from_str_radix(text, 16).ok())??;
@@ -69,7 +69,7 @@ impl TokenId {
     }
 }
 
-/// Make a token: 256 random bits, with a prefix by which secret scanners can recognise it.
+/// Generate a token: 256 random bits, with a prefix by which secret scanners can recognise it.
 pub fn generate() -> Secret {
     let mut random = [0; 32];
     aws_lc_rs::rand::fill(&mut random).expect("the operating system has random numbers");

@@ -7,8 +7,6 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
 
-use crate::stream::flow::Unread;
-
 /// A body whose beginning is buffered until no replay can be needed any more.
 pub struct ReplayBuffer<B>(Arc<Mutex<State<B>>>);
 
@@ -157,12 +155,6 @@ pub trait Piece: Buf + From<Bytes> {
 impl Piece for Bytes {
     fn share(&self) -> Bytes {
         self.clone()
-    }
-}
-
-impl Piece for Unread {
-    fn share(&self) -> Bytes {
-        Self::share(self)
     }
 }
 

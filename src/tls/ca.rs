@@ -1,4 +1,4 @@
-//! The local CA: what signs the edge's certificate where no other was given.
+//! Local CA, which signs the edge's certificate where no other is configured.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -14,8 +14,8 @@ use super::Identity;
 use super::identity::Unusable;
 use crate::state::{StateDir, StateError};
 
-/// A certificate authority of this machine's own, kept in the state directory as `ca.pem` and
-/// `ca.key`. The edge's key (`edge.key`) is kept too, so that its pin never changes.
+/// A certificate authority of this machine's own, stored in the state directory as `ca.pem` and
+/// `ca.key`. The edge's key (`edge.key`) is stored too, so that its pin never changes.
 pub struct LocalCa {
     issuer: Issuer<'static, KeyPair>,
     certificate: CertificateDer<'static>,
@@ -23,14 +23,14 @@ pub struct LocalCa {
 }
 
 impl LocalCa {
-    /// Load the CA, or make it at the first start.
+    /// Load the CA, or create it at the first start.
     ///
     /// # Errors
-    /// [`CaError`] if the files cannot be read, written or understood.
+    /// [`CaError`] if the files cannot be read, written or parsed.
     pub fn open(state: &StateDir) -> Result<Self, CaError> {
-        let key = keep_key(state, "ca.key")?;
+        let key = load_or_create_key(state, "ca.key")?;
         let pem = state.read_or_write("ca.pem", || {
-            // Signing with a key that was just made or loaded cannot fail for such parameters.
+            // Signing with a key that was just generated or loaded cannot fail for such parameters.
             params()
                 .self_signed(&key)
                 .map(|ca| ca.pem().into_bytes())
@@ -50,17 +50,17 @@ impl LocalCa {
         })
     }
 
-    /// Return the file that browsers and agents may be told to trust.
+    /// Return the path of the CA's certificate, for browsers and agents to trust.
     pub fn path(&self) -> PathBuf {
         self.state.path("ca.pem")
     }
 
-    /// Issue the edge's certificate for `domain`, everything directly below it, and loopback.
+    /// Issue the edge's certificate for `domain`, the names directly below it, and loopback.
     ///
     /// # Errors
-    /// [`CaError`] if the key cannot be kept or the domain cannot stand in a certificate.
+    /// [`CaError`] if the key cannot be stored or the domain is invalid in a certificate.
     pub fn issue(self, domain: &str) -> Result<Identity, CaError> {
-        let key = keep_key(&self.state, "edge.key")?;
+        let key = load_or_create_key(&self.state, "edge.key")?;
         let names = vec![
             domain.to_owned(),
             format!("*.{domain}"),
@@ -106,17 +106,17 @@ impl LocalCa {
     }
 }
 
-/// Return the file of the CA that an edge with this state directory uses. Edge and agent of one user
-/// share the directory, so whichever comes first makes the CA.
+/// Return the path of the certificate of the CA that an edge with this state directory uses. Edge
+/// and agent of one user share the directory, so whichever starts first creates the CA.
 ///
 /// # Errors
-/// [`CaError`] if the files cannot be read, written or understood.
+/// [`CaError`] if the files cannot be read, written or parsed.
 pub fn local_ca(state: &StateDir) -> Result<PathBuf, CaError> {
     LocalCa::open(state).map(|ca| ca.path())
 }
 
-/// Load a key from the state directory, or make it.
-fn keep_key(state: &StateDir, name: &str) -> Result<KeyPair, CaError> {
+/// Load a key from the state directory, or generate and store it.
+fn load_or_create_key(state: &StateDir, name: &str) -> Result<KeyPair, CaError> {
     let fresh = KeyPair::generate()?;
     let pem = state.read_or_write(name, || fresh.serialize_pem().into_bytes())?;
     let malformed = || CaError::Malformed {
@@ -143,33 +143,33 @@ fn distinguished(name: &str) -> DistinguishedName {
 
 fn validity(params: &mut CertificateParams, days: i64) {
     let now = time::OffsetDateTime::now_utc();
-    // A day back, for clocks that are behind.
+    // A day back, for clocks that are slow.
     params.not_before = now - time::Duration::days(1);
     params.not_after = now + time::Duration::days(days);
 }
 
-/// Browsers refuse leaves that are valid for longer than 398 days.
+/// Validity of the edge's certificate, in days: browsers refuse more than 398.
 const LEAF_DAYS: i64 = 397;
 
-/// The CA is trusted by hand, which nobody wants to do every year.
+/// Validity of the CA, in days: people install it by hand, which nobody wants to do every year.
 const CA_DAYS: i64 = 3650;
 
-/// The local CA cannot be used.
+/// Failure of the local CA.
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
-    /// The state directory does not work.
+    /// The state directory cannot be used.
     #[error(transparent)]
     State(#[from] StateError),
-    /// A file is not what this program wrote.
+    /// A file is not one that this program wrote.
     #[error("{} is damaged: remove it to have a new one made", path.display())]
     Malformed {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// A certificate could not be made.
+    /// A certificate could not be generated.
     #[error("cannot make a certificate")]
     Generate(#[from] rcgen::Error),
-    /// A certificate was made that TLS does not take.
+    /// TLS does not accept the generated certificate.
     #[error("cannot use the certificate that was made")]
     Unusable(#[source] rustls::Error),
 }

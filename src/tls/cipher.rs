@@ -1,10 +1,10 @@
-//! Which cipher to ask for: a client's order decides, and ours is by speed.
+//! Order of the cipher suites: a client's preference decides, and ours is by speed.
 
 use rustls::{CipherSuite, SupportedCipherSuite};
 
-/// Order TLS 1.3's suites by their speed on this processor. All of them are strong enough (RFC 8446 §9.1 has every
-/// implementation speak AES-128); with instructions for AES its ten rounds beat the fourteen of AES-256, and
-/// without them ChaCha20 beats both (RFC 8439, appendix B).
+/// Sort TLS 1.3's suites by their speed on this processor. All of them are strong enough (RFC 8446
+/// §9.1 makes AES-128 mandatory); with AES instructions its ten rounds beat the fourteen of
+/// AES-256, and without them ChaCha20 beats both (RFC 8439, appendix B).
 pub(crate) fn fastest_first(suites: &mut [SupportedCipherSuite], aes_in_hardware: bool) {
     suites.sort_by_key(|suite| match suite.suite() {
         CipherSuite::TLS13_CHACHA20_POLY1305_SHA256 if !aes_in_hardware => 0,
@@ -14,7 +14,7 @@ pub(crate) fn fastest_first(suites: &mut [SupportedCipherSuite], aes_in_hardware
     });
 }
 
-/// Report whether the processor has instructions for AES; a Raspberry Pi 4, for one, has none.
+/// Report whether the processor has AES instructions; a Raspberry Pi 4, for one, has none.
 pub(crate) fn aes_in_hardware() -> bool {
     #[cfg(target_arch = "x86_64")]
     return std::arch::is_x86_feature_detected!("aes");

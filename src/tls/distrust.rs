@@ -1,4 +1,4 @@
-//! Why a certificate is not trusted, in words that say what to do.
+//! Explanations of why a certificate is not trusted, with advice.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -9,17 +9,17 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::Pin;
 
-/// Why an edge was refused.
+/// Explanation of why an edge was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Distrusted {
-    /// What is wrong.
+    /// Reason of the refusal.
     pub why: String,
-    /// What to do about it.
+    /// Next step for the user.
     pub advice: String,
 }
 
 impl Distrusted {
-    /// Say why a certificate was not accepted for a name.
+    /// Explain why a certificate was not accepted for a name.
     pub fn new(
         err: &rustls::Error,
         leaf: &CertificateDer<'_>,
@@ -32,10 +32,12 @@ impl Distrusted {
             .map(|(_, parsed)| parsed);
         let asked = name.to_str();
         match (err, parsed) {
-            (rustls::Error::InvalidCertificate(reason), Some(leaf)) if is_of_time(reason) => {
-                Self::out_of_time(&leaf, now)
+            (rustls::Error::InvalidCertificate(reason), Some(leaf))
+                if is_about_validity(reason) =>
+            {
+                Self::outside_validity(&leaf, now)
             }
-            (rustls::Error::InvalidCertificate(reason), Some(leaf)) if is_of_name(reason) => {
+            (rustls::Error::InvalidCertificate(reason), Some(leaf)) if is_about_name(reason) => {
                 let names = names(&leaf);
                 Self {
                     why: match names.is_empty() {
@@ -61,7 +63,7 @@ impl Distrusted {
         }
     }
 
-    /// Say that another key was expected.
+    /// Explain that another key was expected.
     pub fn by_pin(expected: &[Pin], found: Pin) -> Self {
         let expected: Vec<_> = expected.iter().map(Pin::to_string).collect();
         Self {
@@ -72,7 +74,7 @@ impl Distrusted {
         }
     }
 
-    fn out_of_time(leaf: &X509Certificate<'_>, now: UnixTime) -> Self {
+    fn outside_validity(leaf: &X509Certificate<'_>, now: UnixTime) -> Self {
         let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
         let (from, to) = (
             leaf.validity.not_before.timestamp(),
@@ -81,7 +83,7 @@ impl Distrusted {
         let whose = match (now < from, now > to) {
             (true, _) => "its certificate is not valid yet",
             (_, true) => "its certificate has expired",
-            // Another one of the chain: an authority's.
+            // It is another one of the chain: an authority's.
             _ => "a certificate that vouches for its own has expired or is not valid yet",
         };
         Self {
@@ -97,7 +99,7 @@ impl Distrusted {
     }
 }
 
-fn is_of_time(reason: &CertificateError) -> bool {
+fn is_about_validity(reason: &CertificateError) -> bool {
     matches!(
         reason,
         CertificateError::Expired
@@ -107,14 +109,15 @@ fn is_of_time(reason: &CertificateError) -> bool {
     )
 }
 
-fn is_of_name(reason: &CertificateError) -> bool {
+fn is_about_name(reason: &CertificateError) -> bool {
     matches!(
         reason,
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }
     )
 }
 
-/// The first names of a certificate, of which a stranger may have put in anything.
+/// Return the first names of a certificate, printable ones only, since a stranger may have put in
+/// anything.
 fn names(leaf: &X509Certificate<'_>) -> Vec<String> {
     let Ok(Some(extension)) = leaf.subject_alternative_name() else {
         return Vec::new();
@@ -131,9 +134,9 @@ fn names(leaf: &X509Certificate<'_>) -> Vec<String> {
         _ => None,
     });
     let is_printable = |name: &String| {
-        name.len() <= LONGEST_NAME && name.bytes().all(|byte| byte.is_ascii_graphic())
+        name.len() <= MAX_NAME_LENGTH && name.bytes().all(|byte| byte.is_ascii_graphic())
     };
-    names.filter(is_printable).take(NAMES).collect()
+    names.filter(is_printable).take(MAX_SHOWN_NAMES).collect()
 }
 
 fn date(seconds: i64) -> String {
@@ -142,13 +145,13 @@ fn date(seconds: i64) -> String {
     humantime::format_rfc3339_seconds(time).to_string()
 }
 
-/// Names that are shown.
-const NAMES: usize = 8;
+/// Most names to show.
+const MAX_SHOWN_NAMES: usize = 8;
 
-/// The longest name of DNS (RFC 1035 §2.3.4).
-const LONGEST_NAME: usize = 253;
+/// Longest DNS name, in bytes (RFC 1035 §2.3.4).
+const MAX_NAME_LENGTH: usize = 253;
 
-/// The end of the year 9999, after which dates have no usual form.
+/// End of the year 9999, after which dates have no usual format, in Unix seconds.
 const LAST_SECOND: u64 = 253_402_300_799;
 
 #[cfg(test)]

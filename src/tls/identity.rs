@@ -1,4 +1,4 @@
-//! An identity: a certificate chain and its key, and the server configurations made of it.
+//! Identity of an edge: a certificate chain and its key, and the server configurations made of it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use super::Pin;
 use super::per_name::PerName;
 use crate::text_file::read_pem;
 
-/// A certificate chain and its private key, known to belong together.
+/// Certificate chain and matching private key.
 #[derive(Debug, Clone)]
 pub struct Identity {
     pub(crate) key: Arc<CertifiedKey>,
@@ -26,7 +26,7 @@ impl Identity {
     /// Load a chain (PEM, leaf first) and its key (PEM).
     ///
     /// # Errors
-    /// [`IdentityError`] names the file and what is wrong with it.
+    /// [`IdentityError`] names the file and the problem.
     pub fn load(chain: &Path, key: &Path) -> Result<Self, IdentityError> {
         let as_error = |path: &Path, source| match source {
             pem::Error::Io(source) => IdentityError::Unreadable {
@@ -64,7 +64,7 @@ impl Identity {
         })
     }
 
-    /// Join a chain and a key that are in memory.
+    /// Combine a chain and a key in memory.
     pub(crate) fn new(
         chain: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
@@ -92,8 +92,8 @@ impl Identity {
         }
     }
 
-    /// Show whoever asks for a name directly below `domain` a chain that `issue` makes for that very
-    /// name, with the same key.
+    /// Present, for a name directly below `domain`, a chain that `issue` makes for that very name,
+    /// with the same key.
     pub(crate) fn per_name(
         mut self,
         domain: String,
@@ -108,8 +108,8 @@ impl Identity {
         self.pin
     }
 
-    /// Report whether this machine's certificate authorities vouch for the identity under that name,
-    /// so that agents most likely need no pin.
+    /// Report whether this machine's certificate store trusts the identity under that name, so that
+    /// agents most likely need no pin.
     pub fn is_publicly_trusted(&self, name: &str) -> bool {
         let (Some((leaf, rest)), Ok(name)) =
             (self.key.cert.split_first(), ServerName::try_from(name))
@@ -123,7 +123,7 @@ impl Identity {
         })
     }
 
-    /// Make the configuration for visitors: TLS 1.2 and 1.3, HTTP/2 and HTTP/1.1 by ALPN.
+    /// Build the configuration for visitors: TLS 1.2 and 1.3, HTTP/2 and HTTP/1.1 by ALPN.
     pub fn visitor_config(&self) -> ServerConfig {
         let mut config = ServerConfig::builder_with_provider(super::provider())
             .with_safe_default_protocol_versions()
@@ -134,7 +134,7 @@ impl Identity {
         config
     }
 
-    /// Make the configuration for agents: QUIC wants TLS 1.3.
+    /// Build the configuration for agents: QUIC requires TLS 1.3.
     pub fn agent_config(&self, alpn: &[&[u8]]) -> ServerConfig {
         let mut config = ServerConfig::builder_with_provider(super::provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -146,7 +146,7 @@ impl Identity {
     }
 }
 
-/// Why a chain and a key do not make an identity.
+/// Reason why a chain and a key do not make an identity.
 #[derive(Debug)]
 pub(crate) enum Unusable {
     Empty,
@@ -155,54 +155,54 @@ pub(crate) enum Unusable {
     Key(rustls::Error),
 }
 
-/// A certificate or key file cannot be used.
+/// Failure to use a certificate or key file.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// The file cannot be read.
     #[error("cannot read {}", path.display())]
     Unreadable {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What went wrong.
+        /// Error of the system.
         source: std::io::Error,
     },
     /// The file is not PEM.
     #[error("cannot read {} as PEM", path.display())]
     NotPem {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What went wrong.
+        /// Error of the parser.
         source: pem::Error,
     },
     /// The file holds no private key.
     #[error("{} holds no private key (expected `-----BEGIN PRIVATE KEY-----`)", path.display())]
     NoKey {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
     /// The file holds no certificate.
     #[error("{} holds no certificate (expected `-----BEGIN CERTIFICATE-----`)", path.display())]
     NoCertificate {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// The key is not the one of the first certificate.
+    /// The key does not match the first certificate.
     #[error(
         "the key in {} does not belong to the first certificate in {} (the server's own certificate must come first)",
         key.display(), chain.display()
     )]
     Mismatch {
-        /// The certificates' file.
+        /// Path of the certificates' file.
         chain: PathBuf,
-        /// The key's file.
+        /// Path of the key's file.
         key: PathBuf,
     },
-    /// The certificate or key is of a kind that cannot be used.
+    /// The certificate or key is of an unsupported kind.
     #[error("cannot use what is in {}", path.display())]
     Invalid {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What went wrong.
+        /// Error of rustls.
         source: rustls::Error,
     },
 }

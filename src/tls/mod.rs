@@ -1,4 +1,4 @@
-//! TLS: how the edge proves who it is, and how the agent checks it.
+//! TLS: certificates of the edge, their verification by the agent, and the local CA.
 
 mod ca;
 mod cipher;
@@ -17,8 +17,8 @@ use std::sync::Arc;
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
-/// The one provider of cryptography: AES with the hardware's help, and the post-quantum key
-/// exchange (X25519MLKEM768) first.
+/// Return the cryptography provider that everything uses: the fastest ciphers for this processor
+/// first, and the post-quantum key exchange (X25519MLKEM768) first.
 pub(crate) fn provider() -> Arc<CryptoProvider> {
     let mut provider = aws_lc_rs::default_provider();
     cipher::fastest_first(&mut provider.cipher_suites, cipher::aes_in_hardware());

@@ -1,7 +1,7 @@
-//! A certificate for each name that is asked for, where no wildcard will do.
+//! Certificates issued per requested name, where a wildcard is not accepted.
 //!
-//! OpenSSL, gRPC and browsers take no wildcard directly below a top-level name: with `*.localhost`
-//! none of them would believe that it has reached `blog.localhost`.
+//! OpenSSL, gRPC and browsers accept no wildcard directly below a top-level name: with
+//! `*.localhost` none of them would accept `blog.localhost`.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -11,9 +11,9 @@ use rustls::pki_types::CertificateDer;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
-/// Resolves names directly below a domain to certificates of their own.
+/// Resolver of names directly below a domain to certificates of their own.
 pub struct PerName {
-    /// For everything else.
+    /// Certificate for every other name.
     default: Arc<CertifiedKey>,
     domain: String,
     issue: Box<Issue>,
@@ -23,7 +23,8 @@ pub struct PerName {
 type Issue = dyn Fn(&str) -> Option<Vec<CertificateDer<'static>>> + Send + Sync;
 
 impl PerName {
-    /// Show the key of `default`, with chains that `issue` makes for names directly below `domain`.
+    /// Present the key of `default`, with chains that `issue` makes for names directly below
+    /// `domain`.
     pub fn new(
         default: Arc<CertifiedKey>,
         domain: String,
@@ -49,7 +50,7 @@ impl PerName {
         }
         let chain = (self.issue)(&name)?;
         let key = Arc::new(CertifiedKey::new(chain, self.default.key.clone()));
-        if issued.len() >= MOST_NAMES {
+        if issued.len() >= MAX_CACHED_NAMES {
             issued.clear();
         }
         issued.insert(name, key.clone());
@@ -72,9 +73,9 @@ impl fmt::Debug for PerName {
     }
 }
 
-/// Names whose certificates are kept, about 1 KiB each: visitors may ask for any name, and making
+/// Most cached certificates, about 1 KiB each: visitors may ask for any name, and issuing
 /// one again costs less than the handshake that it is for.
-const MOST_NAMES: usize = 1024;
+const MAX_CACHED_NAMES: usize = 1024;
 
 #[cfg(test)]
 mod tests {
@@ -102,9 +103,9 @@ mod tests {
         ] {
             assert!(names.of(name).is_none(), "{name}");
         }
-        for number in 0..3 * MOST_NAMES {
+        for number in 0..3 * MAX_CACHED_NAMES {
             names.of(&format!("{number}.localhost"));
         }
-        assert!(names.issued.lock().unwrap().len() <= MOST_NAMES);
+        assert!(names.issued.lock().unwrap().len() <= MAX_CACHED_NAMES);
     }
 }

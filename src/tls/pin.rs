@@ -1,4 +1,4 @@
-//! A pin: the hash of a public key, for an edge whose certificate no public authority has signed.
+//! Pins: hashes of public keys, for an edge whose certificate no public authority has signed.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,8 +9,8 @@ use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD
 use rustls::pki_types::CertificateDer;
 use rustls::server::ParsedCertificate;
 
-/// SHA-256 of a certificate's SubjectPublicKeyInfo (RFC 7469 §2.4), written `sha256/…` in base64.
-/// It outlives the certificate as long as the key stays.
+/// SHA-256 of a certificate's SubjectPublicKeyInfo (RFC 7469 §2.4), formatted as `sha256/…` in
+/// base64. It outlives the certificate as long as the key stays.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Pin([u8; 32]);
 
@@ -57,7 +57,7 @@ impl fmt::Debug for Pin {
     }
 }
 
-/// Not a pin.
+/// The text is not a pin.
 #[derive(Debug, thiserror::Error)]
 #[error("a pin is `sha256/` and 32 bytes in base64, as `qtunnel serve` prints it")]
 pub struct PinError;

@@ -1,4 +1,4 @@
-//! How the agent decides that it talks to the right edge.
+//! Verification of the edge's certificate by the agent.
 
 use std::path::Path;
 use std::path::PathBuf;
@@ -15,20 +15,20 @@ use super::Pin;
 use super::distrust::Distrusted;
 use crate::text_file::read_pem;
 
-/// What an agent accepts as proof. There is no way to accept anything.
+/// Certificates that an agent accepts. There is no way to accept any.
 #[derive(Debug, Clone, Default)]
 pub enum Trust {
-    /// The certificate authorities that this machine trusts.
+    /// Those of the certificate authorities in this machine's store.
     #[default]
     System,
-    /// Those in a PEM file, and no others.
+    /// Those of the authorities in a PEM file, and no others.
     Ca(PathBuf),
-    /// A certificate with one of these keys, whoever signed it.
+    /// Those with one of these keys, whoever signed them.
     Pins(Vec<Pin>),
 }
 
 impl Trust {
-    /// Make a TLS client configuration, and the place where it notes why it refused an edge.
+    /// Build a TLS client configuration, and the place where it records why it refused an edge.
     ///
     /// # Errors
     /// [`TrustError`] if the CA file cannot be used, or the machine has no certificate store.
@@ -60,7 +60,7 @@ impl Trust {
     }
 }
 
-/// Make a client configuration for `https://` upstreams: verified like a browser does, or not at
+/// Build a client configuration for `https://` upstreams: verified like a browser does, or not at
 /// all where the user wrote `https+insecure://`.
 ///
 /// # Errors
@@ -73,8 +73,9 @@ pub fn upstream_config(verify: bool, alpn: &[&[u8]]) -> Result<ClientConfig, Tru
     Ok(checking(check, alpn))
 }
 
-/// Make a client configuration for proxies with TLS: verified like a browser does. Few agents meet one, so the
-/// machine's certificate store, which takes more memory than all else of an agent, is only read then.
+/// Build a client configuration for proxies with TLS: verified like a browser does. Few agents use
+/// one, so the machine's certificate store, which takes more memory than the rest of an agent, is
+/// loaded only at the first handshake.
 pub fn proxy_config() -> ClientConfig {
     checking(Check::SystemLater(OnceLock::new()), &[b"http/1.1"])
 }
@@ -94,7 +95,7 @@ fn checking(check: Check, alpn: &[&[u8]]) -> ClientConfig {
     config
 }
 
-/// Check certificates as this machine's certificate store says.
+/// Build a verifier from this machine's certificate store.
 pub(crate) fn system_verifier() -> Result<Arc<WebPkiServerVerifier>, TrustError> {
     verifier(system_roots()?)
 }
@@ -145,12 +146,12 @@ fn verifier(roots: RootCertStore) -> Result<Arc<WebPkiServerVerifier>, TrustErro
         .map_err(|_| TrustError::NoSystemRoots)
 }
 
-/// Why the last edge was refused, in words that QUIC's error codes cannot carry.
+/// Record of why the last edge was refused, in words that QUIC's error codes cannot carry.
 #[derive(Debug, Clone, Default)]
 pub struct Distrust(Arc<Mutex<Option<Distrusted>>>);
 
 impl Distrust {
-    /// Take what was noted since the last time.
+    /// Take what was recorded since the previous call.
     pub fn take(&self) -> Option<Distrusted> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -163,12 +164,13 @@ impl Distrust {
 #[derive(Debug)]
 enum Check {
     WebPki {
-        /// Whose signature is expected, in words.
+        /// Description of the expected authorities.
         authorities: String,
         verifier: Arc<WebPkiServerVerifier>,
     },
     Pins(Vec<Pin>),
-    /// By the machine's certificate store, if it has one, which is read when it is needed.
+    /// This machine's certificate store, loaded at the first handshake; `None` inside if it has
+    /// none.
     SystemLater(OnceLock<Option<Arc<WebPkiServerVerifier>>>),
     Anything,
 }
@@ -252,37 +254,37 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// What an agent was told to trust cannot be used.
+/// Failure to use the configured trust.
 #[derive(Debug, thiserror::Error)]
 pub enum TrustError {
     /// The CA file cannot be read.
     #[error("cannot read the CA file {}", path.display())]
     Unreadable {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What went wrong.
+        /// Error of the system.
         source: std::io::Error,
     },
     /// The CA file is not PEM.
     #[error("cannot read the CA file {} as PEM", path.display())]
     NotPem {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What went wrong.
+        /// Error of the parser.
         source: pem::Error,
     },
-    /// A certificate in the CA file is not one.
+    /// A certificate in the CA file is invalid.
     #[error("the CA file {} holds a certificate that cannot be used", path.display())]
     Invalid {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What went wrong.
+        /// Error of rustls.
         source: rustls::Error,
     },
     /// The CA file holds no certificate.
     #[error("the CA file {} holds no certificate", path.display())]
     Empty {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
     /// This machine has no certificate store.

@@ -1,4 +1,4 @@
-//! Connections to one upstream server: dialled, kept while they are sound, and reused.
+//! The connection pool of one upstream server.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -23,61 +23,63 @@ use tracing::{debug, warn};
 
 use super::RequestBody;
 use super::address::Target;
-use super::connections::{Connections, IDLE_ALONE, IDLE_TLS, Keep, Open};
-use super::http2::{Http2Connections, Stream, Turn};
-use super::read_limit::{ActiveConnection, CappedReads, Crowd};
+use super::connections::{
+    Connections, OpenConnection, Reusable, SINGLE_THREADED_IDLE_TIMEOUT, TLS_IDLE_TIMEOUT,
+};
+use super::http2::{Acquired, Http2Connections, Stream};
+use super::read_limit::{ActiveConnection, ActiveConnections, CappedReads};
 use super::resolver::Resolver;
-use super::response_head::{HeadError, Oddity};
-use super::response_reader::{AnswerLink, AnswerReader};
+use super::response_head::{Anomaly, HeadError};
+use super::response_reader::{ResponseLink, ResponseReader};
 use crate::carrier::connect_to_first;
-use crate::inline::Inline;
+use crate::poll_now::PollNow;
 use crate::tls::{TrustError, upstream_config};
 
-/// The connections to one upstream.
+/// The connection pool of one upstream.
 pub struct Pool {
     target: Target,
-    /// For `https`: with HTTP/2 offered, and without it (for upgrades).
+    /// TLS connectors for `https`: one that offers HTTP/2, and one that does not (for upgrades).
     tls: Option<(TlsConnector, TlsConnector)>,
     resolver: Option<Resolver>,
     http1: Arc<Connections<Http1>>,
     http2: Arc<Http2Connections>,
-    /// What an upstream with TLS has chosen last.
+    /// The upstream chose HTTP/1.1 in the last TLS handshake.
     chose_http1: AtomicBool,
-    crowd: Crowd,
-    /// Fields of answers that somebody has been told of.
-    told: Mutex<BTreeSet<String>>,
+    active: ActiveConnections,
+    /// Names of response fields for which a warning was logged.
+    warned: Mutex<BTreeSet<String>>,
 }
 
 /// A connection for one request.
 pub enum Leased {
-    /// HTTP/1.1: nobody else's until it is given back.
+    /// An HTTP/1.1 connection, exclusive until it is released.
     Http1 {
         connection: Http1,
-        /// Whether it has served before, and may have been closed in this moment.
+        /// It has served a request before, so the upstream may be closing it at this moment.
         reused: bool,
     },
-    /// HTTP/2: a stream on one that others have streams on too.
+    /// A stream on a shared HTTP/2 connection.
     Http2(Stream),
 }
 
 /// An HTTP/1.1 connection.
 pub struct Http1 {
     sender: http1::SendRequest<RequestBody>,
-    /// What moves its bytes.
-    task: Inline,
-    /// What its answers are read by.
-    answers: AnswerLink,
-    /// While it is leased.
+    /// The handle that polls the connection's task out of turn.
+    task: PollNow,
+    /// The shared state of the response reader.
+    link: ResponseLink,
+    /// The entry among the active connections while this one is leased.
     in_use: Option<ActiveConnection>,
-    open: Open<Http1>,
+    open: OpenConnection<Http1>,
 }
 
 impl Pool {
-    /// Prepare connections to an upstream, as some of an agent's. None is made yet.
+    /// Create an empty pool. `active` counts the connections of all pools of the agent.
     ///
     /// # Errors
-    /// If it needs TLS and this machine has no certificate store.
-    pub fn new(target: Target, crowd: Crowd) -> Result<Self, TrustError> {
+    /// [`TrustError`] if the upstream needs TLS and this machine has no certificate store.
+    pub fn new(target: Target, active: ActiveConnections) -> Result<Self, TrustError> {
         let tls = match &target {
             Target::Https { verify, .. } => {
                 let connector = |alpn: &[&[u8]]| {
@@ -97,16 +99,19 @@ impl Pool {
             | Target::Https { host, port, .. }
             | Target::H2c { host, port } => Some(Resolver::new(host, *port)),
         };
-        let alone = if tls.is_some() { IDLE_TLS } else { IDLE_ALONE };
+        let single_timeout = match tls.is_some() {
+            true => TLS_IDLE_TIMEOUT,
+            false => SINGLE_THREADED_IDLE_TIMEOUT,
+        };
         Ok(Self {
             target,
             tls,
             resolver,
-            http1: Connections::new(alone),
+            http1: Connections::new(single_timeout),
             http2: Arc::default(),
             chose_http1: AtomicBool::new(false),
-            crowd,
-            told: Mutex::default(),
+            active,
+            warned: Mutex::default(),
         })
     }
 
@@ -115,12 +120,13 @@ impl Pool {
         &self.target
     }
 
-    /// Report whether requests travel over TLS.
+    /// Report whether the upstream is reached over TLS.
     pub fn is_secure(&self) -> bool {
         self.tls.is_some()
     }
 
-    /// Get a connection: an idle one if there is one, else a new one, or one that becomes idle before that is there.
+    /// Lease a connection: an idle one if there is one, else a new one or one that becomes idle in the meantime,
+    /// whichever is first. An upgrade always gets a new connection.
     ///
     /// # Errors
     /// [`DialError`] if the upstream cannot be reached.
@@ -129,7 +135,7 @@ impl Pool {
             return self.dial(upgrade).await;
         }
         let reused = |mut connection: Http1| {
-            connection.in_use = Some(self.crowd.join());
+            connection.in_use = Some(self.active.enter());
             Ok(Leased::Http1 {
                 connection,
                 reused: true,
@@ -148,70 +154,71 @@ impl Pool {
         }
     }
 
-    /// Get a connection that has not served before.
+    /// Open a new connection.
     ///
     /// # Errors
     /// [`DialError`] if the upstream cannot be reached.
     pub async fn dial(&self, upgrade: bool) -> Result<Leased, DialError> {
-        // Boxed: it is large, and most conversations find a connection that is there.
-        match timeout(CONNECT, Box::pin(self.handshake(upgrade))).await {
+        // Boxed because it is large, and most conversations reuse a connection.
+        match timeout(CONNECT_TIMEOUT, Box::pin(self.handshake(upgrade))).await {
             Ok(leased) => leased,
             Err(_) => Err(DialError::Slow),
         }
     }
 
-    /// Give a connection back once its response has been read to the end. It is kept only if
-    /// nothing is left of the exchange.
-    pub async fn give_back(&self, mut connection: Http1) {
-        if matches!(timeout(SETTLE, connection.sender.ready()).await, Ok(Ok(()))) {
+    /// Return a connection whose response has been read to the end. It is reused only if the upstream finishes the
+    /// exchange within [`FINISH_TIMEOUT`].
+    pub async fn release(&self, mut connection: Http1) {
+        if matches!(timeout(FINISH_TIMEOUT, connection.sender.ready()).await, Ok(Ok(()))) {
             connection.in_use = None;
-            self.http1.keep(connection);
+            self.http1.store(connection);
         }
     }
 
-    /// Send a request on a connection, and wait for the head of its answer.
+    /// Send a request on a connection, and wait for the head of the response.
     ///
     /// # Errors
-    /// As of hyper: with the request, if nothing of it has been sent.
-    pub async fn ask(
+    /// [`RequestError`], which contains the request if nothing of it has been sent.
+    pub async fn send(
         &self,
         connection: &mut Http1,
         reused: bool,
         request: Request<RequestBody>,
-    ) -> Result<Response<Incoming>, AskError> {
-        connection.answers.expect();
-        let answer = connection.sender.try_send_request(request);
-        // The upstream shall not wait for it until all that has arrived together has been read.
+    ) -> Result<Response<Incoming>, RequestError> {
+        connection.link.expect_response();
+        let response = connection.sender.try_send_request(request);
+        // Sent at once: otherwise the request would wait until all data that arrived together has been processed.
         connection.task.run();
-        let answer = match reused {
-            true => answer.await,
-            // Boxed: most requests have a connection that has served before.
-            false => Box::pin(self.http1.first_answer(&connection.open, answer)).await,
+        let response = match reused {
+            true => response.await,
+            // Boxed because most requests reuse a connection.
+            false => Box::pin(self.http1.first_response(&connection.open, response)).await,
         };
-        let found = connection.answers.take();
-        self.tell_of(found.oddities);
-        match (answer, found.error) {
+        let parsed = connection.link.take();
+        self.warn_of(parsed.anomalies);
+        match (response, parsed.error) {
             (Ok(mut response), _) => {
-                if let Some(fields) = found.fields {
+                if let Some(fields) = parsed.fields {
                     *response.headers_mut() = fields;
                 }
                 Ok(response)
             }
-            (Err(_), Some(err)) => Err(AskError::Head(err)),
-            (Err(err), None) => Err(AskError::Http(Box::new(err))),
+            (Err(_), Some(err)) => Err(RequestError::Head(err)),
+            (Err(err), None) => Err(RequestError::Http(Box::new(err))),
         }
     }
 
-    /// Tell once of each field that is not passed on as it was sent.
-    fn tell_of(&self, oddities: Vec<Oddity>) {
-        for Oddity { name, what } in oddities {
-            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-            if told.len() < MOST_TOLD && told.insert(name.clone()) {
-                warn!(upstream = %self.target, "in an answer, \"{name}\" {what}");
+    /// Log a warning once for each field name that was dropped or changed.
+    fn warn_of(&self, anomalies: Vec<Anomaly>) {
+        for Anomaly { name, problem } in anomalies {
+            let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+            if warned.len() < MAX_WARNED_FIELDS && warned.insert(name.clone()) {
+                warn!(upstream = %self.target, "in a response, \"{name}\" {problem}");
             }
         }
     }
 
+    /// Report whether the upstream may speak HTTP/2.
     fn may_be_http2(&self) -> bool {
         match &self.target {
             Target::H2c { .. } => true,
@@ -220,30 +227,30 @@ impl Pool {
         }
     }
 
-    /// Use an HTTP/2 connection, or make one. An upstream that does not speak HTTP/2 after all gives an HTTP/1.1
-    /// connection.
+    /// Acquire a stream on an HTTP/2 connection, or open a connection. If the upstream chooses HTTP/1.1, the result
+    /// is an HTTP/1.1 connection.
     async fn stream(&self) -> Result<Leased, DialError> {
-        let dialling = match timeout(STREAM, self.http2.turn()).await {
-            Ok(Turn::Stream(stream)) => return Ok(Leased::Http2(stream)),
-            Ok(Turn::Dial(dialling)) => dialling,
+        let permit = match timeout(STREAM_TIMEOUT, self.http2.acquire()).await {
+            Ok(Acquired::Stream(stream)) => return Ok(Leased::Http2(stream)),
+            Ok(Acquired::Dial(permit)) => permit,
             Err(_) => return Err(DialError::Full),
         };
         let leased = self.dial(false).await;
         if !matches!(leased, Ok(Leased::Http2(_))) {
-            dialling.fail();
+            permit.fail();
         }
         leased
     }
 
-    /// Check that somebody listens.
+    /// Check that the upstream accepts connections.
     ///
     /// # Errors
-    /// [`DialError`] if nobody does.
+    /// [`DialError`] if it does not.
     pub async fn probe(&self) -> Result<(), DialError> {
         let reached = match &self.target {
-            Target::Unix(path) => timeout(CONNECT, unix(path)).await.map(|io| io.map(drop)),
+            Target::Unix(path) => timeout(CONNECT_TIMEOUT, unix(path)).await.map(|io| io.map(drop)),
             _ => {
-                return timeout(CONNECT, self.tcp())
+                return timeout(CONNECT_TIMEOUT, self.tcp())
                     .await
                     .unwrap_or(Err(DialError::Slow))
                     .map(drop);
@@ -254,6 +261,7 @@ impl Pool {
             .map_err(DialError::Connect)
     }
 
+    /// Connect, and negotiate TLS and the version of HTTP.
     async fn handshake(&self, upgrade: bool) -> Result<Leased, DialError> {
         match &self.target {
             Target::Http { .. } => self.http1(self.tcp().await?).await,
@@ -281,18 +289,19 @@ impl Pool {
         }
     }
 
+    /// Speak HTTP/1.1 on a connection.
     async fn http1<S>(&self, io: S) -> Result<Leased, DialError>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let answers = AnswerLink::new();
-        let io = AnswerReader::new(CappedReads::new(io, self.crowd.clone()), answers.clone());
+        let link = ResponseLink::new();
+        let io = ResponseReader::new(CappedReads::new(io, self.active.clone()), link.clone());
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(UPSTREAM_BUFFER)
             .handshake(TokioIo::new(io))
             .await?;
-        // It ends when its sender is dropped, which the pool or a conversation owns.
-        let (inline, task) = Inline::new(Box::pin(async move {
+        // The task ends when its sender is dropped, which the pool or a conversation owns.
+        let (poll_now, task) = PollNow::new(Box::pin(async move {
             if let Err(err) = connection.with_upgrades().await {
                 debug!(%err, "an upstream connection broke");
             }
@@ -301,15 +310,16 @@ impl Pool {
         Ok(Leased::Http1 {
             connection: Http1 {
                 sender,
-                task: inline,
-                answers,
-                in_use: Some(self.crowd.join()),
+                task: poll_now,
+                link,
+                in_use: Some(self.active.enter()),
                 open: self.http1.opened(),
             },
             reused: false,
         })
     }
 
+    /// Speak HTTP/2 on a connection.
     async fn http2<S>(&self, io: S) -> Result<Leased, DialError>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -317,22 +327,23 @@ impl Pool {
         Ok(Leased::Http2(self.http2.open(io).await?))
     }
 
+    /// Connect over TCP (Happy Eyeballs).
     async fn tcp(&self) -> Result<TcpStream, DialError> {
         let Some(resolver) = &self.resolver else {
             return Err(DialError::Name);
         };
         let addresses = resolver.addresses().await.map_err(DialError::Resolve)?;
-        let (stream, addr) = connect_to_first(&addresses, CONNECT)
+        let (stream, addr) = connect_to_first(&addresses, CONNECT_TIMEOUT)
             .await
-            .map_err(DialError::refused)?;
-        resolver.answered(addr);
+            .map_err(DialError::from_failures)?;
+        resolver.connected(addr);
         stream.set_nodelay(true)?;
         Ok(stream)
     }
 }
 
-impl Keep for Http1 {
-    fn is_sound(&self) -> bool {
+impl Reusable for Http1 {
+    fn is_reusable(&self) -> bool {
         self.sender.is_ready()
     }
 }
@@ -350,60 +361,61 @@ async fn unix(_path: &Path) -> io::Result<TcpStream> {
     ))
 }
 
-/// How long an upstream may take to accept a connection, TLS included.
-const CONNECT: Duration = Duration::from_secs(5);
+/// Time that an upstream has to accept a connection, TLS included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a request waits for a stream while the upstream allows no more of them.
-const STREAM: Duration = Duration::from_secs(30);
+/// Time for which a request waits for a stream while the upstream allows no more.
+const STREAM_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long an upstream may take to end an exchange whose response has been read.
-const SETTLE: Duration = Duration::from_secs(1);
+/// Time that an upstream has to finish an exchange after its response has been read.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What is read at once, and waits here while a visitor is slow: hyper's own 400 KiB for each of 500 would be
-/// 200 MB. As much as the longest head that fits into the tunnel.
+/// The read buffer of a connection, which stays full while its visitor is slow: with hyper's default of 400 KiB, 500
+/// slow visitors would occupy 200 MB. It has room for the longest head that fits into the tunnel.
 const UPSTREAM_BUFFER: usize = 32 << 10;
 
-/// Names of fields that one is told of, for each upstream.
-const MOST_TOLD: usize = 16;
+/// The most field names per upstream for which a warning is logged.
+const MAX_WARNED_FIELDS: usize = 16;
 
-/// A request has no answer.
-pub enum AskError {
-    /// It is not understood.
+/// A request got no usable response.
+pub enum RequestError {
+    /// The head of the response is invalid.
     Head(HeadError),
-    /// As hyper says it.
+    /// The connection failed. The error contains the request if nothing of it has been sent.
     Http(Box<TrySendError<Request<RequestBody>>>),
 }
 
-/// An upstream cannot be reached.
+/// No connection to an upstream.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
-    /// No connection.
+    /// The connection was refused, or failed.
     #[error("cannot connect")]
     Connect(#[from] io::Error),
-    /// No address.
+    /// The host cannot be resolved.
     #[error("cannot resolve its host")]
     Resolve(#[source] io::Error),
-    /// No connection in time.
-    #[error("no connection within {} s: something drops packets, or it accepts none", CONNECT.as_secs())]
+    /// No connection within [`CONNECT_TIMEOUT`].
+    #[error("no connection within {} s: something drops packets, or it accepts none", CONNECT_TIMEOUT.as_secs())]
     Slow,
-    /// No TLS.
-    #[error("no TLS (an upstream without a trusted certificate is written https+insecure://…)")]
+    /// The TLS handshake failed.
+    #[error("the TLS handshake failed (for an upstream without a trusted certificate, write https+insecure://…)")]
     Tls(#[source] io::Error),
-    /// Something else than TLS.
+    /// The upstream does not speak TLS.
     #[error("it does not answer in TLS: if it speaks plain HTTP, write http://HOST:PORT")]
     NotTls(#[source] io::Error),
-    /// No stream in time.
-    #[error("no HTTP/2 stream within {} s: it allows no more requests at once", STREAM.as_secs())]
+    /// No HTTP/2 stream within [`STREAM_TIMEOUT`].
+    #[error("no HTTP/2 stream within {} s: it allows no more requests at once", STREAM_TIMEOUT.as_secs())]
     Full,
-    /// The host cannot stand in a certificate.
-    #[error("the host is not a name that TLS knows")]
+    /// The host is not a valid TLS server name.
+    #[error("the host is not a valid server name for TLS")]
     Name,
-    /// No HTTP.
-    #[error("no HTTP")]
+    /// The HTTP handshake failed.
+    #[error("the HTTP handshake failed")]
     Http(#[from] hyper::Error),
 }
 
 impl DialError {
+    /// Classify an error of the TLS handshake.
     fn tls(err: io::Error) -> Self {
         let cause = err.get_ref().and_then(|err| err.downcast_ref());
         match cause {
@@ -412,8 +424,8 @@ impl DialError {
         }
     }
 
-    /// No address of the upstream has answered: it is named which, where it is not known anyway.
-    fn refused(mut failures: Vec<(SocketAddr, io::Error)>) -> Self {
+    /// Combine the failures of all addresses. The addresses are named if there is more than one.
+    fn from_failures(mut failures: Vec<(SocketAddr, io::Error)>) -> Self {
         if failures.len() < 2 {
             let err = failures.pop().map(|(_, err)| err);
             return Self::Connect(err.unwrap_or_else(|| io::ErrorKind::NotFound.into()));

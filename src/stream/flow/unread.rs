@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::large_head::{LargeHead, LargeHeadsFull};
 use super::lock;
 use super::receive_window::{ReceiveWindow, WindowExceeded};
+use crate::http::Piece;
 
 /// Window of a body, shared between the body's receiver and the pieces that are still unread.
 #[derive(Clone)]
@@ -161,6 +162,12 @@ impl Buf for Unread {
 
     fn advance(&mut self, count: usize) {
         self.bytes.advance(count);
+    }
+}
+
+impl Piece for Unread {
+    fn share(&self) -> Bytes {
+        Self::share(self)
     }
 }
 
