@@ -109,15 +109,22 @@ impl Edge {
         match open_registry(&edge.config, &state) {
             // Read again, now that the old process has written the file for the last time.
             Ok(registry) => edge.registry = registry,
-            Err(err) => warn!(%err, "cannot restore name reservations, agents of the old edge may lose their names"),
+            Err(err) => {
+                warn!(%err, "cannot restore name reservations, agents of the old edge may lose their names")
+            }
         }
         if let Err(err) = reset_keys::save(&state, keys) {
             let err = err.to_string();
-            warn!(err, "cannot save the QUIC keys, after a crash agents will take longer to reconnect");
+            warn!(
+                err,
+                "cannot save the QUIC keys, after a crash agents will take longer to reconnect"
+            );
         }
-        Ok(edge.listen_for_successor(&state, keys, |state, handover_state| {
-            HandoverListener::replace(state, handover_state).map(Some)
-        }))
+        Ok(
+            edge.listen_for_successor(&state, keys, |state, handover_state| {
+                HandoverListener::replace(state, handover_state).map(Some)
+            }),
+        )
     }
 
     fn prepare(
@@ -171,7 +178,9 @@ impl Edge {
             return self;
         }
         let handover_state = self.listening.handover_state(keys, self.registry.clone());
-        self.handover_listener = match handover_state.and_then(|handover_state| open(state, handover_state)) {
+        self.handover_listener = match handover_state
+            .and_then(|handover_state| open(state, handover_state))
+        {
             Ok(None) => {
                 info!(
                     "another edge runs with this state directory, only that one can be taken over"
@@ -290,7 +299,10 @@ impl Edge {
             listeners.spawn(visitors.clone().accept(listener));
         }
         #[cfg(unix)]
-        let (handed_over, orphaned) = (handed_over(self.handover_listener, &websockets), orphaned(udp));
+        let (handed_over, orphaned) = (
+            handed_over(self.handover_listener, &websockets),
+            orphaned(udp),
+        );
         #[cfg(not(unix))]
         let (handed_over, orphaned) = (pending::<()>(), pending::<()>());
         let mut shutdown = pin!(shutdown);

@@ -3,7 +3,7 @@
 use std::io;
 
 use super::listener::connect;
-use super::message::{REPLY_TIMEOUT, Channel, HandoverError, Message, VERSION};
+use super::message::{Channel, HandoverError, Message, REPLY_TIMEOUT, VERSION};
 use super::{SOCKET, SUPPORTED};
 use crate::carrier::{Predecessor, Predecessors};
 use crate::edge::listen::sockets::Sockets;

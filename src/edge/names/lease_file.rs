@@ -83,7 +83,10 @@ impl LeaseFile {
         let written = spawn_blocking(move || state.write(FILE, &text)).await;
         match written {
             Ok(Ok(())) => {}
-            Ok(Err(err)) => warn!(err = &err as &dyn std::error::Error, "cannot write name reservations"),
+            Ok(Err(err)) => warn!(
+                err = &err as &dyn std::error::Error,
+                "cannot write name reservations"
+            ),
             Err(err) => warn!(%err, "cannot write name reservations"),
         }
         self.flushed.send_replace(version);
@@ -101,7 +104,9 @@ impl LeaseFile {
         let mut flushed = self.flushed.subscribe();
         let written = flushed.wait_for(|flushed| *flushed >= version);
         if timeout(WRITE_TIMEOUT, written).await.is_err() {
-            warn!("the state directory is slow, name reservations may be lost if the edge crashes now");
+            warn!(
+                "the state directory is slow, name reservations may be lost if the edge crashes now"
+            );
         }
     }
 }

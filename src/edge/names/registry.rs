@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 use super::lease::{AwayReason, Decision, Lease};
 use super::lease_file::LeaseFile;
 use crate::auth::{Name, TokenId};
-use crate::edge::visitors::conversations::TunnelConversations;
 use crate::edge::fault::Fault;
+use crate::edge::visitors::conversations::TunnelConversations;
 use crate::http::Upgrades;
 use crate::proto::{AgentId, ClaimMode, LostSession, Refusal, RunId};
 use crate::stream::FlowControl;
@@ -114,7 +114,11 @@ impl Registry {
     ///
     /// # Errors
     /// [`Fault::Busy`] if it has `max_watchers` already.
-    pub fn watch(&self, name: &str, max_watchers: usize) -> Option<Result<(Presence, usize), Fault>> {
+    pub fn watch(
+        &self,
+        name: &str,
+        max_watchers: usize,
+    ) -> Option<Result<(Presence, usize), Fault>> {
         let leases = self.lock();
         let lease = leases.get(name).filter(|lease| !lease.has_expired())?;
         Some(match lease.presence.receiver_count() {
@@ -263,7 +267,8 @@ impl Registry {
         let Some(lease) = leases.get_mut(name) else {
             return;
         };
-        let is_current = matches!(&*lease.presence.borrow(), Some(held) if Arc::ptr_eq(held, tunnel));
+        let is_current =
+            matches!(&*lease.presence.borrow(), Some(held) if Arc::ptr_eq(held, tunnel));
         if !is_current {
             return;
         }

@@ -7,10 +7,10 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
 use super::registry::{LiveTunnel, Registry};
+use crate::edge::fault::Fault;
 use crate::edge::limits::EdgeLimits;
 use crate::edge::visitors::client::Client;
 use crate::edge::visitors::fair_share::FairShare;
-use crate::edge::fault::Fault;
 
 /// Holds requests whose agent is away: for a limited max_wait, and a limited number and size of them.
 pub struct WaitingRequests {

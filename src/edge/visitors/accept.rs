@@ -26,7 +26,7 @@ use super::connection_limit::ConnectionLimit;
 use super::http::error_page::ErrorFormat;
 use super::http::failure_log::FailureLog;
 use super::http::guard::Guard;
-use super::http::http2::{Http2Connection, Expired, ObservedIo, Http2Stream, StreamExecutor};
+use super::http::http2::{Expired, Http2Connection, Http2Stream, ObservedIo, StreamExecutor};
 use super::http::route::Visit;
 use super::http::validate::MAX_FIELD_LIST;
 use super::socket::{Received, VisitorSocket};
@@ -107,7 +107,10 @@ impl Visitors {
             .trusted_proxies
             .iter()
             .any(|proxies| proxies.contains(&visitor.ip()));
-        let _permit = match self.connection_limit.acquire(visitor.ip(), is_proxy, &self.limits) {
+        let _permit = match self
+            .connection_limit
+            .acquire(visitor.ip(), is_proxy, &self.limits)
+        {
             Ok(permit) => permit,
             Err(fault) => {
                 self.failure_log.note(None, fault);

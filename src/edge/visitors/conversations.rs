@@ -90,13 +90,17 @@ impl Conversations {
         }
     }
 
-    async fn admit(self: &Arc<Self>, client: Client, tunnel: u32) -> Result<ConversationPermit, Fault> {
+    async fn admit(
+        self: &Arc<Self>,
+        client: Client,
+        tunnel: u32,
+    ) -> Result<ConversationPermit, Fault> {
         self.evict_stalled();
         let (queued, mut admitted) = {
             let mut state = self.lock();
             let holders = state.holders(client, tunnel);
             let denied = match state.share.take(holders.iter().copied()) {
-                Ok(()) => return Ok(state.admission(self, holders)),
+                Ok(()) => return Ok(state.permit(self, holders)),
                 Err(denied) => denied,
             };
             if state.queue.take(client.holders()).is_err() {
@@ -118,7 +122,7 @@ impl Conversations {
             let next_check = deadline.min(Instant::now() + STALL_CHECK_INTERVAL);
             tokio::select! {
                 biased;
-                Ok(admission) = &mut admitted => return Ok(admission),
+                Ok(permit) = &mut admitted => return Ok(permit),
                 () = sleep_until(next_check) => {}
             }
             self.evict_stalled();
@@ -163,7 +167,11 @@ impl State {
         self.next
     }
 
-    fn admission(&mut self, conversations: &Arc<Conversations>, holders: Holders) -> ConversationPermit {
+    fn permit(
+        &mut self,
+        conversations: &Arc<Conversations>,
+        holders: Holders,
+    ) -> ConversationPermit {
         ConversationPermit {
             conversations: conversations.clone(),
             id: self.id(),
@@ -185,11 +193,11 @@ impl State {
             let Some(waiting) = self.waiting.remove(next) else {
                 return;
             };
-            let admission = self.admission(conversations, waiting.holders);
-            if let Err(admission) = waiting.admit.send(admission) {
+            let permit = self.permit(conversations, waiting.holders);
+            if let Err(permit) = waiting.admit.send(permit) {
                 // The request has stopped waiting. Dropping its permit would need the lock that is
                 // held here.
-                self.share.release(admission.forget().into_iter());
+                self.share.release(permit.forget().into_iter());
             }
         }
     }
@@ -292,7 +300,10 @@ impl ConversationPermit {
                 holder: *holder,
                 body,
             };
-            self.conversations.lock().responses.insert(self.id, response);
+            self.conversations
+                .lock()
+                .responses
+                .insert(self.id, response);
         }
     }
 

@@ -1,12 +1,9 @@
-//! What visitors read: a body from the tunnel, or a page of our own.
+//! Response bodies: one that comes through the tunnel, or a page of the edge's own.
 
 use std::convert::Infallible;
 use std::fmt;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -17,34 +14,34 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::edge::visitors::conversations::Admission;
+use crate::edge::visitors::conversations::ConversationPermit;
 use crate::edge::visitors::conversations::Evict;
 use crate::stream::{ReceiveError, SharedWindow, TunnelBody, Unread};
 
-/// The body of every response.
+/// The body of every response to a visitor.
 pub enum VisitorBody {
-    /// The upstream's. Until it ends, the rest of the request's body goes on being sent: responses may
+    /// The upstream's body. Until it ends, the rest of the request's body is sent: responses may
     /// begin before requests end.
     Tunnel {
-        /// What the upstream sends.
-        answer: TunnelAnswer,
-        /// What the visitor still sends.
+        /// The upstream's response body.
+        response: TunnelResponse,
+        /// The task that sends the rest of the request's body.
         _upload: Option<AbortOnDropHandle<()>>,
     },
-    /// Our own.
+    /// A page of the edge.
     Page(Full<Bytes>),
-    /// None at all.
+    /// No body.
     Empty,
 }
 
-/// A body that something ends with: whatever must last as long as it.
+/// A body together with a guard that must live as long as it.
 pub struct WithGuard<G> {
     body: VisitorBody,
     _guard: G,
 }
 
 impl VisitorBody {
-    /// Let something end with the body.
+    /// Attach a guard, which is dropped with the body.
     pub fn with<G>(self, guard: G) -> WithGuard<G> {
         WithGuard {
             body: self,
@@ -82,7 +79,7 @@ impl Body for VisitorBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Unread>, ReceiveError>>> {
         match self.get_mut() {
-            Self::Tunnel { answer, .. } => answer.poll_frame(cx),
+            Self::Tunnel { response, .. } => response.poll_frame(cx),
             Self::Page(page) => Pin::new(page)
                 .poll_frame(cx)
                 .map_ok(|frame| frame.map_data(Unread::from))
@@ -93,7 +90,7 @@ impl Body for VisitorBody {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Tunnel { answer, .. } => answer.is_end_stream(),
+            Self::Tunnel { response, .. } => response.is_end_stream(),
             Self::Page(page) => page.is_end_stream(),
             Self::Empty => true,
         }
@@ -101,42 +98,43 @@ impl Body for VisitorBody {
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Tunnel { answer, .. } => answer.size_hint(),
+            Self::Tunnel { response, .. } => response.size_hint(),
             Self::Page(page) => page.size_hint(),
             Self::Empty => SizeHint::with_exact(0),
         }
     }
 }
 
-/// An upstream's answer on its way to a visitor. It can be given up from outside, where nobody polls it.
-pub struct TunnelAnswer(Arc<Answer>);
+/// An upstream's response body on its way to a visitor. It can be evicted from outside, where
+/// nobody polls it.
+pub struct TunnelResponse(Arc<ResponseState>);
 
-struct Answer {
-    /// Until the answer is given up or dropped.
-    flowing: Mutex<Option<Flowing>>,
+struct ResponseState {
+    /// `None` once the response has been evicted or dropped.
+    active: Mutex<Option<ActiveResponse>>,
     window: SharedWindow,
 }
 
-struct Flowing {
+struct ActiveResponse {
     body: TunnelBody,
-    /// Dropped last: the place is free when the stream is.
-    _admission: Admission,
+    /// Dropped after the body: the conversation's place is free when the stream is.
+    _permit: ConversationPermit,
 }
 
-impl TunnelAnswer {
-    /// Begin to pass an answer on.
-    pub fn new(body: TunnelBody, window: SharedWindow, admission: Admission) -> Self {
-        let answer = Arc::new_cyclic(|answer: &std::sync::Weak<Answer>| {
-            admission.watch(answer.clone());
-            Answer {
-                flowing: Mutex::new(Some(Flowing {
+impl TunnelResponse {
+    /// Start to pass a response on.
+    pub fn new(body: TunnelBody, window: SharedWindow, permit: ConversationPermit) -> Self {
+        let state = Arc::new_cyclic(|state: &std::sync::Weak<ResponseState>| {
+            permit.watch(state.clone());
+            ResponseState {
+                active: Mutex::new(Some(ActiveResponse {
                     body,
-                    _admission: admission,
+                    _permit: permit,
                 })),
                 window,
             }
         });
-        Self(answer)
+        Self(state)
     }
 
     fn poll_frame(
@@ -144,63 +142,63 @@ impl TunnelAnswer {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Unread>, ReceiveError>>> {
         match &mut *self.0.lock() {
-            Some(flowing) => Pin::new(&mut flowing.body).poll_frame(cx),
+            Some(active) => Pin::new(&mut active.body).poll_frame(cx),
             None => Poll::Ready(Some(Err(ReceiveError::Stream(ReadError::ClosedStream)))),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        let flowing = self.0.lock();
-        flowing
+        let active = self.0.lock();
+        active
             .as_ref()
-            .is_some_and(|flowing| flowing.body.is_end_stream())
+            .is_some_and(|active| active.body.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        let flowing = self.0.lock();
-        flowing
+        let active = self.0.lock();
+        active
             .as_ref()
-            .map_or_else(SizeHint::default, |flowing| flowing.body.size_hint())
+            .map_or_else(SizeHint::default, |active| active.body.size_hint())
     }
 }
 
-impl Drop for TunnelAnswer {
+impl Drop for TunnelResponse {
     fn drop(&mut self) {
         self.0.evict();
     }
 }
 
-impl Answer {
-    fn lock(&self) -> MutexGuard<'_, Option<Flowing>> {
-        self.flowing.lock().unwrap_or_else(PoisonError::into_inner)
+impl ResponseState {
+    fn lock(&self) -> MutexGuard<'_, Option<ActiveResponse>> {
+        self.active.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Evict for Answer {
+impl Evict for ResponseState {
     fn stalled_since(&self) -> Option<Instant> {
         self.window.stalled_since()
     }
 
     fn evict(&self) {
-        let flowing = self.lock().take();
-        drop(flowing);
+        let active = self.lock().take();
+        drop(active);
     }
 }
 
-impl fmt::Debug for Answer {
+impl fmt::Debug for ResponseState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Answer").finish_non_exhaustive()
+        f.debug_struct("ResponseState").finish_non_exhaustive()
     }
 }
 
-/// A conversation that is no longer HTTP, and can be given up from outside.
-pub struct UpgradedAnswer {
+/// An upgraded conversation, which can be evicted from outside.
+pub struct UpgradedConversation {
     window: SharedWindow,
     end: CancellationToken,
 }
 
-impl UpgradedAnswer {
-    /// Watch over what arrives in this window.
+impl UpgradedConversation {
+    /// Create a conversation whose data arrives in this window.
     pub fn new(window: SharedWindow) -> Self {
         Self {
             window,
@@ -208,13 +206,13 @@ impl UpgradedAnswer {
         }
     }
 
-    /// Wait until it is given up.
+    /// Wait until the conversation is evicted.
     pub async fn evicted(&self) {
         self.end.cancelled().await;
     }
 }
 
-impl Evict for UpgradedAnswer {
+impl Evict for UpgradedConversation {
     fn stalled_since(&self) -> Option<Instant> {
         self.window.stalled_since()
     }
@@ -224,8 +222,9 @@ impl Evict for UpgradedAnswer {
     }
 }
 
-impl fmt::Debug for UpgradedAnswer {
+impl fmt::Debug for UpgradedConversation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("UpgradedAnswer").finish_non_exhaustive()
+        f.debug_struct("UpgradedConversation")
+            .finish_non_exhaustive()
     }
 }

@@ -1,4 +1,4 @@
-//! A request on its way to the agent, until its answer has begun.
+//! One attempt to send a request to the agent, until its response begins.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,14 +13,14 @@ use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, debug};
 
-use super::body::TunnelAnswer;
+use super::body::TunnelResponse;
 use super::body::VisitorBody;
 use super::forward::Forward;
 use super::paced_body::BodyError;
 use super::request_body::RequestBody;
 use crate::edge::fault::Fault;
 use crate::edge::names::registry::LiveTunnel;
-use crate::edge::visitors::conversations::Admission;
+use crate::edge::visitors::conversations::ConversationPermit;
 use crate::error_chain::chain;
 use crate::http::ReplayBuffer;
 use crate::proto::{
@@ -30,61 +30,64 @@ use crate::stream::{
     Activity, ReceiveError, ReceiveWindow, Receiver, SendError, SendWindow, Sender,
 };
 
-/// A request that can be sent, and sent again as long as little of its body is gone.
+/// A request that can be sent, and sent again as long as the beginning of its body is buffered.
 pub struct Outbound {
     head: StreamHead,
-    /// The protocols that the visitor asked for. Which of them may be had, the tunnel says.
-    wanted: Option<String>,
+    /// Protocols that the visitor asks to upgrade to. The tunnel decides which of them are allowed.
+    requested_upgrade: Option<String>,
     body: Option<ReplayBuffer<RequestBody>>,
-    /// Whether the visitor waits to be told that the body is wanted.
+    /// The visitor waits for `100 Continue` before it sends the body.
     expects: bool,
 }
 
-/// Why there is no answer to a request that was sent.
+/// Reason why a request that was sent got no response.
 pub enum DeliveryError {
-    /// The session was lost before the agent could have got the whole head.
+    /// The session was lost before the agent could have received the whole head.
     NotSent,
-    /// The session was lost with the request on the stream of this index.
+    /// The session was lost with the request under way.
     Lost {
-        /// The index.
+        /// Index of the stream that carried it.
         stream: u64,
     },
-    /// Something else.
+    /// Another fault, which ends the request.
     Fault(Fault),
 }
 
 impl Outbound {
-    /// Prepare a request.
+    /// Create a request from its head and body. `expects` means that the visitor waits for `100
+    /// Continue`.
     pub fn new(head: RequestHead, body: RequestBody, expects: bool) -> Self {
-        let (length, wanted) = (head.body, head.upgrade.clone());
+        let (length, requested_upgrade) = (head.body, head.upgrade.clone());
         Self {
-            body: (wanted.is_none() && length != BodyLength::Empty)
+            body: (requested_upgrade.is_none() && length != BodyLength::Empty)
                 .then(|| ReplayBuffer::new(body)),
             head: StreamHead::Http(head),
-            wanted,
+            requested_upgrade,
             expects,
         }
     }
 
-    /// Return about how much memory the request takes.
+    /// Return the approximate memory that the request takes, in bytes.
     pub fn size(&self) -> usize {
         let StreamHead::Http(head) = &self.head;
         let fields = head.fields.0.iter();
         let fields: usize = fields
-            .map(|(name, value)| name.as_str().len() + value.len() + FIELD)
+            .map(|(name, value)| name.as_str().len() + value.len() + FIELD_MEMORY)
             .sum();
         let kept = self.body.as_ref().and_then(ReplayBuffer::buffered);
         head.target.len() + fields + kept.unwrap_or(0)
     }
 
-    /// Report whether all of it is still here.
-    pub fn is_whole(&self) -> bool {
-        self.body.as_ref().is_none_or(|body| body.buffered().is_some())
+    /// Report whether the request can still be sent from its beginning.
+    pub fn is_replayable(&self) -> bool {
+        self.body
+            .as_ref()
+            .is_none_or(|body| body.buffered().is_some())
     }
 
-    /// Keep no more of the body than has to be sent, and wait for it as long as it takes: the answer is
-    /// here. Returns the protocols that the agent was asked for.
-    pub fn settle(self) -> Option<String> {
+    /// Stop buffering the body, and lift its time limit, because the response has begun. Returns
+    /// the protocols that the agent was asked to upgrade to.
+    pub fn stop_buffering(self) -> Option<String> {
         if let Some(body) = self.body {
             body.stop_buffering();
             body.change(RequestBody::unlimit);
@@ -93,35 +96,38 @@ impl Outbound {
         head.upgrade
     }
 
-    /// Begin to send on a new stream.
+    /// Send the head on a new stream, and prepare to send the body.
     pub async fn send(
         &mut self,
         tunnel: &LiveTunnel,
-        place: Place,
-        patience: Duration,
+        admitted: AdmittedStream,
+        continue_timeout: Duration,
     ) -> Result<PendingResponse, DeliveryError> {
-        let Place {
-            admission,
+        let AdmittedStream {
+            permit,
             send,
             receive,
-        } = place;
+        } = admitted;
         let stream = send.id().index();
         let window = ReceiveWindow::new(tunnel.flow.clone(), stream);
         let StreamHead::Http(head) = &mut self.head;
         head.tunnel = tunnel.number;
-        let wanted = self.wanted.as_deref();
-        head.upgrade = wanted.and_then(|wanted| tunnel.upgrades.select(wanted));
+        let requested = self.requested_upgrade.as_deref();
+        head.upgrade = requested.and_then(|requested| tunnel.upgrades.select(requested));
         let upgrade = head.upgrade.is_some();
-        if wanted.is_some() && !upgrade && head.version == HttpVersion::Http2 {
-            // Over HTTP/1.1 the request goes on as if it had not asked (RFC 9110 §7.8); this one is nothing
-            // without it.
+        if requested.is_some() && !upgrade && head.version == HttpVersion::Http2 {
+            // Over HTTP/1.1 the request goes on as if it had not asked (RFC 9110 §7.8); an extended
+            // CONNECT is meaningless without the protocol.
             return Err(DeliveryError::Fault(Fault::UpgradeNotAllowed));
         }
         head.window = u32::try_from(window.limit()).unwrap_or(u32::MAX);
         let to_send = SendWindow::new(tunnel.flow.clone(), stream, window.limit());
         let mut sender = Sender::new(send, to_send);
         sender.head(&self.head).await.map_err(|err| {
-            debug!(err = &err as &dyn std::error::Error, "head not sent");
+            debug!(
+                err = &err as &dyn std::error::Error,
+                "the request head was not sent"
+            );
             match err {
                 SendError::Wire(_) => DeliveryError::Fault(Fault::BadRequest(
                     StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
@@ -130,31 +136,36 @@ impl Outbound {
                 _ => DeliveryError::Fault(Fault::AgentLost),
             }
         })?;
-        let mut exchange = PendingResponse {
+        let mut pending = PendingResponse {
             receiver: Receiver::new(receive, window),
             sender: None,
-            admission,
+            permit,
             upload: None,
-            wanted: Arc::new(Notify::new()),
+            body_wanted: Arc::new(Notify::new()),
         };
         match &self.body {
-            None if upgrade => exchange.sender = Some(sender),
+            None if upgrade => pending.sender = Some(sender),
             None => sender.finish(),
             Some(body) => {
                 if !self.expects {
-                    exchange.wanted.notify_one();
+                    pending.body_wanted.notify_one();
                 }
-                let wanted = exchange.wanted.clone();
-                exchange.upload = Some(Box::pin(upload(sender, body.read(), wanted, patience)));
+                let body_wanted = pending.body_wanted.clone();
+                pending.upload = Some(Box::pin(upload(
+                    sender,
+                    body.read(),
+                    body_wanted,
+                    continue_timeout,
+                )));
             }
         }
-        Ok(exchange)
+        Ok(pending)
     }
 }
 
-/// A place among a session's conversations, and its stream.
-pub struct Place {
-    pub admission: Admission,
+/// A new stream of a session, with its permit.
+pub struct AdmittedStream {
+    pub permit: ConversationPermit,
     pub send: SendStream,
     pub receive: RecvStream,
 }
@@ -162,17 +173,17 @@ pub struct Place {
 /// A request that is being sent and whose response is awaited.
 pub struct PendingResponse {
     pub receiver: Receiver,
-    /// Kept for what follows an upgrade.
+    /// The sending side, kept for the raw bytes after an upgrade.
     pub sender: Option<Sender>,
-    pub admission: Admission,
+    pub permit: ConversationPermit,
     upload: Option<Upload>,
-    /// Says that the body may be read: `Expect: 100-continue` is end to end.
-    wanted: Arc<Notify>,
+    /// Notified when the body may be read: `Expect: 100-continue` is end to end.
+    body_wanted: Arc<Notify>,
 }
 
 impl PendingResponse {
-    /// Wait for the final head, passing informational ones on, while the body is being sent.
-    /// It fails without a fault if the session is lost.
+    /// Send the body and wait for the final head, passing informational ones on. Fails with `None`
+    /// if the session is lost.
     pub async fn head(&mut self, forward: &Forward) -> Result<ResponseHead, Option<Fault>> {
         let mut informational = 0;
         loop {
@@ -188,28 +199,28 @@ impl PendingResponse {
             informational += usize::from(is_informational);
             match head {
                 Ok(_) if is_informational && informational > INFORMATIONAL_LIMIT => {
-                    let err = WireError::Invalid("there are too many informational answers");
+                    let err = WireError::Invalid("there are too many informational responses");
                     self.receiver.report_violation(&err);
                     return Err(Some(Fault::AgentLost));
                 }
                 Ok(ResponseHead::Informational {
                     status: StatusCode::CONTINUE,
                     ..
-                }) => self.wanted.notify_one(),
+                }) => self.body_wanted.notify_one(),
                 Ok(ResponseHead::Informational { status, fields }) => {
-                    forward.hint(status, fields.0)
+                    forward.send_informational(status, fields.0)
                 }
                 Ok(head) => return Ok(head),
                 Err(ReceiveError::Wire(err)) => {
-                    debug!(%err, "the agent's answer is not understood");
+                    debug!(%err, "the agent's response violates the protocol");
                     if err != WireError::Truncated {
                         self.receiver.report_violation(&err);
                     }
                     return Err(Some(Fault::AgentLost));
                 }
                 Err(ReceiveError::Stream(ReadError::Reset(code))) => {
-                    // The agent is there: its upstream broke off before anything had left.
-                    debug!(%code, "the answer was given up");
+                    // The agent is connected: its upstream broke off before any response was sent.
+                    debug!(%code, "the agent reset the response");
                     return Err(Some(Fault::UpstreamInvalid));
                 }
                 Err(ReceiveError::Stream(ReadError::ConnectionLost(err))) => {
@@ -224,19 +235,20 @@ impl PendingResponse {
         }
     }
 
-    /// Make the response's body; the rest of the request's goes on being sent meanwhile.
+    /// Make the response's body, while the rest of the request's is still being sent.
     pub fn into_body(self, length: BodyLength) -> VisitorBody {
         match length {
             BodyLength::Empty => VisitorBody::Empty,
             _ => VisitorBody::Tunnel {
-                answer: {
+                response: {
                     let window = self.receiver.window();
                     let activity = Arc::new(Activity::start());
                     let body = self.receiver.into_body(length, activity);
-                    TunnelAnswer::new(body, window, self.admission)
+                    TunnelResponse::new(body, window, self.permit)
                 },
-                // From here on it has a task of its own: a visitor may go on sending while it does not
-                // read, which would stop whoever polls the response. It ends with the response.
+                // The upload gets a task of its own: a visitor may go on sending while it does not
+                // read, which would block whoever polls the response. The task ends with the
+                // response.
                 _upload: self.upload.map(|upload| {
                     let upload = async move {
                         let _ = upload.await;
@@ -248,25 +260,25 @@ impl PendingResponse {
     }
 }
 
-/// A request's body on its way to the agent. It fails only if the visitor is to hear of it.
+/// The upload of a request's body. Fails only with a fault that the visitor must see.
 type Upload = Pin<Box<dyn Future<Output = Result<(), Fault>> + Send>>;
 
-/// Send a request's body once it is wanted.
+/// Send a request's body once it is asked for, or `continue_timeout` has passed.
 async fn upload<B>(
     mut sender: Sender,
     body: B,
-    wanted: Arc<Notify>,
-    patience: Duration,
+    body_wanted: Arc<Notify>,
+    continue_timeout: Duration,
 ) -> Result<(), Fault>
 where
     B: Body<Data = Bytes, Error = BodyError<hyper::Error>> + Unpin,
 {
-    // An upstream that does not know `Expect` says nothing, and gets the body all the same.
-    let _ = timeout(patience, wanted.notified()).await;
+    // An upstream that ignores `Expect` gets the body nevertheless.
+    let _ = timeout(continue_timeout, body_wanted.notified()).await;
     let Err(err) = sender.body(body, &Activity::start()).await else {
         return Ok(());
     };
-    debug!(err = %chain(&err), "the request's body was not sent to its end");
+    debug!(err = %chain(&err), "the request body was not sent completely");
     match err {
         SendError::Body(err) if is_too_slow(&*err) => Err(Fault::BodyTooSlow),
         _ => Ok(()),
@@ -278,5 +290,5 @@ fn is_too_slow(err: &(dyn std::error::Error + 'static)) -> bool {
     err.is_some_and(|err| matches!(err, BodyError::TooSlow))
 }
 
-/// What a field takes besides its name and value.
-const FIELD: usize = 32;
+/// Estimated memory of a field besides its name and value, in bytes.
+const FIELD_MEMORY: usize = 32;

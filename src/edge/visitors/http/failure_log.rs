@@ -1,5 +1,5 @@
-//! What the operator is told of requests that were refused or failed: the first of a kind at once, the others as a
-//! number once a minute, so that nobody who sends many of them fills the log.
+//! Log of requests that were refused or failed: the first of a kind at once, the others as a count
+//! once a minute, so that nobody who sends many of them can fill the log.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,30 +11,31 @@ use tracing::info;
 use crate::edge::fault::Fault;
 use crate::proto::escape;
 
-/// Counts failures by host and code.
+/// Log of failed requests, which counts them by host and code.
 #[derive(Debug, Clone, Default)]
-pub struct Failures(Arc<Mutex<Counts>>);
+pub struct FailureLog(Arc<Mutex<Counts>>);
 
 type Counts = HashMap<(String, &'static str), Count>;
 
 #[derive(Debug, Clone, Copy)]
 struct Count {
     status: u16,
-    /// Beyond the first, which has been told.
+    /// Failures beyond the first, which has been logged.
     more: u64,
 }
 
-impl Failures {
-    /// Note a failure at a host. Hosts that are none of ours are one: anybody can make them up.
+impl FailureLog {
+    /// Record a failure at a host. Hosts that are not ours count as one (`None`): anybody can make
+    /// them up.
     pub fn note(&self, host: Option<&str>, fault: Fault) {
         let mut counts = self.counts();
         let (host, code, status) = (
-            host.unwrap_or(STRANGE),
+            host.unwrap_or(UNKNOWN_HOST),
             fault.code(),
             fault.status().as_u16(),
         );
-        let is_full = counts.len() >= KINDS && !counts.contains_key(&(host.to_owned(), code));
-        let host = if is_full { OTHERS } else { host };
+        let is_full = counts.len() >= MAX_KINDS && !counts.contains_key(&(host.to_owned(), code));
+        let host = if is_full { OTHER_HOSTS } else { host };
         let key = (host.to_owned(), code);
         if let Some(count) = counts.get_mut(&key) {
             count.more += 1;
@@ -46,10 +47,10 @@ impl Failures {
         info!(%host, status, code, "request failed");
     }
 
-    /// Tell once a minute how many more there were. Never returns.
+    /// Log the counts once a minute. Never returns.
     pub async fn report(self) {
         loop {
-            sleep(EVERY).await;
+            sleep(REPORT_INTERVAL).await;
             let counts = std::mem::take(&mut *self.counts());
             for ((host, code), Count { status, more }) in counts {
                 if more > 0 {
@@ -65,35 +66,35 @@ impl Failures {
     }
 }
 
-/// How often numbers are told.
-const EVERY: Duration = Duration::from_secs(60);
+/// Interval at which counts are logged.
+const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Pairs of host and code that are told apart within a minute.
-const KINDS: usize = 64;
+/// Pairs of host and code that are counted separately within a minute.
+const MAX_KINDS: usize = 64;
 
-/// All hosts that are none of ours, and requests of which no host is known.
-const STRANGE: &str = "-";
+/// Stands for hosts that are not ours, and for requests whose host is unknown.
+const UNKNOWN_HOST: &str = "-";
 
-/// What is beyond [`KINDS`].
-const OTHERS: &str = "(others)";
+/// Stands for all hosts beyond [`MAX_KINDS`].
+const OTHER_HOSTS: &str = "(others)";
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn however_many_names_fail_the_table_stays_small() {
-        let failures = Failures::default();
+    fn the_table_stays_small_however_many_names_fail() {
+        let log = FailureLog::default();
 
-        for number in 0..10 * KINDS {
+        for number in 0..10 * MAX_KINDS {
             let host = format!("{number}.example.com");
-            failures.note(Some(&host), Fault::NoSuchTunnel);
-            failures.note(None, Fault::NoSuchTunnel);
+            log.note(Some(&host), Fault::NoSuchTunnel);
+            log.note(None, Fault::NoSuchTunnel);
         }
 
-        let counts = failures.counts();
-        assert!(counts.len() <= KINDS + 1, "{}", counts.len());
+        let counts = log.counts();
+        assert!(counts.len() <= MAX_KINDS + 1, "{}", counts.len());
         let all: u64 = counts.values().map(|count| 1 + count.more).sum();
-        assert_eq!(all, 20 * KINDS as u64);
+        assert_eq!(all, 20 * MAX_KINDS as u64);
     }
 }

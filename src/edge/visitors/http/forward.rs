@@ -1,4 +1,4 @@
-//! One request on its way through the tunnel, and its response on the way back.
+//! Forwarding of one request through its tunnel, and of its response back.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,10 +15,10 @@ use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 use tracing::{Instrument, debug};
 
-use super::body::UpgradedAnswer;
+use super::body::UpgradedConversation;
 use super::body::VisitorBody;
 use super::error_page::ErrorFormat;
-use super::exchange::{DeliveryError, Outbound, PendingResponse, Place};
+use super::exchange::{AdmittedStream, DeliveryError, Outbound, PendingResponse};
 use super::http2::UpgradedStream;
 use super::request_body::RequestBody;
 use super::route::Visit;
@@ -35,43 +35,44 @@ use crate::http::is_answer_to;
 use crate::proto::{BodyLength, RequestHead, ResponseHead};
 use crate::stream::relay;
 
-/// A request that has found its tunnel.
+/// A request whose tunnel is known.
 pub struct Forward {
     pub visit: Visit,
-    /// For whom it counts.
+    /// The client that the request counts for.
     pub client: Client,
-    pub audience: ErrorFormat,
+    pub error_format: ErrorFormat,
     pub authority: Authority,
-    /// Whether the guard waits to be told what follows the head (HTTP/1.1).
+    /// The guard waits to learn whether the request is upgraded (HTTP/1.1).
     pub may_upgrade: bool,
-    /// The tunnel's.
+    /// The tunnel's name.
     pub name: String,
 }
 
-/// A request with all that is needed until its response begins. In a place of its own: futures that had it as
-/// an argument would have room for it twice, in every visitor's task.
-pub struct Loaded {
+/// A request with everything that is needed until its response begins. It is boxed: futures that
+/// took it as an argument would reserve room for it twice, in every visitor's task.
+pub struct PreparedRequest {
     forward: Forward,
-    /// Until the response begins.
+    /// Taken when the response begins.
     request: Option<Outbound>,
     on_upgrade: Option<OnUpgrade>,
     version: Version,
 }
 
-impl Loaded {
-    /// Carry the request to the agent and return what comes back.
+impl PreparedRequest {
+    /// Send the request to the agent and return the response.
     pub async fn run(&mut self) -> Response<VisitorBody> {
         let Some(request) = &mut self.request else {
             return self.forward.fail(Fault::Internal);
         };
         match self.forward.deliver(request).await {
-            Ok((exchange, head)) => self.respond(exchange, head),
+            Ok((pending, head)) => self.respond(pending, head),
             Err(fault) => self.forward.fail(fault),
         }
     }
 
-    fn respond(&mut self, exchange: PendingResponse, head: ResponseHead) -> Response<VisitorBody> {
-        let asked = self.request.take().and_then(Outbound::settle);
+    /// Make the visitor's response from the head of the agent's.
+    fn respond(&mut self, pending: PendingResponse, head: ResponseHead) -> Response<VisitorBody> {
+        let requested = self.request.take().and_then(Outbound::stop_buffering);
         let forward = &self.forward;
         let (status, reason, length, fields) = match head {
             ResponseHead::Final {
@@ -85,27 +86,32 @@ impl Loaded {
         };
         if status == StatusCode::SWITCHING_PROTOCOLS {
             return match self.on_upgrade.take() {
-                Some(on_upgrade) if asked.is_some_and(|asked| agrees(&asked, &fields)) => {
-                    forward.switch(exchange, on_upgrade, self.version, fields)
+                Some(on_upgrade)
+                    if requested.is_some_and(|requested| is_requested(&requested, &fields)) =>
+                {
+                    forward.switch(pending, on_upgrade, self.version, fields)
                 }
-                // Nobody asked for it, or for something else: what follows would not be HTTP.
+                // The visitor did not ask for this protocol: what follows would not be HTTP.
                 _ => {
-                    exchange
-                        .receiver
-                        .report_violation(&"a protocol is switched that nobody asked to switch");
+                    pending.receiver.report_violation(
+                        &"the upstream switched to a protocol that was not asked for",
+                    );
                     forward.fail(Fault::UpstreamInvalid)
                 }
             };
         }
-        if forward.audience.is_head() && length != BodyLength::Empty {
-            exchange.receiver.report_violation(&"an answer to HEAD has a body");
+        if forward.error_format.is_head() && length != BodyLength::Empty {
+            pending
+                .receiver
+                .report_violation(&"the response to HEAD has a body");
             return forward.fail(Fault::UpstreamInvalid);
         }
-        if asked.is_some() && self.version == Version::HTTP_2 && status.is_success() {
-            // There it would say that the protocol has been switched (RFC 8441 §5).
+        if requested.is_some() && self.version == Version::HTTP_2 && status.is_success() {
+            // On an extended CONNECT, success would mean that the protocol has been switched (RFC
+            // 8441 §5).
             return forward.fail(Fault::UpstreamInvalid);
         }
-        let mut response = Response::new(exchange.into_body(length));
+        let mut response = Response::new(pending.into_body(length));
         *response.status_mut() = status;
         *response.headers_mut() = forward.response_fields(fields, status, length);
         if let Some(reason) = reason.and_then(|reason| ReasonPhrase::try_from(reason).ok()) {
@@ -116,8 +122,8 @@ impl Loaded {
 }
 
 impl Forward {
-    /// Take the request up.
-    pub fn load(self, mut parts: Parts, body: RequestBody) -> Box<Loaded> {
+    /// Prepare the request for sending.
+    pub fn prepare(self, mut parts: Parts, body: RequestBody) -> Box<PreparedRequest> {
         let on_upgrade = parts.extensions.remove::<OnUpgrade>();
         let version = parts.version;
         let expects = parts
@@ -125,7 +131,7 @@ impl Forward {
             .get(EXPECT)
             .is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"));
         let head = self.head(parts, &body);
-        Box::new(Loaded {
+        Box::new(PreparedRequest {
             on_upgrade,
             version,
             request: Some(Outbound::new(head, body, expects)),
@@ -133,7 +139,7 @@ impl Forward {
         })
     }
 
-    /// Make the head that the agent gets.
+    /// Make the head that is sent to the agent.
     fn head(&self, parts: Parts, body: &RequestBody) -> RequestHead {
         let Parts {
             mut method,
@@ -154,7 +160,8 @@ impl Forward {
             .filter(|_| self.may_upgrade)
             .and_then(|protocol| protocol.to_str().ok().map(str::to_owned));
         if let Some(protocol) = extensions.get::<Protocol>() {
-            // RFC 8441: what HTTP/1.1 calls a GET with Upgrade. The "body" is the conversation.
+            // Extended CONNECT (RFC 8441) is what HTTP/1.1 calls a GET with Upgrade. The "body" is
+            // the conversation.
             upgrade = Some(protocol.as_str().to_owned());
             method = Method::GET;
             body = BodyLength::Empty;
@@ -179,12 +186,12 @@ impl Forward {
         }
         let target = match uri.path_and_query().map(|target| target.as_str()) {
             None | Some("") => "/".to_owned(),
-            // Absolute form without a path: the query belongs to the root.
+            // In absolute form without a path, the query belongs to the root.
             Some(query) if query.starts_with('?') => format!("/{query}"),
             Some(target) => target.to_owned(),
         };
         RequestHead {
-            // That of the session which will get it.
+            // Set when the session is known.
             tunnel: 0,
             visitor: self.visit.visitor,
             scheme: self.visit.scheme,
@@ -193,26 +200,27 @@ impl Forward {
             target,
             upgrade,
             body,
-            // That of the stream which will carry it.
+            // Set when the stream is known.
             window: 0,
             fields: crate::proto::Fields(headers),
         }
     }
 
-    /// Send the request to the agent and wait for its answer, holding it while the agent is away.
-    /// What broke before the agent read it is sent again; what may have been processed is not.
+    /// Send the request to the agent and wait for the response head, holding the request while the
+    /// agent is away. If a session is lost, a request that its agent has not read is sent again;
+    /// one that may have been processed is not.
     async fn deliver(
         &self,
         request: &mut Outbound,
     ) -> Result<(PendingResponse, ResponseHead), Fault> {
-        let hold = &self.visit.visitors.hold;
-        let mut tunnel = hold
+        let waiting = &self.visit.visitors.waiting;
+        let mut tunnel = waiting
             .serving(&self.name, self.client, || request.size())
             .await?;
         let mut deadline = None;
         loop {
             let broken = match self.attempt(&tunnel, request).await {
-                Ok(answered) => return Ok(answered),
+                Ok(response) => return Ok(response),
                 Err(broken) => broken,
             };
             let (stream, fault) = match broken {
@@ -220,45 +228,43 @@ impl Forward {
                 DeliveryError::NotSent => (None, Fault::AgentOffline),
                 DeliveryError::Lost { stream } => (Some(stream), Fault::AgentLost),
             };
-            if !request.is_whole() {
+            if !request.is_replayable() {
                 return Err(Fault::AgentLost);
             }
-            let deadline = *deadline.get_or_insert_with(|| hold.deadline());
-            let waited = hold.successor(&self.name, self.client, request.size(), deadline, &tunnel);
+            let deadline = *deadline.get_or_insert_with(|| waiting.deadline());
+            let waited =
+                waiting.successor(&self.name, self.client, request.size(), deadline, &tunnel);
             let next = waited.await.map_err(|_| fault)?;
             if stream.is_some_and(|stream| !next.never_read(&tunnel, stream)) {
                 return Err(Fault::AgentLost);
             }
-            debug!(
-                ?stream,
-                "sending a request again, which the agent has not read"
-            );
+            debug!(?stream, "resending a request that the agent has not read");
             tunnel = next;
         }
     }
 
-    /// Send the request in one session.
+    /// Send the request in one session, and wait for the response head.
     async fn attempt(
         &self,
         tunnel: &LiveTunnel,
         request: &mut Outbound,
     ) -> Result<(PendingResponse, ResponseHead), DeliveryError> {
-        let admission = tunnel.conversations.admit(self.client).await;
-        let admission = admission.map_err(DeliveryError::Fault)?;
-        let (send, receive) = timeout(OPEN_STREAM, tunnel.connection.open_bi())
+        let permit = tunnel.conversations.admit(self.client).await;
+        let permit = permit.map_err(DeliveryError::Fault)?;
+        let (send, receive) = timeout(OPEN_STREAM_TIMEOUT, tunnel.connection.open_bi())
             .await
             .map_err(|_| DeliveryError::Fault(Fault::Busy))?
             .map_err(|_| DeliveryError::NotSent)?;
         let stream = send.id().index();
-        let patience = self.visit.visitors.limits.expectation;
-        let place = Place {
-            admission,
+        let continue_timeout = self.visit.visitors.limits.expectation;
+        let admitted = AdmittedStream {
+            permit,
             send,
             receive,
         };
-        let mut exchange = request.send(tunnel, place, patience).await?;
-        match exchange.head(self).await {
-            Ok(head) => Ok((exchange, head)),
+        let mut pending = request.send(tunnel, admitted, continue_timeout).await?;
+        match pending.head(self).await {
+            Ok(head) => Ok((pending, head)),
             Err(None) => Err(DeliveryError::Lost { stream }),
             Err(Some(fault)) => Err(DeliveryError::Fault(fault)),
         }
@@ -267,7 +273,7 @@ impl Forward {
     /// Answer a successful upgrade, and relay raw bytes from then on.
     fn switch(
         &self,
-        exchange: PendingResponse,
+        pending: PendingResponse,
         on_upgrade: OnUpgrade,
         version: Version,
         mut fields: HeaderMap,
@@ -277,36 +283,36 @@ impl Forward {
         let PendingResponse {
             receiver,
             sender: Some(sender),
-            admission,
+            permit,
             ..
-        } = exchange
+        } = pending
         else {
             return self.fail(Fault::Internal);
         };
         let closing = self.visit.visitors.closing.clone();
-        let upgraded_answer = Arc::new(UpgradedAnswer::new(receiver.window()));
-        let watched: Arc<dyn Evict> = upgraded_answer.clone();
-        admission.watch(Arc::downgrade(&watched));
+        let conversation = Arc::new(UpgradedConversation::new(receiver.window()));
+        let watched: Arc<dyn Evict> = conversation.clone();
+        permit.watch(Arc::downgrade(&watched));
         let stall_limit = match version {
             Version::HTTP_2 => self.visit.visitors.limits.write_stall,
-            // The socket has one of its own.
+            // The socket has a limit of its own.
             _ => Duration::MAX,
         };
         let relayed = async move {
-            let _admission = admission;
+            let _permit = permit;
             match on_upgrade.await {
                 Ok(upgraded) => {
                     let io = UpgradedStream::new(TokioIo::new(upgraded), stall_limit);
                     tokio::select! {
                         _ = relay(io, sender, receiver) => {}
-                        () = upgraded_answer.evicted() => {}
+                        () = conversation.evicted() => {}
                         () = closing.cancelled() => {}
                     }
                 }
-                Err(err) => debug!(%err, "the visitor's connection was not upgraded"),
+                Err(err) => debug!(%err, "the upgrade of the visitor's connection failed"),
             }
         };
-        // Whoever drains the edge waits for these (or cuts them).
+        // Draining the edge waits for these tasks, or cuts them.
         self.visit
             .visitors
             .upgrades
@@ -314,7 +320,7 @@ impl Forward {
 
         let mut response = Response::new(VisitorBody::Empty);
         if version == Version::HTTP_2 {
-            // The handshake fields of HTTP/1.1 mean nothing here (RFC 8441 §5).
+            // The handshake fields of HTTP/1.1 mean nothing over HTTP/2 (RFC 8441 §5).
             fields.remove("sec-websocket-accept");
         } else {
             *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -328,8 +334,9 @@ impl Forward {
         response
     }
 
-    /// Make the fields that frame the message agree with the body that follows, and leave out the cookies
-    /// that are not the tunnel's to set: the agent's word is not taken for it.
+    /// Return the fields of the response: make those that frame the message agree with the body
+    /// that follows, and remove cookies that the tunnel may not set. The agent is not trusted with
+    /// either.
     fn response_fields(
         &self,
         mut fields: HeaderMap,
@@ -338,7 +345,7 @@ impl Forward {
     ) -> HeaderMap {
         strip_hop_by_hop(&mut fields);
         cookies::remove_parent_domain_cookies(&mut fields, &self.authority.host);
-        let bodiless = self.audience.is_head() || status == StatusCode::NOT_MODIFIED;
+        let bodiless = self.error_format.is_head() || status == StatusCode::NOT_MODIFIED;
         if length == BodyLength::Empty && !bodiless {
             fields.remove(CONTENT_LENGTH);
         }
@@ -346,27 +353,30 @@ impl Forward {
         fields
     }
 
+    /// Log a fault, and make its response.
     fn fail(&self, fault: Fault) -> Response<VisitorBody> {
-        let failures = &self.visit.visitors.failures;
-        failures.note(Some(&self.authority.host), fault);
-        self.audience.render(fault, None)
+        let failure_log = &self.visit.visitors.failure_log;
+        failure_log.note(Some(&self.authority.host), fault);
+        self.error_format.render(fault, None)
     }
 
-    /// Pass a 1xx answer on, where the libraries allow it: hyper's HTTP/2 server has no way.
-    pub fn hint(&self, status: StatusCode, mut fields: HeaderMap) {
+    /// Pass an informational (1xx) response on over HTTP/1.1. hyper's HTTP/2 server cannot send
+    /// any.
+    pub fn send_informational(&self, status: StatusCode, mut fields: HeaderMap) {
         strip_hop_by_hop(&mut fields);
         cookies::remove_parent_domain_cookies(&mut fields, &self.authority.host);
         if let Some(verdicts) = &self.visit.verdicts {
-            verdicts.inform(status, &fields);
+            verdicts.send_informational(status, &fields);
         }
     }
 }
 
-/// Report whether a 101 switches to what was asked for: the agent's word is not taken for it.
-fn agrees(asked: &str, fields: &HeaderMap) -> bool {
-    let answered = fields.get(UPGRADE);
-    is_answer_to(asked, answered.map(HeaderValue::as_bytes))
+/// Report whether a 101 switches to a protocol that was asked for: the agent is not trusted with
+/// it.
+fn is_requested(requested: &str, fields: &HeaderMap) -> bool {
+    let accepted = fields.get(UPGRADE);
+    is_answer_to(requested, accepted.map(HeaderValue::as_bytes))
 }
 
-/// How long to wait for a stream while the agent serves as many conversations as it may.
-const OPEN_STREAM: Duration = Duration::from_secs(5);
+/// Timeout of opening a stream to an agent that serves as many conversations as it may.
+const OPEN_STREAM_TIMEOUT: Duration = Duration::from_secs(5);

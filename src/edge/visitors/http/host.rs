@@ -1,11 +1,11 @@
-//! The syntax of `host [":" port]`, wherever a request names the host that it wants.
+//! The syntax of `host [":" port]`, wherever a request names its host.
 
 use std::net::Ipv6Addr;
 
-/// A host and a port as a visitor spelt them.
+/// A host and a port, as the visitor spelt them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Host<'a> {
-    /// The name or address, with the brackets of an IPv6 literal.
+    /// The name or address, including the brackets of an IPv6 literal.
     name: &'a str,
     port: Option<u16>,
 }
@@ -14,9 +14,8 @@ impl<'a> Host<'a> {
     /// Parse a `Host` field's value or a target's authority.
     ///
     /// Narrower than RFC 3986 §3.2.2 on purpose: of a registered name's characters only the
-    /// unreserved ones are taken. Commas, percent signs and the like never occur in a DNS name, but
-    /// they are how one field is made to look like two hosts. Userinfo is refused (RFC 9110
-    /// §4.2.4).
+    /// unreserved ones are accepted. Commas, percent signs and the like never occur in a DNS name,
+    /// but are used to make one field look like two hosts. Userinfo is refused (RFC 9110 §4.2.4).
     pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
         let text = std::str::from_utf8(bytes).ok()?;
         let name_end = if text.starts_with('[') {
@@ -49,20 +48,20 @@ impl<'a> Host<'a> {
         })
     }
 
-    /// The name in lower case, without the dot that ends a fully qualified name.
+    /// Return the name in lower case, without the final dot of a fully qualified name.
     pub(crate) fn canonical(&self) -> String {
         let name = self.name.strip_suffix('.').unwrap_or(self.name);
         name.to_ascii_lowercase()
     }
 
-    /// Report whether both name the same host and port under a scheme with this default port.
+    /// Report whether both are the same host and port under a scheme with this default port.
     pub(crate) fn agrees_with(&self, other: &Host<'_>, default_port: u16) -> bool {
         self.name.eq_ignore_ascii_case(other.name)
             && self.port.unwrap_or(default_port) == other.port.unwrap_or(default_port)
     }
 }
 
-/// The longest name that DNS can hold (RFC 1035 §3.1), with the final dot.
+/// Length of the longest name that DNS can hold (RFC 1035 §3.1), with the final dot.
 const MAX_NAME: usize = 254;
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
-//! A request's body that must not keep us waiting for too long.
+//! Lowest rate of a request's body.
 //!
-//! Time counts only while somebody waits for the visitor: a body that nobody asks for, because the
-//! tunnel or the upstream is slow, may take for ever. Waiting is paid for with time: there is some in
-//! the beginning, and each byte buys more.
+//! Time counts only while somebody waits for the visitor: a body that is not read, because the
+//! tunnel or the upstream is slow, may take forever. Waiting is paid for with a credit of time:
+//! there is an initial grace, and each byte buys more.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -16,7 +16,7 @@ use crate::edge::limits::EdgeLimits;
 use crate::edge::visitors::lazy_deadline::LazyDeadline;
 use crate::edge::visitors::socket::Received;
 
-/// A body with a limit for how long it may be waited for.
+/// A body with a limit on the time that it is waited for.
 pub struct PacedBody<B> {
     body: B,
     /// `None` if there is no limit.
@@ -24,16 +24,16 @@ pub struct PacedBody<B> {
 }
 
 struct Pace {
-    /// Bytes that buy a second.
+    /// Bytes that buy one second.
     rate: u64,
-    /// The most time to have.
-    longest: Duration,
+    /// Upper bound of the credit.
+    max_credit: Duration,
     received: Received,
-    /// Bytes of the connection that had been received with the last piece of the body.
+    /// Bytes received on the connection when the last piece of the body arrived.
     seen: u64,
-    /// How long the visitor may still be waited for.
+    /// Time for which the visitor may still be waited for.
     credit: Duration,
-    /// Since when it is.
+    /// When waiting started, while the visitor is being waited for.
     waiting: Option<Instant>,
     deadline: LazyDeadline,
 }
@@ -46,7 +46,7 @@ impl<B> PacedBody<B> {
             received,
             credit: limits.body_grace,
             rate: limits.body_rate.max(1),
-            longest: limits.body_pause.max(limits.body_grace),
+            max_credit: limits.body_pause.max(limits.body_grace),
             waiting: None,
             deadline: LazyDeadline::default(),
         };
@@ -56,42 +56,42 @@ impl<B> PacedBody<B> {
         }
     }
 
-    /// Wait for the body as long as it takes from now on.
+    /// Lift the limit from now on.
     pub fn unlimit(&mut self) {
         self.pace = None;
     }
 
-    /// Take the body out.
+    /// Return the body itself.
     pub fn into_inner(self) -> B {
         self.body
     }
 }
 
 impl Pace {
-    /// Note that a piece of the body has come.
-    fn came(&mut self, bytes: usize) {
+    /// Record that a piece of the body has arrived.
+    fn note_received(&mut self, bytes: usize) {
         if let Some(since) = self.waiting.take() {
             self.credit = self.credit.saturating_sub(since.elapsed());
         }
-        self.credit = self.with(bytes as u64);
+        self.credit = self.credit_with(bytes as u64);
         self.seen = self.received.bytes();
     }
 
-    /// The time that is left once these bytes have been paid for.
-    fn with(&self, bytes: u64) -> Duration {
+    /// Return the credit after these bytes have been added to it.
+    fn credit_with(&self, bytes: u64) -> Duration {
         let bought = Duration::from_millis(bytes.saturating_mul(1_000) / self.rate);
-        self.credit.saturating_add(bought).min(self.longest)
+        self.credit.saturating_add(bought).min(self.max_credit)
     }
 
     /// Wait until the visitor has been waited for too long.
     fn poll_too_slow(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let since = *self.waiting.get_or_insert_with(Instant::now);
         loop {
-            let unfinished = (self.received.bytes() - self.seen).min(UNFINISHED);
-            let deadline = since + self.with(unfinished);
+            let unfinished = (self.received.bytes() - self.seen).min(MAX_UNFINISHED);
+            let deadline = since + self.credit_with(unfinished);
             self.deadline.set(deadline);
             ready!(self.deadline.poll(cx));
-            let received = (self.received.bytes() - self.seen).min(UNFINISHED);
+            let received = (self.received.bytes() - self.seen).min(MAX_UNFINISHED);
             if received <= unfinished {
                 return Poll::Ready(());
             }
@@ -110,7 +110,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for PacedBody<B> {
         let this = self.get_mut();
         let frame = Pin::new(&mut this.body).poll_frame(cx);
         let Some(pace) = &mut this.pace else {
-            return frame.map(|frame| frame.map(|frame| frame.map_err(BodyError::DeliveryError)));
+            return frame.map(|frame| frame.map(|frame| frame.map_err(BodyError::Connection)));
         };
         match frame {
             Poll::Pending => {
@@ -119,9 +119,9 @@ impl<B: Body<Data = Bytes> + Unpin> Body for PacedBody<B> {
             }
             Poll::Ready(frame) => {
                 if let Some(Ok(frame)) = &frame {
-                    pace.came(frame.data_ref().map_or(0, Bytes::len));
+                    pace.note_received(frame.data_ref().map_or(0, Bytes::len));
                 }
-                Poll::Ready(frame.map(|frame| frame.map_err(BodyError::DeliveryError)))
+                Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Connection)))
             }
         }
     }
@@ -135,20 +135,20 @@ impl<B: Body<Data = Bytes> + Unpin> Body for PacedBody<B> {
     }
 }
 
-/// Why a request's body ends early.
+/// Reason why a request's body ends early.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError<E> {
-    /// The visitor broke it off, or the connection is lost.
+    /// The visitor aborted the request, or its connection was lost.
     #[error("the visitor's connection broke")]
-    DeliveryError(#[source] E),
-    /// The visitor keeps us waiting for too long.
+    Connection(#[source] E),
+    /// The visitor sends too slowly.
     #[error("the visitor sends too slowly")]
     TooSlow,
 }
 
-/// What can have been received of a TLS record and a frame of HTTP/2 that are not whole (16 KiB each),
-/// and counts although the body has not got it.
-const UNFINISHED: u64 = 33 << 10;
+/// Received bytes that count although the body has not got them yet: those of an incomplete TLS
+/// record and an incomplete HTTP/2 frame (16 KiB each).
+const MAX_UNFINISHED: u64 = 33 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_that_does_not_begin_ends_after_the_grace() {
+    async fn a_body_that_does_not_start_fails_after_the_grace() {
         let (_sender, mut body, limits) = body();
         let started = Instant::now();
 
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_that_begins_in_the_last_moment_is_received() {
+    async fn a_body_that_starts_at_the_last_moment_is_received() {
         let (mut sender, body, limits) = body();
         let sending = async {
             sleep(limits.body_grace - MOMENT).await;
@@ -227,7 +227,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_pause_may_take_what_the_bytes_before_it_have_bought_up_to_its_limit() {
-        for (before, longest) in [
+        for (before, max_credit) in [
             (1_000, 12),
             (25_000, 60),
             // More buys nothing more.
@@ -241,13 +241,13 @@ mod tests {
             assert!(is_too_slow(&mut body).await);
 
             let took = started.elapsed();
-            let longest = Duration::from_secs(longest);
-            assert!(took >= longest && took < longest + MOMENT, "{took:?}");
+            let max_credit = Duration::from_secs(max_credit);
+            assert!(took >= max_credit && took < max_credit + MOMENT, "{took:?}");
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_time_in_which_nobody_asks_for_the_body_does_not_count() {
+    async fn time_in_which_the_body_is_not_read_does_not_count() {
         let (mut sender, mut body, _) = body();
         for _ in 0..10 {
             sender.send_data("piece".into()).await.unwrap();
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_has_come_of_a_record_that_is_not_whole_counts() {
+    async fn bytes_of_an_incomplete_record_count() {
         let (_sender, mut body, limits) = body();
         let received = body.pace.as_ref().unwrap().received.clone();
         received.add(5_000);

@@ -10,33 +10,33 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::http2::Stream;
+use super::http2::Http2Stream;
 use super::paced_body::{BodyError, PacedBody};
 use crate::edge::limits::EdgeLimits;
 use crate::edge::visitors::socket::Received;
 
-/// A request's body. Over HTTP/2 it is given back when it is not read any further.
+/// A request's body. Over HTTP/2, its stream gets it back when it is not read any further.
 pub struct RequestBody {
     body: Option<PacedBody<Incoming>>,
-    /// That of HTTP/2.
-    stream: Option<Arc<Stream>>,
+    /// The HTTP/2 stream; `None` over HTTP/1.
+    stream: Option<Arc<Http2Stream>>,
 }
 
 impl RequestBody {
-    /// Read a body with the limits for its rate.
+    /// Read a body with the limits on its rate.
     pub fn new(
         body: Incoming,
         fields: &HeaderMap,
         limits: &EdgeLimits,
         received: Received,
-        stream: Option<Arc<Stream>>,
+        stream: Option<Arc<Http2Stream>>,
     ) -> Self {
         let mut body = PacedBody::new(body, limits, received);
-        if is_conversation(fields) {
+        if may_pause(fields) {
             body.unlimit();
         }
         if let Some(stream) = &stream {
-            stream.lend();
+            stream.mark_body_in_use();
         }
         Self {
             body: Some(body),
@@ -44,7 +44,7 @@ impl RequestBody {
         }
     }
 
-    /// Wait for it as long as it takes from now on: the answer has begun, and the two may be a
+    /// Lift the limit on the rate: the response has begun, and the two bodies may be a
     /// conversation.
     pub fn unlimit(&mut self) {
         if let Some(body) = &mut self.body {
@@ -79,14 +79,15 @@ impl Body for RequestBody {
 impl Drop for RequestBody {
     fn drop(&mut self) {
         if let (Some(stream), Some(body)) = (&self.stream, self.body.take()) {
-            stream.give_back(body.into_inner());
+            stream.return_body(body.into_inner());
         }
     }
 }
 
-/// Report whether the visitor may say nothing for hours in the middle of its request's body: a call of
-/// gRPC that streams has no other form, and its server need not answer before there is something to say.
-fn is_conversation(fields: &HeaderMap) -> bool {
+/// Report whether the visitor may stay silent for hours in the middle of its request's body. A
+/// streaming gRPC call has no other form, and its server need not respond before it has something
+/// to say.
+fn may_pause(fields: &HeaderMap) -> bool {
     let kind = fields.get(CONTENT_TYPE).map(|kind| kind.as_bytes());
     kind.is_some_and(|kind| {
         kind.get(..GRPC.len())
@@ -94,5 +95,5 @@ fn is_conversation(fields: &HeaderMap) -> bool {
     })
 }
 
-/// The media types of gRPC begin with it.
+/// Prefix of gRPC's media types.
 const GRPC: &[u8] = b"application/grpc";

@@ -15,9 +15,9 @@ use tracing::{debug, error};
 
 use super::body::VisitorBody;
 use super::error_page::ErrorFormat;
-use super::forward::{Forward, Loaded};
+use super::forward::{Forward, PreparedRequest};
 use super::guard::Verdicts;
-use super::http2::Stream;
+use super::http2::Http2Stream;
 use super::request_body::RequestBody;
 use super::validate;
 use super::validate::Authority;
@@ -31,35 +31,36 @@ use crate::edge::visitors::client::ConnectionId;
 use crate::edge::visitors::socket::Received;
 use crate::proto::Scheme;
 
-/// A visitor and the way in that it took.
+/// A request's visitor, and the connection that it came on.
 pub struct Visit {
     pub visitors: Arc<Visitors>,
     pub visitor: SocketAddr,
     pub connection: ConnectionId,
     pub scheme: Scheme,
-    /// The connection's socket: valid as long as the connection.
+    /// The connection's socket, valid as long as the connection.
     pub tcp: RawTcp,
-    /// What the guard found in the head; HTTP/2 has none.
+    /// The guard's verdicts; HTTP/2 has no guard.
     pub verdicts: Option<Verdicts>,
-    /// What has been received on the connection.
+    /// Counter of the bytes received on the connection.
     pub received: Received,
-    /// The stream of HTTP/2.
-    pub stream: Option<Arc<Stream>>,
+    /// The HTTP/2 stream; `None` over HTTP/1.
+    pub stream: Option<Arc<Http2Stream>>,
 }
 
 impl Visit {
-    /// Answer a request. A panic on the way is this request's alone.
+    /// Answer a request. A panic on the way ends this request alone.
     ///
-    /// Not an async function: that would keep the request beside what becomes of it.
+    /// This is not an async function, whose future would keep the request beside what becomes of
+    /// it.
     pub fn answer(self, request: Request<Incoming>) -> impl Future<Output = Response<VisitorBody>> {
-        let audience = ErrorFormat::of(request.method(), request.headers());
+        let error_format = ErrorFormat::of(request.method(), request.headers());
         let verdicts = self.verdicts.clone();
-        let asker = audience.clone();
-        let routed = catch_unwind(AssertUnwindSafe(|| self.route(request, asker)));
+        let format = error_format.clone();
+        let routed = catch_unwind(AssertUnwindSafe(|| self.route(request, format)));
         async move {
             let answered = match routed {
-                Ok(Routed::Forward(mut loaded)) => {
-                    let mut answer = pin!(loaded.run());
+                Ok(Routed::Forward(mut prepared)) => {
+                    let mut answer = pin!(prepared.run());
                     poll_fn(|cx| {
                         match catch_unwind(AssertUnwindSafe(|| answer.as_mut().poll(cx))) {
                             Ok(Poll::Ready(response)) => Poll::Ready(Ok(response)),
@@ -73,9 +74,9 @@ impl Visit {
                 Err(panic) => Err(panic),
             };
             let answer = answered.unwrap_or_else(|_| {
-                // It is said here, and needs no number.
+                // Logged here, and so not counted among the failures.
                 error!("answering a request panicked");
-                audience.render(Fault::Internal, None)
+                error_format.render(Fault::Internal, None)
             });
             if let Some(verdicts) = verdicts {
                 verdicts.upgraded(answer.status() == StatusCode::SWITCHING_PROTOCOLS);
@@ -84,7 +85,8 @@ impl Visit {
         }
     }
 
-    fn route(self, request: Request<Incoming>, audience: ErrorFormat) -> Routed {
+    /// Decide what answers a request: its tunnel, or the edge itself.
+    fn route(self, request: Request<Incoming>, error_format: ErrorFormat) -> Routed {
         let (parts, body) = request.into_parts();
         let (limits, received) = (&self.visitors.limits, self.received.clone());
         let stream = self.stream.clone();
@@ -92,25 +94,25 @@ impl Visit {
         let (authority, may_upgrade) = match self.check(&parts) {
             Ok(checked) => checked,
             Err(violation) => {
-                return Routed::Answer(self.refuse(&audience, parts.version, violation));
+                return Routed::Answer(self.refuse(&error_format, parts.version, violation));
             }
         };
         if parts.uri.path() == WEBSOCKET_PATH {
-            let carriers = &self.visitors.carriers;
+            let websockets = &self.visitors.websockets;
             let proxies = &self.visitors.trusted_proxies;
             let agent = agent_address(self.visitor, proxies, &parts.headers);
-            let way_in = (self.visitor, self.tcp);
-            return Routed::Answer(carriers.accept(parts, agent, way_in, may_upgrade));
+            let connection = (self.visitor, self.tcp);
+            return Routed::Answer(websockets.accept(parts, agent, connection, may_upgrade));
         }
         if parts.uri.path().starts_with(OWN_PATHS) {
-            return Routed::Answer(audience.render(Fault::NotFound, None));
+            return Routed::Answer(error_format.render(Fault::NotFound, None));
         }
         if let (Scheme::Http, Some(port)) = (self.scheme, self.visitors.redirect) {
             return Routed::Answer(redirect(&parts, &authority, port));
         }
         let Some(name) = self.visitors.name(&authority.host).map(str::to_owned) else {
-            self.visitors.failures.note(None, Fault::NoSuchTunnel);
-            return Routed::Answer(audience.render(Fault::NoSuchTunnel, None));
+            self.visitors.failure_log.note(None, Fault::NoSuchTunnel);
+            return Routed::Answer(error_format.render(Fault::NoSuchTunnel, None));
         };
         let client = Client::of(
             self.visitor.ip(),
@@ -121,15 +123,15 @@ impl Visit {
         let forward = Forward {
             visit: self,
             client,
-            audience,
+            error_format,
             authority,
             may_upgrade,
             name,
         };
-        Routed::Forward(forward.load(parts, body))
+        Routed::Forward(forward.prepare(parts, body))
     }
 
-    /// Find the host that the request is for, and whether it may be upgraded.
+    /// Check the request; return the host that it is for, and whether it may be upgraded.
     fn check(&self, parts: &Parts) -> Result<(Authority, bool), Violation> {
         let facts = self.verdicts.as_ref().map(Verdicts::next).transpose()?;
         Ok((
@@ -138,16 +140,17 @@ impl Visit {
         ))
     }
 
+    /// Make the response to a request that breaks a rule.
     fn refuse(
         &self,
-        audience: &ErrorFormat,
+        error_format: &ErrorFormat,
         version: Version,
         violation: Violation,
     ) -> Response<VisitorBody> {
         debug!(%violation, "request refused");
         let fault = Fault::BadRequest(violation.status());
-        self.visitors.failures.note(None, fault);
-        let mut response = audience.render(fault, Some(&format!("{violation}.")));
+        self.visitors.failure_log.note(None, fault);
+        let mut response = error_format.render(fault, Some(&format!("{violation}.")));
         if version != Version::HTTP_2 {
             response
                 .headers_mut()
@@ -157,13 +160,14 @@ impl Visit {
     }
 }
 
-/// Where a request goes.
+/// Route of a request.
 enum Routed {
-    Forward(Box<Loaded>),
-    /// Nowhere: the edge itself answers.
+    Forward(Box<PreparedRequest>),
+    /// The edge answers by itself.
     Answer(Response<VisitorBody>),
 }
 
+/// Make the redirect of a plain HTTP request to HTTPS.
 fn redirect(parts: &Parts, authority: &Authority, port: u16) -> Response<VisitorBody> {
     let target = parts
         .uri
@@ -183,5 +187,5 @@ fn redirect(parts: &Parts, authority: &Authority, port: u16) -> Response<Visitor
     response
 }
 
-/// Paths that belong to the edge on every host.
+/// Prefix of the paths that belong to the edge on every host.
 const OWN_PATHS: &str = "/_qtunnel/";

@@ -1,7 +1,7 @@
-//! The rules for a request that hyper has parsed, in HTTP/1.1 and HTTP/2 alike, checked before it is
-//! routed: one host, a target that fits the method, bounded sizes, no field that frames a message.
+//! Rules for a request that hyper has parsed, in HTTP/1.1 and HTTP/2 alike, checked before it is
+//! routed: one host, a target that fits the method, bounded sizes, no ambiguous framing fields.
 //!
-//! What hyper's HTTP/1.1 parser hides (line ends, repeated framing) is left to `guard`.
+//! What hyper's HTTP/1.1 parser hides (line ends, repeated framing) is checked by `guard`.
 
 use ::http::header::{CONTENT_LENGTH, COOKIE, HOST, HeaderName, HeaderValue, TE};
 use ::http::request::Parts;
@@ -15,21 +15,22 @@ use super::violation::Violation;
 /// The host that a request is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Authority {
-    /// As the visitor spelt it, with its port: what `Host` and `X-Forwarded-Host` say.
+    /// As the visitor spelt it, with its port: the value of `Host` and `X-Forwarded-Host`.
     pub(crate) raw: HeaderValue,
-    /// In lower case, without port and final dot: what names a tunnel.
+    /// In lower case, without port and final dot: what a tunnel is looked up by.
     pub(crate) host: String,
 }
 
-/// Find the one host that a request is for, or the first rule that the request breaks.
+/// Check a request, and return the host that it is for, or the first rule that it breaks.
 pub(crate) fn check(parts: &Parts) -> Result<Authority, Violation> {
     check_target(parts)?;
     check_fields(parts)?;
     authority(parts)
 }
 
-/// Report whether a field would be taken for `Content-Length` or `Transfer-Encoding` by a server that
-/// treats underscores as hyphens, as everything does that passes headers on in variables (CGI, WSGI).
+/// Report whether a field would be taken for `Content-Length` or `Transfer-Encoding` by a server
+/// that treats underscores as hyphens, as everything does that passes headers on in variables (CGI,
+/// WSGI).
 pub(crate) fn imitates_framing(name: &str) -> bool {
     name.contains('_')
         && [CONTENT_LENGTH.as_str(), "transfer-encoding"]
@@ -37,7 +38,7 @@ pub(crate) fn imitates_framing(name: &str) -> bool {
             .any(|framing| same_variable(name, framing))
 }
 
-/// Compare two field names as variables: without case, and with `_` for `-`.
+/// Report whether two field names are the same as variables: without case, and with `_` for `-`.
 pub(crate) fn same_variable(name: &str, other: &str) -> bool {
     let fold = |b: u8| {
         if b == b'_' {
@@ -73,7 +74,7 @@ fn check_target(parts: &Parts) -> Result<(), Violation> {
         "*" if parts.method == Method::OPTIONS => Ok(()),
         "*" => Err(Violation::AsteriskTarget),
         _ if path.starts_with('/') => Ok(()),
-        // The absolute form may leave the path out and have a query: it means the root.
+        // The absolute form may have a query without a path, which means the root.
         _ if path.starts_with('?') && target.authority().is_some() => Ok(()),
         _ => Err(Violation::MalformedTarget),
     }
@@ -81,8 +82,9 @@ fn check_target(parts: &Parts) -> Result<(), Violation> {
 
 fn check_fields(parts: &Parts) -> Result<(), Violation> {
     let headers = &parts.headers;
-    // HTTP/2 may split what is one field into as many as there are cookies (RFC 9113 §8.2.3). The same
-    // cookies get the same verdict over both: crumbs count as the field that they become.
+    // HTTP/2 may split one Cookie field into one per cookie (RFC 9113 §8.2.3). The same cookies
+    // must get the same verdict over both versions: such crumbs count as the one field that they
+    // are joined to.
     let crumbs = headers.get_all(COOKIE).iter().count();
     if headers.len() - crumbs.saturating_sub(1) > MAX_FIELDS {
         return Err(Violation::TooManyFields);
@@ -98,8 +100,8 @@ fn check_fields(parts: &Parts) -> Result<(), Violation> {
         .path_and_query()
         .map_or(0, |path| path.as_str().len());
     let rest = match parts.version {
-        Version::HTTP_2 => unseen(parts),
-        // The guard has counted every byte of it.
+        Version::HTTP_2 => other_head_bytes(parts),
+        // The guard has counted every byte of the head.
         _ => 0,
     };
     if fields - joined + target + rest > MAX_HEAD {
@@ -121,9 +123,9 @@ fn check_fields(parts: &Parts) -> Result<(), Violation> {
     Ok(())
 }
 
-/// Count what else a request of HTTP/2 would have in HTTP/1.1: the words around its target, its `Host`, and
-/// the empty line.
-fn unseen(parts: &Parts) -> usize {
+/// Count the bytes that an HTTP/2 request would have in HTTP/1.1 besides its target and fields: the
+/// rest of the request line, its `Host`, and the empty line.
+fn other_head_bytes(parts: &Parts) -> usize {
     let line = parts.method.as_str().len() + "  HTTP/1.1\r\n".len();
     let host = match parts.uri.authority() {
         Some(authority) if !parts.headers.contains_key(HOST) => {
@@ -134,9 +136,9 @@ fn unseen(parts: &Parts) -> usize {
     line + host + "\r\n".len()
 }
 
-/// Read a `Content-Length`: digits and nothing else (RFC 9110 §8.6).
+/// Parse a `Content-Length`: digits and nothing else (RFC 9110 §8.6).
 ///
-/// Eighteen of them are an exabyte, and cannot overflow in anybody's signed arithmetic.
+/// Eighteen digits are an exabyte, and cannot overflow anybody's signed arithmetic.
 pub(crate) fn content_length(value: &[u8]) -> Option<u64> {
     if value.is_empty() || value.len() > 18 || !value.iter().all(u8::is_ascii_digit) {
         return None;
@@ -148,7 +150,7 @@ pub(crate) fn content_length(value: &[u8]) -> Option<u64> {
     )
 }
 
-/// Refuse what belongs to one HTTP/1.1 connection (RFC 9113 §8.2.2).
+/// Refuse the fields of an HTTP/1.1 connection (RFC 9113 §8.2.2).
 fn refuse_connection_fields(headers: &HeaderMap) -> Result<(), Violation> {
     let foreign = CONNECTION_FIELDS
         .iter()
@@ -206,27 +208,28 @@ fn authority(parts: &Parts) -> Result<Authority, Violation> {
     }
 }
 
-/// Longest request target in bytes: what nginx and Apache take, and browsers stay well below.
+/// Longest request target in bytes: the limit of nginx and Apache, and browsers stay well below.
 pub(crate) const MAX_TARGET: usize = 8 << 10;
 
 /// Largest request head in bytes. Cookies fill 8 KiB at times; twice that leaves room for the rest.
 pub(crate) const MAX_HEAD: usize = 16 << 10;
 
-/// Most header fields in a request: Apache's limit. All cookies are one.
+/// Most header fields of a request: Apache's limit. All cookies count as one.
 pub(crate) const MAX_FIELDS: usize = 100;
 
-/// Most trailer fields in a request. gRPC sends three.
+/// Most trailer fields of a request. gRPC sends three.
 pub(crate) const MAX_TRAILERS: usize = 32;
 
-/// What a field costs in HTTP/1.1 besides its name and value: `: ` and CR LF.
+/// Bytes of a field in HTTP/1.1 besides its name and value: `: ` and CR LF.
 const FIELD_OVERHEAD: usize = 4;
 
-/// What stands between two cookies of one field: `; `.
+/// Bytes between two cookies of one field: `; `.
 const CRUMB_OVERHEAD: usize = 2;
 
-/// Largest list of fields that HTTP/2 decodes (RFC 9113 §6.5.2 counts 32 bytes for each besides its name and
-/// value): a head of [`MAX_HEAD`] with nothing in it but cookies such as `a=1`, each in a field of its own.
-/// What is in there is checked, and crumbs are joined, in the same breath, so that no more waits.
+/// Largest field list that HTTP/2 decodes, in bytes (RFC 9113 §6.5.2 counts 32 for each field
+/// besides its name and value): a head of [`MAX_HEAD`] full of cookies such as `a=1`, each in a
+/// field of its own. The list is checked and its crumbs are joined at once, so that no more than
+/// that waits in memory.
 pub(crate) const MAX_FIELD_LIST: u32 = {
     let crumbs = MAX_HEAD / ("a=1".len() + CRUMB_OVERHEAD);
     (MAX_HEAD + crumbs * ("cookie".len() + 32) + MAX_FIELDS * 32) as u32
@@ -246,7 +249,8 @@ mod tests {
 
     use super::*;
 
-    /// A request as hyper hands it over; the method, version and target come first, then the fields.
+    /// Make a request as hyper hands it over; the method, version and target come first, then the
+    /// fields.
     fn request(method: &str, version: Version, target: &str, fields: &[(&str, &str)]) -> Parts {
         let mut request = Request::builder()
             .method(method)

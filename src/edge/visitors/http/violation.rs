@@ -1,8 +1,10 @@
-//! Why a visitor's request is refused before it is routed.
+//! Violations for which a visitor's request is refused before it is routed.
 //!
-//! The answer itself (page, `X-Qtunnel-Error`, closing the connection) is made by whoever asked.
+//! The caller makes the response (page, `X-Qtunnel-Error`, closing the connection).
 
 use ::http::StatusCode;
+
+use super::validate::{MAX_FIELDS, MAX_HEAD, MAX_TARGET};
 
 /// A rule of HTTP that a request head breaks, or a limit that it exceeds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -15,11 +17,11 @@ pub(crate) enum Violation {
     UnsupportedVersion,
     #[error("the request target is malformed")]
     MalformedTarget,
-    #[error("the request target is longer than 8 KiB")]
+    #[error("the request target is longer than {} KiB", MAX_TARGET >> 10)]
     TargetTooLong,
-    #[error("the request head is larger than 16 KiB")]
+    #[error("the request head is larger than {} KiB", MAX_HEAD >> 10)]
     HeadTooLarge,
-    #[error("the request has more than 100 header fields")]
+    #[error("the request has more than {} header fields", MAX_FIELDS)]
     TooManyFields,
     #[error("the request head did not arrive in time")]
     HeadTooSlow,
@@ -62,16 +64,17 @@ pub(crate) enum Violation {
 }
 
 impl Violation {
-    /// The status code that tells the visitor whose limit or rule it was.
+    /// Return the status of the response.
     pub(crate) fn status(self) -> StatusCode {
         match self {
             Self::HeadTooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
             Self::HeadTooLarge | Self::TooManyFields => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            // RFC 9112 §6.1: the answer to a transfer coding that is not understood.
+            // RFC 9112 §6.1: the response to an unknown transfer coding.
             Self::UnsupportedTransferCoding => StatusCode::NOT_IMPLEMENTED,
             Self::UnsupportedVersion => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
-            // Two views of one connection disagree, which no visitor can bring about.
+            // The guard and the service disagree about the connection, which no visitor can bring
+            // about.
             Self::Unexamined => StatusCode::INTERNAL_SERVER_ERROR,
             _ => StatusCode::BAD_REQUEST,
         }

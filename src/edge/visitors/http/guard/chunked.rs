@@ -1,18 +1,19 @@
-//! The chunked coding (RFC 9112 §7.1), followed byte by byte to where the body ends.
+//! The chunked transfer coding (RFC 9112 §7.1), scanned byte by byte for the end of the body.
 //!
-//! Nothing is decoded here: hyper does that with the same bytes. What hyper forgives is not.
+//! Nothing is decoded here: hyper does that with the same bytes. What hyper tolerates is refused
+//! here.
 
 use crate::edge::visitors::http::validate::MAX_TRAILERS;
 
-/// Where in a chunked body the next byte is.
+/// Scanner for a chunked body: the position of the next byte.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Chunked {
-    place: Place,
-    /// The size of the current chunk, as far as it has been read.
+    position: Position,
+    /// Size of the current chunk, as far as it has been read.
     size: u64,
     /// Bytes of chunk extensions in the whole body.
     extensions: usize,
-    /// Trailer fields and their bytes.
+    /// Number of trailer fields, and their bytes.
     trailers: usize,
     trailer_bytes: usize,
 }
@@ -24,34 +25,34 @@ pub(crate) enum Next {
     Body,
     /// The next message.
     Message,
-    /// A byte that must not be there.
-    Broken(BodyError),
+    /// A byte that violates the framing.
+    Broken(FramingError),
 }
 
-/// What is wrong with the framing of a body.
+/// Violation in the framing of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum BodyError {
+pub(crate) enum FramingError {
     #[error("a chunk of the request body has a malformed size")]
     Size,
-    #[error("the chunk extensions of the request body are malformed or longer than 8 KiB")]
+    #[error("the chunk extensions of the request body are malformed or longer than {} KiB", MAX_EXTENSIONS >> 10)]
     Extension,
     #[error("a line of the request body's framing does not end in CR LF")]
     LineEnd,
     #[error("a trailer field is malformed")]
     Trailer,
-    #[error("the request has more than 32 trailer fields, or more than 8 KiB of them")]
+    #[error("the request has more than {} trailer fields, or more than {} KiB of them", MAX_TRAILERS, MAX_TRAILER_BYTES >> 10)]
     TooManyTrailers,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
-    /// The chunk's size; the count of its digits so far.
+enum Position {
+    /// The chunk's size, after this many digits.
     Size(u8),
-    /// White space behind the size, where only an extension may follow.
+    /// White space after the size, where only an extension may follow.
     SizeSpace,
     Extension,
     SizeLf,
-    /// The chunk's data; how many bytes are left.
+    /// The chunk's data, with this many bytes left.
     Data(u64),
     DataCr,
     DataLf,
@@ -66,7 +67,7 @@ enum Place {
 impl Chunked {
     pub(crate) fn new() -> Self {
         Self {
-            place: Place::Size(0),
+            position: Position::Size(0),
             size: 0,
             extensions: 0,
             trailers: 0,
@@ -74,23 +75,23 @@ impl Chunked {
         }
     }
 
-    /// Follow the body through `bytes`; return how many of them are sound, and what comes after.
+    /// Scan `bytes` of the body; return how many of them are valid, and what follows.
     pub(crate) fn scan(&mut self, bytes: &[u8]) -> (usize, Next) {
         let mut at = 0;
         while let Some(&byte) = bytes.get(at) {
-            if let Place::Data(left) = self.place {
+            if let Position::Data(left) = self.position {
                 let here = (bytes.len() - at).min(usize::try_from(left).unwrap_or(usize::MAX));
                 at += here;
                 let left = left - here as u64;
-                self.place = if left == 0 {
-                    Place::DataCr
+                self.position = if left == 0 {
+                    Position::DataCr
                 } else {
-                    Place::Data(left)
+                    Position::Data(left)
                 };
                 continue;
             }
             match self.step(byte) {
-                Ok(Some(place)) => self.place = place,
+                Ok(Some(position)) => self.position = position,
                 Ok(None) => return (at + 1, Next::Message),
                 Err(err) => return (at, Next::Broken(err)),
             }
@@ -99,81 +100,91 @@ impl Chunked {
         (at, Next::Body)
     }
 
-    /// Find the place behind one byte of framing; `None` is the end of the body.
-    fn step(&mut self, byte: u8) -> Result<Option<Place>, BodyError> {
-        let place = match (self.place, byte) {
-            (Place::Size(digits), _) if byte.is_ascii_hexdigit() && digits < MAX_SIZE_DIGITS => {
+    /// Return the position after one byte of framing; `None` is the end of the body.
+    fn step(&mut self, byte: u8) -> Result<Option<Position>, FramingError> {
+        let position = match (self.position, byte) {
+            (Position::Size(digits), _) if byte.is_ascii_hexdigit() && digits < MAX_SIZE_DIGITS => {
                 self.size = self.size << 4 | u64::from(hex_digit(byte));
-                Place::Size(digits + 1)
+                Position::Size(digits + 1)
             }
-            (Place::Size(1..), b'\r') => Place::SizeLf,
-            (Place::Size(1..) | Place::SizeSpace, b';') => Place::Extension,
-            (Place::Size(1..) | Place::SizeSpace, b' ' | b'\t') => {
+            (Position::Size(1..), b'\r') => Position::SizeLf,
+            (Position::Size(1..) | Position::SizeSpace, b';') => Position::Extension,
+            (Position::Size(1..) | Position::SizeSpace, b' ' | b'\t') => {
                 self.count_extension()?;
-                Place::SizeSpace
+                Position::SizeSpace
             }
-            (Place::Size(1..) | Place::Extension, b'\n') => return Err(BodyError::LineEnd),
-            (Place::Size(_) | Place::SizeSpace, _) => return Err(BodyError::Size),
+            (Position::Size(1..) | Position::Extension, b'\n') => {
+                return Err(FramingError::LineEnd);
+            }
+            (Position::Size(_) | Position::SizeSpace, _) => return Err(FramingError::Size),
 
-            (Place::Extension, b'\r') => Place::SizeLf,
-            (Place::Extension, _) if is_value(byte) => {
+            (Position::Extension, b'\r') => Position::SizeLf,
+            (Position::Extension, _) if is_value(byte) => {
                 self.count_extension()?;
-                Place::Extension
+                Position::Extension
             }
-            (Place::Extension, _) => return Err(BodyError::Extension),
+            (Position::Extension, _) => return Err(FramingError::Extension),
 
-            (Place::SizeLf, b'\n') => match std::mem::take(&mut self.size) {
-                0 => Place::TrailerStart,
-                size => Place::Data(size),
+            (Position::SizeLf, b'\n') => match std::mem::take(&mut self.size) {
+                0 => Position::TrailerStart,
+                size => Position::Data(size),
             },
-            (Place::DataCr, b'\r') => Place::DataLf,
-            (Place::DataLf, b'\n') => Place::Size(0),
+            (Position::DataCr, b'\r') => Position::DataLf,
+            (Position::DataLf, b'\n') => Position::Size(0),
 
-            (Place::TrailerStart, b'\r') => Place::EndLf,
-            (Place::TrailerStart | Place::TrailerName, _) if is_token(byte) => {
-                if self.place == Place::TrailerStart {
+            (Position::TrailerStart, b'\r') => Position::EndLf,
+            (Position::TrailerStart | Position::TrailerName, _) if is_token(byte) => {
+                if self.position == Position::TrailerStart {
                     self.trailers += 1;
                 }
                 self.count_trailer()?;
-                Place::TrailerName
+                Position::TrailerName
             }
-            (Place::TrailerName, b':') => Place::TrailerValue,
-            (Place::TrailerStart | Place::TrailerName, b'\n') => return Err(BodyError::LineEnd),
-            (Place::TrailerStart | Place::TrailerName, _) => return Err(BodyError::Trailer),
-            (Place::TrailerValue, b'\r') => Place::TrailerLf,
-            (Place::TrailerValue, b'\n') => return Err(BodyError::LineEnd),
-            (Place::TrailerValue, _) if is_value(byte) => {
+            (Position::TrailerName, b':') => Position::TrailerValue,
+            (Position::TrailerStart | Position::TrailerName, b'\n') => {
+                return Err(FramingError::LineEnd);
+            }
+            (Position::TrailerStart | Position::TrailerName, _) => {
+                return Err(FramingError::Trailer);
+            }
+            (Position::TrailerValue, b'\r') => Position::TrailerLf,
+            (Position::TrailerValue, b'\n') => return Err(FramingError::LineEnd),
+            (Position::TrailerValue, _) if is_value(byte) => {
                 self.count_trailer()?;
-                Place::TrailerValue
+                Position::TrailerValue
             }
-            (Place::TrailerValue, _) => return Err(BodyError::Trailer),
-            (Place::TrailerLf, b'\n') => Place::TrailerStart,
-            (Place::EndLf, b'\n') => return Ok(None),
+            (Position::TrailerValue, _) => return Err(FramingError::Trailer),
+            (Position::TrailerLf, b'\n') => Position::TrailerStart,
+            (Position::EndLf, b'\n') => return Ok(None),
 
             (
-                Place::SizeLf | Place::DataCr | Place::DataLf | Place::TrailerLf | Place::EndLf,
+                Position::SizeLf
+                | Position::DataCr
+                | Position::DataLf
+                | Position::TrailerLf
+                | Position::EndLf,
                 _,
             ) => {
-                return Err(BodyError::LineEnd);
+                return Err(FramingError::LineEnd);
             }
-            (Place::Data(_), _) => unreachable!("data is skipped, not stepped through"),
+            (Position::Data(_), _) => unreachable!("data is skipped, not stepped through"),
         };
-        Ok(Some(place))
+        Ok(Some(position))
     }
 
-    fn count_extension(&mut self) -> Result<(), BodyError> {
+    fn count_extension(&mut self) -> Result<(), FramingError> {
         self.extensions += 1;
         if self.extensions > MAX_EXTENSIONS {
-            Err(BodyError::Extension)
+            Err(FramingError::Extension)
         } else {
             Ok(())
         }
     }
 
-    fn count_trailer(&mut self) -> Result<(), BodyError> {
+    fn count_trailer(&mut self) -> Result<(), FramingError> {
         self.trailer_bytes += 1;
         if self.trailers > MAX_TRAILERS || self.trailer_bytes > MAX_TRAILER_BYTES {
-            return Err(BodyError::TooManyTrailers);
+            return Err(FramingError::TooManyTrailers);
         }
         Ok(())
     }
@@ -186,22 +197,22 @@ fn hex_digit(byte: u8) -> u8 {
     }
 }
 
-/// A character of a field's name (RFC 9110 §5.6.2).
+/// Report whether a byte may be part of a field's name (RFC 9110 §5.6.2).
 fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// A character of a field's value (RFC 9110 §5.5).
+/// Report whether a byte may be part of a field's value (RFC 9110 §5.5).
 fn is_value(byte: u8) -> bool {
     matches!(byte, b'\t' | b' '..=b'~' | 0x80..)
 }
 
-/// The digits of 64 bits, which is what hyper counts with.
+/// Hexadecimal digits of 64 bits, which is what hyper counts with.
 const MAX_SIZE_DIGITS: u8 = 16;
 
-/// Bytes of chunk extensions in a body: nobody uses them but to make small chunks expensive. hyper
-/// stops at twice as many.
+/// Bytes of chunk extensions in a body: they are only used to make small chunks expensive. hyper's
+/// limit is twice as high.
 const MAX_EXTENSIONS: usize = 8 << 10;
 
-/// Bytes of trailer fields, line ends aside: half a head.
+/// Bytes of trailer fields, without line ends: half a head.
 const MAX_TRAILER_BYTES: usize = 8 << 10;

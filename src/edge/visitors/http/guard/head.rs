@@ -1,31 +1,31 @@
-//! Whether a request head obeys HTTP (RFC 9112 §2 to §6), more strictly than hyper sees to it.
+//! Validation of a request head (RFC 9112 §2 to §6), stricter than hyper's.
 
 use std::mem::MaybeUninit;
 
 use httparse::{Header, Request, Status};
 
-use super::target::Target;
+use super::target::RequestTarget;
 use super::verdicts::HeadFacts;
 use crate::edge::visitors::http::host::Host;
 use crate::edge::visitors::http::validate::{MAX_FIELDS, content_length, imitates_framing};
 use crate::edge::visitors::http::violation::Violation;
 
-/// How the body that follows a head is framed.
+/// Framing of the body that follows a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Framing {
-    /// So many bytes; none of them is no body.
+    /// A body of this many bytes; zero means no body.
     Length(u64),
     Chunked,
 }
 
-/// What a request head says about the bytes behind it.
+/// What a request head says about the bytes that follow it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Head {
     pub(crate) framing: Framing,
     pub(crate) facts: HeadFacts,
 }
 
-/// Check a whole head, as `HeadSearch` found it.
+/// Validate a complete head, as `HeadSearch` found it.
 pub(crate) fn examine(head: &[u8]) -> Result<Head, Violation> {
     let head = head.strip_prefix(b"\r\n").unwrap_or(head);
     let mut fields = [MaybeUninit::<Header<'_>>::uninit(); MAX_FIELDS];
@@ -40,12 +40,12 @@ pub(crate) fn examine(head: &[u8]) -> Result<Head, Violation> {
     else {
         return Err(Violation::MalformedRequestLine);
     };
-    let target = Target::parse(method, target.as_bytes())?;
+    let target = RequestTarget::parse(method, target.as_bytes())?;
     let fields = Fields::collect(request.headers)?;
     check_host(&target, &fields, version)?;
     let framing = framing(&fields, version)?;
     let facts = HeadFacts {
-        // A visitor with a body has more to say in this protocol (RFC 9110 §7.8).
+        // A visitor with a body has more to send in this protocol (RFC 9110 §7.8).
         expects_upgrade: version == 1
             && fields.upgrade
             && fields.connection_upgrade
@@ -71,7 +71,7 @@ impl<'a> Fields<'a> {
         let mut fields = Self::default();
         for Header { name, value } in headers {
             let is = |known| name.eq_ignore_ascii_case(known);
-            // The length tells most fields apart before any letter does.
+            // The length distinguishes most fields before any letter is compared.
             match name.len() {
                 4 if is("host") && fields.host.replace(value).is_some() => {
                     return Err(Violation::RepeatedHost);
@@ -93,6 +93,7 @@ impl<'a> Fields<'a> {
     }
 }
 
+/// Report whether a comma-separated list contains an option.
 fn lists(value: &[u8], option: &[u8]) -> bool {
     value
         .split(|b| *b == b',')
@@ -103,7 +104,7 @@ fn lists(value: &[u8], option: &[u8]) -> bool {
 #[derive(Default)]
 struct Codings {
     chunked: usize,
-    /// Neither `chunked` nor nonsense.
+    /// Codings other than `chunked`.
     others: usize,
     malformed: bool,
     ends_chunked: bool,
@@ -121,9 +122,14 @@ impl Codings {
     }
 }
 
-fn check_host(target: &Target<'_>, fields: &Fields<'_>, version: u8) -> Result<(), Violation> {
+fn check_host(
+    target: &RequestTarget<'_>,
+    fields: &Fields<'_>,
+    version: u8,
+) -> Result<(), Violation> {
     let Some(field) = fields.host else {
-        // HTTP/1.0 knows no Host. `validate` refuses it if its target names no host either.
+        // HTTP/1.0 does not require a Host. `validate` refuses the request if its target names no
+        // host either.
         return if version == 0 {
             Ok(())
         } else {
@@ -132,7 +138,7 @@ fn check_host(target: &Target<'_>, fields: &Fields<'_>, version: u8) -> Result<(
     };
     let host = Host::parse(field).ok_or(Violation::MalformedHost)?;
     match target {
-        Target::Absolute {
+        RequestTarget::Absolute {
             host: named,
             default_port,
         } if !named.agrees_with(&host, *default_port) => Err(Violation::HostMismatch),
@@ -140,7 +146,8 @@ fn check_host(target: &Target<'_>, fields: &Fields<'_>, version: u8) -> Result<(
     }
 }
 
-/// Tell how the body is framed (RFC 9112 §6.3), and refuse whatever two servers could read in two ways.
+/// Return the framing of the body (RFC 9112 §6.3), and refuse everything that two servers could
+/// read in two ways.
 fn framing(fields: &Fields<'_>, version: u8) -> Result<Framing, Violation> {
     if !fields.has_coding {
         let length = fields.length.map_or(Some(0), content_length);
@@ -162,7 +169,7 @@ fn framing(fields: &Fields<'_>, version: u8) -> Result<Framing, Violation> {
     }
 }
 
-/// Name what httparse could not read; `request` holds what it could.
+/// Return the violation behind an error of httparse; `request` holds what it could parse.
 fn violation(err: httparse::Error, request: &Request<'_, '_>, head: &[u8]) -> Violation {
     match err {
         httparse::Error::TooManyHeaders => Violation::TooManyFields,

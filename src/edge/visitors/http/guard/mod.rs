@@ -1,21 +1,20 @@
-//! The guard between a visitor's connection and hyper's HTTP/1.1 server.
+//! The guard between a visitor's connection and hyper's HTTP/1.1 server: it prevents request
+//! smuggling.
 //!
-//! It reads the bytes that hyper will read, and knows at each of them whether it belongs to a head or
-//! to a body. hyper sees a head only when it is whole and obeys the rules; in place of one that does
-//! not it sees a small request that asks to close the connection, and the service learns from
-//! [`Verdicts`] why. Bytes that pass are never changed, and are copied only when a head arrives in
-//! pieces. Rules that HTTP/2 shares are in `validate`.
+//! It reads the bytes before hyper does, and knows of each whether it belongs to a head or to a
+//! body. hyper sees a head only when it is complete and obeys the rules; in place of one that does
+//! not it sees a small substitute request that asks to close the connection, and the service learns
+//! the reason from [`Verdicts`]. Bytes that pass are never changed, and are copied only when a head
+//! arrives in pieces. Rules that HTTP/2 shares are in `validate`.
 //!
-//! A visitor that shuts down its sending side after a whole request waits for the answer (`nc -N`):
-//! hyper hears of that end only when the request has been answered, or when nothing has been written for
-//! so long that the visitor may as well be gone.
+//! A visitor that shuts down its sending side after a complete request waits for the response (`nc
+//! -N`): hyper sees that end only when the request has been answered, or when nothing has been
+//! written for so long that the visitor may as well be gone.
 
 pub(crate) mod chunked;
 pub(crate) mod head;
 pub(crate) mod scanner;
 pub(crate) mod search;
-#[cfg(test)]
-mod served;
 pub(crate) mod target;
 #[cfg(test)]
 mod tests;
@@ -31,9 +30,9 @@ use bytes::{Buf, BufMut, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use self::chunked::BodyError;
+use self::chunked::FramingError;
 use self::scanner::{Scanner, Stop};
-use self::search::stand_in;
+use self::search::substitute;
 pub(crate) use self::verdicts::Verdicts;
 use super::validate::MAX_HEAD;
 use super::violation::Violation;
@@ -45,59 +44,61 @@ pub(crate) struct Guard<S> {
     io: S,
     scanner: Scanner,
     verdicts: Verdicts,
-    flow: Flow,
-    /// Bytes that hyper has not been given; the first `passed` of them it may have.
+    input: InputMode,
+    /// Bytes that hyper has not been given; it may have the first `passed` of them.
     ///
-    /// Behind these is the beginning of a head, or what a visitor said while an upgrade is decided.
+    /// The rest is the beginning of a head, or what a visitor sent while an upgrade is being
+    /// decided.
     held: BytesMut,
     passed: usize,
     /// Informational responses that are being written.
-    informing: BytesMut,
-    /// Whether hyper has written something since it last had nothing left to write.
+    informational: BytesMut,
+    /// hyper has written something since it last had nothing left to write.
     is_writing: bool,
     limits: EdgeLimits,
-    /// That of a head.
+    /// Deadline of the head that is arriving.
     deadline: Option<Deadline>,
-    /// That of the next request.
+    /// Deadline of the next request, while the connection is idle.
     idle: LazyDeadline,
-    /// Set once the visitor has shut down its sending side and hyper has not heard of it: that of the
-    /// answer.
+    /// Set once the visitor has shut down its sending side without hyper knowing: the deadline of
+    /// the next bytes of the response.
     half_closed: LazyDeadline,
-    /// Set while the answer to a request that was not read to its end is on its way.
+    /// Deadline of the lingering close. Set once our sending side is shut down.
     linger: Option<Deadline>,
-    /// Whether anything has come since.
+    /// Whether any input has been discarded since.
     has_discarded: bool,
 }
 
-/// What is done with the bytes that come next.
-enum Flow {
+/// Treatment of the bytes that come next.
+enum InputMode {
     /// They are requests.
     Examine,
-    /// It depends on the answer to the request before them.
+    /// Undecided until the request before them, which asks for an upgrade, is answered.
     AwaitUpgrade,
     /// They are not HTTP any more.
     Raw,
-    /// They are not read: the connection ends with the answer to a refused request.
+    /// They are not read: the connection ends with the response to a refused request.
     Refused,
-    /// They cannot be told apart: the connection ends in an error.
-    Broken(BodyError),
+    /// Their framing is broken: the connection ends in an error.
+    Broken(FramingError),
 }
 
 impl<S> Guard<S> {
-    /// Guard a fresh connection.
+    /// Guard a new connection.
     ///
-    /// The time of a head runs from its first byte, and for the first head from now. A visitor who has
-    /// sent a part of it is answered with 408, one who has said nothing is seen to leave.
+    /// The time limit of a head runs from its first byte, and that of the first head from now. A
+    /// visitor that has sent a part of a head is answered with 408; the connection of one that has
+    /// sent nothing is closed.
     pub(crate) fn new(io: S, limits: &EdgeLimits) -> (Self, Verdicts) {
         let verdicts = Verdicts::default();
         let guard = Self {
             io,
             scanner: Scanner::new(),
             verdicts: verdicts.clone(),
-            flow: Flow::Examine,
+            input: InputMode::Examine,
             held: BytesMut::new(),
             passed: 0,
-            informing: BytesMut::new(),
+            informational: BytesMut::new(),
             is_writing: false,
             limits: *limits,
             deadline: Some(Deadline::after(limits.head)),
@@ -109,7 +110,8 @@ impl<S> Guard<S> {
         (guard, verdicts)
     }
 
-    /// Set or clear the deadline of a head, now that `passed` bytes in front of it are done with.
+    /// Set or clear the deadline of a head, after `passed` bytes in front of it have been handled
+    /// and `rest` bytes of it have arrived.
     fn await_head(&mut self, passed: usize, rest: usize) {
         if rest == 0 {
             self.deadline = None;
@@ -118,25 +120,26 @@ impl<S> Guard<S> {
         }
     }
 
-    /// Examine what is held, all of which begins with a new or a known part of a head.
+    /// Examine the held bytes, which begin with a new or a partly examined head.
     fn examine_held(&mut self) {
         let (passed, stop) = self.scanner.scan(&self.held, &self.verdicts);
         self.passed = passed;
         match stop {
             Stop::Incomplete => self.await_head(passed, self.held.len() - passed),
             Stop::Upgrade => self.await_upgrade(),
-            Stop::Refused(stand_in) => {
+            Stop::Refused(substitute) => {
                 self.held.truncate(passed);
-                self.refuse(&stand_in);
+                self.refuse(&substitute);
             }
             Stop::Broken(err) => {
                 self.held.truncate(passed);
-                self.flow = Flow::Broken(err);
+                self.input = InputMode::Broken(err);
             }
         }
     }
 
-    /// Examine what was read into hyper's own buffer; return how many of the bytes may stay there.
+    /// Examine bytes that were read into hyper's own buffer; return how many of them may stay
+    /// there.
     fn examine_fresh(&mut self, fresh: &[u8]) -> usize {
         let (passed, stop) = self.scanner.scan(fresh, &self.verdicts);
         let rest = &fresh[passed..];
@@ -149,37 +152,38 @@ impl<S> Guard<S> {
                 self.held.extend_from_slice(rest);
                 self.await_upgrade();
             }
-            Stop::Refused(stand_in) => self.refuse(&stand_in),
-            Stop::Broken(err) => self.flow = Flow::Broken(err),
+            Stop::Refused(substitute) => self.refuse(&substitute),
+            Stop::Broken(err) => self.input = InputMode::Broken(err),
         }
         passed
     }
 
     fn await_upgrade(&mut self) {
         self.deadline = None;
-        self.flow = Flow::AwaitUpgrade;
+        self.input = InputMode::AwaitUpgrade;
     }
 
-    fn refuse(&mut self, stand_in: &[u8]) {
-        self.held.extend_from_slice(stand_in);
+    fn refuse(&mut self, substitute: &[u8]) {
+        self.held.extend_from_slice(substitute);
         self.passed = self.held.len();
         self.deadline = None;
-        self.flow = Flow::Refused;
+        self.input = InputMode::Refused;
     }
 
-    /// Give hyper what it may have of the bytes that are held.
-    fn hand_over(&mut self, buf: &mut ReadBuf<'_>) {
+    /// Give hyper the held bytes that it may have.
+    fn deliver_held(&mut self, buf: &mut ReadBuf<'_>) {
         let length = self.passed.min(buf.remaining());
         buf.put_slice(&self.held[..length]);
         self.held.advance(length);
         self.passed -= length;
         if self.held.is_empty() {
-            // Heads in pieces are rare, and an idle connection should not remember one.
+            // Heads in pieces are rare, and an idle connection should not keep a buffer for them.
             self.held = BytesMut::new();
         }
     }
 
-    /// Wait for the head's deadline; true if the visitor is now refused, false if it has gone silent.
+    /// Wait for the deadline of the head, or of the next request. Returns `true` if the request is
+    /// now refused, `false` if the connection must be closed silently.
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         let Some(deadline) = &mut self.deadline else {
             return self.poll_idle(cx).map(|()| false);
@@ -189,9 +193,9 @@ impl<S> Guard<S> {
             return Poll::Ready(false);
         }
         self.verdicts.push(Err(Violation::HeadTooSlow));
-        let stand_in = stand_in(&self.held);
+        let substitute = substitute(&self.held);
         self.held.clear();
-        self.refuse(&stand_in);
+        self.refuse(&substitute);
         Poll::Ready(true)
     }
 
@@ -207,14 +211,14 @@ impl<S> Guard<S> {
         self.idle.poll(cx)
     }
 
-    /// Report whether an answer is still being made or written.
+    /// Report whether a response is being made or written.
     fn is_busy(&self) -> bool {
         self.is_writing || self.verdicts.is_answering()
     }
 
-    /// Take the end of what the visitor sends for the end of the connection, unless it may be waiting for
-    /// the answer to a whole request.
-    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Treat the end of the visitor's data as the end of the connection, unless the visitor may be
+    /// waiting for the response to a complete request.
+    fn poll_end_of_input(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if !self.is_busy() || self.scanner.is_in_body() {
             return Poll::Ready(());
         }
@@ -222,16 +226,16 @@ impl<S> Guard<S> {
         self.poll_half_closed(cx)
     }
 
-    /// Give the visitor time for the next bytes of its answer.
+    /// Restart the deadline of the next bytes of the response.
     fn half_close(&mut self) {
         let limit = self.limits.half_closed;
         self.half_closed.set(Instant::now() + limit);
     }
 
-    /// Wait until nothing more is to be written to a visitor that has shut down its sending side, or for
-    /// too long nothing has been: it may have gone.
+    /// Wait until nothing more is to be written to a visitor that has shut down its sending side,
+    /// or until nothing has been written for too long: it may be gone.
     fn poll_half_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        // What is being written has a limit of its own; `poll_flush` comes back here.
+        // A write under way has a limit of its own; `poll_flush` returns here.
         match (self.is_writing, self.is_busy()) {
             (true, _) => Poll::Pending,
             (false, true) => self.half_closed.poll(cx),
@@ -241,15 +245,15 @@ impl<S> Guard<S> {
 }
 
 impl<S: AsyncRead + Unpin> Guard<S> {
-    /// Read more of what is held, up to `limit` bytes of it; nought bytes are the end.
-    fn poll_hold(&mut self, cx: &mut Context<'_>, limit: usize) -> Poll<io::Result<usize>> {
+    /// Read more bytes to hold, up to `limit` in all. Returns zero at the end of the input.
+    fn poll_read_held(&mut self, cx: &mut Context<'_>, limit: usize) -> Poll<io::Result<usize>> {
         let room = limit.saturating_sub(self.held.len());
         let mut held = (&mut self.held).limit(room);
         // Dropping this future loses nothing: it reads at most once.
         pin!(self.io.read_buf(&mut held)).poll(cx)
     }
 
-    /// Wait until the service has decided about an upgrade; `None` if the visitor left before.
+    /// Wait until the service has decided about an upgrade; `None` if the visitor left before that.
     fn poll_upgraded(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<bool>>> {
         loop {
             if let Poll::Ready(upgraded) = self.verdicts.poll_upgraded(cx) {
@@ -258,12 +262,12 @@ impl<S: AsyncRead + Unpin> Guard<S> {
             if self.half_closed.is_set() {
                 return self.poll_half_closed(cx).map(|()| Ok(None));
             }
-            if self.held.len() >= EARLY_BYTES {
+            if self.held.len() >= MAX_EARLY_BYTES {
                 return Poll::Pending;
             }
             // Reading is the only way to notice that the visitor leaves.
-            if ready!(self.poll_hold(cx, EARLY_BYTES))? == 0 {
-                return self.poll_end(cx).map(|()| Ok(None));
+            if ready!(self.poll_read_held(cx, MAX_EARLY_BYTES))? == 0 {
+                return self.poll_end_of_input(cx).map(|()| Ok(None));
             }
         }
     }
@@ -281,23 +285,24 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
         }
         loop {
             if this.passed > 0 {
-                this.hand_over(buf);
+                this.deliver_held(buf);
                 return Poll::Ready(Ok(()));
             }
-            let read = match &this.flow {
-                Flow::Examine if this.half_closed.is_set() => {
+            let read = match &this.input {
+                InputMode::Examine if this.half_closed.is_set() => {
                     return this.poll_half_closed(cx).map(Ok);
                 }
-                Flow::Examine if this.held.is_empty() => {
+                InputMode::Examine if this.held.is_empty() => {
                     let before = buf.filled().len();
                     match Pin::new(&mut this.io).poll_read(cx, buf) {
                         Poll::Ready(Ok(())) if buf.filled().len() == before => {
-                            return this.poll_end(cx).map(Ok);
+                            return this.poll_end_of_input(cx).map(Ok);
                         }
                         Poll::Ready(Err(err)) => {
-                            // Of TLS without a word (RFC 8446 §6.1). A whole request is not cut short.
+                            // The TLS stream ended without a close_notify (RFC 8446 §6.1). A
+                            // complete request is served nevertheless.
                             if err.kind() == io::ErrorKind::UnexpectedEof {
-                                ready!(this.poll_end(cx));
+                                ready!(this.poll_end_of_input(cx));
                             }
                             return Poll::Ready(Err(err));
                         }
@@ -314,31 +319,32 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
                     }
                 }
                 // A head is never held at its limit: it would have been refused.
-                Flow::Examine => this.poll_hold(cx, MAX_HEAD)?,
-                Flow::AwaitUpgrade => {
+                InputMode::Examine => this.poll_read_held(cx, MAX_HEAD)?,
+                InputMode::AwaitUpgrade => {
                     match ready!(this.poll_upgraded(cx))? {
                         None => return Poll::Ready(Ok(())),
-                        Some(true) => this.flow = Flow::Raw,
+                        Some(true) => this.input = InputMode::Raw,
                         Some(false) => {
-                            this.flow = Flow::Examine;
+                            this.input = InputMode::Examine;
                             this.examine_held();
                         }
                     }
                     continue;
                 }
-                Flow::Raw if this.held.is_empty() && this.half_closed.is_set() => {
+                InputMode::Raw if this.held.is_empty() && this.half_closed.is_set() => {
                     return Poll::Ready(Ok(()));
                 }
-                Flow::Raw if this.held.is_empty() => {
+                InputMode::Raw if this.held.is_empty() => {
                     return Pin::new(&mut this.io).poll_read(cx, buf);
                 }
-                Flow::Raw => {
+                InputMode::Raw => {
                     this.passed = this.held.len();
                     continue;
                 }
-                // Neither bytes nor an end: hyper is about to write the answer and then to close.
-                Flow::Refused => return Poll::Pending,
-                Flow::Broken(err) => {
+                // Return neither bytes nor an end: hyper is about to write the response and then to
+                // close.
+                InputMode::Refused => return Poll::Pending,
+                InputMode::Broken(err) => {
                     return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, *err)));
                 }
             };
@@ -355,7 +361,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
     }
 }
 
-/// A point in time; the timer is made when somebody waits for it.
+/// A deadline whose timer is created when it is first waited for.
 struct Deadline {
     at: Instant,
     timer: Option<Pin<Box<Sleep>>>,
@@ -377,6 +383,6 @@ impl Deadline {
     }
 }
 
-/// Bytes that a visitor may send behind a request for an upgrade before it is decided: a few eager
-/// WebSocket messages. What is more waits in the kernel.
-const EARLY_BYTES: usize = 4 << 10;
+/// Bytes accepted behind an upgrade request before it is decided: a few eager WebSocket messages.
+/// Any more wait in the kernel.
+const MAX_EARLY_BYTES: usize = 4 << 10;

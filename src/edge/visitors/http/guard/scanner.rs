@@ -1,31 +1,33 @@
-//! The structure of a connection's bytes: heads, bodies, and where each ends. No input, no output.
+//! Scanner for the structure of a connection's bytes: heads, bodies, and where each ends. It does
+//! no I/O.
 
-use super::chunked::{BodyError, Chunked, Next};
+use super::chunked::{Chunked, FramingError, Next};
 use super::head;
 use super::head::{Framing, Head};
-use super::search::{HeadSearch, Refusal, stand_in};
+use super::search::{HeadSearch, RefusedHead, substitute};
 use super::verdicts::Verdicts;
 
-/// What the next byte of a connection belongs to.
+/// State of the scanner: what the next byte belongs to.
 #[derive(Debug)]
 pub(crate) enum Scanner {
     Head(HeadSearch),
-    /// A body that has so many bytes left.
+    /// A body with this many bytes left.
     Length(u64),
     Chunked(Chunked),
 }
 
-/// Why scanning stopped.
+/// Reason why scanning stopped.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Stop {
-    /// The bytes are used up, but for the beginning of a head. They must be there the next time.
+    /// All bytes are scanned, except for an incomplete head, which must be passed again with more
+    /// bytes.
     Incomplete,
-    /// The head in front asks for an upgrade.
+    /// The last head scanned asks for an upgrade.
     Upgrade,
-    /// The next head is refused, and this is to be read in its place.
+    /// The next head is refused, and hyper must read this in its place.
     Refused(Vec<u8>),
-    /// The next byte does not belong into the body.
-    Broken(BodyError),
+    /// The next byte violates the framing of the body.
+    Broken(FramingError),
 }
 
 impl Scanner {
@@ -37,9 +39,9 @@ impl Scanner {
         !matches!(self, Self::Head(_))
     }
 
-    /// Follow messages through `bytes`; return how many bytes hyper may see, and what is then.
+    /// Scan messages in `bytes`; return how many bytes hyper may see, and why scanning stopped.
     ///
-    /// Each head that ends in `bytes` has its verdict pushed.
+    /// A verdict is pushed for each head that ends in `bytes`.
     pub(crate) fn scan(&mut self, bytes: &[u8], verdicts: &Verdicts) -> (usize, Stop) {
         let mut passed = 0;
         while passed < bytes.len() {
@@ -49,12 +51,12 @@ impl Scanner {
                     let (length, head) = match next_head(search, rest) {
                         Ok(Some(found)) => found,
                         Ok(None) => break,
-                        Err(Refusal {
+                        Err(RefusedHead {
                             examined,
                             violation,
                         }) => {
                             verdicts.push(Err(violation));
-                            return (passed, Stop::Refused(stand_in(&rest[..examined])));
+                            return (passed, Stop::Refused(substitute(&rest[..examined])));
                         }
                     };
                     passed += length;
@@ -91,14 +93,14 @@ impl Scanner {
     }
 }
 
-/// Find and examine the head with which `bytes` begins; `None` while it is not whole.
-fn next_head(search: &mut HeadSearch, bytes: &[u8]) -> Result<Option<(usize, Head)>, Refusal> {
+/// Find and examine the head at the start of `bytes`; `None` while it is incomplete.
+fn next_head(search: &mut HeadSearch, bytes: &[u8]) -> Result<Option<(usize, Head)>, RefusedHead> {
     let Some(length) = search.find_end(bytes)? else {
         return Ok(None);
     };
     match head::examine(&bytes[..length]) {
         Ok(head) => Ok(Some((length, head))),
-        Err(violation) => Err(Refusal {
+        Err(violation) => Err(RefusedHead {
             examined: length,
             violation,
         }),

@@ -1,41 +1,42 @@
-//! Where a request head ends, and what hyper reads in place of one that is refused.
+//! The search for the end of a request head, and the request that hyper reads in place of a refused
+//! one.
 
 use crate::edge::visitors::http::validate::MAX_HEAD;
 use crate::edge::visitors::http::violation::Violation;
 
-/// How far the search for the end of a head has come.
+/// Progress of the search for the end of a head.
 ///
-/// It sees every line once, however small the pieces are in which a head arrives.
+/// Every line is examined once, however small the pieces in which a head arrives.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct HeadSearch {
-    /// Bytes in which no end was found.
+    /// Number of bytes in which no end was found.
     searched: usize,
-    /// Where the current line begins; nought until the request line begins.
+    /// Offset of the current line; zero until the request line begins.
     line: usize,
-    /// Whether the request line is complete.
+    /// The request line is complete.
     has_request_line: bool,
 }
 
-/// A head that is refused, and how many of its bytes were needed to know.
+/// A refused head, and how many of its bytes it took to know.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Refusal {
+pub(crate) struct RefusedHead {
     pub(crate) examined: usize,
     pub(crate) violation: Violation,
 }
 
 impl HeadSearch {
-    /// Look for the end of the head with which `bytes` begins; return its length.
+    /// Look for the end of the head at the start of `bytes`; return its length.
     ///
-    /// `bytes` is what was passed last time and perhaps more.
-    pub(crate) fn find_end(&mut self, bytes: &[u8]) -> Result<Option<usize>, Refusal> {
+    /// `bytes` must begin with what was passed the last time.
+    pub(crate) fn find_end(&mut self, bytes: &[u8]) -> Result<Option<usize>, RefusedHead> {
         let window = &bytes[..bytes.len().min(MAX_HEAD)];
-        if !self.has_request_line && !begins_well(window)? {
+        if !self.has_request_line && !starts_with_method(window)? {
             return Ok(None);
         }
         while let Some(found) = memchr::memchr(b'\n', &window[self.searched..]) {
             let end = self.searched + found;
             let refuse = |violation| {
-                Err(Refusal {
+                Err(RefusedHead {
                     examined: end,
                     violation,
                 })
@@ -47,7 +48,7 @@ impl HeadSearch {
             self.searched = end + 1;
             match line.first() {
                 None if self.has_request_line => return Ok(Some(end + 1)),
-                // The one empty line that `begins_well` lets pass.
+                // The one empty line that `starts_with_method` accepts.
                 None => continue,
                 Some(b' ' | b'\t') => return refuse(Violation::FoldedField),
                 Some(_) => self.has_request_line = true,
@@ -62,18 +63,19 @@ impl HeadSearch {
         } else {
             Violation::TargetTooLong
         };
-        Err(Refusal {
+        Err(RefusedHead {
             examined: MAX_HEAD,
             violation,
         })
     }
 }
 
-/// Check that a request begins with a method, as far as this can be seen; false is "not yet".
+/// Check that a request begins with a method, as far as the bytes show; `false` if it is too early
+/// to say.
 ///
-/// Whoever speaks TLS or anything else to the wrong port is told at once, not after a timeout. One
-/// empty line in front is forgiven (RFC 9112 §2.2).
-fn begins_well(bytes: &[u8]) -> Result<bool, Refusal> {
+/// A client that speaks TLS or something else to the wrong port is answered at once, not after a
+/// timeout. One empty line in front is allowed (RFC 9112 §2.2).
+fn starts_with_method(bytes: &[u8]) -> Result<bool, RefusedHead> {
     let start = match bytes {
         [b'\r', b'\n', ..] => 2,
         [b'\r'] => return Ok(false),
@@ -81,23 +83,24 @@ fn begins_well(bytes: &[u8]) -> Result<bool, Refusal> {
     };
     match bytes.get(start) {
         None => Ok(false),
-        Some(b'\n') => Err(Refusal {
+        Some(b'\n') => Err(RefusedHead {
             examined: start,
             violation: Violation::BareLineFeed,
         }),
         Some(b) if b.is_ascii_graphic() => Ok(true),
-        Some(_) => Err(Refusal {
+        Some(_) => Err(RefusedHead {
             examined: start,
             violation: Violation::MalformedRequestLine,
         }),
     }
 }
 
-/// Make the request that hyper gets in place of a refused one, so that it asks for an answer.
+/// Make the request that hyper reads in place of a refused one, so that it asks the service for a
+/// response.
 ///
-/// Of the refused request it has the method if that is HEAD, whose answer has no body, and the first
-/// harmless `Accept`, which decides what kind of page the answer is.
-pub(crate) fn stand_in(examined: &[u8]) -> Vec<u8> {
+/// It keeps the refused request's method if that is HEAD, whose response has no body, and the first
+/// harmless `Accept`, which decides the format of the error page.
+pub(crate) fn substitute(examined: &[u8]) -> Vec<u8> {
     let line = examined.trim_ascii_start();
     let method = if line.starts_with(b"HEAD ") {
         "HEAD"
@@ -125,5 +128,5 @@ pub(crate) fn stand_in(examined: &[u8]) -> Vec<u8> {
 
 const ACCEPT: &[u8] = b"accept:";
 
-/// The longest `Accept` that is carried over: browsers' have about 200 bytes.
+/// Longest `Accept` that is kept, in bytes: browsers send about 200.
 const MAX_ACCEPT: usize = 512;

@@ -4,9 +4,9 @@ use crate::edge::visitors::http::host::Host;
 use crate::edge::visitors::http::validate::MAX_TARGET;
 use crate::edge::visitors::http::violation::Violation;
 
-/// The forms of a target that an origin server meets.
-pub(crate) enum Target<'a> {
-    /// A path, or the asterisk: the host is in the `Host` field.
+/// The forms of a target that an origin server accepts.
+pub(crate) enum RequestTarget<'a> {
+    /// Origin form (a path) or asterisk form: the host is in the `Host` field.
     Origin,
     Absolute {
         host: Host<'a>,
@@ -14,8 +14,8 @@ pub(crate) enum Target<'a> {
     },
 }
 
-impl<'a> Target<'a> {
-    /// Parse a target, which must fit the method and have only sound characters.
+impl<'a> RequestTarget<'a> {
+    /// Parse a target, which must fit the method and contain only valid characters.
     pub(crate) fn parse(method: &str, target: &'a [u8]) -> Result<Self, Violation> {
         if method == "CONNECT" {
             return Err(Violation::Connect);
@@ -48,9 +48,9 @@ impl<'a> Target<'a> {
 
 /// Check the characters of a path and a query.
 ///
-/// These are the ones that the `http` crate can hold, which is a little more than RFC 3986 §3.3 has:
-/// browsers leave `|`, `{` and the like as they are, curl leaves UTF-8. A fragment never belongs into a
-/// request, and would be lost without a word.
+/// The `http` crate accepts the same ones, which are a few more than in RFC 3986 §3.3: browsers
+/// leave `|`, `{` and the like as they are, and curl leaves UTF-8. A fragment never belongs in a
+/// request, and would silently be lost.
 fn check_path(path: &[u8]) -> Result<(), Violation> {
     let (path, query) = path.split_at(memchr::memchr(b'?', path).unwrap_or(path.len()));
     let in_path = |b: &u8| !matches!(b, 0..=b' ' | b'#' | b'<' | b'>' | b'`' | 0x7f);

@@ -1,4 +1,6 @@
-//! What passes, what is refused, and that it does not matter in which pieces it arrives.
+//! The guard's verdicts: what passes and what is refused, however the bytes are split.
+
+mod with_hyper;
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;
@@ -11,7 +13,7 @@ use super::verdicts::HeadFacts;
 use super::*;
 use crate::edge::visitors::http::validate::{MAX_FIELDS, MAX_TARGET, MAX_TRAILERS};
 
-/// A visitor's connection from which bytes come in given pieces, and then an end.
+/// A visitor's connection that delivers the given pieces, and then ends.
 struct Pieces(VecDeque<Vec<u8>>);
 
 impl AsyncRead for Pieces {
@@ -40,7 +42,7 @@ enum End {
     Error(ErrorKind),
 }
 
-/// What hyper and the service get to see of a connection.
+/// What hyper and the service see of a connection.
 #[derive(Debug, PartialEq, Eq)]
 struct Seen {
     bytes: Vec<u8>,
@@ -48,7 +50,8 @@ struct Seen {
     end: End,
 }
 
-/// Read a connection whose bytes come in pieces into buffers of so many bytes. Upgrades are refused.
+/// Read a connection that delivers these pieces, into buffers of `capacity` bytes. Upgrades are
+/// refused.
 fn read_pieces(pieces: Vec<Vec<u8>>, capacity: usize) -> Seen {
     let pieces = pieces
         .into_iter()
@@ -80,7 +83,7 @@ fn read_pieces(pieces: Vec<Vec<u8>>, capacity: usize) -> Seen {
     }
 }
 
-/// The next verdict, if there is one.
+/// Take the next verdict, if there is one.
 fn taken(verdicts: &Verdicts) -> Option<Result<HeadFacts, Violation>> {
     Some(verdicts.next()).filter(|verdict| *verdict != Err(Violation::Unexamined))
 }
@@ -96,11 +99,11 @@ fn refused(head: impl AsRef<[u8]>, violation: Violation) {
     let text = String::from_utf8_lossy(head.as_ref());
 
     assert_eq!(seen.verdicts, [Err(violation)], "{:.200}", text);
-    assert_eq!(seen.bytes, STAND_IN, "{:.200}", text);
+    assert_eq!(seen.bytes, SUBSTITUTE, "{:.200}", text);
     assert_eq!(seen.end, End::Silence, "{:.200}", text);
 }
 
-/// Assert that all bytes pass, as so many requests.
+/// Assert that all bytes pass, as this many requests.
 #[track_caller]
 fn passes(input: impl AsRef<[u8]>, requests: usize) {
     let seen = read(input.as_ref());
@@ -122,7 +125,7 @@ fn is_plain(verdict: &Result<HeadFacts, Violation>) -> bool {
     verdict.is_ok_and(|facts| !facts.expects_upgrade)
 }
 
-/// Assert that a body breaks behind these bytes of it.
+/// Assert that a body is broken after these bytes of it.
 #[track_caller]
 fn breaks(sound: &str, broken: &str) {
     let head = "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n";
@@ -136,12 +139,12 @@ fn breaks(sound: &str, broken: &str) {
     assert_eq!(seen.end, End::Error(ErrorKind::InvalidData));
 }
 
-/// A GET with these lines behind its `Host`.
+/// Make a GET with these lines after its `Host`.
 fn with(lines: &str) -> String {
     format!("GET / HTTP/1.1\r\nhost: a\r\n{lines}\r\n\r\n")
 }
 
-/// A request for this target.
+/// Make a request for this target.
 fn to(method: &str, target: &str) -> String {
     format!("{method} {target} HTTP/1.1\r\nhost: a\r\n\r\n")
 }
@@ -149,7 +152,7 @@ const PLAIN: HeadFacts = HeadFacts {
     expects_upgrade: false,
     takes_informational: true,
 };
-const STAND_IN: &[u8] = b"GET / HTTP/1.1\r\nhost: invalid\r\nconnection: close\r\n\r\n";
+const SUBSTITUTE: &[u8] = b"GET / HTTP/1.1\r\nhost: invalid\r\nconnection: close\r\n\r\n";
 
 #[test]
 fn a_line_of_a_head_ends_in_cr_lf() {
@@ -414,19 +417,19 @@ fn a_bad_request_behind_good_ones_is_refused_alone() {
     );
 
     assert_eq!(seen.verdicts, [Ok(PLAIN), Err(Violation::MissingHost)]);
-    assert_eq!(seen.bytes, [good.as_bytes(), STAND_IN].concat());
+    assert_eq!(seen.bytes, [good.as_bytes(), SUBSTITUTE].concat());
     assert_eq!(seen.end, End::Silence);
 }
 
 #[test]
-fn the_stand_in_keeps_head_and_a_harmless_accept() {
+fn the_substitute_keeps_head_and_a_harmless_accept() {
     let head = read(b"HEAD / HTTP/1.1\r\nACCEPT:  application/json\t\r\n\r\n");
     let hostile = read(b"GET / HTTP/1.1\r\naccept: \x80\r\n\r\n");
 
     let expected =
         "HEAD / HTTP/1.1\r\nhost: invalid\r\nconnection: close\r\naccept:application/json\r\n\r\n";
     assert_eq!(String::from_utf8_lossy(&head.bytes), expected);
-    assert_eq!(hostile.bytes, STAND_IN);
+    assert_eq!(hostile.bytes, SUBSTITUTE);
 }
 
 #[test]
@@ -478,7 +481,7 @@ fn chunk_extensions_are_bounded_over_the_whole_body() {
     breaks(&format!("{}1;", chunk.repeat(8)), "x");
 }
 
-/// Messages of every kind, good and bad, that are put one behind the other.
+/// Messages of every kind, valid and invalid, that are concatenated.
 const MESSAGES: [&str; 14] = [
     "GET / HTTP/1.1\r\nhost: a\r\n\r\n",
     "GET http://a/b HTTP/1.1\r\nhost: a\r\naccept: text/html\r\n\r\n",
@@ -496,7 +499,7 @@ const MESSAGES: [&str; 14] = [
     "GET / HTT",
 ];
 
-/// The first so many of them are good, and none of these asks for an upgrade.
+/// Number of messages at the start that are valid, none of which asks for an upgrade.
 const GOOD_MESSAGES: usize = 6;
 
 fn cut(mut input: Vec<u8>, cuts: &[Index]) -> Vec<Vec<u8>> {

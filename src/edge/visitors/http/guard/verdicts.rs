@@ -1,4 +1,4 @@
-//! What the guard of a connection has to say to the service of the same connection, and back.
+//! The channel between the guard of a connection and the service of the same connection.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,37 +12,38 @@ use tracing::debug;
 use crate::edge::visitors::http::validate::MAX_HEAD;
 use crate::edge::visitors::http::violation::Violation;
 
-/// What the guard learnt about a request from its head.
+/// Facts about a request that the guard learnt from its head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct HeadFacts {
-    /// The visitor asks for another protocol: the guard waits for [`Verdicts::upgraded`].
+    /// The visitor asks for an upgrade: the guard waits for [`Verdicts::upgraded`].
     ///
     /// Only such a request may be answered with 101.
     pub(crate) expects_upgrade: bool,
-    /// The visitor speaks HTTP/1.1 and therefore knows informational responses (RFC 9110 §15.2).
+    /// The visitor speaks HTTP/1.1 and therefore understands informational responses (RFC 9110
+    /// §15.2).
     pub(crate) takes_informational: bool,
 }
 
-/// The service's view of the guard: one verdict for each request, in their order.
+/// The service's view of the guard: one verdict for each request, in order.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Verdicts(Arc<Mutex<Shared>>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// The heads that hyper has been given and the service has not asked about. hyper reads only when
-    /// it needs more, so these are as many as fit into its read buffer.
+    /// Verdicts on heads that hyper has been given and the service has not asked about. hyper reads
+    /// only when it needs more, so there are at most as many as fit into its read buffer.
     heads: VecDeque<Result<HeadFacts, Violation>>,
-    informing: Informing,
+    informational: Informational,
     upgrade: Upgrade,
-    /// The guard, while it waits for a decision about an upgrade.
+    /// Wakes the guard, while it waits for a decision about an upgrade.
     guard: Option<Waker>,
-    /// Requests whose answers are not complete.
+    /// Number of requests whose responses are not complete.
     answering: usize,
 }
 
-/// The informational responses to the request that was taken last.
+/// Informational responses to the request that was taken last.
 #[derive(Debug, Default)]
-struct Informing {
+struct Informational {
     allowed: bool,
     /// hyper has unsent bytes of an earlier response.
     blocked: bool,
@@ -53,7 +54,7 @@ struct Informing {
 enum Upgrade {
     #[default]
     NotAsked,
-    /// A head asks for it that the service has not taken yet.
+    /// A head asks for an upgrade, and the service has not taken it yet.
     Asked,
     /// The service has taken it and is about to decide.
     Open,
@@ -63,8 +64,8 @@ enum Upgrade {
 impl Verdicts {
     /// Take the verdict on the request that hyper has handed to the service.
     ///
-    /// Call it once for each request, before anything else; hyper hands requests over in order. A
-    /// request that came past the guard is a violation, too.
+    /// Call this once for each request, before anything else; hyper hands requests over in order. A
+    /// request without a verdict is a violation, too.
     pub(crate) fn next(&self) -> Result<HeadFacts, Violation> {
         let mut shared = self.lock();
         let verdict = shared
@@ -74,48 +75,51 @@ impl Verdicts {
         if verdict.is_ok_and(|facts| facts.expects_upgrade) {
             shared.upgrade = Upgrade::Open;
         }
-        shared.informing.allowed = verdict.is_ok_and(|facts| facts.takes_informational);
+        shared.informational.allowed = verdict.is_ok_and(|facts| facts.takes_informational);
         verdict
     }
 
-    /// Send an informational response, such as 103, to the request taken last; hyper knows no way to.
+    /// Send an informational response, such as 103, to the request taken last; hyper has no way to.
     ///
-    /// Call it from the service's future, which hyper awaits before it writes the final response.
-    /// What cannot be sent is left out, as any recipient may do with it: to HTTP/1.0, behind an
-    /// earlier response that the visitor is slow to read, or more than a head's worth. So are 100,
-    /// which hyper sends by itself when the body is first read, and 101, which is final.
-    pub(crate) fn inform(&self, status: StatusCode, fields: &HeaderMap) {
+    /// Call this from the service's future, which hyper awaits before it writes the final response.
+    /// A response that cannot be sent is dropped, as any recipient may do with it: to HTTP/1.0,
+    /// behind an earlier response that the visitor is slow to read, or beyond the size of a head.
+    /// So are 100, which hyper sends by itself when the body is first read, and 101, which is
+    /// final.
+    pub(crate) fn send_informational(&self, status: StatusCode, fields: &HeaderMap) {
         let own = matches!(
             status,
             StatusCode::CONTINUE | StatusCode::SWITCHING_PROTOCOLS
         );
-        let informing = &mut self.lock().informing;
-        if !status.is_informational() || own || !informing.allowed || informing.blocked {
-            return debug!(%status, "informational response left out");
+        let informational = &mut self.lock().informational;
+        if !status.is_informational() || own || !informational.allowed || informational.blocked {
+            return debug!(%status, "dropping an informational response");
         }
-        let before = informing.waiting.len();
-        write_head(&mut informing.waiting, status, fields);
-        if informing.waiting.len() > MAX_HEAD {
-            informing.waiting.truncate(before);
-            debug!(%status, "informational response left out");
+        let before = informational.waiting.len();
+        write_head(&mut informational.waiting, status, fields);
+        if informational.waiting.len() > MAX_HEAD {
+            informational.waiting.truncate(before);
+            debug!(%status, "dropping an informational response");
         }
     }
 
     /// Take the informational responses that are to be written now.
     pub(crate) fn take_informational(&self) -> BytesMut {
-        std::mem::take(&mut self.lock().informing.waiting)
+        std::mem::take(&mut self.lock().informational.waiting)
     }
 
-    /// Say whether hyper has bytes that are not written, so that nothing may come between.
+    /// Record whether hyper has bytes that are not written, so that nothing may come between.
     pub(crate) fn block_informational(&self, blocked: bool) {
-        self.lock().informing.blocked = blocked;
+        self.lock().informational.blocked = blocked;
     }
 
-    /// Say whether the request taken last is upgraded. One that expects it stalls without an answer.
+    /// Record whether the request taken last is upgraded. One that expects it stalls until this is
+    /// called.
     ///
-    /// `true` before the 101 is sent: all that follows is passed on untouched. `false` with any other
-    /// answer: what follows is the next request. Only the first answer counts, and none does for a
-    /// request that expects no upgrade, so that `false` can be said once at the end of all of them.
+    /// Call it with `true` before the 101 is sent: everything that follows is passed on unchanged.
+    /// Call it with `false` before any other response: what follows is the next request. Only the
+    /// first call counts, and none does for a request that expects no upgrade, so that `false` can
+    /// be passed once at the end of each.
     pub(crate) fn upgraded(&self, upgraded: bool) {
         let mut shared = self.lock();
         if matches!(shared.upgrade, Upgrade::Open) {
@@ -126,8 +130,8 @@ impl Verdicts {
         }
     }
 
-    /// Note that a request is being answered, until the returned value is dropped. The end of what the
-    /// visitor sends is no end of the connection meanwhile.
+    /// Record that a request is being answered, until the returned value is dropped. Meanwhile the
+    /// end of the visitor's data is not the end of the connection.
     pub(crate) fn answering(&self) -> Answering {
         self.lock().answering += 1;
         Answering(self.clone())
@@ -138,6 +142,7 @@ impl Verdicts {
         self.lock().answering > 0
     }
 
+    /// Add the verdict on the next head.
     pub(crate) fn push(&self, verdict: Result<HeadFacts, Violation>) {
         let mut shared = self.lock();
         if verdict.is_ok_and(|facts| facts.expects_upgrade) {
@@ -158,7 +163,7 @@ impl Verdicts {
     }
 
     fn lock(&self) -> MutexGuard<'_, Shared> {
-        // Nothing in here panics half-way through a change.
+        // No code here panics half-way through a change.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,5 +1,5 @@
-//! The way from hyper to the visitor: hyper's bytes untouched, informational responses between them,
-//! and an end that the visitor survives.
+//! The guard's writing side: hyper's bytes unchanged, informational responses between them, and a
+//! lingering close.
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -10,7 +10,7 @@ use bytes::Buf;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-use super::{Deadline, Flow, Guard};
+use super::{Deadline, Guard, InputMode};
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<S> {
     fn poll_write(
@@ -19,7 +19,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<S> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        ready!(this.poll_turn(cx))?;
+        ready!(this.poll_ready_to_write(cx))?;
         Pin::new(&mut this.io).poll_write(cx, buf)
     }
 
@@ -29,7 +29,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<S> {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        ready!(this.poll_turn(cx))?;
+        ready!(this.poll_ready_to_write(cx))?;
         Pin::new(&mut this.io).poll_write_vectored(cx, bufs)
     }
 
@@ -44,13 +44,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<S> {
             ready!(Pin::new(&mut this.io).poll_flush(cx))?;
             this.is_writing = false;
             this.verdicts.block_informational(false);
-            this.wrote(cx);
+            this.note_flushed(cx);
         }
-        ready!(this.poll_inform(cx))?;
+        ready!(this.poll_write_informational(cx))?;
         Pin::new(&mut this.io).poll_flush(cx)
     }
 
-    /// Say goodbye, and let a visitor read the answer whose request was not read to its end.
+    /// Shut down our sending side, and then let the visitor read the response if its request was
+    /// not read to the end.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.linger.is_none() {
@@ -63,28 +64,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guard<S> {
 
 impl<S: AsyncWrite + Unpin> Guard<S> {
     /// Write the informational responses before anything of hyper's.
-    fn poll_inform(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_write_informational(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            if self.informing.is_empty() {
-                self.informing = self.verdicts.take_informational();
+            if self.informational.is_empty() {
+                self.informational = self.verdicts.take_informational();
             }
-            if self.informing.is_empty() {
+            if self.informational.is_empty() {
                 return Poll::Ready(Ok(()));
             }
-            let written = ready!(Pin::new(&mut self.io).poll_write(cx, &self.informing))?;
+            let written = ready!(Pin::new(&mut self.io).poll_write(cx, &self.informational))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            self.informing.advance(written);
+            self.informational.advance(written);
         }
     }
 
-    /// Get ready to write what hyper has.
-    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Prepare to write hyper's bytes.
+    fn poll_ready_to_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.is_writing {
             return Poll::Ready(Ok(()));
         }
-        ready!(self.poll_inform(cx))?;
+        ready!(self.poll_write_informational(cx))?;
         self.is_writing = true;
         self.verdicts.block_informational(true);
         Poll::Ready(Ok(()))
@@ -92,24 +93,24 @@ impl<S: AsyncWrite + Unpin> Guard<S> {
 }
 
 impl<S> Guard<S> {
-    /// Let time begin that runs when nothing is being written.
-    fn wrote(&mut self, cx: &mut Context<'_>) {
+    /// Start the time limits that apply while nothing is being written.
+    fn note_flushed(&mut self, cx: &mut Context<'_>) {
         if self.half_closed.is_set() {
             self.half_close();
-            // hyper reads again, and hears of the end if this was all.
+            // hyper reads again, and sees the end if this was all.
             cx.waker().wake_by_ref();
-        } else if !self.verdicts.is_answering() && matches!(self.flow, Flow::Examine) {
+        } else if !self.verdicts.is_answering() && matches!(self.input, InputMode::Examine) {
             self.idle.set(Instant::now() + self.limits.idle);
-            // It is hyper's next read that hears of it.
+            // Registers the waker; hyper's next read returns the result.
             let _ = self.idle.poll(cx);
         }
     }
 }
 
 impl<S: AsyncRead + Unpin> Guard<S> {
-    /// Read and forget what the visitor still sends, until it has seen the answer or time is up.
+    /// Discard what the visitor still sends, until it has seen the response or time is up.
     ///
-    /// Closing a socket with unread bytes resets the connection, and that can destroy the answer
+    /// Closing a socket with unread bytes resets the connection, and that can destroy the response
     /// before the visitor has read it (RFC 9112 §9.6).
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut scratch = [MaybeUninit::uninit(); 4096];
@@ -120,7 +121,7 @@ impl<S: AsyncRead + Unpin> Guard<S> {
             }
             let mut scratch = ReadBuf::uninit(&mut scratch);
             match Pin::new(&mut self.io).poll_read(cx, &mut scratch) {
-                // Another request, perhaps, behind the last one that is answered.
+                // Perhaps another request behind the last one that is answered.
                 Poll::Ready(Ok(())) if !scratch.filled().is_empty() => self.has_discarded = true,
                 Poll::Ready(_) => return Poll::Ready(()),
                 Poll::Pending if self.has_discarded || self.may_be_sending() => {
@@ -131,12 +132,12 @@ impl<S: AsyncRead + Unpin> Guard<S> {
         }
     }
 
-    /// Report whether the visitor may still be sending what nobody will read.
+    /// Report whether the visitor may still be sending data that nobody will read.
     fn may_be_sending(&self) -> bool {
-        match self.flow {
-            Flow::Refused | Flow::Broken(_) => true,
-            Flow::Examine => self.scanner.is_in_body() || !self.held.is_empty(),
-            Flow::AwaitUpgrade | Flow::Raw => false,
+        match self.input {
+            InputMode::Refused | InputMode::Broken(_) => true,
+            InputMode::Examine => self.scanner.is_in_body() || !self.held.is_empty(),
+            InputMode::AwaitUpgrade | InputMode::Raw => false,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What an HTTP/2 connection does, as far as its time limits have to know.
+//! The state of an HTTP/2 connection, as far as its time limits depend on it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -9,11 +9,11 @@ use tokio::time::{Instant, sleep_until};
 use super::frames::{Found, FrameScanner, kind};
 use crate::edge::limits::EdgeLimits;
 
-/// The state of one connection.
+/// The state of one HTTP/2 connection.
 #[derive(Debug)]
-pub struct Connection {
+pub struct Http2Connection {
     state: Mutex<State>,
-    /// A time limit may be nearer than it was.
+    /// Notified when a time limit may be nearer than before.
     changed: Notify,
 }
 
@@ -22,22 +22,22 @@ struct State {
     started: Instant,
     received: FrameScanner,
     sent: FrameScanner,
-    /// Since when something is unfinished that must not take long.
+    /// When something started to arrive that must not take long, while it is unfinished.
     unfinished: Option<Instant>,
     /// Streams that are being served.
     streams: usize,
-    /// When a stream was last begun, ended, or written to.
+    /// When a stream last started, ended, or was written to.
     active: Instant,
-    /// What the visitor's window for the whole connection still takes.
+    /// What is left of the visitor's window for the whole connection, in bytes.
     window: i64,
-    /// Bytes of DATA that have been sent.
+    /// Payload bytes of DATA frames sent.
     data_sent: u64,
-    /// Whether the visitor's socket takes nothing at the moment.
+    /// The visitor's socket accepts no data at the moment.
     is_write_blocked: bool,
 }
 
-impl Connection {
-    /// Begin with a fresh connection.
+impl Http2Connection {
+    /// Create the state of a new connection.
     pub fn new() -> Arc<Self> {
         let now = Instant::now();
         Arc::new(Self {
@@ -56,7 +56,7 @@ impl Connection {
         })
     }
 
-    /// Note what has been received.
+    /// Record received bytes.
     pub fn received(&self, bytes: &[u8]) {
         let mut state = self.lock();
         let State {
@@ -76,7 +76,7 @@ impl Connection {
         }
     }
 
-    /// Note what has been sent.
+    /// Record sent bytes.
     pub fn sent(&self, bytes: &[u8]) {
         let mut state = self.lock();
         let State {
@@ -106,30 +106,30 @@ impl Connection {
         }
     }
 
-    /// Note whether the visitor's socket takes what is written.
+    /// Record whether the visitor's socket accepts data.
     pub fn write_blocked(&self, is_blocked: bool) {
         self.lock().is_write_blocked = is_blocked;
     }
 
-    /// Report whether the visitor's socket takes nothing at the moment.
+    /// Report whether the visitor's socket accepts no data at the moment.
     pub fn is_write_blocked(&self) -> bool {
         self.lock().is_write_blocked
     }
 
     /// Return how many bytes of DATA have been sent on all streams, and whether the window for the
-    /// whole connection takes none at the moment.
+    /// whole connection is exhausted.
     pub fn progress(&self) -> (u64, bool) {
         let state = self.lock();
         (state.data_sent, state.window <= 0)
     }
 
-    /// Report whether a stream is being served.
+    /// Report whether any stream is being served.
     pub fn has_streams(&self) -> bool {
         self.lock().streams > 0
     }
 
-    /// Begin to serve a stream, until the returned value is dropped.
-    pub fn begin_stream(self: &Arc<Self>) -> ActiveStream {
+    /// Count a stream as being served, until the returned value is dropped.
+    pub fn start_stream(self: &Arc<Self>) -> ActiveStream {
         let mut state = self.lock();
         state.streams += 1;
         state.active = Instant::now();
@@ -139,7 +139,7 @@ impl Connection {
         }
     }
 
-    /// Wait until a time limit is over.
+    /// Wait until a time limit has expired.
     pub async fn expired(&self, limits: &EdgeLimits) -> Expired {
         loop {
             let changed = self.changed.notified();
@@ -155,20 +155,20 @@ impl Connection {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing that holds it panics half-way through a change.
+        // No code panics half-way through a change while it holds the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl State {
-    /// Find the limit that is over, or when to ask again.
+    /// Return the limit that has expired, or when to check again.
     fn next_deadline(&self, limits: &EdgeLimits, now: Instant) -> Result<Instant, Expired> {
-        let preface = Some(self.started + limits.preface).filter(|_| !self.received.has_begun());
+        let preface = Some(self.started + limits.preface).filter(|_| !self.received.has_preface());
         let unfinished = self.unfinished.map(|since| since + limits.head);
-        // As long as there are streams, it is only asked again.
+        // With open streams there is no idle limit, only a later check.
         let idle = match self.streams {
             0 => self.active + limits.idle,
-            _ => now + limits.idle.max(SHORTEST_IDLE),
+            _ => now + limits.idle.max(MIN_IDLE),
         };
         let mut next = idle;
         for (deadline, expired) in [
@@ -186,15 +186,16 @@ impl State {
     }
 }
 
-/// A stream that is being served. Until its end the connection is not idle.
+/// A stream that is being served. While it exists, the connection is not idle.
 #[derive(Debug)]
 pub struct ActiveStream {
-    connection: Arc<Connection>,
+    connection: Arc<Http2Connection>,
     has_stalled: bool,
 }
 
 impl ActiveStream {
-    /// Note that it ends because nothing of it was read: that is no activity of the visitor's.
+    /// Record that the stream ends because the visitor has stopped reading it, which is no
+    /// activity.
     pub fn stalled(&mut self) {
         self.has_stalled = true;
     }
@@ -213,22 +214,22 @@ impl Drop for ActiveStream {
     }
 }
 
-/// Which time limit of a connection is over.
+/// The time limit of a connection that has expired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Expired {
-    #[error("the connection preface did not come in time")]
+    #[error("the connection preface did not arrive in time")]
     Preface,
-    #[error("a head did not come to its end in time")]
+    #[error("a head was not complete in time")]
     Head,
     #[error("the connection is idle")]
     Idle,
 }
 
-/// That of a connection before it is raised (RFC 9113 §6.9.2).
+/// Initial window of a connection (RFC 9113 §6.9.2).
 const INITIAL_WINDOW: i64 = 65_535;
 
-/// A limit of nothing would have it asked without a pause.
-const SHORTEST_IDLE: Duration = Duration::from_millis(10);
+/// Lower bound of the interval of checks: a zero limit would mean a busy loop.
+const MIN_IDLE: Duration = Duration::from_millis(10);
 
 #[cfg(test)]
 mod tests {
@@ -243,7 +244,7 @@ mod tests {
     const MOMENT: Duration = Duration::from_millis(10);
 
     /// Wait for the end, and return when and why it came.
-    async fn end(connection: &Connection) -> (Duration, Expired) {
+    async fn end(connection: &Http2Connection) -> (Duration, Expired) {
         let started = Instant::now();
         let expired = connection.expired(&EdgeLimits::default()).await;
         (started.elapsed(), expired)
@@ -257,11 +258,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn without_a_preface_a_connection_ends_and_with_one_it_is_idle() {
         let limits = EdgeLimits::default();
-        let silent = Connection::new();
+        let silent = Http2Connection::new();
         silent.received(&SETTINGS[..30]);
         about(limits.preface, end(&silent).await, Expired::Preface);
 
-        let idle = Connection::new();
+        let idle = Http2Connection::new();
         idle.received(SETTINGS);
         about(limits.idle, end(&idle).await, Expired::Idle);
     }
@@ -269,12 +270,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn half_a_head_ends_a_connection_and_the_rest_in_time_does_not() {
         let limits = EdgeLimits::default();
-        let connection = Connection::new();
+        let connection = Http2Connection::new();
         connection.received(SETTINGS);
         connection.received(HALF);
         about(limits.head, end(&connection).await, Expired::Head);
 
-        let connection = Connection::new();
+        let connection = Http2Connection::new();
         connection.received(SETTINGS);
         connection.received(HALF);
         let finish = async {
@@ -286,9 +287,9 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn pings_do_not_keep_a_connection_and_streams_and_answers_do() {
+    async fn pings_do_not_keep_a_connection_open_but_streams_and_responses_do() {
         let limits = EdgeLimits::default();
-        let connection = Connection::new();
+        let connection = Http2Connection::new();
         connection.received(SETTINGS);
         let pinging = async {
             loop {
@@ -303,14 +304,14 @@ mod tests {
         };
         about(limits.idle, ended, Expired::Idle);
 
-        let connection = Connection::new();
+        let connection = Http2Connection::new();
         connection.received(SETTINGS);
-        let stream = connection.begin_stream();
+        let stream = connection.start_stream();
         assert!(timeout(limits.idle * 20, end(&connection)).await.is_err());
         drop(stream);
         about(limits.idle, end(&connection).await, Expired::Idle);
 
-        let connection = Connection::new();
+        let connection = Http2Connection::new();
         connection.received(SETTINGS);
         sleep(limits.idle / 2).await;
         connection.sent(HEADERS);
@@ -318,11 +319,11 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_stream_that_stalled_does_not_make_its_connection_young_again() {
+    async fn a_stalled_stream_is_no_activity_of_its_connection() {
         let limits = EdgeLimits::default();
-        let connection = Connection::new();
+        let connection = Http2Connection::new();
         connection.received(SETTINGS);
-        let mut stream = connection.begin_stream();
+        let mut stream = connection.start_stream();
         let stall = async {
             sleep(limits.idle * 2).await;
             stream.stalled();
@@ -335,8 +336,8 @@ mod tests {
     }
 
     #[test]
-    fn the_window_of_the_connection_is_counted() {
-        let connection = Connection::new();
+    fn the_window_of_the_connection_is_tracked() {
+        let connection = Http2Connection::new();
         let data = |length: u32| {
             let [_, a, b, c] = length.to_be_bytes();
             let mut frame = vec![a, b, c, 0, 0, 0, 0, 0, 1];

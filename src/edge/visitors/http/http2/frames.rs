@@ -1,119 +1,121 @@
-//! The frames of one direction of an HTTP/2 connection, as far as their headers tell (RFC 9113 §4.1).
+//! Scanner for the frames of one direction of an HTTP/2 connection, by their headers (RFC 9113
+//! §4.1).
 //!
-//! It judges nothing: hyper does that. What it finds decides about time limits alone.
+//! It validates nothing: hyper does that. Only time limits depend on what it finds.
 
-/// What a connection's bytes have brought.
+/// An event in a connection's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
-    /// A frame begins.
+    /// The header of a frame.
     Frame {
-        /// Its kind.
+        /// The frame's type.
         kind: u8,
-        /// The length of its payload.
+        /// The length of its payload in bytes.
         length: u32,
     },
-    /// A window has been raised: that of the connection.
+    /// A WINDOW_UPDATE of the whole connection, with its increment.
     Window(u32),
 }
 
-/// Follows frames through the bytes of one direction.
+/// Finds the frames in the bytes of one direction.
 #[derive(Debug, Default)]
 pub struct FrameScanner {
-    /// What is left of the client's connection preface, which is no frame.
+    /// Bytes left of the client's connection preface, which is no frame.
     preface: usize,
-    header: [u8; HEADER],
-    /// Bytes of the header that are there.
-    have: usize,
+    header: [u8; HEADER_LENGTH],
+    /// Bytes of the header that have arrived.
+    header_read: usize,
     kind: u8,
     stream: u32,
-    /// Bytes of the payload that are to come.
-    left: u32,
+    /// Bytes of the payload that are still to come.
+    payload_left: u32,
     /// The last four bytes of the payload.
     payload: u32,
-    /// A block of fields has begun that another frame must continue.
+    /// A field block has started that another frame must continue.
     is_block_open: bool,
     frames: u64,
 }
 
 impl FrameScanner {
-    /// Begin with what a client sends.
+    /// Scan what a client sends, from its connection preface.
     pub fn of_client() -> Self {
         Self {
-            preface: PREFACE,
+            preface: PREFACE_LENGTH,
             ..Self::default()
         }
     }
 
-    /// Begin with what a server sends.
+    /// Scan what a server sends.
     pub fn of_server() -> Self {
         Self::default()
     }
 
-    /// Follow frames through `bytes`, and tell of what they bring.
-    pub fn scan(&mut self, mut bytes: &[u8], mut tell: impl FnMut(Found)) {
+    /// Scan `bytes`, and call `emit` for each event in them.
+    pub fn scan(&mut self, mut bytes: &[u8], mut emit: impl FnMut(Found)) {
         let skipped = self.preface.min(bytes.len());
         self.preface -= skipped;
         bytes = &bytes[skipped..];
         while !bytes.is_empty() {
-            if self.have < HEADER {
-                let here = (HEADER - self.have).min(bytes.len());
-                self.header[self.have..][..here].copy_from_slice(&bytes[..here]);
-                self.have += here;
+            if self.header_read < HEADER_LENGTH {
+                let here = (HEADER_LENGTH - self.header_read).min(bytes.len());
+                self.header[self.header_read..][..here].copy_from_slice(&bytes[..here]);
+                self.header_read += here;
                 bytes = &bytes[here..];
-                if self.have < HEADER {
+                if self.header_read < HEADER_LENGTH {
                     return;
                 }
-                tell(self.begin());
+                emit(self.start_frame());
             }
-            let here = bytes.len().min(self.left as usize);
+            let here = bytes.len().min(self.payload_left as usize);
             if self.kind == kind::WINDOW_UPDATE {
                 let update = bytes[..here].iter();
                 self.payload =
                     update.fold(self.payload, |value, byte| value << 8 | u32::from(*byte));
             }
-            self.left -= here as u32;
+            self.payload_left -= here as u32;
             bytes = &bytes[here..];
-            if self.left == 0 {
-                self.have = 0;
+            if self.payload_left == 0 {
+                self.header_read = 0;
                 self.frames += 1;
                 if self.kind == kind::WINDOW_UPDATE && self.stream == 0 {
-                    tell(Found::Window(self.payload & MOST_WINDOW));
+                    emit(Found::Window(self.payload & WINDOW_MASK));
                 }
             }
         }
     }
 
-    /// Report whether the preface is whole: with the first frame, which must be SETTINGS.
-    pub fn has_begun(&self) -> bool {
+    /// Report whether the preface is complete, including the first frame, which must be SETTINGS.
+    pub fn has_preface(&self) -> bool {
         self.frames > 0
     }
 
-    /// Report whether something has begun that must not take long: any frame that is not DATA, or a
-    /// block of fields.
+    /// Report whether something has started that must not take long: any frame that is not DATA, or
+    /// a field block.
     pub fn is_unfinished(&self) -> bool {
-        let in_frame = self.have > 0 && (self.have < HEADER || self.kind != kind::DATA);
+        let in_frame =
+            self.header_read > 0 && (self.header_read < HEADER_LENGTH || self.kind != kind::DATA);
         in_frame || self.is_block_open
     }
 
-    fn begin(&mut self) -> Found {
+    fn start_frame(&mut self) -> Found {
         let [a, b, c, kind, flags, stream @ ..] = self.header;
         self.kind = kind;
-        self.left = u32::from_be_bytes([0, a, b, c]);
-        self.stream = u32::from_be_bytes(stream) & MOST_WINDOW;
+        self.payload_left = u32::from_be_bytes([0, a, b, c]);
+        self.stream = u32::from_be_bytes(stream) & WINDOW_MASK;
         self.payload = 0;
         if matches!(kind, kind::HEADERS | kind::CONTINUATION) {
             self.is_block_open = flags & END_HEADERS == 0;
         }
-        let length = self.left;
+        let length = self.payload_left;
         if length == 0 {
-            self.have = 0;
+            self.header_read = 0;
             self.frames += 1;
         }
         Found::Frame { kind, length }
     }
 }
 
-/// Kinds of frames (RFC 9113 §6).
+/// Types of frames (RFC 9113 §6).
 pub mod kind {
     pub const DATA: u8 = 0;
     pub const HEADERS: u8 = 1;
@@ -121,17 +123,17 @@ pub mod kind {
     pub const CONTINUATION: u8 = 9;
 }
 
-/// `PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n` (RFC 9113 §3.4).
-const PREFACE: usize = 24;
+/// Length of `PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n` (RFC 9113 §3.4).
+const PREFACE_LENGTH: usize = 24;
 
-/// The header of every frame.
-const HEADER: usize = 9;
+/// Length of a frame's header.
+const HEADER_LENGTH: usize = 9;
 
-/// The flag of a frame that ends a block of fields.
+/// The END_HEADERS flag.
 const END_HEADERS: u8 = 4;
 
-/// 31 bits: the first of the field is reserved.
-const MOST_WINDOW: u32 = 0x7fff_ffff;
+/// Mask of 31 bits: the first bit of the field is reserved.
+const WINDOW_MASK: u32 = 0x7fff_ffff;
 
 #[cfg(test)]
 mod tests {
@@ -147,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_are_found_in_whatever_pieces_they_come() {
+    fn frames_are_found_however_the_bytes_are_split() {
         let bytes = [
             b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
             frame(4, 0, 0, &[0; 12]),
@@ -180,12 +182,12 @@ mod tests {
                 ],
                 "{size}"
             );
-            assert!(scanner.has_begun() && !scanner.is_unfinished());
+            assert!(scanner.has_preface() && !scanner.is_unfinished());
         }
     }
 
     #[test]
-    fn half_a_head_and_half_a_frame_are_unfinished_and_half_of_data_is_not() {
+    fn an_incomplete_head_or_frame_is_unfinished_but_incomplete_data_is_not() {
         for (bytes, is_unfinished) in [
             (frame(1, 0, 1, b"fields"), true),
             (

@@ -1,4 +1,4 @@
-//! The bytes between a visitor and hyper's HTTP/2 server, passed on untouched and taken note of.
+//! The bytes between a visitor and hyper's HTTP/2 server, passed on unchanged and observed.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -7,21 +7,21 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::connection::Connection;
+use super::connection::Http2Connection;
 
-/// A connection whose frames are counted.
+/// A connection whose frames are observed.
 pub struct ObservedIo<S> {
     io: S,
-    connection: Arc<Connection>,
+    connection: Arc<Http2Connection>,
 }
 
 impl<S> ObservedIo<S> {
-    /// Count the frames of a connection.
-    pub fn new(io: S, connection: Arc<Connection>) -> Self {
+    /// Observe the frames of a connection.
+    pub fn new(io: S, connection: Arc<Http2Connection>) -> Self {
         Self { io, connection }
     }
 
-    fn wrote<'a>(
+    fn note_written<'a>(
         &self,
         written: &Poll<io::Result<usize>>,
         bufs: impl IntoIterator<Item = &'a [u8]>,
@@ -67,7 +67,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ObservedIo<S> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write(cx, buf);
-        self.wrote(&written, [buf]);
+        self.note_written(&written, [buf]);
         written
     }
 
@@ -77,7 +77,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ObservedIo<S> {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
-        self.wrote(&written, bufs.iter().map(|buf| &**buf));
+        self.note_written(&written, bufs.iter().map(|buf| &**buf));
         written
     }
 

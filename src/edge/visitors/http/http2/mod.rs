@@ -1,5 +1,5 @@
-//! What the edge adds to hyper's HTTP/2 server: time limits of connections and streams, and answers
-//! that arrive before a stream is reset.
+//! Additions to hyper's HTTP/2 server: time limits on connections and streams, and responses that
+//! arrive before a stream is reset.
 
 pub(crate) mod connection;
 pub(crate) mod frames;
@@ -7,7 +7,7 @@ pub(crate) mod io;
 pub(crate) mod stream;
 pub(crate) mod upgraded;
 
-pub use self::connection::{Connection, Expired};
+pub use self::connection::{Expired, Http2Connection};
 pub use self::io::ObservedIo;
-pub use self::stream::{Stream, StreamExecutor};
+pub use self::stream::{Http2Stream, StreamExecutor};
 pub use self::upgraded::UpgradedStream;

@@ -1,4 +1,4 @@
-//! One stream of an HTTP/2 connection, from its request to what is left when it has been answered.
+//! One stream of an HTTP/2 connection, from its request to what is left after the response.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -19,48 +19,49 @@ use tokio::task::futures::TaskLocalFuture;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tracing::debug;
 
-use super::connection::{ActiveStream, Connection};
+use super::connection::{ActiveStream, Http2Connection};
 use crate::edge::limits::EdgeLimits;
 use crate::edge::visitors::http::body::VisitorBody;
 use crate::edge::visitors::lazy_deadline::LazyDeadline;
 use crate::stream::{ReceiveError, Unread as Piece};
 
-/// What the two ends of a stream's task know of each other: hyper, which has the response, and the
-/// executor, which has hyper.
+/// State shared by the two ends of a stream's task: the response body, which hyper polls, and the
+/// executor, which polls hyper.
 #[derive(Debug, Default)]
-pub struct Stream {
-    /// Pieces of the answer that hyper has asked for.
-    asked: AtomicU64,
-    /// Whether hyper has a piece that it has not sent.
+pub struct Http2Stream {
+    /// Pieces of the response that hyper has asked for.
+    pieces_requested: AtomicU64,
+    /// hyper has a piece that it has not sent yet.
     is_sending: AtomicBool,
-    unread: Mutex<Unread>,
+    request_body: Mutex<RequestBodyState>,
     returned: Notify,
 }
 
-/// Where the request's body is.
+/// State of the request's body.
 #[derive(Debug, Default)]
-enum Unread {
+enum RequestBodyState {
     /// Nobody has it.
     #[default]
-    Nowhere,
-    /// Somebody may read it.
-    Lent,
-    /// Whoever had it reads no more.
+    Absent,
+    /// Somebody may be reading it.
+    InUse,
+    /// Its reader has returned it, perhaps before the end.
     Returned(Incoming),
 }
 
-impl Stream {
-    /// Note that somebody has the request's body, who will [`give_back`](Self::give_back) it.
-    pub fn lend(&self) {
-        *self.unread() = Unread::Lent;
+impl Http2Stream {
+    /// Record that somebody reads the request's body, who will [`return_body`](Self::return_body).
+    pub fn mark_body_in_use(&self) {
+        *self.request_body() = RequestBodyState::InUse;
     }
 
     /// Take back a request's body that is not read any further.
     ///
-    /// Dropped before the answer has been written, it would have the stream reset in the same packet as
-    /// the answer, which curl (7.88) then does not see, and Node.js takes for a failure.
-    pub fn give_back(&self, body: Incoming) {
-        *self.unread() = Unread::Returned(body);
+    /// If it were dropped before the response has been written, the stream would be reset in the
+    /// same packet as the response, which curl (7.88) then does not see, and which Node.js takes
+    /// for a failure.
+    pub fn return_body(&self, body: Incoming) {
+        *self.request_body() = RequestBodyState::Returned(body);
         self.returned.notify_one();
     }
 
@@ -68,47 +69,49 @@ impl Stream {
     pub async fn answer(
         self: Arc<Self>,
         response: impl Future<Output = Response<VisitorBody>>,
-    ) -> Result<Response<Answer>, Infallible> {
-        // A task of ours: hyper has no others for requests.
+    ) -> Result<Response<Http2ResponseBody>, Infallible> {
+        // This runs in a task of our executor: hyper has no others for requests.
         let _ = SLOT.try_with(|slot| slot.set(self.clone()));
         let response = response.await;
-        Ok(response.map(|body| Answer {
+        Ok(response.map(|body| Http2ResponseBody {
             body,
-            last: None,
+            tail: None,
             stream: self,
         }))
     }
 
-    fn unread(&self) -> MutexGuard<'_, Unread> {
-        self.unread.lock().unwrap_or_else(PoisonError::into_inner)
+    fn request_body(&self) -> MutexGuard<'_, RequestBodyState> {
+        self.request_body
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Report whether the request's body may not have been read to its end.
     fn has_unread(&self) -> bool {
-        match &*self.unread() {
-            Unread::Nowhere => false,
-            Unread::Lent => true,
-            Unread::Returned(body) => !body.is_end_stream(),
+        match &*self.request_body() {
+            RequestBodyState::Absent => false,
+            RequestBodyState::InUse => true,
+            RequestBodyState::Returned(body) => !body.is_end_stream(),
         }
     }
 
     /// Take the request's body, unless somebody has it.
-    fn take_unread(&self) -> Option<Unread> {
-        let mut unread = self.unread();
-        match *unread {
-            Unread::Lent => None,
-            _ => Some(std::mem::take(&mut *unread)),
+    fn take_request_body(&self) -> Option<RequestBodyState> {
+        let mut state = self.request_body();
+        match *state {
+            RequestBodyState::InUse => None,
+            _ => Some(std::mem::take(&mut *state)),
         }
     }
 
     /// Wait until nobody has the request's body any more, and return it.
-    async fn unread_body(&self) -> Option<Incoming> {
+    async fn returned_body(&self) -> Option<Incoming> {
         loop {
             let returned = self.returned.notified();
-            if let Some(unread) = self.take_unread() {
-                return match unread {
-                    Unread::Returned(body) => Some(body),
-                    Unread::Nowhere | Unread::Lent => None,
+            if let Some(state) = self.take_request_body() {
+                return match state {
+                    RequestBodyState::Returned(body) => Some(body),
+                    RequestBodyState::Absent | RequestBodyState::InUse => None,
                 };
             }
             returned.await;
@@ -117,19 +120,21 @@ impl Stream {
 }
 
 tokio::task_local! {
-    /// Where the service names its stream to the executor. Between the two is hyper's future.
-    static SLOT: Arc<OnceLock<Arc<Stream>>>;
+    /// Slot in which the service leaves its stream for the executor. Between the two is hyper's
+    /// future.
+    static SLOT: Arc<OnceLock<Arc<Http2Stream>>>;
 }
 
-/// An answer on its way to hyper, which asks for a piece only when the one before has been sent.
-pub struct Answer {
+/// A response body on its way to hyper, which asks for a piece only when the previous one has been
+/// sent.
+pub struct Http2ResponseBody {
     body: VisitorBody,
-    /// The end of the last piece.
-    last: Option<Piece>,
-    stream: Arc<Stream>,
+    /// The last byte of the last piece, held back.
+    tail: Option<Piece>,
+    stream: Arc<Http2Stream>,
 }
 
-impl Body for Answer {
+impl Body for Http2ResponseBody {
     type Data = Piece;
     type Error = ReceiveError;
 
@@ -138,27 +143,27 @@ impl Body for Answer {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Piece>, ReceiveError>>> {
         let this = self.get_mut();
-        this.stream.asked.fetch_add(1, Ordering::Relaxed);
+        this.stream.pieces_requested.fetch_add(1, Ordering::Relaxed);
         this.stream.is_sending.store(false, Ordering::Relaxed);
-        let mut frame = match this.last.take() {
-            Some(last) => Some(Ok(Frame::data(last))),
+        let mut frame = match this.tail.take() {
+            Some(tail) => Some(Ok(Frame::data(tail))),
             None => ready!(Pin::new(&mut this.body).poll_frame(cx)),
         };
         this.stream.is_sending.store(true, Ordering::Relaxed);
-        // hyper gives the last piece away whole as soon as the window takes a byte of it, and then
-        // nobody knows any more whether it is read.
+        // hyper hands the last piece over whole as soon as the window accepts a byte of it, and
+        // then nothing shows any more whether it is read.
         if let Some(Ok(data)) = &mut frame
             && let Some(data) = data.data_mut()
-            && data.len() > LAST
+            && data.len() > UNWATCHED_TAIL
             && this.body.is_end_stream()
         {
-            this.last = Some(data.split_off(data.len() - 1));
+            this.tail = Some(data.split_off(data.len() - 1));
         }
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.last.is_none() && self.body.is_end_stream()
+        self.tail.is_none() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -169,7 +174,7 @@ impl Body for Answer {
 /// Runs the tasks of one connection's streams.
 #[derive(Clone)]
 pub struct StreamExecutor {
-    connection: Arc<Connection>,
+    connection: Arc<Http2Connection>,
     write_stall: Duration,
     discard: Duration,
     discard_bytes: u64,
@@ -177,7 +182,7 @@ pub struct StreamExecutor {
 
 impl StreamExecutor {
     /// Run the tasks of a connection.
-    pub fn new(connection: Arc<Connection>, limits: &EdgeLimits) -> Self {
+    pub fn new(connection: Arc<Http2Connection>, limits: &EdgeLimits) -> Self {
         Self {
             connection,
             write_stall: limits.write_stall,
@@ -193,11 +198,11 @@ where
 {
     fn execute(&self, future: F) {
         let slot = Arc::default();
-        // It ends with its stream, which ends with the connection at the latest.
+        // The task ends with its stream, which ends with the connection at the latest.
         tokio::spawn(StreamTask {
             serving: Some(SLOT.scope(Arc::clone(&slot), future)),
             slot,
-            active: self.connection.begin_stream(),
+            active: self.connection.start_stream(),
             blocked: Blocked::default(),
             discarding: None,
             executor: self.clone(),
@@ -206,13 +211,13 @@ where
 }
 
 pin_project! {
-    /// Serves one stream through hyper, resets it if nothing of its answer is read, and otherwise discards
-    /// what is left of its request.
+    /// Serves one stream through hyper, resets it if the visitor stops reading the response, and
+    /// otherwise discards what is left of its request.
     struct StreamTask<F> {
-        // hyper's future, until the answer has been given away.
+        // hyper's future, until the response has been handed over.
         #[pin]
-        serving: Option<TaskLocalFuture<Arc<OnceLock<Arc<Stream>>>, F>>,
-        slot: Arc<OnceLock<Arc<Stream>>>,
+        serving: Option<TaskLocalFuture<Arc<OnceLock<Arc<Http2Stream>>>, F>>,
+        slot: Arc<OnceLock<Arc<Http2Stream>>>,
         active: ActiveStream,
         blocked: Blocked,
         discarding: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
@@ -231,7 +236,7 @@ impl<F: Future<Output = ()>> Future for StreamTask<F> {
                     return Poll::Pending;
                 };
                 ready!(this.executor.poll_stall(stream, this.blocked, cx));
-                debug!("the visitor reads nothing of a stream, which is reset");
+                debug!("resetting a stream whose response the visitor does not read");
                 this.active.stalled();
                 return Poll::Ready(());
             }
@@ -249,26 +254,31 @@ impl<F: Future<Output = ()>> Future for StreamTask<F> {
     }
 }
 
-/// A piece of an answer that hyper cannot send.
+/// A piece of a response that hyper cannot send.
 #[derive(Default)]
 struct Blocked {
-    /// Which piece it is.
+    /// Number of the piece.
     piece: u64,
-    /// What had been sent on all streams of the connection when the deadline was set.
+    /// Bytes sent on all streams of the connection when the deadline was set.
     sent: u64,
     deadline: LazyDeadline,
 }
 
 impl StreamExecutor {
-    /// Wait until nothing of a stream has been sent for too long, although there is something to send
-    /// and nothing but the visitor's window stands against it.
-    fn poll_stall(&self, stream: &Stream, blocked: &mut Blocked, cx: &mut Context<'_>) -> Poll<()> {
+    /// Wait until nothing of a stream has been sent for too long, although there is something to
+    /// send and only the visitor's window prevents it.
+    fn poll_stall(
+        &self,
+        stream: &Http2Stream,
+        blocked: &mut Blocked,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
         if !stream.is_sending.load(Ordering::Relaxed) {
             blocked.deadline.clear();
             return Poll::Pending;
         }
         let limit = self.write_stall;
-        let piece = stream.asked.load(Ordering::Relaxed);
+        let piece = stream.pieces_requested.load(Ordering::Relaxed);
         if !blocked.deadline.is_set() || blocked.piece != piece {
             blocked.piece = piece;
             blocked.sent = self.connection.progress().0;
@@ -277,7 +287,7 @@ impl StreamExecutor {
         loop {
             ready!(blocked.deadline.poll(cx));
             let (sent, is_window_used_up) = self.connection.progress();
-            // A slow visitor with many streams serves them in turn.
+            // A slow visitor with many streams reads them in turn.
             let waits_for_others =
                 self.connection.is_write_blocked() || (is_window_used_up && sent != blocked.sent);
             if !waits_for_others {
@@ -288,11 +298,11 @@ impl StreamExecutor {
         }
     }
 
-    /// Discard what still comes of a request whose answer has been given away. What has not ended after
-    /// some time is reset.
-    async fn discard(self, stream: Arc<Stream>) {
+    /// Discard what still arrives of a request whose response has been sent. If it has not ended
+    /// after some time, the stream is reset.
+    async fn discard(self, stream: Arc<Http2Stream>) {
         let deadline = Instant::now() + self.discard;
-        let Ok(Some(mut body)) = timeout_at(deadline, stream.unread_body()).await else {
+        let Ok(Some(mut body)) = timeout_at(deadline, stream.returned_body()).await else {
             return;
         };
         let mut left = self.discard_bytes;
@@ -302,7 +312,7 @@ impl StreamExecutor {
                     let bytes = frame.data_ref().map_or(0, Bytes::len);
                     left = left.saturating_sub(bytes as u64);
                 }
-                // It has ended, or the visitor has reset the stream.
+                // The body has ended, or the visitor has reset the stream.
                 Ok(_) => return,
                 Err(_) => break,
             }
@@ -311,16 +321,17 @@ impl StreamExecutor {
             return;
         }
         sleep_until(deadline).await;
-        // A visitor that reads slowly has not got the answer yet.
+        // A visitor that reads slowly has not received the response yet.
         while self.connection.is_write_blocked() {
-            sleep(LOOK_AGAIN).await;
+            sleep(RECHECK_INTERVAL).await;
         }
-        // As the body is dropped the stream is reset, with NO_ERROR (RFC 9113 §8.1).
+        // Dropping the body resets the stream with NO_ERROR (RFC 9113 §8.1).
     }
 }
 
-/// What of an answer nobody watches any more: little enough for a visitor that never reads to keep it.
-const LAST: usize = 1 << 10;
+/// Bytes at the end of a response whose delivery is not watched: few enough to be kept for a
+/// visitor that never reads.
+const UNWATCHED_TAIL: usize = 1 << 10;
 
-/// How long to wait for a slow visitor before looking again. The socket's limit ends it.
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// Interval at which a slow visitor is checked again. The socket's write timeout ends the wait.
+const RECHECK_INTERVAL: Duration = Duration::from_millis(500);

@@ -1,4 +1,4 @@
-//! What follows an upgrade over HTTP/2, where a stream's window may keep a write waiting although the
+//! Upgraded conversations over HTTP/2, where a stream's window may block a write although the
 //! connection is sound.
 
 use std::io;
@@ -9,11 +9,11 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-/// Raw bytes on a stream, whose writes end when nothing of them is taken for too long.
+/// Raw bytes on a stream, with a timeout for writes that make no progress.
 pub struct UpgradedStream<S> {
     io: S,
     limit: Duration,
-    /// While a write waits.
+    /// Set while a write waits.
     stall: Option<Pin<Box<Sleep>>>,
 }
 
@@ -42,8 +42,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for UpgradedStream<S> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
-        // hyper takes a piece as a whole: a small one shows sooner that the visitor is alive.
-        let piece = &buf[..buf.len().min(PIECE)];
+        // hyper accepts a piece as a whole: with small ones, progress shows sooner.
+        let piece = &buf[..buf.len().min(MAX_WRITE)];
         let written = Pin::new(&mut this.io).poll_write(cx, piece);
         if written.is_ready() {
             this.stall = None;
@@ -64,8 +64,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for UpgradedStream<S> {
     }
 }
 
-/// The most to give away at once: a frame of HTTP/2.
-const PIECE: usize = 16 << 10;
+/// Most bytes to write at once: one HTTP/2 frame.
+const MAX_WRITE: usize = 16 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -77,7 +77,7 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(90);
 
     #[tokio::test(start_paused = true)]
-    async fn a_write_of_which_nothing_is_taken_ends_after_the_limit() {
+    async fn a_write_that_makes_no_progress_fails_after_the_limit() {
         let (_visitor, edge) = duplex(16);
         let mut stream = UpgradedStream::new(edge, LIMIT);
         let started = Instant::now();
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_write_of_which_a_byte_is_taken_within_the_limit_goes_on() {
+    async fn a_write_that_makes_progress_within_the_limit_continues() {
         let (mut visitor, edge) = duplex(16);
         let mut stream = UpgradedStream::new(edge, LIMIT);
         let reading = async {

@@ -1,4 +1,4 @@
-//! The guard in front of hyper, over pipes of any width, and its deadlines.
+//! The guard in front of a real hyper server, over pipes of different sizes, and its deadlines.
 
 use std::time::Duration;
 
@@ -12,15 +12,17 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
-use super::verdicts::HeadFacts;
-use super::{Guard, Verdicts};
+use super::super::verdicts::HeadFacts;
+use super::super::{Guard, Verdicts};
 use crate::edge::limits::EdgeLimits;
 use crate::edge::visitors::http::violation::Violation;
 
-/// A visitor's end of a connection that hyper serves through a guard, over so small a pipe.
+/// Return the visitor's end of a connection that hyper serves through a guard, over a pipe of
+/// `pipe` bytes.
 ///
-/// The service says what it got: the status of the violation or 200, method, target, and the body with
-/// its trailers. It agrees to every upgrade to `echo` and then sends back what it reads.
+/// The service reports what it received: the status of the violation, or 200 with method, target,
+/// and the body with its trailers. It accepts every upgrade to `echo` and then sends back what it
+/// reads.
 fn serve(pipe: usize) -> DuplexStream {
     let (visitor, edge) = duplex(pipe);
     let (guard, verdicts) = Guard::new(edge, &EdgeLimits::default());
@@ -64,13 +66,13 @@ async fn answer(
     verdicts.upgraded(false);
     if request.uri().path() == "/hints" {
         let style = HeaderValue::from_static("</style.css>");
-        verdicts.inform(
+        verdicts.send_informational(
             StatusCode::EARLY_HINTS,
             &HeaderMap::from_iter([(LINK, style)]),
         );
-        verdicts.inform(StatusCode::CONTINUE, &HeaderMap::new());
+        verdicts.send_informational(StatusCode::CONTINUE, &HeaderMap::new());
         tokio::task::yield_now().await;
-        verdicts.inform(
+        verdicts.send_informational(
             StatusCode::PROCESSING,
             &HeaderMap::from_iter([(CONTENT_LENGTH, 0.into())]),
         );
@@ -96,7 +98,7 @@ async fn answer(
     )))
 }
 
-/// Send all bytes, say no more, and read all answers; dates are left out.
+/// Send all bytes, and read all responses; dates are left out.
 async fn converse(visitor: DuplexStream, input: &[u8]) -> String {
     let (mut reader, mut writer) = tokio::io::split(visitor);
     let mut answers = Vec::new();
