@@ -34,7 +34,7 @@ pub struct EdgeConfig {
     /// URL at which visitors reach the edge, if a proxy in front makes it differ from the listening
     /// addresses: `https://example.com`. A tunnel's name goes in front of the host.
     pub public_url: Option<Uri>,
-    /// Whether to answer plain HTTP with a redirect to HTTPS.
+    /// Redirect plain HTTP to HTTPS.
     pub redirect_https: bool,
     /// Time for conversations under way to finish once the edge is asked to stop; then they are
     /// cut.

@@ -68,10 +68,10 @@ pub struct EdgeLimits {
     pub discard_bytes: u64,
     /// Time for a visitor to read why its connection is refused, or to close an HTTP/2 connection
     /// after GOAWAY.
-    pub farewell: Duration,
+    pub close_timeout: Duration,
     /// Time that an upstream may leave `Expect: 100-continue` without an answer before the body is
     /// sent anyway. RFC 9110 §10.1.1 leaves it to clients; curl waits one second.
-    pub expectation: Duration,
+    pub continue_timeout: Duration,
 }
 
 impl Default for EdgeLimits {
@@ -111,8 +111,8 @@ impl Default for EdgeLimits {
             // The reset loses nothing as long as it follows the response.
             discard: Duration::from_secs(1),
             discard_bytes: 16 << 20,
-            farewell: Duration::from_secs(2),
-            expectation: Duration::from_secs(1),
+            close_timeout: Duration::from_secs(2),
+            continue_timeout: Duration::from_secs(1),
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::lab::{Lab, Server, Wire, way, within};
 
 on_each_carrier!(a_body_is_asked_for_only_when_the_upstream_asks);
 async fn a_body_is_asked_for_only_when_the_upstream_asks(carrier: Carrier) {
-    let lab = Lab::with(|config| config.limits.expectation = way::patience() * 10)
+    let lab = Lab::with(|config| config.limits.continue_timeout = way::patience() * 10)
         .await
         .over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;
@@ -35,7 +35,7 @@ on_each_carrier!(an_upstream_that_wants_no_body_says_so_at_once);
 async fn an_upstream_that_wants_no_body_says_so_at_once(carrier: Carrier) {
     for status in ["417 Expectation Failed", "413 Payload Too Large"] {
         for body in ["", "sorry"] {
-            let lab = Lab::with(|config| config.limits.expectation = way::patience() * 10)
+            let lab = Lab::with(|config| config.limits.continue_timeout = way::patience() * 10)
                 .await
                 .over(carrier);
             let (upstream, mut wires) = Server::by_hand().await;
@@ -64,7 +64,7 @@ async fn an_upstream_that_wants_no_body_says_so_at_once(carrier: Carrier) {
 
 on_each_carrier!(an_upstream_that_ignores_the_expectation_gets_the_body_all_the_same);
 async fn an_upstream_that_ignores_the_expectation_gets_the_body_all_the_same(carrier: Carrier) {
-    let lab = Lab::with(|config| config.limits.expectation = Duration::ZERO)
+    let lab = Lab::with(|config| config.limits.continue_timeout = Duration::ZERO)
         .await
         .over(carrier);
     let (upstream, mut wires) = Server::by_hand().await;

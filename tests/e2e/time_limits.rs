@@ -336,7 +336,7 @@ async fn conversations_that_are_silent_outlive_every_limit(carrier: Carrier) {
             &mut limits.half_closed,
             &mut limits.linger,
             &mut limits.discard,
-            &mut limits.farewell,
+            &mut limits.close_timeout,
         ] {
             *limit = LIMIT / 2;
         }
@@ -393,7 +393,7 @@ async fn conversations_that_are_silent_outlive_every_limit(carrier: Carrier) {
 async fn a_refused_connection_that_says_nothing_is_closed() {
     let lab = lab(|limits| {
         limits.connections = 1;
-        limits.farewell = LIMIT;
+        limits.close_timeout = LIMIT;
     })
     .await;
     let _first = lab.visitor("nobody").connect().await;

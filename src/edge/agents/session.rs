@@ -398,11 +398,11 @@ impl Agents {
     }
 }
 
-/// What the code of one session needs of its connection.
+/// The parts of one session's connection.
 #[derive(Clone, Copy)]
 struct SessionContext<'a> {
     connection: &'a Connection,
-    /// Who controls congestion on the path to the agent: QUIC, or the kernel's TCP.
+    /// The owner of congestion control on the path to the agent: QUIC, or the kernel's TCP.
     congestion_owner: &'a SharedCongestionOwner,
     flow: &'a Arc<FlowControl>,
     conversations: &'a Arc<Conversations>,

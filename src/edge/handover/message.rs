@@ -167,9 +167,9 @@ pub enum HandoverError {
          keeps that address (--quic)"
     )]
     Elsewhere {
-        /// Where the running edge listens.
+        /// Address at which the running edge listens.
         running: String,
-        /// Where the successor would listen.
+        /// Address at which the successor would listen.
         wanted: String,
     },
     /// The process at the other end belongs to another user.

@@ -19,7 +19,7 @@
 //!    reaches the successor, and serves both. Visitors of the successor who are faster than their agent
 //!    are held until it has come.
 //! 6. The old process drains, for as long as its grace period. Requests that arrive on its visitors'
-//!    connections are served, over the old sessions; HTTP/1.1 connections end with the next answer
+//!    connections are served, over the old sessions; HTTP/1.1 connections end with the next response
 //!    (`Connection: close`) or after a few idle seconds, HTTP/2 connections with GOAWAY; downloads and
 //!    WebSockets go on. Then it closes its agents' old sessions and ends.
 //!
@@ -60,7 +60,7 @@ pub use self::listener::{HandoverListener, HandoverState};
 pub use self::message::HandoverError;
 pub use self::takeover::Takeover;
 
-/// Whether this system supports a handover: Unix sockets that preserve message boundaries
+/// Support for a handover on this system: Unix sockets that preserve message boundaries
 /// (`SOCK_SEQPACKET`), and on which the end of the other process is noticed.
 pub const SUPPORTED: bool = cfg!(target_os = "linux");
 

@@ -18,18 +18,19 @@ pub struct Lease {
     /// The session that serves the name, or `None`. Requests that wait for the agent to reconnect
     /// watch it.
     pub presence: watch::Sender<Option<Arc<LiveTunnel>>>,
-    /// Why no session serves the name, and until when it is reserved; `None` while one does.
+    /// Reason why no session serves the name, and the end of its reservation; `None` while one
+    /// serves it.
     pub away: Option<Away>,
-    /// When two live agents last competed for the name.
+    /// Last time at which two live agents competed for the name.
     contested: Option<Instant>,
 }
 
 /// The state of a lease that no session serves.
 #[derive(Debug, Clone, Copy)]
 pub struct Away {
-    /// Why no session serves the name.
+    /// Reason why no session serves the name.
     pub reason: AwayReason,
-    /// When the name becomes free.
+    /// Time at which the name becomes free.
     pub expires: Instant,
 }
 
@@ -197,15 +198,15 @@ pub enum Decision {
     /// Granted if the session that has the name shows no sign of life.
     IfSilent(Arc<LiveTunnel>),
     Refused {
-        /// Who holds the name, and until when.
+        /// Description of who holds the name, and until when.
         holder: String,
-        /// Whether a claim that asks to take the name over would have been granted.
+        /// Set if a claim that asks to take the name over would have been granted.
         may_take_over: bool,
     },
 }
 
-/// How long two agents may not take a name from each other, counted from their last attempt: longer
-/// than service managers wait before they restart a program.
+/// Time for which two agents may not take a name from each other, counted from their last attempt:
+/// longer than service managers wait before they restart a program.
 const CONTEST_PERIOD: Duration = Duration::from_secs(60);
 
 /// Format a moment for people: `14:05:31 UTC, in 42 s`.

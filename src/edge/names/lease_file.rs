@@ -23,7 +23,7 @@ pub struct LeaseFile {
     /// The last change that the file contains.
     flushed: watch::Sender<u64>,
     wake: Notify,
-    /// Whether the file belongs to a successor. Locked while the file is being written.
+    /// Set once the file belongs to a successor. Locked while the file is being written.
     retired: Mutex<bool>,
 }
 

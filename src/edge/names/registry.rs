@@ -76,13 +76,13 @@ impl LiveTunnel {
 /// Watches the session that serves a name: `None` while the agent is away.
 pub type Presence = watch::Receiver<Option<Arc<LiveTunnel>>>;
 
-/// All names that are held, whether their agents are connected or away.
+/// The registry of all names that are held, whether their agents are connected or away.
 #[derive(Clone)]
 pub struct Registry(Arc<Shared>);
 
 struct Shared {
     leases: Mutex<HashMap<Name, Lease>>,
-    /// How long a name stays reserved for an agent that is away.
+    /// Time for which a name stays reserved for an agent that is away.
     grace: Duration,
     lease_file: LeaseFile,
 }
@@ -307,7 +307,7 @@ pub struct Claim {
     tunnel: Arc<LiveTunnel>,
     /// The other agent that held the name until it was claimed.
     taken_from: Option<AgentId>,
-    /// What the agent's absence means after the claim is dropped; `None` frees the name.
+    /// Meaning of the agent's absence once the claim is dropped; `None` frees the name.
     away_reason: Option<AwayReason>,
 }
 

@@ -293,7 +293,7 @@ impl Visitors {
                     tokio::select! {
                         ended = &mut connection => break ended,
                         // A request may have been on its way.
-                        () = sleep(limits.farewell) => if !observed.has_streams() { return },
+                        () = sleep(limits.close_timeout) => if !observed.has_streams() { return },
                         () = closing.cancelled() => return,
                     }
                 }
@@ -354,7 +354,7 @@ async fn reject(tcp: TcpStream, tls: bool, fault: Fault, limits: &EdgeLimits) {
     let connection = http1::Builder::new()
         .keep_alive(false)
         .serve_connection(TokioIo::new(io), service);
-    let _ = timeout(limits.farewell, connection).await;
+    let _ = timeout(limits.close_timeout, connection).await;
 }
 
 /// Log a task that panicked.

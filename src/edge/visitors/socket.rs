@@ -32,7 +32,7 @@ pub struct VisitorSocket {
 
 /// A write that waits for the visitor.
 struct Stall {
-    /// When the visitor was last seen to make progress.
+    /// Last time at which the visitor was seen to make progress.
     since: Instant,
     /// Bytes that the visitor had not acknowledged at the last check; `None` if the system does not
     /// tell.

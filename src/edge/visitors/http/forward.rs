@@ -256,7 +256,7 @@ impl Forward {
             .map_err(|_| DeliveryError::Fault(Fault::Busy))?
             .map_err(|_| DeliveryError::NotSent)?;
         let stream = send.id().index();
-        let continue_timeout = self.visit.visitors.limits.expectation;
+        let continue_timeout = self.visit.visitors.limits.continue_timeout;
         let admitted = AdmittedStream {
             permit,
             send,

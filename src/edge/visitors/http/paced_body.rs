@@ -33,7 +33,7 @@ struct Pace {
     seen: u64,
     /// Time for which the visitor may still be waited for.
     credit: Duration,
-    /// When waiting started, while the visitor is being waited for.
+    /// Start of the wait, while the visitor is being waited for.
     waiting: Option<Instant>,
     deadline: LazyDeadline,
 }

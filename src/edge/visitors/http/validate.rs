@@ -1,7 +1,7 @@
 //! Rules for a request that hyper has parsed, in HTTP/1.1 and HTTP/2 alike, checked before it is
 //! routed: one host, a target that fits the method, bounded sizes, no ambiguous framing fields.
 //!
-//! What hyper's HTTP/1.1 parser hides (line ends, repeated framing) is checked by `guard`.
+//! Faults that hyper's HTTP/1.1 parser hides (line ends, repeated framing) are found by `guard`.
 
 use ::http::header::{CONTENT_LENGTH, COOKIE, HOST, HeaderName, HeaderValue, TE};
 use ::http::request::Parts;

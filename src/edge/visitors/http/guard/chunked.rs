@@ -18,7 +18,7 @@ pub(crate) struct Chunked {
     trailer_bytes: usize,
 }
 
-/// What follows the bytes that were scanned.
+/// The part of the message that follows the scanned bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     /// More of the body.

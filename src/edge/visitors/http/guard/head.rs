@@ -18,7 +18,7 @@ pub(crate) enum Framing {
     Chunked,
 }
 
-/// What a request head says about the bytes that follow it.
+/// The facts that a request head states about the bytes that follow it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Head {
     pub(crate) framing: Framing,

@@ -65,7 +65,7 @@ pub(crate) struct Guard<S> {
     half_closed: LazyDeadline,
     /// Deadline of the lingering close. Set once our sending side is shut down.
     linger: Option<Deadline>,
-    /// Whether any input has been discarded since.
+    /// Input has been discarded since then.
     has_discarded: bool,
 }
 

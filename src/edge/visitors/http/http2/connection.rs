@@ -22,13 +22,13 @@ struct State {
     started: Instant,
     received: FrameScanner,
     sent: FrameScanner,
-    /// When something started to arrive that must not take long, while it is unfinished.
+    /// Arrival of the first byte of something that must not take long, while it is unfinished.
     unfinished: Option<Instant>,
     /// Streams that are being served.
     streams: usize,
-    /// When a stream last started, ended, or was written to.
+    /// Last time at which a stream started, ended, or was written to.
     active: Instant,
-    /// What is left of the visitor's window for the whole connection, in bytes.
+    /// Rest of the visitor's window for the whole connection, in bytes.
     window: i64,
     /// Payload bytes of DATA frames sent.
     data_sent: u64,
