@@ -1,4 +1,4 @@
-//! What an agent is told.
+//! Configuration of an agent.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,41 +14,41 @@ use crate::http::Upgrades;
 use crate::proto::{AgentId, Secret};
 use crate::tls::Trust;
 
-/// How to run an agent.
+/// Configuration of an agent.
 #[derive(Clone)]
 pub struct AgentConfig {
-    /// The edge.
+    /// The address of the edge.
     pub server: ServerAddr,
-    /// How to recognise it.
+    /// The means by which the edge is authenticated.
     pub trust: Trust,
-    /// What the packets may travel on.
+    /// The carriers that may be used.
     pub transport: Transport,
-    /// Where the WebSocket is: `wss://host:port`, or `ws://` where a proxy in front terminates TLS
-    /// and the way to it is trusted; by default the edge itself.
+    /// The URL of the WebSocket: `wss://host:port`, or `ws://` where a reverse proxy in front of the edge
+    /// terminates TLS and the network up to it is trusted; by default the edge itself.
     pub websocket: Option<Uri>,
-    /// What stands between this agent and the edge.
+    /// The forward proxy through which the edge is reached over TCP.
     pub proxy: Proxy,
-    /// What to show it.
+    /// The token that authenticates this agent to the edge.
     pub token: Secret,
-    /// Who this agent is, across restarts.
+    /// The identity of this agent, the same across restarts.
     pub id: AgentId,
-    /// Have the names at the start even if another agent with the same token holds them; otherwise they
-    /// are its own for as long as it is connected or may come back.
+    /// Claim the names at the start even if another agent with the same token holds them. Without this they
+    /// stay with that agent while it is connected or its lease lasts.
     pub take_over_names: bool,
-    /// What to publish.
+    /// The tunnels to publish.
     pub tunnels: Vec<TunnelConfig>,
-    /// How long conversations may go on once the agent is told to stop.
+    /// Time that conversations have to end after `shutdown` resolves.
     pub grace_period: Duration,
-    /// How long an upstream may take to begin its answer once it has the whole request.
+    /// Time that an upstream has to start its response once it has received the whole request.
     pub upstream_timeout: Duration,
-    /// Give up at the first failure instead of trying for ever.
+    /// Give up at the first failure instead of retrying indefinitely.
     pub exit_on_failure: bool,
-    /// Who is told what happens.
+    /// The receiver of events.
     pub observer: Observer,
 }
 
 impl Default for AgentConfig {
-    /// A new agent of the local edge, with nothing to publish yet.
+    /// Create the configuration of a new agent of the local edge, without tunnels.
     fn default() -> Self {
         Self {
             server: ServerAddr {
@@ -71,28 +71,28 @@ impl Default for AgentConfig {
     }
 }
 
-/// One tunnel.
+/// Configuration of one tunnel.
 #[derive(Clone)]
 pub struct TunnelConfig {
-    /// The name to ask for.
+    /// The name to request.
     pub name: Name,
-    /// Where requests go.
+    /// The destination of its requests.
     pub upstream: Upstream,
-    /// What the upstream sees as `Host`.
+    /// The `Host` field that the upstream receives.
     pub host_header: HostHeader,
-    /// What visitors may switch to.
+    /// The protocols that visitors may upgrade to.
     pub upgrades: Upgrades,
 }
 
-/// What the upstream sees as `Host`.
+/// The `Host` field that an upstream receives.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum HostHeader {
-    /// What the visitor sent: the public name.
+    /// The value that the visitor sent: the public name.
     #[default]
     Preserve,
-    /// The upstream's own address, as development servers want it.
+    /// The upstream's own address, which development servers expect.
     Rewrite,
-    /// Something else.
+    /// A fixed value.
     Value(HeaderValue),
 }
 
@@ -119,7 +119,7 @@ impl FromStr for HostHeader {
 pub struct ServerAddr {
     /// A host name or address, without brackets.
     pub host: String,
-    /// The port of QUIC and HTTPS.
+    /// The port for QUIC and for DEFAULT_PORT.
     pub port: u16,
 }
 
@@ -141,14 +141,14 @@ impl FromStr for ServerAddr {
         if host.is_empty() || rest.contains(['/', '@', '?']) {
             return Err(format!("{text:?} is not a HOST or HOST:PORT"));
         }
-        // `Authority` passes over a port that is out of range.
+        // `Authority` ignores a port that is out of range.
         let port = match rest.rsplit_once(':') {
             Some((_, port)) if !port.ends_with(']') => port
                 .parse()
                 .ok()
                 .filter(|port| *port != 0)
                 .ok_or_else(|| format!("{text:?} has no valid port (1 to 65535)"))?,
-            _ => HTTPS,
+            _ => DEFAULT_PORT,
         };
         Ok(Self {
             host: host.to_owned(),
@@ -158,7 +158,7 @@ impl FromStr for ServerAddr {
 }
 
 impl ServerAddr {
-    /// Return where the edge accepts WebSockets, over TLS.
+    /// Return the default URL of the WebSocket: the edge itself, over TLS.
     pub(crate) fn websocket(&self) -> Result<Uri, ::http::uri::InvalidUri> {
         let host = &self.host;
         let host = if host.contains(':') {
@@ -178,7 +178,7 @@ impl fmt::Display for ServerAddr {
         } else {
             f.write_str(host)?
         }
-        if self.port == HTTPS {
+        if self.port == DEFAULT_PORT {
             Ok(())
         } else {
             write!(f, ":{}", self.port)
@@ -186,8 +186,8 @@ impl fmt::Display for ServerAddr {
     }
 }
 
-/// Where edges listen unless they are told otherwise.
-const HTTPS: u16 = 443;
+/// The port of an edge where none is given.
+const DEFAULT_PORT: u16 = 443;
 
 #[cfg(test)]
 mod tests {

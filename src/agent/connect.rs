@@ -230,9 +230,11 @@ impl Opener {
                 wait = wait.min(MAX_REFUSED_WAIT);
             }
             let reason = reason(&err);
-            let is_news = reported.as_ref().is_none_or(|(last, at): &(String, Instant)| {
-                *last != reason || at.elapsed() >= REPEAT_INTERVAL
-            });
+            let is_news = reported
+                .as_ref()
+                .is_none_or(|(last, at): &(String, Instant)| {
+                    *last != reason || at.elapsed() >= REPEAT_INTERVAL
+                });
             if is_news {
                 reported = Some((reason.clone(), Instant::now()));
                 config.observer.emit(Event::Reconnecting { reason, wait });

@@ -1,4 +1,4 @@
-//! What happens at an agent, for whoever watches it.
+//! Events of an agent, and the observer that receives them.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -10,52 +10,52 @@ use ::http::Method;
 use crate::carrier::Carrier;
 use crate::proto::TunnelGrant;
 
-/// Something that happened.
+/// An event of an agent.
 #[derive(Debug, Clone)]
 pub enum Event {
     /// The tunnels are open.
     Ready {
-        /// Where visitors reach them.
+        /// The tunnels with their public URLs.
         tunnels: Vec<TunnelGrant>,
-        /// What the packets travel on.
+        /// The carrier in use, with its statistics.
         transport: LinkStats,
     },
     /// The packets have moved to another carrier.
     Transport(LinkStats),
-    /// The edge is not there, or went away; the agent will try again.
+    /// The edge cannot be reached, or the session was lost; the agent will try again.
     Reconnecting {
-        /// Why.
+        /// The cause.
         reason: String,
-        /// When.
+        /// The time until the next attempt.
         wait: Duration,
     },
-    /// Nobody listens at an upstream at the moment; its tunnel is open all the same.
+    /// An upstream cannot be reached at the moment; its tunnel is open nevertheless.
     UpstreamDown {
         /// The upstream's address.
         upstream: String,
-        /// What was tried and failed.
+        /// The attempt that failed, and its cause.
         problem: String,
     },
-    /// The upstream set cookies for a domain above the tunnel's, whose other tunnels would get them. They
-    /// were left out. It is told at most once in a minute.
+    /// The upstream set cookies for a parent domain of the tunnel's host, which browsers would also send to
+    /// other tunnels. They were removed from the response. Emitted at most once a minute.
     CookiesLeftOut {
         /// The tunnel's host.
         host: String,
-        /// How many since this was told last.
+        /// Cookies removed since the last event of this kind.
         count: u64,
     },
     /// A conversation has ended.
     Request(RequestRecord),
-    /// The edge has something to say.
+    /// A message from the edge or about it, for people to read.
     Notice(String),
 }
 
-/// What a session's packets travel on, and how well.
+/// The carrier of a session, with statistics of its path.
 #[derive(Debug, Clone)]
 pub struct LinkStats {
     /// The carrier.
     pub carrier: Carrier,
-    /// Why this one: `udp silent for 1.2 s, moved to websocket`.
+    /// The reason for choosing it: `udp silent for 1.2 s, moved to websocket`.
     pub reason: String,
     /// The round trip time.
     pub rtt: Duration,
@@ -72,41 +72,42 @@ pub struct LinkStats {
 pub struct RequestRecord {
     /// The tunnel's number.
     pub tunnel: u32,
-    /// Who asked.
+    /// The address of the visitor.
     pub visitor: SocketAddr,
-    /// How.
+    /// The request method.
     pub method: Method,
-    /// For what, as the visitor wrote it: escape it before showing it.
+    /// The request target as the visitor sent it: escape it before showing it.
     pub target: String,
-    /// The answer's status; `None` if there was none.
+    /// The status code of the response; `None` if there was none.
     pub status: Option<u16>,
     /// From the request's head to the end of the response.
     pub duration: Duration,
-    /// The request's body, in bytes.
+    /// Bytes of the request's body (after an upgrade, also the raw bytes from the visitor).
     pub received: u64,
-    /// The response's body, in bytes.
+    /// Bytes of the response's body (after an upgrade, also the raw bytes to the visitor).
     pub sent: u64,
-    /// What went wrong on our side of the upstream, or why the conversation broke off.
+    /// The error that ended the conversation, if it did not complete.
     pub problem: Option<String>,
 }
 
-/// Who is told what happens. It is called from the agent's tasks and must not block.
+/// A callback for events. It is called from the agent's tasks and must not block.
 #[derive(Clone)]
 pub struct Observer(Arc<dyn Fn(Event) + Send + Sync>);
 
 impl Observer {
-    /// Call this with every event.
-    pub fn new(watch: impl Fn(Event) + Send + Sync + 'static) -> Self {
-        Self(Arc::new(watch))
+    /// Create an observer that calls `callback` with every event.
+    pub fn new(callback: impl Fn(Event) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(callback))
     }
 
-    pub(crate) fn tell(&self, event: Event) {
+    /// Pass an event to the callback.
+    pub(crate) fn emit(&self, event: Event) {
         (self.0)(event);
     }
 }
 
 impl Default for Observer {
-    /// Watch nothing.
+    /// Create an observer that ignores every event.
     fn default() -> Self {
         Self::new(|_| {})
     }

@@ -145,7 +145,10 @@ mod tests {
         two.set_kind(ConversationKind::Upgraded);
 
         assert!(all.now().are_open_ended());
-        assert_eq!(all.now().describe_open_ended(), "1 event stream and 1 WebSocket");
+        assert_eq!(
+            all.now().describe_open_ended(),
+            "1 event stream and 1 WebSocket"
+        );
         drop((one, two));
         assert_eq!(all.now(), Counts::default());
     }
@@ -154,7 +157,10 @@ mod tests {
     fn an_event_stream_is_recognised_by_its_media_type() {
         for (value, kind) in [
             ("text/event-stream", ConversationKind::EventStream),
-            ("Text/Event-Stream; charset=utf-8", ConversationKind::EventStream),
+            (
+                "Text/Event-Stream; charset=utf-8",
+                ConversationKind::EventStream,
+            ),
             ("text/html", ConversationKind::Finite),
         ] {
             let fields = HeaderMap::from_iter([(CONTENT_TYPE, value.parse().unwrap())]);

@@ -22,7 +22,11 @@ struct Queue {
 impl InformationalQueue {
     /// Add a response. It is dropped if the queue is full: 1xx responses are only hints.
     pub fn push(&self, response: ResponseHead) {
-        let mut queue = self.0.responses.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self
+            .0
+            .responses
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let (responses, total) = &mut *queue;
         // The edge accepts no more for one request.
         if responses.len() < MAX_QUEUED && *total < INFORMATIONAL_LIMIT {
@@ -44,7 +48,11 @@ impl InformationalQueue {
     }
 
     fn take(&self) -> Option<ResponseHead> {
-        let mut queue = self.0.responses.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self
+            .0
+            .responses
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         queue.0.pop_front()
     }
 }

@@ -28,9 +28,7 @@ use self::conversations::{ConversationGuard, ConversationKind};
 use self::error::ForwardError;
 use self::informational::InformationalQueue;
 use self::origins::Origins;
-use self::request::{
-    ResponseConnection, UpstreamRequest, UpstreamResponse, set_framing, set_host,
-};
+use self::request::{ResponseConnection, UpstreamRequest, UpstreamResponse, set_framing, set_host};
 use super::config::HostHeader;
 use super::event::{Event, Observer, RequestRecord};
 use super::session::log_throttle::LogThrottle;
@@ -41,9 +39,7 @@ use crate::error_chain::chain;
 use crate::http::cookies;
 use crate::http::forwarded::add_forwarded_headers;
 use crate::http::{Upgrades, is_answer_to};
-use crate::proto::{
-    BodyLength, Failure, MIN_WINDOW, RequestHead, Reset, ResponseHead, StreamHead,
-};
+use crate::proto::{BodyLength, Failure, MIN_WINDOW, RequestHead, Reset, ResponseHead, StreamHead};
 use crate::stream::{
     Activity, FlowControl, ReceiveWindow, Receiver, Relayed, SendWindow, Sender, TunnelBody,
     Unread, relay,
@@ -83,7 +79,8 @@ pub async fn serve(
     guard: ConversationGuard,
     (send, receive): (SendStream, RecvStream),
 ) {
-    let Some(mut conversation) = Conversation::start(find, unread, flow, send, receive).await else {
+    let Some(mut conversation) = Conversation::start(find, unread, flow, send, receive).await
+    else {
         return;
     };
     conversation.guard = Some(guard);

@@ -41,7 +41,12 @@ impl Origins {
             _ => "http",
         };
         // `X-Forwarded-*` first: a proxy in front of the edge knows the public origin better than the edge.
-        let field = |name| head.fields.0.get(name).and_then(|value| value.to_str().ok());
+        let field = |name| {
+            head.fields
+                .0
+                .get(name)
+                .and_then(|value| value.to_str().ok())
+        };
         let proto = field(X_FORWARDED_PROTO).unwrap_or(head.scheme.as_str());
         let host = field(X_FORWARDED_HOST).or_else(|| field(HOST))?;
         Some(Self {
@@ -270,7 +275,11 @@ fn count_blanks(text: &[u8]) -> usize {
 }
 
 /// Replace each value of a field for which `change` returns a new one.
-fn rewrite_values(fields: &mut HeaderMap, name: &HeaderName, change: impl Fn(&[u8]) -> Option<Vec<u8>>) {
+fn rewrite_values(
+    fields: &mut HeaderMap,
+    name: &HeaderName,
+    change: impl Fn(&[u8]) -> Option<Vec<u8>>,
+) {
     let ::http::header::Entry::Occupied(mut lines) = fields.entry(name) else {
         return;
     };

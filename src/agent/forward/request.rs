@@ -77,7 +77,10 @@ impl UpstreamRequest<'_> {
         Box::pin(self.send_on_new_connection(body)).await
     }
 
-    async fn send_on_new_connection(&self, body: RequestBody) -> Result<UpstreamResponse, ForwardError> {
+    async fn send_on_new_connection(
+        &self,
+        body: RequestBody,
+    ) -> Result<UpstreamResponse, ForwardError> {
         match self.pool.dial(self.head.upgrade.is_some()).await {
             Ok(Leased::Http1 { mut connection, .. }) => {
                 let response = self
@@ -143,7 +146,9 @@ impl UpstreamRequest<'_> {
                             Ok((response, ResponseConnection::Http1(connection)))
                         }
                         Err(RequestError::Head(err)) => Err(ForwardError::Head(err)),
-                        Err(RequestError::Http(err)) => Err(ForwardError::Upstream(err.into_error())),
+                        Err(RequestError::Http(err)) => {
+                            Err(ForwardError::Upstream(err.into_error()))
+                        }
                     };
                 }
             };

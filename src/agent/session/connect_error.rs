@@ -1,4 +1,4 @@
-//! Why there is no session with the edge, and what to do about it.
+//! The error of an attempt to open a session, with advice.
 
 use std::time::Duration;
 
@@ -7,28 +7,28 @@ use crate::carrier;
 use crate::proto::{ALPN, Refusal};
 use crate::tls::TrustError;
 
-/// No session came about.
+/// A session could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// Nothing answered, on any carrier.
+    /// No carrier reached the edge.
     #[error("{}", unreachable(server, tried))]
     Unreachable {
         /// The edge.
         server: ServerAddr,
-        /// What each carrier met with.
+        /// The errors of the attempts on each carrier.
         tried: carrier::DialError,
     },
-    /// It is not the edge that we are looking for.
+    /// The server's certificate is not trusted.
     #[error("the edge {server} is not who it should be: {why}; {advice}")]
     Untrusted {
         /// The edge.
         server: ServerAddr,
-        /// What was expected and found.
+        /// The certificate problem: what was expected and what was found.
         why: String,
-        /// What to do about it.
+        /// The recommended remedy.
         advice: String,
     },
-    /// Something else answers there.
+    /// The server speaks QUIC, but not this protocol.
     #[error(
         "the server at {server} speaks QUIC but is not a qtunnel edge: check the host and the port"
     )]
@@ -45,29 +45,29 @@ pub enum ConnectError {
     Version {
         /// The edge.
         server: ServerAddr,
-        /// What it speaks.
+        /// The protocol version that the edge reported.
         theirs: String,
     },
-    /// The edge said no.
+    /// The edge refused the session.
     #[error(transparent)]
     Refused(Refusal),
-    /// The edge accepted the connection and then said nothing.
+    /// The edge accepted the connection, but did not answer the hello in time.
     #[error("the edge {server} did not answer within {}", humantime::format_duration(*limit))]
     Silent {
         /// The edge.
         server: ServerAddr,
-        /// How long we waited.
+        /// The time that the agent waited.
         limit: Duration,
     },
-    /// The connection broke before the session began.
+    /// The connection was lost before the session was established.
     #[error("the connection to the edge {server} broke")]
     Lost {
         /// The edge.
         server: ServerAddr,
-        /// What went wrong.
+        /// The cause.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// What to trust cannot be read.
+    /// The configured trust anchors cannot be read.
     #[error(transparent)]
     Trust(#[from] TrustError),
 }
@@ -83,11 +83,12 @@ impl ConnectError {
         }
     }
 
-    /// Report whether the edge's machine is there, and nobody listens: an edge that starts anew, maybe.
+    /// Report whether the edge's host refused the connection: it is up, and the edge may be restarting.
     pub(crate) fn is_refused(&self) -> bool {
         matches!(self, Self::Unreachable { tried, .. } if tried.is_refused())
     }
 
+    /// Create a [`ConnectError::Lost`].
     pub(crate) fn lost(
         server: &ServerAddr,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -99,7 +100,7 @@ impl ConnectError {
     }
 }
 
-/// Say why an edge is not reached, and what to do, in one line: the cause first.
+/// Describe in one line why the edge cannot be reached and what to do about it, the cause first.
 fn unreachable(server: &ServerAddr, tried: &carrier::DialError) -> String {
     if let Some((host, err)) = tried.unresolved() {
         return format!("cannot find {host} ({err}): check the name, and this machine's DNS");
@@ -118,10 +119,12 @@ fn unreachable(server: &ServerAddr, tried: &carrier::DialError) -> String {
     )
 }
 
+/// Return the protocol version of this agent.
 fn ours() -> &'static str {
     std::str::from_utf8(ALPN).unwrap_or("qtunnel")
 }
 
+/// Name the side to upgrade.
 fn upgrade(theirs: &str) -> &'static str {
     let number = |name: &str| {
         name.rsplit('/')

@@ -14,10 +14,10 @@ pub struct Control {
 }
 
 impl Control {
-    /// Open the stream, which a connection has one of.
+    /// Open the control stream. A connection has exactly one.
     ///
     /// # Errors
-    /// If the connection is lost.
+    /// [`ConnectionError`] if the connection is lost.
     pub async fn open(connection: &Connection) -> Result<Self, ConnectionError> {
         let (send, receive) = connection.open_bi().await?;
         let _ = send.set_priority(CONTROL_PRIORITY);
@@ -28,13 +28,20 @@ impl Control {
         })
     }
 
+    /// Send one message.
+    ///
+    /// # Errors
+    /// [`ControlError`] if the message is too long, or the stream cannot be written.
     pub async fn send(&mut self, message: &AgentMessage) -> Result<(), ControlError> {
         let bytes = proto::encode(message, CONTROL_LIMIT)?;
         self.send.write_chunk(bytes).await?;
         Ok(())
     }
 
-    /// Receive the next message. May be cancelled.
+    /// Receive the next message. Cancel safe.
+    ///
+    /// # Errors
+    /// [`ControlError`] if the message is invalid, or the stream has ended.
     pub async fn receive(&mut self) -> Result<EdgeMessage, ControlError> {
         next_message::<_, ControlError>(&mut self.receive, &mut self.splitter, CONTROL_LIMIT)
             .await?
@@ -42,7 +49,7 @@ impl Control {
     }
 }
 
-/// The control stream is of no use any more.
+/// The control stream has failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     #[error("the edge is not understood")]

@@ -1,4 +1,4 @@
-//! From an agent's configuration to a connection with the edge, or to the reason why there is none.
+//! Connecting to the edge as the agent's configuration says.
 
 use std::sync::Arc;
 
@@ -12,8 +12,9 @@ use crate::carrier::{AttemptError, DialConfig, Dialed, PathMemory};
 use crate::proto::{ALPN, ALPN_ANY};
 use crate::tls::{Distrust, proxy_config};
 
-/// What to dial for an edge, and where the reason will be noted if it is not to be trusted.
-pub(crate) fn dialing(
+/// Build the dial configuration for the edge, and the slot that receives the reason if its certificate is
+/// not trusted.
+pub(crate) fn dial_config(
     config: &AgentConfig,
     memory: &PathMemory,
 ) -> Result<(DialConfig, Distrust), ConnectError> {
@@ -27,7 +28,7 @@ pub(crate) fn dialing(
             server: server.clone(),
         })?,
     };
-    let way = DialConfig {
+    let dial_config = DialConfig {
         host: server.host.clone(),
         port: server.port,
         server_name: server.host.clone(),
@@ -39,17 +40,17 @@ pub(crate) fn dialing(
         proxy_tls: Arc::new(proxy_config()),
         memory: memory.clone(),
     };
-    Ok((way, distrust))
+    Ok((dial_config, distrust))
 }
 
-/// PathKind the edge over whichever carrier the network lets through.
+/// Connect to the edge over whichever carrier the network lets through.
 pub(crate) async fn dial(
     config: &AgentConfig,
     memory: &PathMemory,
 ) -> Result<Dialed, ConnectError> {
     let server = &config.server;
-    let (way, distrust) = dialing(config, memory)?;
-    let dialed = carrier::dial(way).await;
+    let (dial_config, distrust) = dial_config(config, memory)?;
+    let dialed = carrier::dial(dial_config).await;
     dialed.map_err(|err| match distrust.take() {
         Some(distrusted) => ConnectError::Untrusted {
             server: server.clone(),
@@ -66,7 +67,7 @@ pub(crate) async fn dial(
     })
 }
 
-/// Report whether somebody answered in QUIC who has never heard of us.
+/// Report whether a QUIC server answered that does not speak this protocol.
 fn is_foreign(attempt: &AttemptError) -> bool {
     let AttemptError::Quic { err, .. } = attempt else {
         return false;
@@ -80,5 +81,5 @@ fn is_foreign(attempt: &AttemptError) -> bool {
     }
 }
 
-/// TLS's alert for an ALPN that the server does not know (RFC 7301 §3.2).
+/// The TLS alert `no_application_protocol`: the server supports none of the offered protocols (RFC 7301 §3.2).
 const NO_APPLICATION_PROTOCOL: u8 = 120;

@@ -1,4 +1,4 @@
-//! Sessions with a former process of the edge.
+//! Sessions with older processes of the edge that are draining.
 
 use std::sync::Arc;
 
@@ -10,17 +10,18 @@ use super::open::Session;
 use crate::agent::config::AgentConfig;
 use crate::agent::forward::ServedTunnel;
 
-/// Sessions with processes of the edge that another one has replaced. Each is served until its
-/// process closes it: visitors who came before the change still talk through it.
+/// Sessions with processes of the edge that a successor has replaced (hot restart). Each is served until its
+/// process closes it, because visitors who arrived before the handover still use it.
 pub struct DrainingSessions {
     config: AgentConfig,
     tunnels: Arc<Vec<Arc<ServedTunnel>>>,
     sessions: JoinSet<()>,
+    /// Cancelled when the agent shuts down.
     stopping: CancellationToken,
 }
 
 impl DrainingSessions {
-    /// Begin with none.
+    /// Create an empty set.
     pub fn new(config: AgentConfig, tunnels: Arc<Vec<Arc<ServedTunnel>>>) -> Self {
         Self {
             config,
@@ -30,7 +31,7 @@ impl DrainingSessions {
         }
     }
 
-    /// Have the sessions drain when `shutdown` resolves, which the returned future does then, too.
+    /// Wrap `shutdown`: when it resolves, these sessions start to drain and the returned future resolves, too.
     pub fn stopped_with<S: Future<Output = ()>>(
         &self,
         shutdown: S,
@@ -42,11 +43,12 @@ impl DrainingSessions {
         }
     }
 
-    /// Serve a session to its end, of which nobody needs to hear.
+    /// Serve a session in a task of its own until it ends. Its end is only logged: the agent has a newer session.
+    /// If [`MAX_SESSIONS`] are being served already, the session is closed instead.
     pub fn adopt(&mut self, session: Session) {
         while self.sessions.try_join_next().is_some() {}
-        if self.sessions.len() >= SESSIONS {
-            debug!("too many former sessions");
+        if self.sessions.len() >= MAX_SESSIONS {
+            debug!("too many draining sessions, closing this one");
             return;
         }
         let (config, tunnels) = (self.config.clone(), self.tunnels.clone());
@@ -54,15 +56,16 @@ impl DrainingSessions {
         self.sessions.spawn(async move {
             let mut stopped = Box::pin(stopping.cancelled());
             session.serve(&config, &tunnels, &mut stopped).await;
-            debug!("a former session has ended");
+            debug!("a draining session has ended");
         });
     }
 
-    /// Wait until all have ended.
+    /// Wait until all sessions have ended.
     pub async fn ended(mut self) {
         while self.sessions.join_next().await.is_some() {}
     }
 }
 
-/// Each belongs to a process of the edge that still drains. More of them on one machine is a mistake.
-const SESSIONS: usize = 8;
+/// The most sessions that drain at the same time. Each belongs to a process of the edge that is still draining;
+/// more of them on one host are a mistake.
+const MAX_SESSIONS: usize = 8;

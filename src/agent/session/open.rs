@@ -242,7 +242,7 @@ impl Session {
                 Ok(()) = self.carrier.changed(), if !self.is_replaced => {
                     let state = self.carrier.borrow_and_update().clone();
                     if state != reported {
-                        config.observer.tell(Event::Transport(Self::link_stats_of(&self.connection, &state)));
+                        config.observer.emit(Event::Transport(Self::link_stats_of(&self.connection, &state)));
                         reported = state;
                     }
                     // Its packet shows the edge the new carrier, and so whether QUIC or TCP controls congestion.
@@ -279,10 +279,10 @@ impl Session {
             Ok(EdgeMessage::Window(_) | EdgeMessage::Ping) => {}
             Ok(EdgeMessage::Draining { .. }) => {
                 let notice = Event::Notice("the edge is about to restart".into());
-                config.observer.tell(notice);
+                config.observer.emit(notice);
             }
             Ok(EdgeMessage::Notice(text)) => {
-                config.observer.tell(Event::Notice(text.to_string()));
+                config.observer.emit(Event::Notice(text.to_string()));
             }
             Ok(EdgeMessage::Moving { .. }) => return ControlFlow::Break(()),
             Ok(EdgeMessage::Welcome(_) | EdgeMessage::Refused(_)) => {
@@ -369,7 +369,7 @@ impl Session {
                         "cut {}, which were idle",
                         self.counts.now().describe_open_ended()
                     );
-                    config.observer.tell(Event::Notice(cut));
+                    config.observer.emit(Event::Notice(cut));
                     return;
                 }
                 tokio::select! {

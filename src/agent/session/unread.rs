@@ -1,37 +1,40 @@
-//! Which of a session's streams have been read: what the edge may send again if the session breaks.
+//! The streams of a session whose heads have not been read: the edge may resend their requests if the session is
+//! lost.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::proto::{LostSession, UNREAD_LIMIT};
 
-/// The streams of one session that may hold a request.
+/// The unread streams of one session.
 #[derive(Clone, Default)]
 pub struct UnreadStreams(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
+    /// Streams accepted so far: one more than the highest index.
     accepted: u64,
+    /// The indices of accepted streams whose heads have not been read.
     unread: BTreeSet<u64>,
 }
 
 impl UnreadStreams {
-    /// Note that the edge has opened the stream of this index.
+    /// Record that the edge has opened the stream with this index.
     pub fn accepted(&self, stream: u64) {
         let mut state = self.lock();
         state.accepted = state.accepted.max(stream + 1);
         state.unread.insert(stream);
     }
 
-    /// Note that the stream's head has been read. Nothing may come of the request before this.
+    /// Record that the stream's head has been read. The request must have no effect before this is called.
     pub fn read(&self, stream: u64) {
         self.lock().unread.remove(&stream);
     }
 
-    /// Say what the edge has to know once the session is lost and all its conversations have ended.
+    /// Return the report for the edge once the session is lost and all its conversations have ended.
     pub fn report(&self, epoch: u64) -> LostSession {
         let state = self.lock();
-        // Left out, they count as read: those that came last are the most likely to wait still.
+        // Streams beyond the limit count as read. The latest are reported, as the most likely to be unread.
         let unread = state.unread.iter().rev().take(UNREAD_LIMIT).copied();
         LostSession {
             epoch,

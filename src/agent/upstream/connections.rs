@@ -1,9 +1,10 @@
-//! The HTTP/1.1 connections to one upstream: those that are idle, and how many it serves at once.
+//! The HTTP/1.1 connections to one upstream: the idle ones, and the number that the upstream serves concurrently.
 //!
-//! A server with one thread serves one connection at a time, and an idle one has its thread: whoever comes on a new
-//! connection waits until the idle one is closed. So nothing is kept idle that an upstream cannot afford: it is
-//! known how many connections at once it has been seen to serve, and who waits on a new one for longer than
-//! [`NEWCOMER`] has idle ones beyond that number closed.
+//! A single-threaded server serves one connection at a time, and an idle keep-alive connection occupies its thread:
+//! a request on a new connection waits until the idle one is closed. So the pool keeps no more connections idle than
+//! the upstream can afford: it tracks how many connections the upstream has served concurrently, and when a new
+//! connection has waited for its first response for longer than [`FIRST_RESPONSE_WAIT`], idle connections beyond that
+//! number are closed.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -14,28 +15,29 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-/// Connections of a kind, of which some are idle.
+/// The connections to one upstream, some of them idle.
 pub struct Connections<C> {
     state: Mutex<State<C>>,
-    /// Wakes who would use an idle connection.
-    kept: Notify,
-    /// Wakes who would have it closed.
-    kept_beside: Notify,
-    /// How long one is idle before it is closed, if the upstream is not known to serve another beside it.
-    alone: Duration,
+    /// Wakes requests that wait for an idle connection.
+    idle_added: Notify,
+    /// Wakes overdue requests, which may close it instead.
+    surplus_added: Notify,
+    /// The idle timeout while the upstream is not known to serve two connections concurrently.
+    single_timeout: Duration,
 }
 
 struct State<C> {
     idle: Vec<Idle<C>>,
-    /// The next connection's number: they are accepted in this order.
+    /// The number of the next connection. Servers accept connections in this order.
     next: u64,
+    /// The numbers of the open connections.
     open: BTreeSet<u64>,
-    /// The most connections that the upstream has been seen to serve at once.
-    served_at_once: usize,
-    /// Who waits for the first answer on a new connection, and has waited for long.
+    /// The most connections that the upstream has been seen to serve concurrently.
+    concurrency: usize,
+    /// Requests that have waited longer than [`FIRST_RESPONSE_WAIT`] on a new connection.
     overdue: usize,
-    /// Whether somebody closes what has been idle for long.
-    watched: bool,
+    /// A task is running that closes connections after the idle timeout.
+    sweeping: bool,
 }
 
 struct Idle<C> {
@@ -43,77 +45,77 @@ struct Idle<C> {
     since: Instant,
 }
 
-/// What can be kept idle.
-pub trait Keep: Send + 'static {
-    /// Report whether it can be used again.
-    fn is_sound(&self) -> bool;
+/// A connection that can be kept idle for reuse.
+pub trait Reusable: Send + 'static {
+    /// Report whether the connection can take another request.
+    fn is_reusable(&self) -> bool;
 }
 
-impl<C: Keep> Connections<C> {
-    /// Have none yet.
-    pub fn new(alone: Duration) -> Arc<Self> {
+impl<C: Reusable> Connections<C> {
+    /// Create an empty set.
+    pub fn new(single_timeout: Duration) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::new(State {
                 idle: Vec::new(),
                 next: 0,
                 open: BTreeSet::new(),
-                served_at_once: 1,
+                concurrency: 1,
                 overdue: 0,
-                watched: false,
+                sweeping: false,
             }),
-            kept: Notify::new(),
-            kept_beside: Notify::new(),
-            alone,
+            idle_added: Notify::new(),
+            surplus_added: Notify::new(),
+            single_timeout,
         })
     }
 
-    /// Count a connection that has been made.
-    pub fn opened(self: &Arc<Self>) -> Open<C> {
+    /// Count a new connection until the returned guard is dropped.
+    pub fn opened(self: &Arc<Self>) -> OpenConnection<C> {
         let mut state = self.state();
         let number = state.next;
         state.next += 1;
         state.open.insert(number);
-        Open {
+        OpenConnection {
             connections: Arc::downgrade(self),
             number,
         }
     }
 
-    /// Take an idle connection: the one used last, which is the least likely to have been closed at the other end.
+    /// Take the idle connection that was used last: the upstream is the least likely to have closed it.
     pub fn take(&self) -> Option<C> {
-        // Dropped when the lock is free, which they take.
-        let mut unsound = Vec::new();
+        // Dropped after the lock is released: their guards take it.
+        let mut unusable = Vec::new();
         let mut state = self.state();
-        // Those are to be closed, or whoever waits for that would wait behind everybody who comes later.
+        // These are about to be closed. Reusing them would keep an overdue request waiting behind later ones.
         if state.overdue > 0 && state.excess() > 0 {
             return None;
         }
-        let limit = self.limit(&state);
+        let limit = self.idle_timeout(&state);
         while let Some(idle) = state.idle.pop() {
-            if idle.connection.is_sound() && idle.since.elapsed() < limit {
+            if idle.connection.is_reusable() && idle.since.elapsed() < limit {
                 return Some(idle.connection);
             }
-            unsound.push(idle);
+            unusable.push(idle);
         }
         drop(state);
         None
     }
 
-    /// Wait for an idle connection. May be cancelled.
+    /// Wait for an idle connection. Cancel safe.
     pub async fn next(&self) -> C {
         loop {
-            let kept = self.kept.notified();
+            let added = self.idle_added.notified();
             if let Some(connection) = self.take() {
                 return connection;
             }
-            kept.await;
+            added.await;
         }
     }
 
-    /// Keep a connection that has nothing to do.
-    pub fn keep(self: &Arc<Self>, connection: C) {
+    /// Store an idle connection for reuse. It is closed if [`MAX_IDLE`] are stored already.
+    pub fn store(self: &Arc<Self>, connection: C) {
         let mut state = self.state();
-        if state.idle.len() >= MOST_IDLE {
+        if state.idle.len() >= MAX_IDLE {
             drop(state);
             return;
         }
@@ -122,79 +124,85 @@ impl<C: Keep> Connections<C> {
             since: Instant::now(),
         });
         if state.overdue > 0 {
-            self.kept_beside.notify_waiters();
+            self.surplus_added.notify_waiters();
         }
-        let unwatched = !std::mem::replace(&mut state.watched, true);
+        let start_sweep = !std::mem::replace(&mut state.sweeping, true);
         drop(state);
-        self.kept.notify_one();
-        if unwatched {
-            // It ends when nothing is idle, or with the upstream's pool.
-            tokio::spawn(watch(Arc::downgrade(self)));
+        self.idle_added.notify_one();
+        if start_sweep {
+            // The task ends when no connection is idle, or when the pool is dropped.
+            tokio::spawn(sweep(Arc::downgrade(self)));
         }
     }
 
-    /// Wait for the first answer on a new connection, and see to it that no idle one is in its way.
-    pub async fn first_answer<T>(&self, open: &Open<C>, answer: impl Future<Output = T>) -> T {
-        let mut answer = pin!(answer);
-        let answered = match timeout(NEWCOMER, &mut answer).await {
-            Ok(answered) => answered,
+    /// Wait for the first response on a new connection. If it is overdue, close idle connections that may block it.
+    pub async fn first_response<T>(
+        &self,
+        open: &OpenConnection<C>,
+        response: impl Future<Output = T>,
+    ) -> T {
+        let mut response = pin!(response);
+        let received = match timeout(FIRST_RESPONSE_WAIT, &mut response).await {
+            Ok(received) => received,
             Err(_) => {
-                let overdue = Overdue::new(self);
+                let overdue = OverdueRequest::new(self);
                 tokio::select! {
                     biased;
-                    answered = &mut answer => answered,
-                    never = overdue.make_room() => match never {},
+                    received = &mut response => received,
+                    never = overdue.close_blocking() => match never {},
                 }
             }
         };
         self.served(open);
-        answered
+        received
     }
 
-    /// Note that a connection is served: so are those that were made before it.
-    fn served(&self, open: &Open<C>) {
+    /// Record that the upstream serves a connection, and so all those that were opened before it.
+    fn served(&self, open: &OpenConnection<C>) {
         let mut state = self.state();
-        let at_once = state.open.range(..=open.number).count();
-        state.served_at_once = state.served_at_once.max(at_once);
+        let concurrent = state.open.range(..=open.number).count();
+        state.concurrency = state.concurrency.max(concurrent);
     }
 
-    /// Close idle connections that the upstream may not be able to serve beside the others, and that have been
-    /// idle for long enough to see whether it is. Returns whether others soon will have been.
-    fn make_room(&self) -> bool {
+    /// Close idle connections beyond the concurrency of the upstream, if they have been idle for [`MIN_IDLE`].
+    /// Return whether there are more to be closed once they have been idle for that long.
+    fn close_surplus(&self) -> bool {
         let mut state = self.state();
-        let settled = |idle: &&Idle<C>| idle.since.elapsed() >= SETTLED;
+        let settled = |idle: &&Idle<C>| idle.since.elapsed() >= MIN_IDLE;
         let settled = state.idle.iter().take_while(settled).count();
-        let most = state.excess().min(settled);
-        let closed: Vec<_> = state.idle.drain(..most).collect();
-        let others = state.excess() > most && !state.idle.is_empty();
+        let count = state.excess().min(settled);
+        let closed: Vec<_> = state.idle.drain(..count).collect();
+        let others = state.excess() > count && !state.idle.is_empty();
         drop(state);
         drop(closed);
         others
     }
 
+    /// Close all idle connections.
     fn close_idle(&self) {
         let closed = std::mem::take(&mut self.state().idle);
         drop(closed);
     }
 
-    /// Close what has been idle for long, and return when there will be more to close.
+    /// Close connections past the idle timeout, and return the time of the next one.
     fn close_expired(&self) -> Option<Instant> {
         let mut state = self.state();
-        let limit = self.limit(&state);
+        let limit = self.idle_timeout(&state);
         let expired = |idle: &&Idle<C>| idle.since.elapsed() >= limit;
         let expired = state.idle.iter().take_while(expired).count();
         let closed: Vec<_> = state.idle.drain(..expired).collect();
         let next = state.idle.first().map(|idle| idle.since + limit);
-        state.watched = next.is_some();
+        state.sweeping = next.is_some();
         drop(state);
         drop(closed);
         next
     }
 
-    fn limit(&self, state: &State<C>) -> Duration {
-        match state.served_at_once {
-            ..=1 => self.alone,
-            _ => IDLE,
+    /// Return the idle timeout, which depends on the concurrency of the upstream.
+    fn idle_timeout(&self, state: &State<C>) -> Duration {
+        match state.concurrency {
+            ..=1 => self.single_timeout,
+            _ => IDLE_TIMEOUT,
         }
     }
 }
@@ -206,19 +214,19 @@ impl<C> Connections<C> {
 }
 
 impl<C> State<C> {
-    /// How many more connections are open than the upstream is known to serve at once.
+    /// Return how many connections are open beyond the known concurrency of the upstream.
     fn excess(&self) -> usize {
-        self.open.len().saturating_sub(self.served_at_once)
+        self.open.len().saturating_sub(self.concurrency)
     }
 }
 
-/// A connection that is counted, until this is dropped with it.
-pub struct Open<C> {
+/// The registration of an open connection, held with it.
+pub struct OpenConnection<C> {
     connections: Weak<Connections<C>>,
     number: u64,
 }
 
-impl<C> Drop for Open<C> {
+impl<C> Drop for OpenConnection<C> {
     fn drop(&mut self) {
         if let Some(connections) = self.connections.upgrade() {
             connections.state().open.remove(&self.number);
@@ -226,41 +234,41 @@ impl<C> Drop for Open<C> {
     }
 }
 
-/// Somebody who has waited for long on a new connection.
-struct Overdue<'a, C: Keep>(&'a Connections<C>);
+/// A request that has waited too long on a new connection, counted until this is dropped.
+struct OverdueRequest<'a, C: Reusable>(&'a Connections<C>);
 
-impl<'a, C: Keep> Overdue<'a, C> {
+impl<'a, C: Reusable> OverdueRequest<'a, C> {
     fn new(connections: &'a Connections<C>) -> Self {
         connections.state().overdue += 1;
         Self(connections)
     }
 
-    /// Close idle connections as they come, and after a while all of them, once: what an upstream served at once in
-    /// the past may be more than it does now.
-    async fn make_room(&self) -> Infallible {
-        let mut anyway = pin!(sleep(ANYWAY));
+    /// Close surplus idle connections as they appear, and after [`CLOSE_ALL_AFTER`] all idle ones, once: the upstream
+    /// may serve fewer connections concurrently than it did in the past.
+    async fn close_blocking(&self) -> Infallible {
+        let mut close_all = pin!(sleep(CLOSE_ALL_AFTER));
         loop {
-            let kept = self.0.kept_beside.notified();
-            let others = self.0.make_room();
+            let added = self.0.surplus_added.notified();
+            let others = self.0.close_surplus();
             tokio::select! {
-                () = kept => {}
-                () = sleep(SETTLED), if others => {}
-                () = &mut anyway, if !anyway.is_elapsed() => self.0.close_idle(),
+                () = added => {}
+                () = sleep(MIN_IDLE), if others => {}
+                () = &mut close_all, if !close_all.is_elapsed() => self.0.close_idle(),
             }
         }
     }
 }
 
-impl<C: Keep> Drop for Overdue<'_, C> {
+impl<C: Reusable> Drop for OverdueRequest<'_, C> {
     fn drop(&mut self) {
         self.0.state().overdue -= 1;
-        // What was not to be taken may be now.
-        self.0.kept.notify_waiters();
+        // Idle connections that `take` withheld may be available now.
+        self.0.idle_added.notify_waiters();
     }
 }
 
-/// Close connections that have been idle for long.
-async fn watch<C: Keep>(connections: Weak<Connections<C>>) {
+/// Close connections past the idle timeout until none is idle.
+async fn sweep<C: Reusable>(connections: Weak<Connections<C>>) {
     loop {
         let next = connections.upgrade().and_then(|all| all.close_expired());
         match next {
@@ -270,124 +278,131 @@ async fn watch<C: Keep>(connections: Weak<Connections<C>>) {
     }
 }
 
-/// Shorter than what common servers allow (Node.js closes after 5 s), so that few requests meet a
-/// connection that is just being closed.
-const IDLE: Duration = Duration::from_secs(4);
+/// The idle timeout. It is shorter than that of common servers (Node.js closes after 5 s), so that few requests are
+/// sent on a connection that is just being closed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// The same for a server that may have one thread: others wait for it who know nothing of the tunnel. A page loads
-/// what belongs to it within this.
-pub const IDLE_ALONE: Duration = Duration::from_secs(1);
+/// The idle timeout for a server that may be single-threaded: clients that do not come through the tunnel wait for its
+/// only thread. A page loads its resources within this time.
+pub const SINGLE_THREADED_IDLE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The same for a server that has TLS, and will have more than one thread: connections cost it much more.
-pub const IDLE_TLS: Duration = IDLE;
+/// The idle timeout for a server with TLS: it is hardly single-threaded, and a new connection costs much more.
+pub const TLS_IDLE_TIMEOUT: Duration = IDLE_TIMEOUT;
 
-/// Idle connections that are kept: as many as conversations are usual at once.
-const MOST_IDLE: usize = 256;
+/// The most idle connections: as many as there usually are concurrent conversations.
+const MAX_IDLE: usize = 256;
 
-/// How long the first answer on a new connection may take before idle ones make room. To make them again costs a
-/// hundredth of it.
-const NEWCOMER: Duration = Duration::from_millis(50);
+/// Time that the first response on a new connection has before idle connections are closed for it. Reopening them
+/// costs a hundredth of this.
+const FIRST_RESPONSE_WAIT: Duration = Duration::from_millis(50);
 
-/// How long one is idle before it makes room: two answers that come at once show that they were served at once.
-const SETTLED: Duration = Duration::from_millis(5);
+/// Time for which a connection must have been idle before it is closed as surplus: two responses within it count as
+/// served concurrently.
+const MIN_IDLE: Duration = Duration::from_millis(5);
 
-/// When idle connections make room whatever the upstream was able to do in the past.
-const ANYWAY: Duration = Duration::from_secs(1);
+/// Time after which an overdue request closes all idle connections, whatever concurrency the upstream has shown.
+const CLOSE_ALL_AFTER: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// A connection that is always sound.
-    struct Sound(Open<Sound>);
+    /// A connection that is always reusable.
+    struct TestConnection(OpenConnection<TestConnection>);
 
-    impl Keep for Sound {
-        fn is_sound(&self) -> bool {
+    impl Reusable for TestConnection {
+        fn is_reusable(&self) -> bool {
             true
         }
     }
 
-    fn connections() -> Arc<Connections<Sound>> {
-        Connections::new(IDLE_ALONE)
+    fn connections() -> Arc<Connections<TestConnection>> {
+        Connections::new(SINGLE_THREADED_IDLE_TIMEOUT)
     }
 
-    fn open(connections: &Connections<Sound>) -> usize {
+    fn open(connections: &Connections<TestConnection>) -> usize {
         connections.state().open.len()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_idle_connection_is_closed_by_itself() {
+    async fn an_idle_connection_is_closed_after_the_timeout() {
         let connections = connections();
-        connections.keep(Sound(connections.opened()));
+        connections.store(TestConnection(connections.opened()));
 
-        sleep(IDLE_ALONE - SETTLED).await;
+        sleep(SINGLE_THREADED_IDLE_TIMEOUT - MIN_IDLE).await;
         assert_eq!(open(&connections), 1);
-        sleep(SETTLED * 2).await;
+        sleep(MIN_IDLE * 2).await;
 
         assert_eq!(open(&connections), 0);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_idle_connection_makes_room_for_who_waits_on_a_new_one() {
+    async fn an_idle_connection_is_closed_for_an_overdue_request_on_a_new_one() {
         let connections = connections();
-        connections.keep(Sound(connections.opened()));
-        let new = Sound(connections.opened());
+        connections.store(TestConnection(connections.opened()));
+        let new = TestConnection(connections.opened());
 
-        // As a server with one thread does.
-        let answer = async {
+        // A single-threaded server.
+        let response = async {
             while open(&connections) > 1 {
                 sleep(Duration::from_millis(1)).await;
             }
         };
         let started = Instant::now();
-        connections.first_answer(&new.0, answer).await;
+        connections.first_response(&new.0, response).await;
 
-        assert!(started.elapsed() < NEWCOMER * 2, "{:?}", started.elapsed());
+        assert!(
+            started.elapsed() < FIRST_RESPONSE_WAIT * 2,
+            "{:?}",
+            started.elapsed()
+        );
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_that_becomes_idle_makes_room_too_and_nobody_else_takes_it() {
+    async fn a_connection_that_becomes_idle_is_closed_for_an_overdue_request_and_not_reused() {
         let connections = connections();
-        let busy = Sound(connections.opened());
-        let new = Sound(connections.opened());
+        let busy = TestConnection(connections.opened());
+        let new = TestConnection(connections.opened());
 
-        let answer = async {
-            sleep(NEWCOMER * 2).await;
-            connections.keep(busy);
+        let response = async {
+            sleep(FIRST_RESPONSE_WAIT * 2).await;
+            connections.store(busy);
             assert!(connections.take().is_none());
             while open(&connections) > 1 {
                 sleep(Duration::from_millis(1)).await;
             }
         };
         let started = Instant::now();
-        connections.first_answer(&new.0, answer).await;
+        connections.first_response(&new.0, response).await;
 
-        assert!(started.elapsed() < NEWCOMER * 2 + SETTLED * 3);
+        assert!(started.elapsed() < FIRST_RESPONSE_WAIT * 2 + MIN_IDLE * 3);
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_upstream_that_serves_several_at_once_keeps_its_idle_connections() {
         let connections = connections();
-        connections.keep(Sound(connections.opened()));
-        let quick = Sound(connections.opened());
-        connections.first_answer(&quick.0, async {}).await;
-        connections.keep(quick);
+        connections.store(TestConnection(connections.opened()));
+        let quick = TestConnection(connections.opened());
+        connections.first_response(&quick.0, async {}).await;
+        connections.store(quick);
         drop(connections.take());
 
-        let slow = Sound(connections.opened());
-        connections.first_answer(&slow.0, sleep(NEWCOMER * 3)).await;
+        let slow = TestConnection(connections.opened());
+        connections
+            .first_response(&slow.0, sleep(FIRST_RESPONSE_WAIT * 3))
+            .await;
 
         assert!(connections.take().is_some());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_waits_gets_a_connection_that_becomes_idle() {
+    async fn a_waiting_request_gets_a_connection_that_becomes_idle() {
         let connections = connections();
-        let busy = Sound(connections.opened());
+        let busy = TestConnection(connections.opened());
 
         let (_, ()) = tokio::join!(connections.next(), async {
-            sleep(NEWCOMER).await;
-            connections.keep(busy);
+            sleep(FIRST_RESPONSE_WAIT).await;
+            connections.store(busy);
         });
     }
 }

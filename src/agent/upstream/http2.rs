@@ -1,8 +1,9 @@
 //! The HTTP/2 connections to one upstream, and the streams on them.
 //!
-//! One connection carries as many requests at once as the upstream allows (`SETTINGS_MAX_CONCURRENT_STREAMS`); when
-//! all are full another is opened. Servers also limit how many requests a connection carries in all, and end it by
-//! GOAWAY then: what they allowed the last connection, the next one gets before another is opened.
+//! One connection carries as many concurrent requests as the upstream allows (`SETTINGS_MAX_CONCURRENT_STREAMS`); when
+//! all connections are full, another one is opened. Servers also limit the total number of requests per connection,
+//! and then close it with GOAWAY: the number learnt from one connection is assumed for the next, which takes no new
+//! requests once it has been reached.
 
 use std::future::poll_fn;
 use std::io;
@@ -23,118 +24,122 @@ use tracing::{debug, warn};
 
 use super::RequestBody;
 
-/// The connections.
+/// The HTTP/2 connections to one upstream.
 #[derive(Default)]
 pub struct Http2Connections {
     state: Mutex<State>,
-    /// Wakes who waits for a stream.
+    /// Wakes requests that wait for a stream.
     changed: Notify,
 }
 
 #[derive(Default)]
 struct State {
-    /// Those that take new requests, the oldest first.
+    /// The connections that take new requests, the oldest first.
     live: Vec<Connection>,
-    /// The next one's number.
+    /// The number of the next connection.
     next: u64,
-    /// Somebody opens another.
+    /// A connection is being opened.
     dialling: bool,
-    /// Attempts to open one that have failed.
-    failed: u64,
-    /// Requests that a connection gets in all, as far as is known, and of which connection that was learnt.
+    /// Failed attempts to open a connection.
+    failures: u64,
+    /// The assumed total number of requests that the upstream allows per connection.
     lifetime: Option<u32>,
-    learnt_of: Option<u64>,
-    /// When somebody was last told that requests wait.
-    told: Option<Instant>,
-    watched: bool,
+    /// The number of the connection from which `lifetime` was learnt.
+    lifetime_from: Option<u64>,
+    /// The time of the last warning that requests wait.
+    warned_at: Option<Instant>,
+    /// A task is running that closes idle connections.
+    sweeping: bool,
 }
 
 struct Connection {
     number: u64,
     sender: SendRequest<RequestBody>,
-    /// What the upstream allows at once: the most that is until its SETTINGS are here.
+    /// Returns the number of concurrent streams that hyper may open, [`STREAMS_BEFORE_SETTINGS`] until the SETTINGS
+    /// of the upstream have arrived, and `None` once the connection has ended.
     allowed: Box<dyn Fn() -> Option<usize> + Send>,
-    since: Instant,
-    /// Requests under way.
+    opened_at: Instant,
+    /// Requests in progress.
     streams: usize,
-    /// The most of them, where the upstream has refused more.
-    most: usize,
-    /// Requests in all.
+    /// The most concurrent requests: lowered when the upstream refuses a stream.
+    stream_limit: usize,
+    /// Requests so far.
     used: u32,
-    /// Requests that were answered.
+    /// Requests that got a response.
     answered: u32,
     idle_since: Instant,
 }
 
-/// What to do about a stream.
-pub enum Turn<'a> {
-    /// It is there.
+/// The result of [`Http2Connections::acquire`].
+pub enum Acquired<'a> {
+    /// A stream for the request.
     Stream(Stream),
-    /// Open a connection.
-    Dial(Dialling<'a>),
+    /// The permission to open a connection.
+    Dial(DialPermit<'a>),
 }
 
-/// The duty to open a connection, which nobody else does meanwhile.
-pub struct Dialling<'a>(&'a Arc<Http2Connections>);
+/// The exclusive permission to open a connection. Other requests wait until it is dropped.
+pub struct DialPermit<'a>(&'a Arc<Http2Connections>);
 
 impl Http2Connections {
-    /// Wait for a stream, or for one's turn to open a connection.
-    pub async fn turn(self: &Arc<Self>) -> Turn<'_> {
-        let failed = self.state().failed;
+    /// Wait for a stream, or for the permission to open a connection. Cancel safe.
+    pub async fn acquire(self: &Arc<Self>) -> Acquired<'_> {
+        let failures = self.state().failures;
         loop {
             let changed = self.changed.notified();
-            let unknown = {
+            let unknown_limit = {
                 let mut state = self.state();
                 if let Some(stream) = state.take(self) {
-                    return Turn::Stream(stream);
+                    return Acquired::Stream(stream);
                 }
-                let unknown = state.live.iter().any(Connection::is_unknown);
-                // Whoever has waited for an attempt in vain makes its own: they must not fail one after the other.
-                let alone = !state.dialling && !unknown;
-                if state.failed != failed || alone && state.live.len() < MOST_CONNECTIONS {
+                let unknown_limit = state.live.iter().any(Connection::awaits_settings);
+                // A request that has waited for a failed attempt dials by itself: waiting requests must not fail one
+                // after the other.
+                let may_dial = !state.dialling && !unknown_limit;
+                if state.failures != failures || may_dial && state.live.len() < MAX_CONNECTIONS {
                     state.dialling = true;
-                    return Turn::Dial(Dialling(self));
+                    return Acquired::Dial(DialPermit(self));
                 }
-                if !state.dialling && !unknown {
-                    state.tell_of_waiting();
+                if !state.dialling && !unknown_limit {
+                    state.warn_of_waiting();
                 }
-                unknown
+                unknown_limit
             };
             tokio::select! {
                 () = changed => {}
-                () = sleep(SETTINGS_POLL), if unknown => {}
+                () = sleep(SETTINGS_POLL_INTERVAL), if unknown_limit => {}
             }
         }
     }
 
-    /// Speak HTTP/2 on a new connection, and use it for a first request.
+    /// Speak HTTP/2 on a new connection, and return its first stream.
     ///
     /// # Errors
-    /// As of hyper.
+    /// [`hyper::Error`] if the handshake fails.
     pub async fn open<S>(self: &Arc<Self>, io: S) -> hyper::Result<Stream>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
-            .initial_max_send_streams(UNTIL_SETTINGS)
-            .max_header_list_size(HEAD)
+            .initial_max_send_streams(STREAMS_BEFORE_SETTINGS)
+            .max_header_list_size(MAX_HEADER_LIST)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .keep_alive_interval(PING)
-            .keep_alive_timeout(PONG)
+            .keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_TIMEOUT)
             .handshake(TokioIo::new(io))
             .await?;
         let connection = Arc::new(Mutex::new(Some(connection)));
-        let asked = connection.clone();
+        let shared = connection.clone();
         let allowed = move || {
-            let connection = asked.lock().unwrap_or_else(PoisonError::into_inner);
+            let connection = shared.lock().unwrap_or_else(PoisonError::into_inner);
             connection
                 .as_ref()
                 .map(http2::Connection::current_max_send_streams)
         };
         let stream = self.add(sender, Box::new(allowed));
-        // It ends when the last of its senders is dropped.
+        // The task ends when the last sender is dropped.
         let (number, connections) = (stream.number, Arc::downgrade(self));
         tokio::spawn(async move {
             let ended = poll_fn(|cx| {
@@ -156,6 +161,7 @@ impl Http2Connections {
         Ok(stream)
     }
 
+    /// Register a connection, and return its first stream.
     fn add(
         self: &Arc<Self>,
         sender: SendRequest<RequestBody>,
@@ -168,27 +174,27 @@ impl Http2Connections {
             number,
             sender: sender.clone(),
             allowed,
-            since: Instant::now(),
+            opened_at: Instant::now(),
             streams: 1,
-            most: MOST_STREAMS,
+            stream_limit: MAX_STREAMS,
             used: 1,
             answered: 0,
             idle_since: Instant::now(),
         });
-        if !std::mem::replace(&mut state.watched, true) {
-            // It ends when there is no connection, or with the upstream's pool.
-            tokio::spawn(watch(Arc::downgrade(self)));
+        if !std::mem::replace(&mut state.sweeping, true) {
+            // The task ends when there is no connection, or when the pool is dropped.
+            tokio::spawn(sweep(Arc::downgrade(self)));
         }
         Stream {
             connections: self.clone(),
             number,
-            place: 1,
+            position: 1,
             reused: false,
             sender,
         }
     }
 
-    /// Use a connection for no new request. Those under way go on.
+    /// Send no new requests on a connection. Those in progress continue.
     fn retire(&self, number: u64) {
         let mut state = self.state();
         let at = state
@@ -201,54 +207,55 @@ impl Http2Connections {
         self.changed.notify_waiters();
     }
 
-    /// Learn from the end of a connection how many requests the upstream gives to one: fewer than that which it has
-    /// not processed any more.
-    fn gone_away(&self, number: u64, place: u32) {
+    /// Handle a GOAWAY: learn how many requests the upstream allows per connection, which is one less than the position
+    /// of the first request that it did not process.
+    fn handle_goaway(&self, number: u64, position: u32) {
         let mut state = self.state();
-        let given = (place - 1).max(1);
-        if state.learnt_of.is_none_or(|last| last < number) {
-            state.lifetime = Some(given);
-            state.learnt_of = Some(number);
-        } else if state.learnt_of == Some(number) {
-            state.lifetime = state.lifetime.map(|lifetime| lifetime.min(given));
+        let processed = (position - 1).max(1);
+        if state.lifetime_from.is_none_or(|last| last < number) {
+            state.lifetime = Some(processed);
+            state.lifetime_from = Some(number);
+        } else if state.lifetime_from == Some(number) {
+            state.lifetime = state.lifetime.map(|lifetime| lifetime.min(processed));
         }
         drop(state);
         self.retire(number);
     }
 
-    /// Learn from a refused stream how many at once are too many. A connection that refuses the only one is not used
-    /// any more.
-    fn refused(&self, number: u64) {
+    /// Handle a refused stream (REFUSED_STREAM): lower the limit of concurrent streams. A connection that refuses its
+    /// only stream is not used any more.
+    fn handle_refusal(&self, number: u64) {
         let mut state = self.state();
         let Some(connection) = state.find(number) else {
             return;
         };
-        connection.most = connection.most.min(connection.streams - 1);
-        let useless = connection.most == 0;
+        connection.stream_limit = connection.stream_limit.min(connection.streams - 1);
+        let useless = connection.stream_limit == 0;
         drop(state);
         if useless {
             self.retire(number);
         }
     }
 
-    /// Close connections that have had nothing to do for long, and return when to look again.
+    /// Close connections past the idle timeout, and return the time of the next check.
     fn close_idle(&self) -> Option<Instant> {
         let mut state = self.state();
-        let (kept, closed) = std::mem::take(&mut state.live)
-            .into_iter()
-            .partition(|connection| {
-                connection.streams > 0 || connection.idle_since.elapsed() < IDLE
-            });
-        state.live = kept;
+        let (retained, closed) =
+            std::mem::take(&mut state.live)
+                .into_iter()
+                .partition(|connection| {
+                    connection.streams > 0 || connection.idle_since.elapsed() < IDLE_TIMEOUT
+                });
+        state.live = retained;
         let next = state
             .live
             .iter()
-            .map(|connection| connection.idle_since + IDLE)
+            .map(|connection| connection.idle_since + IDLE_TIMEOUT)
             .min();
-        state.watched = next.is_some();
+        state.sweeping = next.is_some();
         drop(state);
         drop::<Vec<_>>(closed);
-        next.map(|next| next.max(Instant::now() + LOOK_AGAIN))
+        next.map(|next| next.max(Instant::now() + MIN_SWEEP_INTERVAL))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -257,8 +264,9 @@ impl Http2Connections {
 }
 
 impl State {
+    /// Take a stream on the oldest connection with room.
     fn take(&mut self, connections: &Arc<Http2Connections>) -> Option<Stream> {
-        // The oldest first, so that what was opened for a rush becomes idle after it.
+        // The oldest first, so that connections opened during a burst become idle after it.
         self.live
             .retain(|connection| !connection.sender.is_closed());
         let at = self.live.iter().position(Connection::has_room)?;
@@ -268,7 +276,7 @@ impl State {
         let stream = Stream {
             connections: connections.clone(),
             number: connection.number,
-            place: connection.used,
+            position: connection.used,
             reused: connection.answered > 0,
             sender: connection.sender.clone(),
         };
@@ -276,20 +284,24 @@ impl State {
             .lifetime
             .is_some_and(|lifetime| connection.used >= lifetime)
         {
-            // The next one is tried with a few more: it may have been for another reason.
+            // The next connection may carry a few more: the last one may have been closed for another reason.
             self.lifetime = Some(connection.used.saturating_add(connection.used / 4 + 1));
             self.live.remove(at);
         }
         Some(stream)
     }
 
-    fn tell_of_waiting(&mut self) {
-        if self.told.is_none_or(|told| told.elapsed() >= TELL) {
-            self.told = Some(Instant::now());
+    /// Warn that requests wait, at most once in [`WARN_INTERVAL`].
+    fn warn_of_waiting(&mut self) {
+        if self
+            .warned_at
+            .is_none_or(|at| at.elapsed() >= WARN_INTERVAL)
+        {
+            self.warned_at = Some(Instant::now());
             let connections = self.live.len();
             warn!(
                 connections,
-                "requests wait: the upstream allows no more at once on its HTTP/2 connections"
+                "requests wait: the upstream allows no more concurrent streams on its HTTP/2 connections"
             );
         }
     }
@@ -300,80 +312,81 @@ impl Connection {
         self.streams < self.allowed_now()
     }
 
+    /// Return the number of concurrent streams that the connection may have now.
     fn allowed_now(&self) -> usize {
         let allowed = match (self.allowed)() {
-            // hyper holds back what is too much, should they come after all.
-            Some(UNTIL_SETTINGS) if self.is_unknown() => 1,
-            Some(UNTIL_SETTINGS) if self.answered == 0 => USUAL,
+            Some(STREAMS_BEFORE_SETTINGS) if self.awaits_settings() => 1,
+            // If SETTINGS still arrive with a lower limit, hyper queues the streams beyond it.
+            Some(STREAMS_BEFORE_SETTINGS) if self.answered == 0 => ASSUMED_STREAMS,
             Some(allowed) => allowed.max(1),
             None => 0,
         };
-        allowed.min(self.most)
+        allowed.min(self.stream_limit)
     }
 
-    /// Report whether the upstream's SETTINGS, which say how many streams it allows, have still to come.
-    fn is_unknown(&self) -> bool {
+    /// Report whether the SETTINGS of the upstream, with its limit of streams, are still awaited.
+    fn awaits_settings(&self) -> bool {
         self.answered == 0
-            && self.since.elapsed() < SETTINGS
-            && (self.allowed)() == Some(UNTIL_SETTINGS)
+            && self.opened_at.elapsed() < SETTINGS_TIMEOUT
+            && (self.allowed)() == Some(STREAMS_BEFORE_SETTINGS)
     }
 }
 
-impl Dialling<'_> {
-    /// Let nobody else wait for this: there is no connection.
+impl DialPermit<'_> {
+    /// Report that the attempt failed, so that waiting requests dial by themselves.
     pub fn fail(self) {
-        self.0.state().failed += 1;
+        self.0.state().failures += 1;
     }
 }
 
-impl Drop for Dialling<'_> {
+impl Drop for DialPermit<'_> {
     fn drop(&mut self) {
         self.0.state().dialling = false;
         self.0.changed.notify_waiters();
     }
 }
 
-/// A stream for one request, until its answer has been read to the end.
+/// A stream for one request, occupied until the response has been read to the end.
 pub struct Stream {
     connections: Arc<Http2Connections>,
     number: u64,
-    /// Its place among the requests of its connection.
-    place: u32,
-    /// Whether its connection has served before, and may have been closed in this moment.
+    /// The position of the request on its connection, from 1.
+    position: u32,
+    /// The connection has served a request before, so the upstream may be closing it at this moment.
     pub reused: bool,
     sender: SendRequest<RequestBody>,
 }
 
 impl Stream {
-    /// Send a request, and wait for the head of its answer.
+    /// Send a request, and wait for the head of the response.
     ///
     /// # Errors
-    /// As of hyper: with the request, if nothing of it has been sent.
-    pub async fn ask(
+    /// [`TrySendError`], which contains the request if nothing of it has been sent.
+    pub async fn send(
         &mut self,
         request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
-        let answer = self.sender.try_send_request(request).await;
-        match &answer {
+        let response = self.sender.try_send_request(request).await;
+        match &response {
             Ok(_) => {
                 let mut state = self.connections.state();
                 if let Some(connection) = state.find(self.number) {
                     connection.answered += 1;
                 }
             }
-            Err(err) => match Ended::of(err.error()) {
-                Ended::GoneAway => self.connections.gone_away(self.number, self.place),
-                Ended::Refused => self.connections.refused(self.number),
-                Ended::ForwardError => self.connections.retire(self.number),
-                Ended::No => {}
+            Err(err) => match FailureScope::of(err.error()) {
+                FailureScope::GoAway => self.connections.handle_goaway(self.number, self.position),
+                FailureScope::Refused => self.connections.handle_refusal(self.number),
+                FailureScope::Connection => self.connections.retire(self.number),
+                FailureScope::Stream => {}
             },
         }
-        answer
+        response
     }
 }
 
 impl Stream {
-    /// Let another request have it: the answer has been read.
+    /// Free the slot for another request after the response has been read.
     pub fn release(self) {}
 }
 
@@ -396,41 +409,42 @@ impl Drop for Stream {
     }
 }
 
-/// Whether a connection has ended with a request's failure.
-enum Ended {
-    /// The upstream takes no more requests on it.
-    GoneAway,
-    /// There are too many at once.
+/// The consequence of a failed request for its connection.
+enum FailureScope {
+    /// The upstream takes no more requests on the connection.
+    GoAway,
+    /// There were too many concurrent requests.
     Refused,
-    /// It broke.
-    ForwardError,
-    No,
+    /// The connection is broken.
+    Connection,
+    /// Only the stream failed.
+    Stream,
 }
 
-impl Ended {
+impl FailureScope {
     fn of(err: &hyper::Error) -> Self {
         match h2_error(err) {
-            Some(err) if err.is_go_away() && err.is_remote() => Self::GoneAway,
+            Some(err) if err.is_go_away() && err.is_remote() => Self::GoAway,
             Some(err) if is_refusal(err) => Self::Refused,
-            Some(err) if err.is_reset() => Self::No,
-            _ => Self::ForwardError,
+            Some(err) if err.is_reset() => Self::Stream,
+            _ => Self::Connection,
         }
     }
 }
 
-/// Report whether the upstream has certainly not processed a request that failed so (RFC 9113 §8.7): it is on a
-/// stream that GOAWAY excludes, it was refused, or it was never sent.
+/// Report whether the upstream has certainly not processed the request that failed with this error (RFC 9113 §8.7):
+/// GOAWAY excludes its stream, the stream was refused, or the request was never sent.
 pub fn is_unprocessed(err: &hyper::Error) -> bool {
     match h2_error(err) {
         Some(err) if err.is_go_away() => err.is_remote(),
         Some(err) => is_refusal(err),
-        // The connection took no more requests when this one came.
+        // The connection was closing when the request was submitted.
         None => err.is_canceled(),
     }
 }
 
-/// Report whether the upstream itself has reset the stream of a request: an answer of a kind.
-pub fn is_answer(err: &hyper::Error) -> bool {
+/// Report whether the upstream itself reset the stream of the request, which is a deliberate reaction to it.
+pub fn is_remote_reset(err: &hyper::Error) -> bool {
     h2_error(err).is_some_and(|err| err.is_reset() && err.is_remote())
 }
 
@@ -438,16 +452,16 @@ fn is_refusal(err: &h2::Error) -> bool {
     err.is_reset() && err.is_remote() && err.reason() == Some(h2::Reason::REFUSED_STREAM)
 }
 
-/// Name what an upstream has said or not said, in the words of RFC 9113. It may not speak HTTP/2 at all if nothing
-/// has agreed on it.
+/// Describe an error in the terms of RFC 9113, or return `None` if it is not specific to HTTP/2. Unless `is_agreed`
+/// is set, the upstream may not speak HTTP/2 at all.
 pub fn describe(err: &hyper::Error, is_agreed: bool) -> Option<String> {
     if err.is_timeout() {
-        let limit = humantime::format_duration(PONG);
+        let limit = humantime::format_duration(PING_TIMEOUT);
         return Some(format!("it did not answer an HTTP/2 PING within {limit}"));
     }
     let source = std::error::Error::source(err);
     let is_broken = source.is_some_and(|err| err.is::<io::Error>());
-    // The length of a frame that begins "HTTP".
+    // The first bytes of an HTTP/1.1 response, read as a frame header, give an excessive length.
     let is_malformed = h2_error(err)
         .is_some_and(|err| !err.is_remote() && err.reason() == Some(h2::Reason::FRAME_SIZE_ERROR));
     if !is_agreed && (is_malformed || is_broken) {
@@ -465,12 +479,13 @@ pub fn describe(err: &hyper::Error, is_agreed: bool) -> Option<String> {
     Some(format!("{who} {did} {reason:?}"))
 }
 
+/// Return the error of the h2 crate within an error of hyper.
 fn h2_error(err: &hyper::Error) -> Option<&h2::Error> {
     std::error::Error::source(err)?.downcast_ref()
 }
 
-/// Close connections that have had nothing to do for long.
-async fn watch(connections: Weak<Http2Connections>) {
+/// Close connections past the idle timeout until there is no connection.
+async fn sweep(connections: Weak<Http2Connections>) {
     loop {
         let next = connections.upgrade().and_then(|all| all.close_idle());
         match next {
@@ -480,45 +495,48 @@ async fn watch(connections: Weak<Http2Connections>) {
     }
 }
 
-/// Connections to one upstream that take requests at once. With as many streams on each as servers usually allow,
-/// that is far more than an agent has conversations.
-const MOST_CONNECTIONS: usize = 64;
+/// The most connections to one upstream that take requests. With the usual number of streams on each, that is far more
+/// than the conversations of an agent.
+const MAX_CONNECTIONS: usize = 64;
 
-/// Streams that one connection has at once, if the upstream has no limit.
-const MOST_STREAMS: usize = 1_024;
+/// The most concurrent streams on one connection if the upstream has no limit.
+const MAX_STREAMS: usize = 1_024;
 
-/// What hyper takes for allowed before it has read the upstream's SETTINGS: a number that no upstream says.
-const UNTIL_SETTINGS: usize = 101;
+/// The stream limit that hyper reports before it has read the upstream's SETTINGS: a number that no upstream sends, so
+/// that it is recognised.
+const STREAMS_BEFORE_SETTINGS: usize = 101;
 
-/// Streams that are likely to be allowed (RFC 9113 §6.5.2), where SETTINGS do not come.
-const USUAL: usize = 100;
+/// The assumed stream limit of an upstream that sends no SETTINGS: RFC 9113 §6.5.2 recommends at least 100.
+const ASSUMED_STREAMS: usize = 100;
 
-/// How long SETTINGS are waited for by more requests than one: they are the first that an upstream sends.
-const SETTINGS: Duration = Duration::from_secs(1);
+/// Time for which further requests wait for the SETTINGS on a new connection: they are the first frame that an upstream
+/// sends.
+const SETTINGS_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How often somebody looks whether they are here: nothing tells.
-const SETTINGS_POLL: Duration = Duration::from_millis(3);
+/// The interval of the check for SETTINGS: hyper does not notify.
+const SETTINGS_POLL_INTERVAL: Duration = Duration::from_millis(3);
 
-/// How long a connection is kept that has nothing to do. A dead one is found by a request, which waits for a PING.
-const IDLE: Duration = Duration::from_secs(30);
+/// The idle timeout of a connection. A dead one is detected by the next request, which waits for a PING.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How often idle connections are looked for, at most.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// The shortest interval between two checks for idle connections.
+const MIN_SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often somebody is told that requests wait.
-const TELL: Duration = Duration::from_secs(30);
+/// The shortest interval between two warnings that requests wait.
+const WARN_INTERVAL: Duration = Duration::from_secs(30);
 
-/// The longest head of an answer (RFC 9113 §6.5.2 counts 32 bytes for each field): what browsers read.
-const HEAD: u32 = 256 << 10;
+/// `SETTINGS_MAX_HEADER_LIST_SIZE`: the longest response head in bytes, with 32 for each field (RFC 9113 §6.5.2), as in
+/// browsers.
+const MAX_HEADER_LIST: u32 = 256 << 10;
 
-/// What the upstream may send ahead on one stream.
+/// The flow-control window of one stream, in bytes.
 const STREAM_WINDOW: u32 = 1 << 20;
 
-/// What the upstream may send ahead in all.
+/// The flow-control window of a connection, in bytes.
 const CONNECTION_WINDOW: u32 = 8 << 20;
 
-/// An upstream that has vanished is found by pings.
-const PING: Duration = Duration::from_secs(20);
+/// The interval of PINGs, which detect an upstream that has vanished.
+const PING_INTERVAL: Duration = Duration::from_secs(20);
 
-/// How long a ping may go unanswered.
-const PONG: Duration = Duration::from_secs(20);
+/// Time that the upstream has to acknowledge a PING.
+const PING_TIMEOUT: Duration = Duration::from_secs(20);

@@ -1,4 +1,4 @@
-//! What a tunnel forwards to: a server on a socket, or a service in this process.
+//! The destinations of tunnels: a server on a socket, or a service in this process.
 
 pub(crate) mod address;
 pub(crate) mod connections;
@@ -29,12 +29,12 @@ use self::address::{Address, Target};
 use crate::http::ReplayBody;
 use crate::stream::{ReceiveError, TunnelBody, Unread};
 
-/// Where a tunnel's requests go.
+/// The destination of a tunnel's requests.
 #[derive(Debug, Clone)]
 pub enum Upstream {
-    /// To a server.
+    /// A server.
     Target(Target),
-    /// To a service in this process, without any local port.
+    /// A service in this process, without a local port.
     Service(Service),
 }
 
@@ -49,22 +49,23 @@ impl From<Address> for Upstream {
 
 /// An HTTP service in this process.
 #[derive(Clone)]
-pub struct Service(Arc<dyn Fn(Request<UpstreamBody>) -> Answer + Send + Sync>);
+pub struct Service(Arc<dyn Fn(Request<UpstreamBody>) -> ResponseFuture + Send + Sync>);
 
-type Answer = Pin<Box<dyn Future<Output = Result<Response<UpstreamBody>, BoxError>> + Send>>;
+type ResponseFuture =
+    Pin<Box<dyn Future<Output = Result<Response<UpstreamBody>, BoxError>> + Send>>;
 type BoxError = Box<dyn StdError + Send + Sync>;
 
 impl Service {
-    /// Publish a function.
-    pub fn new<F, Fut>(answer: F) -> Self
+    /// Create a service from a function.
+    pub fn new<F, Fut>(handler: F) -> Self
     where
         F: Fn(Request<UpstreamBody>) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Response<UpstreamBody>, BoxError>> + Send + 'static,
     {
-        Self(Arc::new(move |request| Box::pin(answer(request))))
+        Self(Arc::new(move |request| Box::pin(handler(request))))
     }
 
-    /// Publish a tower service, such as an axum router.
+    /// Create a service from a `tower` service, such as an axum router.
     pub fn tower<S, B>(service: S) -> Self
     where
         S: tower_service::Service<Request<UpstreamBody>, Response = Response<B>>
@@ -88,16 +89,19 @@ impl Service {
         })
     }
 
-    /// Answer a request. A panic is an error like any other.
+    /// Call the service.
+    ///
+    /// # Errors
+    /// The error of the service; a panic is caught and returned as an error.
     pub(crate) async fn call(
         &self,
         request: Request<UpstreamBody>,
     ) -> Result<Response<UpstreamBody>, BoxError> {
-        let mut answer = catch_unwind(AssertUnwindSafe(|| (self.0)(request)))
+        let mut response = catch_unwind(AssertUnwindSafe(|| (self.0)(request)))
             .map_err(|_| BoxError::from(PANICKED))?;
         poll_fn(
-            |cx| match catch_unwind(AssertUnwindSafe(|| answer.as_mut().poll(cx))) {
-                Ok(answered) => answered,
+            |cx| match catch_unwind(AssertUnwindSafe(|| response.as_mut().poll(cx))) {
+                Ok(polled) => polled,
                 Err(_) => Poll::Ready(Err(PANICKED.into())),
             },
         )
@@ -111,10 +115,10 @@ impl fmt::Debug for Service {
     }
 }
 
-/// What the agent's log says; where and why is on stderr, as of every panic.
+/// The error text for a panic. The panic hook has already written the details to stderr.
 const PANICKED: &str = "it panicked";
 
-/// A request's or response's body at a service in this process.
+/// The body of a request to, or a response from, a service in this process.
 pub struct UpstreamBody(UnsyncBoxBody<Bytes, BoxError>);
 
 impl UpstreamBody {
@@ -127,7 +131,7 @@ impl UpstreamBody {
         Self(body.map_err(Into::into).boxed_unsync())
     }
 
-    /// Make a body of bytes that are there already.
+    /// Create a body from bytes in memory.
     pub fn full(bytes: impl Into<Bytes>) -> Self {
         let full = http_body_util::Full::new(bytes.into());
         Self(
@@ -157,13 +161,13 @@ impl Body for UpstreamBody {
     }
 }
 
-/// A request's body on its way to an upstream.
+/// The body of a request to a server.
 pub enum RequestBody {
-    /// From the tunnel.
+    /// A body from the tunnel.
     Tunnel(Box<TunnelBody>),
-    /// From the tunnel, and kept meanwhile for another attempt.
+    /// A body from the tunnel that is buffered for a retry.
     Replay(ReplayBody<TunnelBody>),
-    /// None.
+    /// No body.
     Empty,
 }
 

@@ -169,7 +169,10 @@ impl Pool {
     /// Return a connection whose response has been read to the end. It is reused only if the upstream finishes the
     /// exchange within [`FINISH_TIMEOUT`].
     pub async fn release(&self, mut connection: Http1) {
-        if matches!(timeout(FINISH_TIMEOUT, connection.sender.ready()).await, Ok(Ok(()))) {
+        if matches!(
+            timeout(FINISH_TIMEOUT, connection.sender.ready()).await,
+            Ok(Ok(()))
+        ) {
             connection.in_use = None;
             self.http1.store(connection);
         }
@@ -248,7 +251,9 @@ impl Pool {
     /// [`DialError`] if it does not.
     pub async fn probe(&self) -> Result<(), DialError> {
         let reached = match &self.target {
-            Target::Unix(path) => timeout(CONNECT_TIMEOUT, unix(path)).await.map(|io| io.map(drop)),
+            Target::Unix(path) => timeout(CONNECT_TIMEOUT, unix(path))
+                .await
+                .map(|io| io.map(drop)),
             _ => {
                 return timeout(CONNECT_TIMEOUT, self.tcp())
                     .await
@@ -398,7 +403,9 @@ pub enum DialError {
     #[error("no connection within {} s: something drops packets, or it accepts none", CONNECT_TIMEOUT.as_secs())]
     Slow,
     /// The TLS handshake failed.
-    #[error("the TLS handshake failed (for an upstream without a trusted certificate, write https+insecure://…)")]
+    #[error(
+        "the TLS handshake failed (for an upstream without a trusted certificate, write https+insecure://…)"
+    )]
     Tls(#[source] io::Error),
     /// The upstream does not speak TLS.
     #[error("it does not answer in TLS: if it speaks plain HTTP, write http://HOST:PORT")]

@@ -1,4 +1,4 @@
-//! How far answers are read ahead of visitors who are slow to take them.
+//! Smaller reads from upstreams while many connections are active, to bound the memory that slow visitors occupy.
 
 use std::io;
 use std::pin::Pin;
@@ -8,22 +8,23 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// The connections of an agent that are in use.
+/// The number of connections to upstreams that are in use, over all upstreams of an agent.
 #[derive(Debug, Clone, Default)]
-pub struct Crowd(Arc<AtomicUsize>);
+pub struct ActiveConnections(Arc<AtomicUsize>);
 
-/// One of them, until it is dropped.
-pub struct ActiveConnection(Crowd);
+/// A connection in use, counted until this is dropped.
+pub struct ActiveConnection(ActiveConnections);
 
-impl Crowd {
-    /// Count one more.
-    pub fn join(&self) -> ActiveConnection {
+impl ActiveConnections {
+    /// Count one more connection.
+    pub fn enter(&self) -> ActiveConnection {
         self.0.fetch_add(1, Relaxed);
         ActiveConnection(self.clone())
     }
 
-    fn is_large(&self) -> bool {
-        self.0.load(Relaxed) > LARGE
+    /// Report whether reads are to be capped.
+    fn are_many(&self) -> bool {
+        self.0.load(Relaxed) > MAX_UNCAPPED
     }
 }
 
@@ -33,17 +34,17 @@ impl Drop for ActiveConnection {
     }
 }
 
-/// An upstream's connection, of which less is read at once while many are in use: hyper keeps two reads for a visitor
-/// who takes nothing, and as much memory as the largest had.
+/// A connection to an upstream, read in smaller pieces while many are in use: for a visitor who does not read, hyper
+/// holds two reads, and as much memory as the largest read needed.
 pub struct CappedReads<S> {
     io: S,
-    crowd: Crowd,
+    active: ActiveConnections,
 }
 
 impl<S> CappedReads<S> {
-    /// Read as that crowd allows.
-    pub fn new(io: S, crowd: Crowd) -> Self {
-        Self { io, crowd }
+    /// Wrap a connection.
+    pub fn new(io: S, active: ActiveConnections) -> Self {
+        Self { io, active }
     }
 }
 
@@ -53,10 +54,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for CappedReads<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if buf.remaining() <= SMALL || !self.crowd.is_large() {
+        if buf.remaining() <= CAPPED_READ || !self.active.are_many() {
             return Pin::new(&mut self.io).poll_read(cx, buf);
         }
-        let mut part = ReadBuf::new(buf.initialize_unfilled_to(SMALL));
+        let mut part = ReadBuf::new(buf.initialize_unfilled_to(CAPPED_READ));
         ready!(Pin::new(&mut self.io).poll_read(cx, &mut part))?;
         let read = part.filled().len();
         buf.advance(read);
@@ -94,11 +95,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for CappedReads<S> {
     }
 }
 
-/// So many may read as much as they can: 8 MiB, if all of their visitors are slow.
-const LARGE: usize = 128;
+/// The most active connections with full-size reads: together they hold 8 MiB if all of their visitors are slow.
+const MAX_UNCAPPED: usize = 128;
 
-/// A little less than hyper's smallest buffer: it takes a larger one whenever one is filled.
-const SMALL: usize = (8 << 10) - 1;
+/// Bytes of a capped read: one less than hyper's smallest buffer, because hyper grows a buffer that was filled.
+const CAPPED_READ: usize = (8 << 10) - 1;
 
 #[cfg(test)]
 mod tests {
@@ -107,19 +108,19 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_crowd_reads_less_at_once_until_it_has_gone() {
-        let crowd = Crowd::default();
+    async fn reads_are_small_while_many_connections_are_active() {
+        let active = ActiveConnections::default();
         let (mut upstream, end) = tokio::io::duplex(256 << 10);
         upstream.write_all(&[7; 200 << 10]).await.unwrap();
-        let mut io = CappedReads::new(end, crowd.clone());
+        let mut io = CappedReads::new(end, active.clone());
         let mut buf = vec![0; 32 << 10];
 
         assert_eq!(io.read(&mut buf).await.unwrap(), 32 << 10);
-        let members: Vec<_> = (0..=LARGE).map(|_| crowd.join()).collect();
-        assert_eq!(io.read(&mut buf).await.unwrap(), SMALL);
+        let others: Vec<_> = (0..=MAX_UNCAPPED).map(|_| active.enter()).collect();
+        assert_eq!(io.read(&mut buf).await.unwrap(), CAPPED_READ);
         assert!(buf.iter().all(|byte| *byte == 7));
         assert_eq!(io.read(&mut buf[..100]).await.unwrap(), 100);
-        drop(members);
+        drop(others);
         assert_eq!(io.read(&mut buf).await.unwrap(), 32 << 10);
     }
 }

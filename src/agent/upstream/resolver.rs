@@ -1,4 +1,4 @@
-//! Where an upstream's host is: its addresses, and which of them answered last.
+//! Resolution of an upstream's host, with a preference for the address that accepted a connection last.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -13,7 +13,7 @@ use tracing::warn;
 
 use crate::carrier::alternate_families;
 
-/// Looks one host up, as often as a connection is made: its addresses may change.
+/// The resolver of one host. It looks the host up for every new connection, because the addresses may change.
 pub struct Resolver {
     host: String,
     port: u16,
@@ -22,19 +22,19 @@ pub struct Resolver {
 
 #[derive(Default)]
 struct State {
-    /// The question that is under way. There is one at a time: each takes a thread, which waits for the system's
-    /// resolver however long that takes.
+    /// The lookup in progress. There is only one at a time: each occupies a thread, which waits for the system's
+    /// resolver without a limit.
     lookup: Option<Lookup>,
-    /// What the last answer was.
-    known: Vec<SocketAddr>,
-    /// The address that answered last, and when.
-    winner: Option<(IpAddr, Instant)>,
+    /// The addresses that the last successful lookup returned.
+    last_found: Vec<SocketAddr>,
+    /// The address that accepted a connection, and since when it is preferred.
+    preferred: Option<(IpAddr, Instant)>,
 }
 
 type Lookup = Shared<BoxFuture<'static, Result<Vec<SocketAddr>, Arc<io::Error>>>>;
 
 impl Resolver {
-    /// Prepare to look up that host. Nothing is asked yet.
+    /// Create a resolver. No lookup is started yet.
     pub fn new(host: &str, port: u16) -> Self {
         Self {
             host: host.to_owned(),
@@ -43,11 +43,11 @@ impl Resolver {
         }
     }
 
-    /// List the addresses to try, the one that answered last in front and the families alternating. Those of the
-    /// last time are good enough if the system's resolver fails or takes long.
+    /// Return the addresses to try: the preferred one first, then the families alternating. If the system's resolver
+    /// fails or takes longer than [`LOOKUP_TIMEOUT`], the addresses of the last lookup are returned.
     ///
     /// # Errors
-    /// If the host has no address, or has never had one that is known.
+    /// [`io::Error`] if the lookup fails or finds no address, and no earlier one has succeeded.
     pub async fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
         let mut found = match self.host.parse::<IpAddr>() {
             Ok(ip) => return Ok(vec![SocketAddr::new(ip, self.port)]),
@@ -58,61 +58,63 @@ impl Resolver {
             }
             Err(_) => self.look_up().await?,
         };
-        if let Some((winner, _)) = self
+        if let Some((preferred, _)) = self
             .state()
-            .winner
-            .filter(|(_, at)| at.elapsed() < REMEMBERED)
+            .preferred
+            .filter(|(_, at)| at.elapsed() < PREFERENCE_LIFETIME)
         {
-            // Stable: the others stay in the order of the resolver (RFC 6724).
-            found.sort_by_key(|addr| addr.ip() != winner);
+            // A stable sort: the others stay in the order of the resolver (RFC 6724).
+            found.sort_by_key(|addr| addr.ip() != preferred);
         }
         Ok(alternate_families(found))
     }
 
-    /// Note which address has answered. It keeps its age as long as it is the same: now and then the resolver's
-    /// order shall have another chance.
-    pub fn answered(&self, addr: SocketAddr) {
-        let winner = &mut self.state().winner;
-        let same = winner.is_some_and(|(ip, at)| ip == addr.ip() && at.elapsed() < REMEMBERED);
+    /// Record that an address has accepted a connection. Its preference is not renewed while it lasts, so that the
+    /// resolver's order is tried again from time to time.
+    pub fn connected(&self, addr: SocketAddr) {
+        let preferred = &mut self.state().preferred;
+        let same =
+            preferred.is_some_and(|(ip, at)| ip == addr.ip() && at.elapsed() < PREFERENCE_LIFETIME);
         if !same {
-            *winner = Some((addr.ip(), Instant::now()));
+            *preferred = Some((addr.ip(), Instant::now()));
         }
     }
 
+    /// Look the host up, or join the lookup in progress.
     async fn look_up(&self) -> io::Result<Vec<SocketAddr>> {
-        let (lookup, known) = {
+        let (lookup, last_found) = {
             let mut state = self.state();
             let lookup = state
                 .lookup
-                .get_or_insert_with(|| ask(&self.host, self.port));
-            (lookup.clone(), state.known.clone())
+                .get_or_insert_with(|| start_lookup(&self.host, self.port));
+            (lookup.clone(), state.last_found.clone())
         };
-        let answer = match known.is_empty() {
+        let result = match last_found.is_empty() {
             true => Some(lookup.clone().await),
-            false => timeout(PATIENCE, lookup.clone()).await.ok(),
+            false => timeout(LOOKUP_TIMEOUT, lookup.clone()).await.ok(),
         };
-        if answer.is_some() {
-            self.forget(&lookup);
+        if result.is_some() {
+            self.clear_lookup(&lookup);
         }
-        match answer {
+        match result {
             Some(Ok(found)) if !found.is_empty() => {
-                self.state().known = found.clone();
+                self.state().last_found = found.clone();
                 Ok(found)
             }
-            _ if !known.is_empty() => {
+            _ if !last_found.is_empty() => {
                 warn!(
                     host = self.host,
-                    "cannot resolve the upstream's host: using the addresses that it had"
+                    "cannot resolve the upstream's host, using its previous addresses"
                 );
-                Ok(known)
+                Ok(last_found)
             }
             Some(Err(err)) => Err(io::Error::new(err.kind(), err.to_string())),
             _ => Err(io::Error::new(io::ErrorKind::NotFound, "it has no address")),
         }
     }
 
-    /// Ask anew the next time.
-    fn forget(&self, lookup: &Lookup) {
+    /// Drop a finished lookup, so that the next call starts another one.
+    fn clear_lookup(&self, lookup: &Lookup) {
         let mut state = self.state();
         if state
             .lookup
@@ -128,49 +130,50 @@ impl Resolver {
     }
 }
 
-fn ask(host: &str, port: u16) -> Lookup {
+/// Start a lookup that several callers can wait for.
+fn start_lookup(host: &str, port: u16) -> Lookup {
     let host = host.to_owned();
-    let asked = async move {
+    let lookup = async move {
         let found = lookup_host((host.as_str(), port)).await;
         found.map(Iterator::collect).map_err(Arc::new)
     };
-    asked.boxed().shared()
+    lookup.boxed().shared()
 }
 
-/// How long the resolver may take while there are addresses of an earlier time: a cached answer takes milliseconds.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// Time that a lookup has while there are previous addresses to use: a cached answer takes milliseconds.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long an address that answered is tried first (RFC 8305 §4 has history on this order).
-const REMEMBERED: Duration = Duration::from_secs(600);
+/// Time for which an address that accepted a connection is tried first (RFC 8305 §4 allows history in the order).
+const PREFERENCE_LIFETIME: Duration = Duration::from_secs(600);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn the_address_that_answered_is_tried_first_for_a_while() {
+    async fn the_address_that_connected_last_is_tried_first_for_a_while() {
         let resolver = Resolver::new("localhost", 80);
         let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, 80));
 
-        resolver.answered(v6);
+        resolver.connected(v6);
         assert_eq!(resolver.addresses().await.unwrap()[0], v6);
-        tokio::time::advance(REMEMBERED).await;
+        tokio::time::advance(PREFERENCE_LIFETIME).await;
 
         assert!(resolver.addresses().await.unwrap()[0].is_ipv4());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn addresses_of_the_last_time_are_used_while_the_resolver_hangs() {
+    async fn previous_addresses_are_used_while_the_resolver_hangs() {
         let resolver = Resolver::new("app.invalid", 80);
-        let known = SocketAddr::from(([192, 0, 2, 1], 80));
+        let previous = SocketAddr::from(([192, 0, 2, 1], 80));
         let hanging = futures_util::future::pending::<Result<_, Arc<io::Error>>>();
         resolver.state().lookup = Some(hanging.boxed().shared());
-        resolver.state().known = vec![known];
+        resolver.state().last_found = vec![previous];
 
-        assert_eq!(resolver.addresses().await.unwrap(), [known]);
+        assert_eq!(resolver.addresses().await.unwrap(), [previous]);
         assert!(
             resolver.state().lookup.is_some(),
-            "nobody asks a second time"
+            "no second lookup is started"
         );
     }
 }

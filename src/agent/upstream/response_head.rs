@@ -1,7 +1,7 @@
-//! The head of an HTTP/1.x answer, read as curl and browsers read it (RFC 9112 §2.2, §5.2, §6.3).
+//! A parser for the heads of HTTP/1.x responses, as lenient as curl and browsers (RFC 9112 §2.2, §5.2, §6.3).
 //!
-//! What is lenient here is lenient towards the upstream alone: the head becomes a [`HeaderMap`] of valid names and
-//! values and one unambiguous [`Framing`]. An answer whose length can be understood in two ways is refused.
+//! The leniency ends here: the result is a [`HeaderMap`] of valid names and values with one unambiguous [`Framing`].
+//! A response whose length can be understood in two ways is refused.
 
 use std::fmt;
 
@@ -9,53 +9,54 @@ use ::http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
 use ::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use memchr::memchr;
 
-/// A head that has been read.
+/// A parsed head.
 #[derive(Debug)]
-pub struct AnswerHead {
+pub struct ParsedHead {
     pub status: StatusCode,
-    /// As it was sent, without what cannot stand in one.
+    /// The reason phrase, with invalid bytes replaced by blanks.
     pub reason: Vec<u8>,
     pub fields: HeaderMap,
     pub framing: Framing,
-    /// The connection may be used again.
+    /// The connection may be reused after this response.
     pub keep_alive: bool,
-    /// Fields that were left out or changed, for the log.
-    pub oddities: Vec<Oddity>,
+    /// Fields that were dropped or changed, for the log.
+    pub anomalies: Vec<Anomaly>,
 }
 
-/// Where the body ends.
+/// The way in which the end of the body is determined (RFC 9112 §6.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
-    /// After that many bytes.
+    /// The body has this many bytes.
     Length(u64),
-    /// After the last chunk.
+    /// The body ends with the last chunk.
     Chunked,
-    /// With the connection.
+    /// The body ends with the connection.
     Close,
 }
 
-/// A field that is not as it was sent, or a line that is none.
+/// A field that was changed, or a line that was dropped.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Oddity {
-    /// The field's name, escaped.
+pub struct Anomaly {
+    /// The name of the field, or the start of the line, escaped.
     pub name: String,
-    pub what: &'static str,
+    /// The text for the log, which follows the name.
+    pub problem: &'static str,
 }
 
-/// What the bytes that have come are the beginning of.
+/// The result of [`find_end`].
 #[derive(Debug, PartialEq, Eq)]
-pub enum Start {
-    /// A whole head, of that many bytes.
-    Whole(usize),
-    /// A head, of which more has to come.
-    Part,
+pub enum HeadScan {
+    /// The head is complete, and has this many bytes.
+    Complete(usize),
+    /// More bytes are needed.
+    Partial,
 }
 
-/// Find the end of the head at the start of `bytes`, of which `seen` bytes were searched before.
+/// Find the end of the head at the start of `bytes`. `seen` is the number of bytes that earlier calls have searched.
 ///
 /// # Errors
-/// If the bytes are not the beginning of an HTTP answer, or the head is too long.
-pub fn find_end(bytes: &[u8], seen: &mut usize) -> Result<Start, HeadError> {
+/// [`HeadError`] if the bytes are not the start of an HTTP response, or the head is too long.
+pub fn find_end(bytes: &[u8], seen: &mut usize) -> Result<HeadScan, HeadError> {
     let blank = bytes.iter().take_while(|b| matches!(b, b'\r' | b'\n'));
     let start = blank.count();
     if !is_http(&bytes[start..]) {
@@ -64,7 +65,7 @@ pub fn find_end(bytes: &[u8], seen: &mut usize) -> Result<Start, HeadError> {
     let mut at = (*seen).max(start);
     while let Some(found) = memchr(b'\n', &bytes[at..]) {
         let after = at + found + 1;
-        // The line that follows decides; until all of it that matters is here, this one is looked at again.
+        // An empty line ends the head. If the bytes after the line feed are missing, it is examined again next time.
         let end = match bytes.get(after..).unwrap_or_default() {
             [b'\n', ..] => Some(after + 1),
             [b'\r', b'\n', ..] => Some(after + 2),
@@ -72,19 +73,20 @@ pub fn find_end(bytes: &[u8], seen: &mut usize) -> Result<Start, HeadError> {
             _ => None,
         };
         match end {
-            Some(end) if end > MOST_HEAD => return Err(HeadError::TooLong),
-            Some(end) => return Ok(Start::Whole(end)),
+            Some(end) if end > MAX_HEAD => return Err(HeadError::TooLong),
+            Some(end) => return Ok(HeadScan::Complete(end)),
             None => at = after,
         }
     }
     *seen = at;
-    match bytes.len() > MOST_HEAD {
+    match bytes.len() > MAX_HEAD {
         true => Err(HeadError::TooLong),
-        false => Ok(Start::Part),
+        false => Ok(HeadScan::Partial),
     }
 }
 
-/// Report whether this may be the beginning of a status line. Radio stations say `ICY`, which browsers read.
+/// Report whether these bytes can be the start of a status line. Internet radio servers send `ICY`, which browsers
+/// accept.
 fn is_http(bytes: &[u8]) -> bool {
     [&b"HTTP/"[..], b"ICY "].iter().any(|word| {
         let length = word.len().min(bytes.len());
@@ -92,39 +94,41 @@ fn is_http(bytes: &[u8]) -> bool {
     })
 }
 
-/// Read a whole head.
+/// Parse a complete head.
 ///
 /// # Errors
-/// If it has no status, more fields than anybody reads, or a length that is not one.
-pub fn read(head: &[u8]) -> Result<AnswerHead, HeadError> {
-    let mut lines = head.split(|b| *b == b'\n').map(without_returns);
+/// [`HeadError`] if it has no valid status, too many fields, or an invalid length.
+pub fn parse(head: &[u8]) -> Result<ParsedHead, HeadError> {
+    let mut lines = head.split(|b| *b == b'\n').map(trim_carriage_returns);
     let status_line = lines.by_ref().find(|line| !line.is_empty());
     let (status, reason, is_http10) = status_line
-        .and_then(read_status)
-        .ok_or_else(|| HeadError::Status(shown(status_line.unwrap_or_default())))?;
+        .and_then(parse_status_line)
+        .ok_or_else(|| HeadError::Status(excerpt(status_line.unwrap_or_default())))?;
     let mut fields = FieldLines::default();
     for line in lines {
         fields.add(line)?;
     }
-    fields.end()?;
+    fields.finish_field()?;
     let FieldLines {
-        mut map, oddities, ..
+        mut map, anomalies, ..
     } = fields;
-    let framing = frame(&mut map)?;
-    let keep_alive = keeps_alive(&map, is_http10.0) && framing.1;
-    Ok(AnswerHead {
+    let (framing, is_consistent) = resolve_framing(&mut map)?;
+    let keep_alive = is_persistent(&map, is_http10.0) && is_consistent;
+    Ok(ParsedHead {
         status,
         reason,
         fields: map,
-        framing: framing.0,
+        framing,
         keep_alive,
-        oddities,
+        anomalies,
     })
 }
 
+/// The version of the status line: set for HTTP/1.0 and ICY.
 struct IsHttp10(bool);
 
-fn read_status(line: &[u8]) -> Option<(StatusCode, Vec<u8>, IsHttp10)> {
+/// Parse a status line, with any number of blanks between its parts.
+fn parse_status_line(line: &[u8]) -> Option<(StatusCode, Vec<u8>, IsHttp10)> {
     let blank = |b: &u8| matches!(b, b' ' | b'\t');
     let version_ends = line.iter().position(blank)?;
     let (version, rest) = line.split_at(version_ends);
@@ -140,66 +144,70 @@ fn read_status(line: &[u8]) -> Option<(StatusCode, Vec<u8>, IsHttp10)> {
     }
     let status = StatusCode::from_bytes(code).ok()?;
     let reason = rest[3..].trim_ascii();
-    let reason = reason.iter().take(MOST_REASON).map(|b| visible(*b));
+    let reason = reason
+        .iter()
+        .take(MAX_REASON)
+        .map(|b| printable_or_space(*b));
     Some((status, reason.collect(), IsHttp10(is_http10)))
 }
 
-/// The lines of a head on their way into a map.
+/// Collects the field lines of a head into a map.
 #[derive(Default)]
 struct FieldLines {
     map: HeaderMap,
     count: usize,
-    /// The field that the next line may go on with.
-    open: Option<(HeaderName, Vec<u8>)>,
-    oddities: Vec<Oddity>,
+    /// The last field, which the next line may continue (obsolete line folding).
+    pending: Option<(HeaderName, Vec<u8>)>,
+    anomalies: Vec<Anomaly>,
 }
 
 impl FieldLines {
+    /// Add one line.
     fn add(&mut self, line: &[u8]) -> Result<(), HeadError> {
         if let [b' ' | b'\t', ..] = line {
-            // Obsolete folding (RFC 9112 §5.2): one blank instead of the end of the line.
-            if let Some((_, value)) = &mut self.open {
+            // Obsolete line folding (RFC 9112 §5.2): replaced by one blank.
+            if let Some((_, value)) = &mut self.pending {
                 value.push(b' ');
                 value.extend_from_slice(line.trim_ascii());
             }
             return Ok(());
         }
-        self.end()?;
+        self.finish_field()?;
         if line.is_empty() {
             return Ok(());
         }
         let Some(colon) = memchr(b':', line) else {
-            self.note(line, "is a line without a colon, and left out");
+            self.record(line, "is a line without a colon, which is dropped");
             return Ok(());
         };
         let name = line[..colon].trim_ascii_end();
         let value = line[colon + 1..].trim_ascii();
         self.count += 1;
-        if self.count > MOST_FIELDS {
+        if self.count > MAX_FIELDS {
             return Err(HeadError::TooManyFields);
         }
         match HeaderName::from_bytes(name) {
-            Ok(name) => self.open = Some((name, value.to_vec())),
-            Err(_) if is_about_length(name) => return Err(HeadError::length_name(name)),
-            Err(_) => self.note(name, "is not the name of a field, which is left out"),
+            Ok(name) => self.pending = Some((name, value.to_vec())),
+            Err(_) if resembles_framing_field(name) => return Err(HeadError::length_name(name)),
+            Err(_) => self.record(name, "is not a valid field name, the field is dropped"),
         }
         Ok(())
     }
 
-    /// Put the field into the map that no line goes on with.
-    fn end(&mut self) -> Result<(), HeadError> {
-        let Some((name, mut value)) = self.open.take() else {
+    /// Move the pending field into the map.
+    fn finish_field(&mut self) -> Result<(), HeadError> {
+        let Some((name, mut value)) = self.pending.take() else {
             return Ok(());
         };
-        if value.iter().any(|b| visible(*b) != *b) {
-            if is_about_length(name.as_str().as_bytes()) {
+        if value.iter().any(|b| printable_or_space(*b) != *b) {
+            if resembles_framing_field(name.as_str().as_bytes()) {
                 return Err(HeadError::length_name(name.as_str().as_bytes()));
             }
-            self.note(
+            self.record(
                 name.as_str().as_bytes(),
-                "has control characters, which become blanks",
+                "has control characters, which are replaced by blanks",
             );
-            value.iter_mut().for_each(|b| *b = visible(*b));
+            value.iter_mut().for_each(|b| *b = printable_or_space(*b));
         }
         let value = HeaderValue::from_bytes(value.trim_ascii()).map_err(|_| HeadError::TooLong)?;
         self.map
@@ -208,24 +216,25 @@ impl FieldLines {
             .map_err(|_| HeadError::TooManyFields)
     }
 
-    fn note(&mut self, name: &[u8], what: &'static str) {
-        if self.oddities.len() < MOST_ODDITIES {
-            let name = shown(name);
-            self.oddities.push(Oddity { name, what });
+    /// Record an anomaly, up to [`MAX_ANOMALIES`].
+    fn record(&mut self, name: &[u8], problem: &'static str) {
+        if self.anomalies.len() < MAX_ANOMALIES {
+            let name = excerpt(name);
+            self.anomalies.push(Anomaly { name, problem });
         }
     }
 }
 
-/// Find where the body ends, and leave at most one field that says so. The second value tells whether the
-/// connection is in order after it.
-fn frame(fields: &mut HeaderMap) -> Result<(Framing, bool), HeadError> {
+/// Determine the framing of the body, and leave at most one field that states it. The second value is false if the
+/// fields contradict each other, so that the connection must not be reused.
+fn resolve_framing(fields: &mut HeaderMap) -> Result<(Framing, bool), HeadError> {
     let chunked = is_chunked(fields)?;
     fields.remove(TRANSFER_ENCODING);
-    let length = length(fields)?;
+    let length = content_length(fields)?;
     match (chunked, length) {
         (true, None) => Ok((Framing::Chunked, true)),
         (true, Some(_)) => {
-            // The coding wins, and the connection is not trusted any more (RFC 9112 §6.3).
+            // Transfer-Encoding overrides Content-Length, and the connection is not reused (RFC 9112 §6.3).
             fields.remove(CONTENT_LENGTH);
             Ok((Framing::Chunked, false))
         }
@@ -237,7 +246,8 @@ fn frame(fields: &mut HeaderMap) -> Result<(Framing, bool), HeadError> {
     }
 }
 
-/// `chunked` twice is what an application and a library say that know nothing of each other: it is one coding.
+/// Report whether the body is chunked. `chunked` may be listed twice, as when an application and its library both add
+/// it: that counts as one coding.
 fn is_chunked(fields: &HeaderMap) -> Result<bool, HeadError> {
     let mut chunked = false;
     for value in fields.get_all(TRANSFER_ENCODING) {
@@ -246,45 +256,46 @@ fn is_chunked(fields: &HeaderMap) -> Result<bool, HeadError> {
                 b"" => {}
                 coding if coding.eq_ignore_ascii_case(b"identity") => {}
                 coding if coding.eq_ignore_ascii_case(b"chunked") => chunked = true,
-                coding => return Err(HeadError::Coding(shown(coding))),
+                coding => return Err(HeadError::Coding(excerpt(coding))),
             }
         }
     }
     Ok(chunked)
 }
 
-/// Read the length, which may be said several times as long as it is the same (RFC 9110 §8.6).
-fn length(fields: &HeaderMap) -> Result<Option<u64>, HeadError> {
+/// Parse `Content-Length`, which may be repeated as long as all values are the same (RFC 9110 §8.6).
+fn content_length(fields: &HeaderMap) -> Result<Option<u64>, HeadError> {
     let mut length = None;
     for value in fields.get_all(CONTENT_LENGTH) {
         for text in value.as_bytes().split(|b| *b == b',') {
             let text = text.trim_ascii();
             let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
-            let said = std::str::from_utf8(text).ok().filter(|_| digits);
-            let said = said.and_then(|text| text.parse::<u64>().ok());
-            // The largest two are hyper's for other things.
-            let said = said.filter(|said| *said < u64::MAX - 1);
-            let said = said.ok_or(HeadError::Length)?;
-            if length.is_some_and(|length| length != said) {
+            let value = std::str::from_utf8(text).ok().filter(|_| digits);
+            let value = value.and_then(|text| text.parse::<u64>().ok());
+            // hyper reserves the largest two values.
+            let value = value.filter(|value| *value < u64::MAX - 1);
+            let value = value.ok_or(HeadError::Length)?;
+            if length.is_some_and(|length| length != value) {
                 return Err(HeadError::Lengths);
             }
-            length = Some(said);
+            length = Some(value);
         }
     }
     Ok(length)
 }
 
-fn keeps_alive(fields: &HeaderMap, is_http10: bool) -> bool {
-    let says = |word: &[u8]| {
+/// Report whether the upstream keeps the connection open (RFC 9112 §9.3).
+fn is_persistent(fields: &HeaderMap, is_http10: bool) -> bool {
+    let has_option = |word: &[u8]| {
         let values = fields.get_all(CONNECTION).into_iter();
         let mut options = values.flat_map(|value| value.as_bytes().split(|b| *b == b','));
         options.any(|option| option.trim_ascii().eq_ignore_ascii_case(word))
     };
-    !says(b"close") && (!is_http10 || says(b"keep-alive"))
+    !has_option(b"close") && (!is_http10 || has_option(b"keep-alive"))
 }
 
-/// Report whether a name would be that of a field which says where the body ends, if its odd characters were not there.
-fn is_about_length(name: &[u8]) -> bool {
+/// Report whether a name without its invalid characters is that of a framing field.
+fn resembles_framing_field(name: &[u8]) -> bool {
     let plain: Vec<u8> = name
         .iter()
         .filter(|b| b.is_ascii_alphanumeric() || **b == b'-')
@@ -293,85 +304,90 @@ fn is_about_length(name: &[u8]) -> bool {
     plain == b"content-length" || plain == b"transfer-encoding"
 }
 
-/// What may stand in a value or a reason phrase, or a blank instead (RFC 9110 §5.5).
-fn visible(byte: u8) -> u8 {
+/// Return the byte if it is valid in a field value or a reason phrase, else a blank (RFC 9110 §5.5).
+fn printable_or_space(byte: u8) -> u8 {
     match byte {
         b'\t' | b' '..=b'~' | 0x80.. => byte,
         _ => b' ',
     }
 }
 
-fn without_returns(mut line: &[u8]) -> &[u8] {
+/// Remove carriage returns from the end of a line.
+fn trim_carriage_returns(mut line: &[u8]) -> &[u8] {
     while let [rest @ .., b'\r'] = line {
         line = rest;
     }
     line
 }
 
-/// Write bytes of the upstream for a log: the first of them, escaped.
-fn shown(bytes: &[u8]) -> String {
-    bytes[..bytes.len().min(SHOWN)].escape_ascii().to_string()
+/// Escape the first bytes of something that the upstream sent, for logs and errors.
+fn excerpt(bytes: &[u8]) -> String {
+    bytes[..bytes.len().min(MAX_EXCERPT)]
+        .escape_ascii()
+        .to_string()
 }
 
-/// The longest head: what browsers read (curl reads 300 KiB).
-pub const MOST_HEAD: usize = 256 << 10;
+/// The longest head in bytes, as in browsers (curl accepts 300 KiB).
+pub const MAX_HEAD: usize = 256 << 10;
 
-/// The most fields of one head: what curl reads. Each costs far more memory than its bytes.
-const MOST_FIELDS: usize = 5_000;
+/// The most fields of one head, as in curl. A field occupies far more memory than its bytes.
+const MAX_FIELDS: usize = 5_000;
 
-/// Nobody reads a longer reason.
-const MOST_REASON: usize = 512;
+/// The longest reason phrase in bytes; the rest is cut.
+const MAX_REASON: usize = 512;
 
-/// Enough to see what is wrong with a server.
-const MOST_ODDITIES: usize = 4;
+/// The most recorded anomalies of one head: enough to recognise the problem.
+const MAX_ANOMALIES: usize = 4;
 
-/// Bytes of an upstream that are shown.
-const SHOWN: usize = 64;
+/// The most bytes of an upstream in a log line or error.
+const MAX_EXCERPT: usize = 64;
 
-/// An answer cannot be read.
+/// The head of a response is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HeadError {
-    #[error("it does not answer in HTTP/1.1: its first bytes are \"{first}\"{hint}")]
+    #[error("it does not respond in HTTP/1.1: its first bytes are \"{first}\"{hint}")]
     NotHttp { first: String, hint: Hint },
-    #[error("the head of its answer is longer than {} KiB", MOST_HEAD >> 10)]
+    #[error("the head of its response is longer than {} KiB", MAX_HEAD >> 10)]
     TooLong,
-    #[error("the head of its answer has more than {MOST_FIELDS} fields")]
+    #[error("the head of its response has more than {MAX_FIELDS} fields")]
     TooManyFields,
-    #[error("its answer has no status: its first line is \"{0}\"")]
+    #[error("its response has no status: its first line is \"{0}\"")]
     Status(String),
-    #[error("the field content-length of its answer is not a number")]
+    #[error("the field content-length of its response is not a number")]
     Length,
-    #[error("its answer has fields content-length that contradict each other")]
+    #[error("its response has content-length fields that contradict each other")]
     Lengths,
-    #[error("the field \"{0}\" of its answer is malformed, and says where the body ends")]
+    #[error("the field \"{0}\" of its response is malformed, and determines where the body ends")]
     LengthName(String),
     #[error(
-        "the field transfer-encoding of its answer has the coding \"{0}\", which nobody asked for"
+        "the field transfer-encoding of its response has the coding \"{0}\", which was not requested"
     )]
     Coding(String),
-    #[error("it closed the connection within the head of its answer, which begins \"{0}\"")]
+    #[error("it closed the connection within the head of its response, which starts with \"{0}\"")]
     Cut(String),
 }
 
 impl HeadError {
+    /// Create a [`HeadError::NotHttp`] with a hint.
     fn not_http(bytes: &[u8]) -> Self {
         Self::NotHttp {
-            first: shown(bytes),
+            first: excerpt(bytes),
             hint: Hint::of(bytes),
         }
     }
 
+    /// Create a [`HeadError::LengthName`].
     fn length_name(name: &[u8]) -> Self {
-        Self::LengthName(shown(name))
+        Self::LengthName(excerpt(name))
     }
 
-    /// The connection ended after these bytes of a head.
+    /// Create a [`HeadError::Cut`] from the bytes of the head that were received.
     pub fn cut(bytes: &[u8]) -> Self {
-        Self::Cut(shown(bytes))
+        Self::Cut(excerpt(bytes))
     }
 }
 
-/// A guess at what speaks there.
+/// A guess at the protocol of the upstream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hint {
     Tls,
@@ -380,11 +396,12 @@ pub enum Hint {
 }
 
 impl Hint {
+    /// Guess from the first bytes.
     fn of(bytes: &[u8]) -> Self {
         match bytes {
-            // A record of TLS: an alert or a part of a handshake.
+            // A TLS record: an alert or a handshake message.
             [0x15 | 0x16, 3, 0..=4, ..] => Self::Tls,
-            // A frame of HTTP/2 on the connection itself: SETTINGS or GOAWAY.
+            // An HTTP/2 frame on stream 0: SETTINGS or GOAWAY.
             [0, _, _, 4 | 7, 0 | 1, 0, 0, 0, 0, ..] => Self::Http2,
             _ => Self::None,
         }
@@ -405,7 +422,7 @@ impl fmt::Display for Hint {
 mod tests {
     use super::*;
 
-    fn value<'a>(head: &'a AnswerHead, name: &str) -> &'a str {
+    fn value<'a>(head: &'a ParsedHead, name: &str) -> &'a str {
         head.fields
             .get(name)
             .map_or("", |value| value.to_str().unwrap())
@@ -413,12 +430,12 @@ mod tests {
 
     fn framing(fields: &str) -> Result<Framing, HeadError> {
         let head = format!("HTTP/1.1 200 OK\r\n{fields}\r\n");
-        read(head.as_bytes()).map(|head| head.framing)
+        parse(head.as_bytes()).map(|head| head.framing)
     }
 
     #[test]
-    fn folded_lines_are_one_value_also_at_bare_line_feeds() {
-        let head = read(b"HTTP/1.1 200 OK\nA: one;\r\n two\n\t three \nB: 1\n\n").unwrap();
+    fn folded_lines_are_one_value_even_with_bare_line_feeds() {
+        let head = parse(b"HTTP/1.1 200 OK\nA: one;\r\n two\n\t three \nB: 1\n\n").unwrap();
 
         assert_eq!(
             (value(&head, "a"), value(&head, "b")),
@@ -427,20 +444,24 @@ mod tests {
     }
 
     #[test]
-    fn a_name_may_have_a_blank_behind_it_and_none_is_no_field() {
-        let head =
-            read(b"HTTP/1.1 200 OK\r\nA : 1\r\n: 2\r\nno colon\r\nB(c): 3\r\nD:4\r\n\r\n").unwrap();
+    fn a_name_may_have_a_trailing_blank_and_a_line_without_a_name_is_dropped() {
+        let head = parse(b"HTTP/1.1 200 OK\r\nA : 1\r\n: 2\r\nno colon\r\nB(c): 3\r\nD:4\r\n\r\n")
+            .unwrap();
 
         assert_eq!((value(&head, "a"), value(&head, "d")), ("1", "4"));
         assert_eq!(head.fields.len(), 2);
-        let names: Vec<_> = head.oddities.iter().map(|odd| odd.name.as_str()).collect();
+        let names: Vec<_> = head
+            .anomalies
+            .iter()
+            .map(|anomaly| anomaly.name.as_str())
+            .collect();
         assert_eq!(names, ["", "no colon", "B(c)"]);
     }
 
     #[test]
-    fn control_characters_become_blanks_so_that_no_field_is_split() {
+    fn control_characters_become_blanks_so_that_no_field_is_injected() {
         let head =
-            read(b"HTTP/1.1 200 a\x01b\r\nA: 1\rSet-Cookie: x\0y\r\nB: \xe9\r\n\r\n").unwrap();
+            parse(b"HTTP/1.1 200 a\x01b\r\nA: 1\rSet-Cookie: x\0y\r\nB: \xe9\r\n\r\n").unwrap();
 
         assert_eq!(value(&head, "a"), "1 Set-Cookie: x y");
         assert_eq!(head.fields["b"].as_bytes(), b"\xe9");
@@ -450,7 +471,7 @@ mod tests {
     #[test]
     fn odd_status_lines_are_read_as_browsers_read_them() {
         let status = |line: &str| {
-            let head = read(format!("{line}\r\n\r\n").as_bytes());
+            let head = parse(format!("{line}\r\n\r\n").as_bytes());
             head.map(|head| (head.status.as_u16(), head.keep_alive))
                 .ok()
         };
@@ -499,21 +520,21 @@ mod tests {
     }
 
     #[test]
-    fn chunked_is_one_coding_however_often_it_is_said() {
-        for said in [
+    fn chunked_is_one_coding_however_often_it_is_listed() {
+        for value in [
             "chunked",
             "Chunked",
             "chunked, chunked",
             "identity, chunked",
             "chunked\r\nTransfer-Encoding: chunked",
         ] {
-            let said = framing(&format!("Transfer-Encoding: {said}\r\n"));
-            assert_eq!(said, Ok(Framing::Chunked));
+            let framing = framing(&format!("Transfer-Encoding: {value}\r\n"));
+            assert_eq!(framing, Ok(Framing::Chunked));
         }
         let gzip = framing("Transfer-Encoding: gzip, chunked\r\n");
         assert_eq!(gzip, Err(HeadError::Coding("gzip".into())));
         let both = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n";
-        let both = read(both).unwrap();
+        let both = parse(both).unwrap();
         assert_eq!((both.framing, both.keep_alive), (Framing::Chunked, false));
         assert!(both.fields.is_empty());
     }
@@ -529,15 +550,15 @@ mod tests {
             let bytes = format!("{head}body\r\n\r\n");
             for length in 0..head.len() {
                 let part = find_end(&bytes.as_bytes()[..length], &mut seen);
-                assert_eq!(part, Ok(Start::Part), "{head:?} {length}");
+                assert_eq!(part, Ok(HeadScan::Partial), "{head:?} {length}");
             }
             let whole = find_end(bytes.as_bytes(), &mut seen);
-            assert_eq!(whole, Ok(Start::Whole(head.len())));
+            assert_eq!(whole, Ok(HeadScan::Complete(head.len())));
         }
     }
 
     #[test]
-    fn what_is_not_http_is_shown_with_a_hint() {
+    fn other_protocols_are_shown_with_a_hint() {
         let shown = |bytes: &[u8]| find_end(bytes, &mut 0).unwrap_err().to_string();
         assert!(shown(b"SSH-2.0-OpenSSH_9.2\r\n").ends_with("\"SSH-2.0-OpenSSH_9.2\\r\\n\""));
         assert!(shown(b"\x15\x03\x03\0\x02\x02\x46").contains("https://"));
@@ -552,15 +573,15 @@ mod tests {
             let filling = "a".repeat(length - start.len() - 4);
             format!("{start}{filling}\r\n\r\n")
         };
-        let most = head(MOST_HEAD);
+        let longest = head(MAX_HEAD);
         assert_eq!(
-            find_end(most.as_bytes(), &mut 0),
-            Ok(Start::Whole(MOST_HEAD))
+            find_end(longest.as_bytes(), &mut 0),
+            Ok(HeadScan::Complete(MAX_HEAD))
         );
-        assert!(read(most.as_bytes()).is_ok());
-        let more = head(MOST_HEAD + 1);
-        assert_eq!(find_end(more.as_bytes(), &mut 0), Err(HeadError::TooLong));
-        let endless = &more.as_bytes()[..MOST_HEAD + 1];
+        assert!(parse(longest.as_bytes()).is_ok());
+        let longer = head(MAX_HEAD + 1);
+        assert_eq!(find_end(longer.as_bytes(), &mut 0), Err(HeadError::TooLong));
+        let endless = &longer.as_bytes()[..MAX_HEAD + 1];
         assert_eq!(find_end(endless, &mut 0), Err(HeadError::TooLong));
     }
 }

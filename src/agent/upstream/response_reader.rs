@@ -1,8 +1,8 @@
-//! A connection to an HTTP/1.x upstream, of which hyper reads answers that are always well-formed.
+//! A connection to an HTTP/1.x upstream that presents only well-formed responses to hyper.
 //!
-//! hyper is stricter than browsers, and says little about what it refuses. UnreadStreams that it reads anyway pass as they
-//! are; others are read [here](super::response_head) first. hyper then gets a head with nothing but what frames the
-//! body, and the fields go past it.
+//! hyper is stricter than browsers, and its errors do not say what it refused. Heads that hyper accepts pass
+//! unchanged; others are parsed by [`response_head`] first. hyper then reads a head with nothing but the framing of
+//! the body, and the fields bypass it.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -16,71 +16,73 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::response_head;
-use super::response_head::{AnswerHead, Framing, HeadError, Oddity, Start};
+use super::response_head::{Anomaly, Framing, HeadError, HeadScan, ParsedHead};
 
-/// What the reader and whoever asks know of each other.
+/// The state that the reader shares with the sender of requests.
 #[derive(Clone)]
-pub struct AnswerLink(Arc<Shared>);
+pub struct ResponseLink(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
     /// The next bytes are those of a head.
     expected: AtomicBool,
-    found: Mutex<Found>,
+    parsed: Mutex<ParsedHeads>,
 }
 
-/// What was found in heads that hyper did not get as they were.
+/// The content of heads that hyper did not read itself.
 #[derive(Default)]
-pub struct Found {
-    /// The fields of the answer.
+pub struct ParsedHeads {
+    /// The fields of the final response.
     pub fields: Option<HeaderMap>,
-    /// Why there is no answer.
+    /// The reason why there is no response.
     pub error: Option<HeadError>,
-    pub oddities: Vec<Oddity>,
+    /// Fields that were dropped or changed.
+    pub anomalies: Vec<Anomaly>,
 }
 
-impl AnswerLink {
-    /// Begin with a connection on which nothing was sent: who speaks first there does not speak HTTP, and is to be
-    /// named.
+impl ResponseLink {
+    /// Create the state of a new connection. A head is expected even before the first request, so that an upstream
+    /// that sends first, and so does not speak HTTP, is reported with its first bytes.
     pub fn new() -> Self {
         let link = Self(Arc::default());
-        link.expect();
+        link.expect_response();
         link
     }
 
-    /// Expect an answer: a request is about to be sent.
-    pub fn expect(&self) {
+    /// Expect a head, because a request is about to be sent.
+    pub fn expect_response(&self) {
         self.0.expected.store(true, Ordering::Release);
     }
 
-    /// Take what was found since.
-    pub fn take(&self) -> Found {
-        std::mem::take(&mut *self.found())
+    /// Take what was parsed since the last call.
+    pub fn take(&self) -> ParsedHeads {
+        std::mem::take(&mut *self.parsed())
     }
 
     fn is_expected(&self) -> bool {
         self.0.expected.load(Ordering::Acquire)
     }
 
-    fn found(&self) -> MutexGuard<'_, Found> {
-        self.0.found.lock().unwrap_or_else(PoisonError::into_inner)
+    fn parsed(&self) -> MutexGuard<'_, ParsedHeads> {
+        self.0.parsed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The connection.
-pub struct AnswerReader<S> {
+/// A connection whose responses are checked, and parsed where necessary, before hyper reads them.
+pub struct ResponseReader<S> {
     io: S,
-    link: AnswerLink,
-    /// The beginning of a head, as it has come so far.
+    link: ResponseLink,
+    /// The bytes of an incomplete head.
     partial: BytesMut,
-    /// How much of it has been searched for its end.
+    /// The number of its bytes that have been searched for the end.
     seen: usize,
-    /// What hyper is to read before anything else.
+    /// Bytes that hyper is to read first.
     ready: BytesMut,
 }
 
-impl<S> AnswerReader<S> {
-    pub fn new(io: S, link: AnswerLink) -> Self {
+impl<S> ResponseReader<S> {
+    /// Wrap a connection.
+    pub fn new(io: S, link: ResponseLink) -> Self {
         Self {
             io,
             link,
@@ -90,45 +92,48 @@ impl<S> AnswerReader<S> {
         }
     }
 
-    /// Turn what has come into heads for hyper, as many as there are.
+    /// Parse all complete heads, and write replacements for hyper. Bytes after the final head pass unchanged.
     fn read_heads(&mut self) -> Result<(), HeadError> {
         while self.link.is_expected() && !self.partial.is_empty() {
-            let Start::Whole(length) = response_head::find_end(&self.partial, &mut self.seen)?
+            let HeadScan::Complete(length) =
+                response_head::find_end(&self.partial, &mut self.seen)?
             else {
                 return Ok(());
             };
-            let head = response_head::read(&self.partial[..length])?;
+            let head = response_head::parse(&self.partial[..length])?;
             self.partial.advance(length);
             self.seen = 0;
             write_framing(&head, &mut self.ready);
-            self.pass(head);
+            self.store(head);
         }
-        // The memory of the head goes with it.
+        // Taken, to free the memory of the head, too.
         let body = std::mem::take(&mut self.partial);
         self.ready.extend_from_slice(&body);
         Ok(())
     }
 
-    fn pass(&mut self, head: AnswerHead) {
-        let mut found = self.link.found();
-        if found.oddities.len() < MOST_ODDITIES {
-            found.oddities.extend(head.oddities);
+    /// Store the fields of a head for the sender of the request.
+    fn store(&mut self, head: ParsedHead) {
+        let mut parsed = self.link.parsed();
+        if parsed.anomalies.len() < MAX_ANOMALIES {
+            parsed.anomalies.extend(head.anomalies);
         }
         if is_final(head.status) {
-            found.fields = Some(head.fields);
+            parsed.fields = Some(head.fields);
             self.link.0.expected.store(false, Ordering::Release);
         }
     }
 
+    /// Store an error, and return one for hyper.
     fn fail(&self, err: HeadError) -> io::Error {
         let text = err.to_string();
-        // What was wrong first is what matters.
-        self.link.found().error.get_or_insert(err);
+        // The first error is the relevant one.
+        self.link.parsed().error.get_or_insert(err);
         io::Error::new(io::ErrorKind::InvalidData, text)
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for AnswerReader<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for ResponseReader<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -149,19 +154,19 @@ impl<S: AsyncRead + Unpin> AsyncRead for AnswerReader<S> {
             if !this.link.is_expected() {
                 return Poll::Ready(Ok(()));
             }
-            let come = &buf.filled()[before..];
-            if come.is_empty() {
-                // hyper knows what to make of an end where nothing has come.
+            let received = &buf.filled()[before..];
+            if received.is_empty() {
+                // Between heads, hyper handles the end of the connection.
                 return Poll::Ready(match this.partial.is_empty() {
                     true => Ok(()),
                     false => Err(this.fail(HeadError::cut(&this.partial))),
                 });
             }
-            if this.partial.is_empty() && is_plain(come) {
+            if this.partial.is_empty() && is_plain(received) {
                 this.link.0.expected.store(false, Ordering::Release);
                 return Poll::Ready(Ok(()));
             }
-            this.partial.extend_from_slice(come);
+            this.partial.extend_from_slice(received);
             buf.set_filled(before);
             if let Err(err) = this.read_heads() {
                 return Poll::Ready(Err(this.fail(err)));
@@ -170,22 +175,22 @@ impl<S: AsyncRead + Unpin> AsyncRead for AnswerReader<S> {
     }
 }
 
-/// Report whether the bytes begin with the whole head of a final answer that hyper reads in no other way than
-/// [`response_head::read`] does.
+/// Report whether the bytes start with a complete head of a final response that hyper interprets exactly as
+/// [`response_head::parse`] does.
 fn is_plain(bytes: &[u8]) -> bool {
-    let mut fields = [const { MaybeUninit::uninit() }; HYPERS_FIELDS];
-    let mut answer = httparse::Response::new(&mut []);
+    let mut fields = [const { MaybeUninit::uninit() }; HYPER_MAX_FIELDS];
+    let mut response = httparse::Response::new(&mut []);
     let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(
-        &mut answer,
+        &mut response,
         bytes,
         &mut fields,
     );
-    let status = match (parsed, answer.code) {
+    let status = match (parsed, response.code) {
         (Ok(httparse::Status::Complete(_)), Some(status)) => status,
         _ => return false,
     };
     let (mut lengths, mut codings) = (0, 0);
-    for field in &*answer.headers {
+    for field in &*response.headers {
         if field.name.eq_ignore_ascii_case("content-length") {
             lengths += 1;
             if !matches!(field.value.len(), 1..=19) || !field.value.iter().all(u8::is_ascii_digit) {
@@ -193,7 +198,7 @@ fn is_plain(bytes: &[u8]) -> bool {
             }
         } else if field.name.eq_ignore_ascii_case("transfer-encoding") {
             codings += 1;
-            if answer.version != Some(1) || !field.value.eq_ignore_ascii_case(b"chunked") {
+            if response.version != Some(1) || !field.value.eq_ignore_ascii_case(b"chunked") {
                 return false;
             }
         }
@@ -201,14 +206,14 @@ fn is_plain(bytes: &[u8]) -> bool {
     StatusCode::from_u16(status).is_ok_and(is_final) && lengths + codings <= 1
 }
 
-/// Report whether no other head follows.
+/// Report whether no other head follows for the same request.
 fn is_final(status: StatusCode) -> bool {
     !status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS
 }
 
-/// Write a head that says how the body ends, and nothing that could be understood in two ways. A 1xx answer has
-/// its fields, since it has no body and nothing goes past hyper, unless hyper would not take so many.
-fn write_framing(head: &AnswerHead, out: &mut BytesMut) {
+/// Write a head with the framing of the body and nothing ambiguous. A 1xx response keeps its fields, because only
+/// those of the final response bypass hyper; they are left out if there are more than hyper accepts.
+fn write_framing(head: &ParsedHead, out: &mut BytesMut) {
     out.extend_from_slice(b"HTTP/1.1 ");
     out.extend_from_slice(head.status.as_str().as_bytes());
     out.extend_from_slice(b" ");
@@ -219,7 +224,7 @@ fn write_framing(head: &AnswerHead, out: &mut BytesMut) {
             name.as_str().len() + value.len()
         };
         let size: usize = head.fields.iter().map(size).sum();
-        if head.fields.len() < HYPERS_FIELDS && size < HINT {
+        if head.fields.len() < HYPER_MAX_FIELDS && size < MAX_INFORMATIONAL_FIELDS {
             for (name, value) in &head.fields {
                 out.extend_from_slice(name.as_str().as_bytes());
                 out.extend_from_slice(b": ");
@@ -243,7 +248,7 @@ fn write_framing(head: &AnswerHead, out: &mut BytesMut) {
     out.extend_from_slice(b"\r\n");
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for AnswerReader<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for ResponseReader<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -273,14 +278,14 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for AnswerReader<S> {
     }
 }
 
-/// As many fields as hyper reads of one head.
-const HYPERS_FIELDS: usize = 100;
+/// The most fields of one head that hyper accepts.
+const HYPER_MAX_FIELDS: usize = 100;
 
-/// Oddities of one answer, and of those before it, that are told.
-const MOST_ODDITIES: usize = 8;
+/// The number of anomalies, over all heads for one request, after which no more heads are added to the report.
+const MAX_ANOMALIES: usize = 8;
 
-/// Bytes of a 1xx answer's fields: less than what hyper keeps of an upstream.
-const HINT: usize = 16 << 10;
+/// The most bytes of the fields of a 1xx response: less than hyper's buffer.
+const MAX_INFORMATIONAL_FIELDS: usize = 16 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -288,11 +293,11 @@ mod tests {
 
     use super::*;
 
-    /// Send an answer in pieces, and return what hyper would read of it.
-    async fn through(pieces: &[&str]) -> (String, Found) {
+    /// Send a response in pieces, and return what hyper reads, and what bypasses it.
+    async fn through(pieces: &[&str]) -> (String, ParsedHeads) {
         let (mut upstream, end) = tokio::io::duplex(1 << 20);
-        let link = AnswerLink::new();
-        let mut reader = AnswerReader::new(end, link.clone());
+        let link = ResponseLink::new();
+        let mut reader = ResponseReader::new(end, link.clone());
         let mut read = Vec::new();
         for piece in pieces {
             upstream.write_all(piece.as_bytes()).await.unwrap();
@@ -308,41 +313,41 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_plain_answer_passes_as_it_is() {
-        let answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nA: b\r\n\r\nok";
+    async fn a_plain_response_passes_unchanged() {
+        let response = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nA: b\r\n\r\nok";
 
-        let (read, found) = through(&[answer]).await;
+        let (read, parsed) = through(&[response]).await;
 
-        assert_eq!(read, answer);
-        assert!(found.fields.is_none());
+        assert_eq!(read, response);
+        assert!(parsed.fields.is_none());
     }
 
     #[tokio::test]
-    async fn an_odd_answer_is_framed_anew_and_its_fields_go_past() {
-        let (read, found) =
+    async fn a_lenient_response_is_reframed_and_its_fields_bypass_hyper() {
+        let (read, parsed) =
             through(&["HTTP/1.0 200\nA:", " b\n c\nContent-Length: 2\n", "\nok"]).await;
 
         assert_eq!(
             read,
             "HTTP/1.1 200 \r\ncontent-length: 2\r\nconnection: close\r\n\r\nok"
         );
-        assert_eq!(found.fields.unwrap()["a"], "b c");
+        assert_eq!(parsed.fields.unwrap()["a"], "b c");
     }
 
     #[tokio::test]
-    async fn answers_before_the_last_keep_their_fields() {
-        let hint = "HTTP/1.1 103 Early InformationalQueue\r\nLink : </a>\r\n\r\nHTTP/1.1 200 OK\r\nB : 1\r\n\r\nok";
+    async fn informational_responses_keep_their_fields() {
+        let responses =
+            "HTTP/1.1 103 Early Hints\r\nLink : </a>\r\n\r\nHTTP/1.1 200 OK\r\nB : 1\r\n\r\nok";
 
-        let (read, found) = through(&[hint]).await;
+        let (read, parsed) = through(&[responses]).await;
 
-        let expected =
-            "HTTP/1.1 103 Early InformationalQueue\r\nlink: </a>\r\n\r\nHTTP/1.1 200 OK\r\n\r\nok";
+        let expected = "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\nHTTP/1.1 200 OK\r\n\r\nok";
         assert_eq!(read, expected);
-        assert_eq!(found.fields.unwrap()["b"], "1");
+        assert_eq!(parsed.fields.unwrap()["b"], "1");
     }
 
     #[tokio::test]
-    async fn what_follows_a_head_is_never_taken_for_one() {
+    async fn a_body_is_never_parsed_as_a_head() {
         let body = "HTTP/1.1 500 No\r\nA : 1\r\n\r\n";
 
         let (read, _) = through(&["HTTP/1.1 200 OK\r\nA : 1\r\n\r\n", body]).await;
@@ -351,11 +356,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_end_within_a_head_and_what_is_not_http_are_named() {
-        let (_, found) = through(&["HTTP/1.1 200 OK\r\nA"]).await;
-        assert!(matches!(found.error, Some(HeadError::Cut(_))));
+    async fn a_truncated_head_and_another_protocol_are_reported() {
+        let (_, parsed) = through(&["HTTP/1.1 200 OK\r\nA"]).await;
+        assert!(matches!(parsed.error, Some(HeadError::Cut(_))));
 
-        let (_, found) = through(&["SSH-2.0-x\r\n"]).await;
-        assert!(matches!(found.error, Some(HeadError::NotHttp { .. })));
+        let (_, parsed) = through(&["SSH-2.0-x\r\n"]).await;
+        assert!(matches!(parsed.error, Some(HeadError::NotHttp { .. })));
     }
 }

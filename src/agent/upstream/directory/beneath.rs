@@ -1,11 +1,12 @@
-//! Opening what is beneath a directory, whatever symbolic links say.
+//! Opening files beneath a directory without escaping from it through symbolic links (as `openat2` with
+//! `RESOLVE_BENEATH`).
 
 use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::time::SystemTime;
 
-/// Something beneath a directory.
+/// A file or directory beneath the root.
 pub enum Entry {
     /// A regular file, open for reading.
     File(File),
@@ -13,29 +14,32 @@ pub enum Entry {
     Directory,
 }
 
-/// Facts about an [`Entry`].
+/// Metadata of an [`Entry`].
 #[derive(Debug, Clone, Copy)]
-pub struct Facts {
-    /// Report whether it is a directory.
+pub struct FileInfo {
+    /// Set for a directory, not for a regular file.
     pub is_directory: bool,
-    /// When it was changed, where that is known.
+    /// The time of the last modification, where it is known.
     pub modified: Option<SystemTime>,
-    /// Its length in bytes.
+    /// The length in bytes.
     pub length: u64,
 }
 
 impl Entry {
-    /// Ask the open file for its facts.
-    pub fn facts(&self) -> io::Result<Facts> {
+    /// Read the metadata of the open file.
+    ///
+    /// # Errors
+    /// [`io::Error`] of the system.
+    pub fn info(&self) -> io::Result<FileInfo> {
         let Self::File(file) = self else {
-            return Ok(Facts {
+            return Ok(FileInfo {
                 is_directory: true,
                 modified: None,
                 length: 0,
             });
         };
         let metadata = file.metadata()?;
-        Ok(Facts {
+        Ok(FileInfo {
             is_directory: false,
             modified: metadata.modified().ok(),
             length: metadata.len(),
@@ -43,20 +47,20 @@ impl Entry {
     }
 }
 
-/// Report whether a name is hidden at that depth below the directory that is served. `/.well-known/` (RFC
-/// 8615) is made to be seen.
+/// Report whether a name is hidden at this depth below the root. Dotfiles are, except for `/.well-known/` (RFC
+/// 8615).
 pub fn is_hidden(name: &str, depth: usize) -> bool {
     name.starts_with('.') && !(depth == 0 && name == ".well-known")
 }
 
-/// Open what a relative path leads to, if it is a regular file or a directory beneath `root` and nothing on the
-/// way to it is hidden. Symbolic links are followed as long as they stay beneath `root`.
+/// Open a relative path if it leads to a regular file or a directory beneath `root` and has no hidden component.
+/// Symbolic links are followed as long as they stay beneath `root`.
 ///
-/// Each component is opened by itself and links are read here, not by the kernel: it is the same on every Unix,
-/// needs neither `openat2` nor `/proc`, and shows the names that a link really leads through.
+/// Each component is opened by itself, and links are resolved here instead of in the kernel: this works on every Unix,
+/// needs neither `openat2` nor `/proc`, and reveals the names that a link leads through.
 ///
 /// # Errors
-/// [`io::ErrorKind::NotFound`] for whatever is not to be seen; others of the system.
+/// [`io::ErrorKind::NotFound`] for everything that must not be visible; otherwise the error of the system.
 #[cfg(unix)]
 pub fn open(root: &Path, path: &Path) -> io::Result<Entry> {
     use std::collections::VecDeque;
@@ -84,35 +88,35 @@ pub fn open(root: &Path, path: &Path) -> io::Result<Entry> {
         }
         Ok(parts)
     };
-    // `None` is the parent.
+    // The components that are left; `None` is the parent.
     let mut left: VecDeque<Option<OsString>> = parts(path)?.into();
-    // Named anew each time: a build may have replaced it.
+    // Opened by name each time: a build may have replaced the directory.
     let top = rustix::fs::open(root, as_directory, Mode::empty())?;
-    // The directories on the way, of which the last is where we are.
-    let mut way: Vec<OwnedFd> = vec![top];
+    // The open directories from the root to the current one.
+    let mut open: Vec<OwnedFd> = vec![top];
     let mut links = 0;
     while let Some(part) = left.pop_front() {
         let Some(name) = part else {
-            way.pop();
-            if way.is_empty() {
+            open.pop();
+            if open.is_empty() {
                 return Err(not_found());
             }
             continue;
         };
-        if is_hidden(&name.to_string_lossy(), way.len() - 1) {
+        if is_hidden(&name.to_string_lossy(), open.len() - 1) {
             return Err(not_found());
         }
-        let here = way.last().ok_or_else(not_found)?;
-        // Looked at before it is opened: some devices and pipes do not bear being opened.
+        let here = open.last().ok_or_else(not_found)?;
+        // Checked before it is opened: opening a device or a pipe can block or have side effects.
         let found = rustix::fs::statat(here, &name, AtFlags::SYMLINK_NOFOLLOW)?;
         match FileType::from_raw_mode(found.st_mode) {
             FileType::Directory => {
                 let flags = as_directory | OFlags::NOFOLLOW;
-                way.push(rustix::fs::openat(here, &name, flags, Mode::empty())?);
+                open.push(rustix::fs::openat(here, &name, flags, Mode::empty())?);
             }
             FileType::Symlink => {
                 links += 1;
-                if links > LINKS {
+                if links > MAX_SYMLINKS {
                     return Err(not_found());
                 }
                 let target = rustix::fs::readlinkat(here, &name, Vec::new())?;
@@ -120,7 +124,7 @@ pub fn open(root: &Path, path: &Path) -> io::Result<Entry> {
                 for part in parts(Path::new(&target))?.into_iter().rev() {
                     left.push_front(part);
                 }
-                if left.len() > PARTS {
+                if left.len() > MAX_COMPONENTS {
                     return Err(not_found());
                 }
             }
@@ -131,8 +135,8 @@ pub fn open(root: &Path, path: &Path) -> io::Result<Entry> {
                     | OFlags::NOCTTY
                     | OFlags::CLOEXEC;
                 let file = File::from(rustix::fs::openat(here, &name, flags, Mode::empty())?);
-                // It may have been replaced in between.
-                return match file.metadata()?.is_file() && !is_of_the_kernel(&file) {
+                // It may have been replaced since the check.
+                return match file.metadata()?.is_file() && !is_kernel_file(&file) {
                     true => Ok(Entry::File(file)),
                     false => Err(not_found()),
                 };
@@ -143,28 +147,27 @@ pub fn open(root: &Path, path: &Path) -> io::Result<Entry> {
     Ok(Entry::Directory)
 }
 
-/// Report whether a file is a view into the kernel or into processes, such as `/proc/self/environ`: somebody may
-/// publish `/`.
+/// Report whether a file is on procfs or sysfs, such as `/proc/self/environ`, which must stay private even if somebody
+/// publishes `/`.
 #[cfg(target_os = "linux")]
-fn is_of_the_kernel(file: &File) -> bool {
+fn is_kernel_file(file: &File) -> bool {
     rustix::fs::fstatfs(file)
         .is_ok_and(|system| [rustix::fs::PROC_SUPER_MAGIC, SYSFS_MAGIC].contains(&system.f_type))
 }
 
 #[cfg(all(unix, not(target_os = "linux")))]
-fn is_of_the_kernel(_file: &File) -> bool {
+fn is_kernel_file(_file: &File) -> bool {
     false
 }
 
-/// Open what a relative path leads to, if it is a regular file or a directory beneath `root` and nothing on the
-/// way to it is hidden.
+/// Open a relative path if it leads to a regular file or a directory beneath `root` and has no hidden component.
 ///
 /// # Errors
-/// [`io::ErrorKind::NotFound`] for whatever is not to be seen; others of the system.
+/// [`io::ErrorKind::NotFound`] for everything that must not be visible; otherwise the error of the system.
 #[cfg(not(unix))]
 pub fn open(root: &Path, path: &Path) -> io::Result<Entry> {
     let not_found = || io::Error::from(io::ErrorKind::NotFound);
-    // `name:stream` is another file than it looks like.
+    // `name:stream` opens an alternate data stream of another file.
     if path.to_string_lossy().contains(':') {
         return Err(not_found());
     }
@@ -184,22 +187,22 @@ pub fn open(root: &Path, path: &Path) -> io::Result<Entry> {
         return Err(not_found());
     }
     let file = File::open(&resolved)?;
-    // What was opened is what was looked at, unless somebody who may write here has put a link in between.
+    // The checked file was opened, unless somebody with write access has put a link in its place.
     match resolved.canonicalize()? == resolved && file.metadata()?.is_file() {
         true => Ok(Entry::File(file)),
         false => Err(not_found()),
     }
 }
 
-/// Symbolic links on one way: as many as Linux follows (path_resolution(7)).
+/// The most symbolic links in one resolution, as in Linux (path_resolution(7)).
 #[cfg(unix)]
-const LINKS: usize = 40;
+const MAX_SYMLINKS: usize = 40;
 
-/// Components that may be left to walk: more than any path of 4,096 bytes has.
+/// The most components left to resolve: more than any path of 4,096 bytes has.
 #[cfg(unix)]
-const PARTS: usize = 4096;
+const MAX_COMPONENTS: usize = 4096;
 
-/// The type of sysfs (statfs(2)).
+/// The filesystem type of sysfs (statfs(2)).
 #[cfg(target_os = "linux")]
 const SYSFS_MAGIC: rustix::fs::FsWord = 0x6265_6572;
 
@@ -225,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn links_lead_anywhere_beneath_the_directory_and_nowhere_else() {
+    fn links_are_followed_beneath_the_directory_and_nowhere_else() {
         let outside = tempfile::tempdir().unwrap();
         let root = outside.path().join("site");
         fs::create_dir_all(root.join("a/b")).unwrap();
@@ -264,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_hidden_stays_so_under_another_name() {
+    fn hidden_files_stay_hidden_behind_links() {
         let root = tempfile::tempdir().unwrap();
         let root = root.path();
         fs::create_dir_all(root.join(".git/objects")).unwrap();
@@ -284,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn pipes_devices_and_views_of_the_kernel_are_no_files() {
+    fn pipes_devices_and_kernel_files_are_not_served() {
         let root = tempfile::tempdir().unwrap();
         let pipe = root.path().join("pipe");
         assert!(Command::new("mkfifo").arg(pipe).status().unwrap().success());

@@ -1,4 +1,4 @@
-//! Work on files, on a bounded number of threads: one that waits for a dead file server waits for ever.
+//! File operations on a bounded number of blocking threads: an operation on a dead file server never returns.
 
 use std::io;
 use std::sync::Arc;
@@ -8,36 +8,37 @@ use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-/// Runs what may block, so many at a time.
+/// Runs blocking operations, at most [`MAX_OPERATIONS`] at a time.
 #[derive(Clone)]
 pub struct Disk(Arc<Semaphore>);
 
 impl Disk {
-    /// Make one with no work yet.
+    /// Create an executor without operations.
     pub fn new() -> Self {
-        Self(Arc::new(Semaphore::new(OPERATIONS)))
+        Self(Arc::new(Semaphore::new(MAX_OPERATIONS)))
     }
 
-    /// Run one operation on a thread where it may block.
+    /// Run one operation on a blocking thread.
     ///
     /// # Errors
-    /// Those of the operation; [`io::ErrorKind::ResourceBusy`] if all threads are taken for too long, and
-    /// [`io::ErrorKind::TimedOut`] if the operation does not end. Its thread stays taken until it does.
+    /// The error of the operation; [`io::ErrorKind::ResourceBusy`] if no thread is free within [`QUEUE_TIMEOUT`], and
+    /// [`io::ErrorKind::TimedOut`] if the operation takes longer than [`OPERATION_TIMEOUT`]. Its thread stays occupied
+    /// until it ends.
     pub async fn run<T, F>(&self, operation: F) -> io::Result<T>
     where
         T: Send + 'static,
         F: FnOnce() -> io::Result<T> + Send + 'static,
     {
-        let permit = match timeout(QUEUE, self.0.clone().acquire_owned()).await {
+        let permit = match timeout(QUEUE_TIMEOUT, self.0.clone().acquire_owned()).await {
             Ok(Ok(permit)) => permit,
             Ok(Err(_)) | Err(_) => return Err(io::ErrorKind::ResourceBusy.into()),
         };
         let running = spawn_blocking(move || {
-            // Given back when the thread is free, which may be long after nobody waits any more.
+            // Released when the thread is free, which may be long after the timeout.
             let _permit = permit;
             operation()
         });
-        match timeout(OPERATION, running).await {
+        match timeout(OPERATION_TIMEOUT, running).await {
             Ok(Ok(done)) => done,
             Ok(Err(panicked)) => Err(io::Error::other(panicked)),
             Err(_) => Err(io::ErrorKind::TimedOut.into()),
@@ -45,15 +46,15 @@ impl Disk {
     }
 }
 
-/// Threads that wait for files at a time. Far fewer than the runtime's pool has (512), from which names are
-/// looked up too.
-const OPERATIONS: usize = 16;
+/// The most concurrent operations: far fewer than the threads of the runtime's blocking pool (512), which is also
+/// used for name resolution.
+const MAX_OPERATIONS: usize = 16;
 
-/// How long an operation may wait for a thread: the others have hung by then, most likely.
-const QUEUE: Duration = Duration::from_secs(10);
+/// Time for which an operation waits for a thread: by then the others have most likely hung.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long opening a file or reading a piece of it may take: a disk that spins up needs some ten seconds.
-const OPERATION: Duration = Duration::from_secs(30);
+/// Time that opening a file or reading a part of it may take: a disk that spins up needs about ten seconds.
+const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
 mod tests {
@@ -65,12 +66,12 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn operations_that_never_end_are_bounded_and_the_others_are_told() {
+    async fn operations_that_hang_are_bounded_and_later_ones_fail() {
         let disk = Disk::new();
         let (release, held) = mpsc::channel::<()>();
         let held = Arc::new(std::sync::Mutex::new(held));
         let mut hanging = tokio::task::JoinSet::new();
-        for _ in 0..OPERATIONS {
+        for _ in 0..MAX_OPERATIONS {
             let (disk, held) = (disk.clone(), held.clone());
             hanging.spawn(async move {
                 disk.run(move || {
@@ -80,9 +81,9 @@ mod tests {
                 .await
             });
         }
-        // Time does not go by itself while a thread is busy.
+        // The paused clock does not advance by itself while a blocking thread is busy.
         yield_now().await;
-        advance(OPERATION).await;
+        advance(OPERATION_TIMEOUT).await;
         while let Some(ended) = hanging.join_next().await {
             let err = ended.unwrap().unwrap_err();
             assert_eq!(err.kind(), io::ErrorKind::TimedOut);
@@ -91,7 +92,7 @@ mod tests {
         let waiting = disk.clone();
         let one_more = tokio::spawn(async move { waiting.run(|| Ok(())).await });
         yield_now().await;
-        advance(QUEUE).await;
+        advance(QUEUE_TIMEOUT).await;
 
         let err = one_more.await.unwrap().unwrap_err();
         assert_eq!(err.kind(), io::ErrorKind::ResourceBusy);

@@ -1,4 +1,4 @@
-//! A directory as an upstream.
+//! A static file server: a directory as an upstream.
 
 pub(crate) mod beneath;
 pub(crate) mod disk;
@@ -24,12 +24,12 @@ use tokio_util::sync::ReusableBoxFuture;
 use tower_http::services::ServeDir;
 use tower_http::services::fs::{Backend, File, Metadata};
 
-use self::beneath::{Entry, Facts, is_hidden};
+use self::beneath::{Entry, FileInfo, is_hidden};
 use self::disk::Disk;
 use super::{Service, UpstreamBody};
 
-/// Serve the files below a directory: ranges, conditional requests and `index.html` as in
-/// `tower-http`; nothing outside the directory, and nothing hidden.
+/// Create a service that serves the files beneath a directory, with ranges, conditional requests and `index.html` as
+/// in `tower-http`, but nothing outside the directory and no hidden files.
 pub fn service(directory: &Path) -> Service {
     let beneath = Beneath {
         root: directory.into(),
@@ -37,54 +37,55 @@ pub fn service(directory: &Path) -> Service {
     };
     let files = ServeDir::with_backend("", beneath)
         .append_index_html_on_directories(true)
-        // RFC 9110 §14.2: a server may ignore them, and gives the whole file then.
+        // A server may ignore multiple ranges, and send the whole file (RFC 9110 §14.2).
         .ignore_multi_range_requests(true);
     Service::new(move |request: Request<UpstreamBody>| {
         let mut files = files.clone();
         async move {
             let (mut parts, _) = request.into_parts();
-            if hides(parts.uri.path()) {
-                return Ok(page(StatusCode::NOT_FOUND));
+            if is_forbidden(parts.uri.path()) {
+                return Ok(status_page(StatusCode::NOT_FOUND));
             }
-            if !is_for_bytes(&parts.method, &parts.headers) {
+            if !has_byte_range(&parts.method, &parts.headers) {
                 parts.headers.remove(RANGE);
             }
             let if_range = parts.headers.remove(IF_RANGE);
-            let mut answer = files
+            let mut result = files
                 .try_call(Request::from_parts(parts.clone(), Empty::<Bytes>::new()))
                 .await;
-            let is_stale = match (&if_range, &answer) {
+            let is_stale = match (&if_range, &result) {
                 (Some(validator), Ok(partial)) => !is_current(validator, partial.headers()),
                 _ => false,
             };
             if is_stale && parts.headers.remove(RANGE).is_some() {
-                // The visitor's part is of another version: it needs all of this one (RFC 9110 §13.1.5).
+                // The visitor has a part of another version, and needs all of this one (RFC 9110 §13.1.5).
                 let whole = Request::from_parts(parts.clone(), Empty::<Bytes>::new());
-                answer = files.try_call(whole).await;
+                result = files.try_call(whole).await;
             }
-            let response = match answer {
+            let response = match result {
                 Ok(response) if response.status() == StatusCode::NOT_FOUND => {
-                    page(StatusCode::NOT_FOUND)
+                    status_page(StatusCode::NOT_FOUND)
                 }
                 Ok(response) if response.status() == StatusCode::TEMPORARY_REDIRECT => {
-                    directory_of(&parts.uri)
+                    redirect_to_directory(&parts.uri)
                 }
-                Ok(response) => sized(response.map(UpstreamBody::new), &parts.method),
-                Err(err) => refusal(&err),
+                Ok(response) => with_exact_length(response.map(UpstreamBody::new), &parts.method),
+                Err(err) => error_response(&err),
             };
             Ok(response)
         }
     })
 }
 
-/// Report whether a request's range counts: for GET alone (RFC 9110 §14.2), in bytes.
-fn is_for_bytes(method: &Method, headers: &HeaderMap) -> bool {
+/// Report whether a request has a valid range: in bytes, and with the method GET (RFC 9110 §14.2).
+fn has_byte_range(method: &Method, headers: &HeaderMap) -> bool {
     let range = headers.get(RANGE).map(HeaderValue::as_bytes);
     let unit = range.and_then(|range| range.split(|byte| *byte == b'=').next());
     method == Method::GET && unit.is_some_and(|unit| unit.eq_ignore_ascii_case(b"bytes"))
 }
 
-/// Report whether what a visitor has is of this version: by a strong comparison of tags, or by the exact date.
+/// Report whether an `If-Range` validator matches this version, by strong comparison of entity tags or by the exact
+/// date.
 fn is_current(validator: &HeaderValue, headers: &HeaderMap) -> bool {
     let name = match validator.as_bytes() {
         tag if tag.starts_with(b"W/") => return false,
@@ -94,42 +95,43 @@ fn is_current(validator: &HeaderValue, headers: &HeaderMap) -> bool {
     headers.get(name) == Some(validator)
 }
 
-/// Send the visitor to a directory's own address. It begins with one slash, never with two or with a backslash:
-/// browsers would take what follows for a host.
-fn directory_of(uri: &Uri) -> Response<UpstreamBody> {
+/// Redirect to the path of a directory, with a slash at its end. The location starts with exactly one slash and no
+/// backslash: otherwise browsers would take the rest for a host.
+fn redirect_to_directory(uri: &Uri) -> Response<UpstreamBody> {
     let path = uri.path().trim_start_matches(['/', '\\']);
     let location = match uri.query() {
         Some(query) => format!("/{path}/?{query}"),
         None => format!("/{path}/"),
     };
-    let mut response = page(StatusCode::TEMPORARY_REDIRECT);
+    let mut response = status_page(StatusCode::TEMPORARY_REDIRECT);
     match HeaderValue::try_from(location) {
         Ok(location) => response.headers_mut().insert(LOCATION, location),
-        Err(_) => return page(StatusCode::NOT_FOUND),
+        Err(_) => return status_page(StatusCode::NOT_FOUND),
     };
     response
 }
 
-/// Answer where a file cannot be had, without a word of the inside.
-fn refusal(err: &io::Error) -> Response<UpstreamBody> {
+/// Build the response for a file error, without internal details.
+fn error_response(err: &io::Error) -> Response<UpstreamBody> {
     match err.kind() {
         io::ErrorKind::NotFound
         | io::ErrorKind::PermissionDenied
         | io::ErrorKind::NotADirectory
         | io::ErrorKind::InvalidInput
-        | io::ErrorKind::InvalidFilename => page(StatusCode::NOT_FOUND),
+        | io::ErrorKind::InvalidFilename => status_page(StatusCode::NOT_FOUND),
         io::ErrorKind::ResourceBusy | io::ErrorKind::TimedOut => {
-            let mut response = page(StatusCode::SERVICE_UNAVAILABLE);
+            let mut response = status_page(StatusCode::SERVICE_UNAVAILABLE);
             response
                 .headers_mut()
                 .insert(RETRY_AFTER, HeaderValue::from_static("30"));
             response
         }
-        _ => page(StatusCode::INTERNAL_SERVER_ERROR),
+        _ => status_page(StatusCode::INTERNAL_SERVER_ERROR),
     }
 }
 
-fn page(status: StatusCode) -> Response<UpstreamBody> {
+/// Build a plain-text response with only the status.
+fn status_page(status: StatusCode) -> Response<UpstreamBody> {
     let mut response = Response::new(UpstreamBody::full(
         format!("{status}\n").to_ascii_lowercase(),
     ));
@@ -139,8 +141,8 @@ fn page(status: StatusCode) -> Response<UpstreamBody> {
     response
 }
 
-/// Tell the length of a body ahead, which must then have it.
-fn sized(response: Response<UpstreamBody>, method: &Method) -> Response<UpstreamBody> {
+/// Give the body the exact length that `Content-Length` states, so that the length is known before it is sent.
+fn with_exact_length(response: Response<UpstreamBody>, method: &Method) -> Response<UpstreamBody> {
     let length = response.headers().get(CONTENT_LENGTH);
     let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
     match length {
@@ -151,7 +153,7 @@ fn sized(response: Response<UpstreamBody>, method: &Method) -> Response<Upstream
     }
 }
 
-/// A body whose length is known.
+/// A body with a known length.
 struct Sized {
     body: UpstreamBody,
     left: u64,
@@ -182,17 +184,17 @@ impl Body for Sized {
     }
 }
 
-/// Report whether a path has a hidden segment, also where the dot is percent-encoded, or a separator that is.
-fn hides(path: &str) -> bool {
+/// Report whether a path has a hidden segment, also with a percent-encoded dot, or a percent-encoded separator or NUL.
+fn is_forbidden(path: &str) -> bool {
     path.split(['/', '\\']).enumerate().any(|(at, segment)| {
         let lower = segment.to_ascii_lowercase();
-        let smuggles = lower.contains("%2f") || lower.contains("%5c") || lower.contains("%00");
-        // The first is empty: every path begins with a slash.
-        smuggles || is_hidden(&lower.replace("%2e", "."), at.saturating_sub(1))
+        let is_encoded = lower.contains("%2f") || lower.contains("%5c") || lower.contains("%00");
+        // The first segment is empty: every path starts with a slash.
+        is_encoded || is_hidden(&lower.replace("%2e", "."), at.saturating_sub(1))
     })
 }
 
-/// The files beneath a directory, for `tower-http`.
+/// The file system backend for `tower-http`: the files beneath a directory.
 #[derive(Clone)]
 struct Beneath {
     root: Arc<Path>,
@@ -201,25 +203,25 @@ struct Beneath {
 
 impl Backend for Beneath {
     type File = Opened;
-    type Metadata = Facts;
+    type Metadata = FileInfo;
     type OpenFuture = BoxFuture<'static, io::Result<Opened>>;
-    type MetadataFuture = BoxFuture<'static, io::Result<Facts>>;
+    type MetadataFuture = BoxFuture<'static, io::Result<FileInfo>>;
 
     fn open(&self, path: PathBuf) -> Self::OpenFuture {
         let (root, disk) = (self.root.clone(), self.disk.clone());
         Box::pin(async move {
             let opened = disk.run(move || {
                 let entry = beneath::open(&root, &path)?;
-                let facts = entry.facts()?;
+                let info = entry.info()?;
                 match entry {
-                    Entry::File(file) => Ok((file, facts)),
+                    Entry::File(file) => Ok((file, info)),
                     Entry::Directory => Err(io::ErrorKind::NotFound.into()),
                 }
             });
-            let (file, facts) = opened.await?;
+            let (file, info) = opened.await?;
             Ok(Opened {
                 file: Arc::new(file),
-                facts,
+                info,
                 at: 0,
                 disk,
                 reading: None,
@@ -229,11 +231,11 @@ impl Backend for Beneath {
 
     fn metadata(&self, path: PathBuf) -> Self::MetadataFuture {
         let (root, disk) = (self.root.clone(), self.disk.clone());
-        Box::pin(async move { disk.run(move || beneath::open(&root, &path)?.facts()).await })
+        Box::pin(async move { disk.run(move || beneath::open(&root, &path)?.info()).await })
     }
 }
 
-impl Metadata for Facts {
+impl Metadata for FileInfo {
     fn is_dir(&self) -> bool {
         self.is_directory
     }
@@ -248,21 +250,22 @@ impl Metadata for Facts {
     }
 }
 
-/// A file that is being read, up to the length that it had when it was opened.
+/// An open file, read up to the length that it had when it was opened.
 struct Opened {
     file: Arc<std::fs::File>,
-    facts: Facts,
+    info: FileInfo,
+    /// The offset of the next read.
     at: u64,
     disk: Disk,
     reading: Option<ReusableBoxFuture<'static, io::Result<Vec<u8>>>>,
 }
 
 impl File for Opened {
-    type Metadata = Facts;
-    type MetadataFuture<'a> = std::future::Ready<io::Result<Facts>>;
+    type Metadata = FileInfo;
+    type MetadataFuture<'a> = std::future::Ready<io::Result<FileInfo>>;
 
     fn metadata(&self) -> Self::MetadataFuture<'_> {
-        std::future::ready(Ok(self.facts))
+        std::future::ready(Ok(self.info))
     }
 }
 
@@ -273,11 +276,11 @@ impl AsyncRead for Opened {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        let left = this.facts.length.saturating_sub(this.at);
+        let left = this.info.length.saturating_sub(this.at);
         let wanted = usize::try_from(left)
             .unwrap_or(usize::MAX)
             .min(buf.remaining())
-            .min(PIECE);
+            .min(READ_SIZE);
         if wanted == 0 {
             return Poll::Ready(Ok(()));
         }
@@ -288,7 +291,7 @@ impl AsyncRead for Opened {
         let read = ready!(reading.poll(cx));
         this.reading = None;
         let read = read?;
-        // Whoever reads asks again with as much room as before.
+        // The caller polls again with as much room as before.
         let read = &read[..read.len().min(buf.remaining())];
         if read.is_empty() {
             return Poll::Ready(Err(io::Error::new(
@@ -307,7 +310,7 @@ impl AsyncSeek for Opened {
         self.at = match position {
             io::SeekFrom::Start(at) => at,
             io::SeekFrom::Current(by) => self.at.saturating_add_signed(by),
-            io::SeekFrom::End(by) => self.facts.length.saturating_add_signed(by),
+            io::SeekFrom::End(by) => self.info.length.saturating_add_signed(by),
         };
         self.reading = None;
         Ok(())
@@ -318,25 +321,26 @@ impl AsyncSeek for Opened {
     }
 }
 
+/// Read up to `wanted` bytes at an offset.
 fn read(file: &std::fs::File, at: u64, wanted: usize) -> io::Result<Vec<u8>> {
-    let mut piece = vec![0; wanted];
+    let mut buffer = vec![0; wanted];
     #[cfg(unix)]
-    let read = std::os::unix::fs::FileExt::read_at(file, &mut piece, at)?;
+    let read = std::os::unix::fs::FileExt::read_at(file, &mut buffer, at)?;
     #[cfg(windows)]
-    let read = std::os::windows::fs::FileExt::seek_read(file, &mut piece, at)?;
-    piece.truncate(read);
-    Ok(piece)
+    let read = std::os::windows::fs::FileExt::seek_read(file, &mut buffer, at)?;
+    buffer.truncate(read);
+    Ok(buffer)
 }
 
-/// What is read at a time: as much as `tower-http` has room for.
-const PIECE: usize = 64 << 10;
+/// The bytes of one read: the buffer size of `tower-http`.
+const READ_SIZE: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {
-    use super::hides;
+    use super::is_forbidden;
 
     #[test]
-    fn dotfiles_and_ways_around_are_hidden() {
+    fn hidden_files_and_encoded_paths_to_them_are_forbidden() {
         for path in [
             "/.git/config",
             "/a/.env",
@@ -346,10 +350,10 @@ mod tests {
             "/a%5c..",
             "/x/.well-known/y",
         ] {
-            assert!(hides(path), "{path}");
+            assert!(is_forbidden(path), "{path}");
         }
         for path in ["/", "/a.b/c.html", "/.well-known/security.txt", "/a..b"] {
-            assert!(!hides(path), "{path}");
+            assert!(!is_forbidden(path), "{path}");
         }
     }
 }
