@@ -1,4 +1,4 @@
-//! What the controller promises, on links in virtual time: no clock decides about these results.
+//! Tests of the controller's promises, on links in virtual time: no real clock affects the results.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,7 +27,8 @@ fn broadband() -> Link {
     Link::new(50.0, ms(20), ms(100))
 }
 
-/// The share of the link's rate at which `bytes` were downloaded, handshake and headers included.
+/// Download `bytes` and return the share of the link's rate that it got, handshake and headers
+/// included.
 fn downloaded(model: &mut LinkModel, link: &Link, bytes: u64) -> f64 {
     let flow = model.add(ours(), bytes);
     let took = model.run_until_received(flow, bytes, secs(100));
@@ -77,8 +78,8 @@ fn a_download_after_small_answers_starts_as_fast_as_on_a_new_connection() {
     assert!(took < full, "{took:?}");
 }
 
-/// Download 20 MiB, then send answers of 10 KiB until the seventh second, each so long after the one before has
-/// arrived: how many bytes in all.
+/// Download 20 MiB, then send responses of 10 KiB until the seventh second, each `pause` after the
+/// previous one has arrived. Return the total of bytes.
 fn download_and_small_answers(model: &mut LinkModel, flow: FlowId, pause: Duration) -> u64 {
     let mut bytes = 20 * MIB;
     model.offer(flow, bytes);
@@ -260,13 +261,13 @@ fn answers_do_not_wait_because_their_acknowledgements_do() {
         model.run(ms(100).saturating_sub(took));
     }
 
-    // One way is 20 ms, and a packet takes a millisecond.
+    // One way takes 20 ms, and a packet a millisecond.
     assert!(slowest < ms(40), "five answers took {slowest:?}");
 }
 
 #[test]
 fn a_long_fat_path_is_filled() {
-    // A queue of half a round trip is all that a start-up may overshoot by.
+    // Start-up may overshoot by a queue of half a round trip at most.
     let link = Link::new(100.0, ms(100), ms(100));
 
     let share = downloaded(&mut LinkModel::symmetric(&link, 1), &link, 100 * MIB);
@@ -357,7 +358,7 @@ fn the_same_seed_gives_the_same_result() {
     assert_eq!(download().to_bits(), download().to_bits());
 }
 
-/// A controller that leaves a path to the kernel which has delivered 16 MiB in 40 ms.
+/// Return a controller that has left its path to TCP, after 16 MiB were delivered in 40 ms.
 fn tcp_controlled(config: &Arc<Config>, start: Instant) -> RateModel {
     let mut model = RateModel::new(config, 1_200, start);
     assert_eq!(model.window(), config.initial_window);
@@ -429,7 +430,7 @@ fn a_path_that_has_become_slow_is_taken_back_from_the_kernel() {
     assert!(model.window() < MIB, "{}", model.window());
 }
 
-/// Have so many bytes sent, and acknowledged a moment later.
+/// Send bytes, and acknowledge them 40 ms later.
 fn deliver(model: &mut RateModel, sent: Instant, bytes: u64) {
     let acked = sent + ms(40);
     model.on_sent(sent, bytes, 0);

@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::network::{EDGE, Network};
-use super::noise::noise;
+use super::random::pattern;
 use super::udp::MemoryUdp;
 use super::{certificate, pipe};
 use crate::carrier::agent::dial_error::AttemptError;
@@ -30,11 +30,11 @@ use crate::carrier::{
     Carrier, CongestionOwner, Duplicator, PathKind, PathMemory, PeerInfo, Transport,
 };
 
-/// Where the agent's TCP connections seem to come from.
+/// Address from which the agent's TCP connections appear to come.
 const PEER: ([u8; 4], u16) = ([198, 51, 100, 99], 4000);
 
-/// The longest conversation on the worst weather: everything heals within seconds.
-const CONVERSATION: Duration = Duration::from_secs(120);
+/// Timeout of a conversation under the worst conditions: everything recovers within seconds.
+const CONVERSATION_TIMEOUT: Duration = Duration::from_secs(120);
 
 pub(crate) struct Lab {
     pub(crate) network: Arc<Network>,
@@ -43,21 +43,21 @@ pub(crate) struct Lab {
     pub(crate) changes: mpsc::Sender<NetworkChange>,
     pub(crate) edge: Connection,
     pub(crate) agent: Connection,
-    /// Those of the edge and of the agent.
-    pub(crate) repeaters: [Duplicator; 2],
+    /// Duplicators of the edge and of the agent.
+    pub(crate) duplicators: [Duplicator; 2],
     edge_endpoint: Endpoint,
     agent_endpoint: Endpoint,
     tasks: JoinSet<()>,
     websockets: Arc<Mutex<JoinSet<()>>>,
 }
 
-struct MemoryWays {
+struct MemoryCarrierFactory {
     network: Arc<Network>,
     edge: EdgeSocket,
     tasks: Arc<Mutex<JoinSet<()>>>,
 }
 
-impl CarrierFactory for MemoryWays {
+impl CarrierFactory for MemoryCarrierFactory {
     fn bind(&self) -> io::Result<Arc<dyn AsyncUdpSocket>> {
         Ok(MemoryUdp::open(&self.network, None))
     }
@@ -65,10 +65,10 @@ impl CarrierFactory for MemoryWays {
     fn dial(&self) -> BoxFuture<'static, Result<Upgraded, TcpConnectError>> {
         let (network, edge, tasks) = (self.network.clone(), self.edge.clone(), self.tasks.clone());
         Box::pin(async move {
-            let weather = network.weather();
+            let conditions = network.conditions();
             // TCP, TLS and the upgrade take a round trip each.
-            sleep(weather.delay * 6).await;
-            if !weather.dialling || !network.tcp.borrow().moves {
+            sleep(conditions.delay * 6).await;
+            if !conditions.dialling || !network.tcp.borrow().moves {
                 let peer = Peer::Edge("edge.test".into());
                 return Err(TcpConnectError::TimedOut { peer });
             }
@@ -110,7 +110,7 @@ impl Lab {
             edge_endpoint_over(Some(udp), EndpointConfig::default(), certificate.server, 10)
                 .unwrap();
         let websockets = Arc::new(Mutex::new(JoinSet::new()));
-        let ways = Arc::new(MemoryWays {
+        let ways = Arc::new(MemoryCarrierFactory {
             network: network.clone(),
             edge: edge_socket.clone(),
             tasks: websockets.clone(),
@@ -128,7 +128,7 @@ impl Lab {
             let endpoint = edge_endpoint.clone();
             async move {
                 loop {
-                    // Of the handshakes in a race, the one that gets through is the agent's.
+                    // Of the handshakes in a race, the one that succeeds is the agent's.
                     let incoming = endpoint.accept().await.unwrap();
                     if let Ok(connection) = incoming.await {
                         return connection;
@@ -142,7 +142,7 @@ impl Lab {
             return Err(failed);
         };
         let agent = established.connection.clone();
-        let of_agent = Duplicator::of_agent(&agent, &established.switch);
+        let of_agent = Duplicator::for_agent(&agent, &established.switch);
         let agent_endpoint = established.endpoint.clone();
         let (changes, changed) = mpsc::channel(8);
         let (driver, carrier) = race.drive(
@@ -157,9 +157,9 @@ impl Lab {
         tasks.spawn(driver.run());
         tasks.spawn(serve(agent.clone()));
         let edge: Connection = accepting.await.unwrap();
-        // As the edge does for an agent that has shown its token.
+        // The edge does so for an agent that is authenticated.
         edge.set_receive_window(WINDOW.into());
-        let repeaters = [Duplicator::of_edge(&edge, &edge_socket), of_agent];
+        let duplicators = [Duplicator::for_edge(&edge, &edge_socket), of_agent];
         Ok(Self {
             network,
             edge_socket,
@@ -167,7 +167,7 @@ impl Lab {
             changes,
             edge,
             agent,
-            repeaters,
+            duplicators,
             edge_endpoint,
             agent_endpoint,
             tasks,
@@ -175,7 +175,7 @@ impl Lab {
         })
     }
 
-    /// Send `up` bytes to the agent and take `down` bytes from it, and check them all.
+    /// Send `up` bytes to the agent, receive `down` bytes from it, and check them all.
     pub(crate) fn converse(&self, stream: u64, up: usize, down: usize) -> Conversation {
         converse(self.edge.clone(), stream, up, down)
     }
@@ -183,16 +183,16 @@ impl Lab {
     /// Wait until the agent sends over this carrier.
     pub(crate) async fn moved_to(&mut self, carrier: Carrier) {
         let moved = self.carrier.wait_for(|state| state.carrier == carrier);
-        timeout(CONVERSATION, moved)
+        timeout(CONVERSATION_TIMEOUT, moved)
             .await
             .expect("moves in time")
             .unwrap();
     }
 
-    /// End the connection and see that nothing is left of it.
+    /// Close the connection and check that nothing is left of it.
     pub(crate) async fn end(mut self) {
         self.agent.close(0_u32.into(), b"done");
-        timeout(CONVERSATION, async {
+        timeout(CONVERSATION_TIMEOUT, async {
             while self.tasks.join_next().await.is_some() {}
             self.agent_endpoint.wait_idle().await;
             self.edge_endpoint.wait_idle().await;
@@ -201,7 +201,7 @@ impl Lab {
         .expect("everything ends");
         self.network.tcp_moves(true);
         let mut websockets = std::mem::take(&mut *self.websockets.lock().unwrap());
-        timeout(CONVERSATION, async {
+        timeout(CONVERSATION_TIMEOUT, async {
             while websockets.join_next().await.is_some() {}
         })
         .await
@@ -210,10 +210,10 @@ impl Lab {
     }
 }
 
-/// A conversation under way.
+/// A conversation in progress.
 pub(crate) type Conversation = BoxFuture<'static, Result<(), String>>;
 
-/// The edge: send `up` bytes to the agent and take `down` bytes from it, and check them all.
+/// Act as the edge: send `up` bytes to the agent, receive `down` bytes from it, and check them all.
 pub(crate) fn converse(edge: Connection, stream: u64, up: usize, down: usize) -> Conversation {
     let conversation = async move {
         let (mut send, mut recv) = edge.open_bi().await?;
@@ -221,27 +221,27 @@ pub(crate) fn converse(edge: Connection, stream: u64, up: usize, down: usize) ->
             for number in [stream, up as u64, down as u64] {
                 send.write_all(&number.to_be_bytes()).await?;
             }
-            send.write_all(&noise(stream, up)).await?;
+            send.write_all(&pattern(stream, up)).await?;
             send.finish()?;
             Ok::<_, Box<dyn Error + Send + Sync>>(())
         };
         let listening = recv.read_to_end(down + 1);
         let (asked, heard) = tokio::join!(asking, listening);
         asked?;
-        match heard? == noise(!stream, down) {
+        match heard? == pattern(!stream, down) {
             true => Ok::<_, Box<dyn Error + Send + Sync>>(()),
             false => Err("other bytes came back".into()),
         }
     };
     Box::pin(async move {
-        match timeout(CONVERSATION, conversation).await {
+        match timeout(CONVERSATION_TIMEOUT, conversation).await {
             Ok(ended) => ended.map_err(|err| format!("stream {stream}: {err}")),
             Err(_) => Err(format!("stream {stream} never ended")),
         }
     })
 }
 
-/// The agent: answer each stream with the bytes it asks for, or not at all if it is not exact.
+/// Act as the agent: answer each stream with the bytes it asks for, or reset it if it is not exact.
 pub(crate) async fn serve(connection: Connection) {
     let mut conversations = JoinSet::new();
     while let Ok((mut send, mut recv)) = connection.accept_bi().await {
@@ -252,11 +252,11 @@ pub(crate) async fn serve(connection: Connection) {
                 let number = head[at..at + 8].try_into().expect("eight bytes");
                 u64::from_be_bytes(number)
             });
-            let answering = async { send.write_all(&noise(!stream, down as usize)).await.ok() };
+            let answering = async { send.write_all(&pattern(!stream, down as usize)).await.ok() };
             let listening = async { recv.read_to_end(up as usize + 1).await.ok() };
             let (answered, heard) = tokio::join!(answering, listening);
             answered?;
-            match heard? == noise(stream, up as usize) {
+            match heard? == pattern(stream, up as usize) {
                 true => send.finish().ok(),
                 false => send.reset(1_u32.into()).ok(),
             }
@@ -264,5 +264,5 @@ pub(crate) async fn serve(connection: Connection) {
     }
 }
 
-/// What an agent may send at once.
+/// Bytes that an agent may send ahead on a connection.
 const WINDOW: u32 = 4 << 20;

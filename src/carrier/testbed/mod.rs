@@ -1,18 +1,18 @@
-//! A whole network in memory, on paused time: an edge, an agent and what can go wrong in between.
+//! A simulated network on paused time: an edge, an agent and the faults between them.
 //!
-//! The sockets, the WebSocket framing, the judge and quinn are the real ones. UDP is a heap of
-//! delayed datagrams and TCP a delayed pipe; both lose, hold back and cut by a seeded generator.
+//! The sockets, the WebSocket framing, the selector and quinn are the real ones. UDP is a heap of
+//! delayed datagrams and TCP a delayed pipe; a seeded generator makes both lose, delay and cut.
 
+mod chaos;
 mod lab;
 mod network;
-mod noise;
 mod pipe;
 mod proxies;
+mod random;
 mod real;
 mod resets;
 mod scenarios;
 mod sockets;
-mod storms;
 mod udp;
 
 use std::sync::{Arc, LazyLock};
@@ -26,7 +26,7 @@ use rustls::{RootCertStore, pki_types::PrivateKeyDer, version::TLS13};
 use super::{PathKind, PathMemory, SharedCongestionOwner, edge_transport};
 use crate::tls;
 
-/// Both ends' configurations around one self-signed certificate for `edge.test`.
+/// Configurations of both ends for one self-signed certificate for `edge.test`.
 #[derive(Clone)]
 pub(crate) struct Certificate {
     pub(crate) server: ServerConfig,
@@ -35,13 +35,13 @@ pub(crate) struct Certificate {
     https: Arc<rustls::ServerConfig>,
 }
 
-/// The one that edge and agent agree on.
+/// Return the certificate that edge and agent agree on.
 pub(crate) fn certificate() -> Certificate {
     static CERTIFICATE: LazyLock<Certificate> = LazyLock::new(issue);
     CERTIFICATE.clone()
 }
 
-/// Another one for the same name, as an impostor would have it.
+/// Return another certificate for the same name, as an impostor would have.
 fn impostor() -> Certificate {
     issue()
 }
@@ -71,7 +71,7 @@ fn issue() -> Certificate {
     server.transport_config(edge_transport(PathKind::Network, &ours, &memory));
     Certificate {
         server,
-        // An attempt sets how it talks.
+        // A connection attempt sets the transport's settings.
         client: ClientConfig::new(client),
         https,
     }

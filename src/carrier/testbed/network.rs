@@ -1,4 +1,4 @@
-//! The weather: what the network does to packets at the moment.
+//! Simulated network conditions, and the packets under way.
 
 use std::{
     collections::HashMap,
@@ -9,37 +9,38 @@ use std::{
 
 use tokio::{sync::watch, time::Instant};
 
-use super::noise::Dice;
+use super::random::Random;
 use super::udp::Mailbox;
 
-/// Where the edge's UDP socket is.
+/// Address of the edge's UDP socket.
 pub(crate) const EDGE: SocketAddr = SocketAddr::V4(std::net::SocketAddrV4::new(
     std::net::Ipv4Addr::new(192, 0, 2, 1),
     443,
 ));
 
-/// How fast UDP is, either way, in bytes per second: a transfer of a few megabytes takes a while.
-const RATE: u64 = 4_000_000;
+/// Bandwidth of UDP in either direction, in bytes per second: a transfer of a few megabytes takes a
+/// while.
+const BANDWIDTH: u64 = 4_000_000;
 
-/// How long a packet may wait for its turn before it is dropped.
-const QUEUE: Duration = Duration::from_millis(50);
+/// Longest queueing delay before a packet is dropped.
+const MAX_QUEUE_DELAY: Duration = Duration::from_millis(50);
 
-/// What the network is like.
+/// Network conditions.
 #[derive(Clone, Debug)]
-pub(crate) struct Weather {
+pub(crate) struct Conditions {
     pub(crate) delay: Duration,
-    /// Up to this much more, so that packets overtake each other.
+    /// Largest additional delay, so that packets are reordered.
     pub(crate) jitter: Duration,
     pub(crate) loss: f64,
     pub(crate) to_edge: bool,
     pub(crate) to_agent: bool,
-    /// Whether WebSockets can be dialled.
+    /// Set if WebSockets can be dialled.
     pub(crate) dialling: bool,
 }
 
 pub(crate) struct Network {
     state: Mutex<State>,
-    /// Whether TCP moves, and how many times all TCP connections have been cut.
+    /// State of TCP.
     pub(crate) tcp: watch::Sender<Tcp>,
 }
 
@@ -47,22 +48,22 @@ pub(crate) struct Network {
 pub(crate) struct Tcp {
     pub(crate) moves: bool,
     pub(crate) cuts: u32,
-    /// How many times all TCP connections that there were have died without a word.
+    /// Number of times all TCP connections so far have died silently.
     pub(crate) deaths: u32,
 }
 
 struct State {
-    dice: Dice,
-    weather: Weather,
+    random: Random,
+    conditions: Conditions,
     mailboxes: HashMap<SocketAddr, Arc<Mailbox>>,
-    /// The agent's address as the world sees it.
+    /// Public address of the agent, as its NAT maps it.
     nat: u8,
     next_port: u16,
     /// Probes that the agent has sent: after the handshake nothing else has a long header.
     probes: usize,
     /// Packets that the edge has sent.
     to_agent: usize,
-    /// When the last packet to the edge, and the last one to the agent, will have left.
+    /// Time at which the last packet to the edge, and the last one to the agent, will have left.
     busy_until: [Instant; 2],
 }
 
@@ -70,8 +71,8 @@ impl Network {
     pub(crate) fn new(seed: u64) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::new(State {
-                dice: Dice::new(seed),
-                weather: Weather {
+                random: Random::new(seed),
+                conditions: Conditions {
                     delay: Duration::from_millis(10),
                     jitter: Duration::ZERO,
                     loss: 0.0,
@@ -95,30 +96,30 @@ impl Network {
         })
     }
 
-    pub(crate) fn weather(&self) -> Weather {
-        self.lock().weather.clone()
+    pub(crate) fn conditions(&self) -> Conditions {
+        self.lock().conditions.clone()
     }
 
-    pub(crate) fn change(&self, change: impl FnOnce(&mut Weather)) {
-        change(&mut self.lock().weather);
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Conditions)) {
+        change(&mut self.lock().conditions);
     }
 
-    /// How many probes the agent has sent, with the packets of its handshake.
+    /// Return the number of probes that the agent has sent, with the packets of its handshake.
     pub(crate) fn probes(&self) -> usize {
         self.lock().probes
     }
 
-    /// How many packets the edge has sent.
-    pub(crate) fn carried_to_agent(&self) -> usize {
+    /// Return the number of packets that the edge has sent.
+    pub(crate) fn packets_to_agent(&self) -> usize {
         self.lock().to_agent
     }
 
     /// Let UDP pass, or drop all of it.
     pub(crate) fn udp(&self, passes: bool) {
-        self.change(|weather| (weather.to_edge, weather.to_agent) = (passes, passes));
+        self.change(|conditions| (conditions.to_edge, conditions.to_agent) = (passes, passes));
     }
 
-    /// Let TCP move, or hold everything back as a dead link does.
+    /// Let TCP make progress, or stall it as a dead link does.
     pub(crate) fn tcp_moves(&self, moves: bool) {
         self.tcp.send_modify(|tcp| tcp.moves = moves);
     }
@@ -128,12 +129,12 @@ impl Network {
         self.tcp.send_modify(|tcp| tcp.cuts += 1);
     }
 
-    /// Carry nothing any more on the TCP connections that there are, and tell nobody.
-    pub(crate) fn forget_tcp(&self) {
+    /// Silently drop everything on the present TCP connections.
+    pub(crate) fn kill_tcp(&self) {
         self.tcp.send_modify(|tcp| tcp.deaths += 1);
     }
 
-    /// Give the agent another public address, as a NAT does that has forgotten it.
+    /// Give the agent another public address, as a NAT does whose mapping has expired.
     pub(crate) fn rebind_nat(&self) {
         let mut state = self.lock();
         state.nat = state.nat.wrapping_add(1).max(1);
@@ -154,25 +155,25 @@ impl Network {
         self.lock().mailboxes.remove(&addr);
     }
 
-    /// Carry a datagram, if the weather lets it.
+    /// Carry a datagram, subject to the conditions.
     pub(crate) fn carry(&self, from: SocketAddr, to: SocketAddr, datagram: &[u8]) {
         let mut state = self.lock();
         state.to_agent += usize::from(from == EDGE);
         state.probes += usize::from(from != EDGE && datagram[0] & 0x80 != 0);
-        let weather = state.weather.clone();
+        let conditions = state.conditions.clone();
         let (open, from, to) = match from == EDGE {
             true => match inside(to, state.nat) {
-                Some(to) => (weather.to_agent, from, to),
+                Some(to) => (conditions.to_agent, from, to),
                 None => return,
             },
-            false => (weather.to_edge, outside(from, state.nat), to),
+            false => (conditions.to_edge, outside(from, state.nat), to),
         };
-        if !open || state.dice.chance(weather.loss) {
+        if !open || state.random.chance(conditions.loss) {
             return;
         }
-        let late = match weather.jitter.as_micros() as u64 {
+        let late = match conditions.jitter.as_micros() as u64 {
             0 => 0,
-            jitter => state.dice.below(jitter),
+            jitter => state.random.below(jitter),
         };
         let Some(mailbox) = state.mailboxes.get(&to).cloned() else {
             return;
@@ -180,11 +181,11 @@ impl Network {
         let now = Instant::now();
         let busy_until = &mut state.busy_until[usize::from(from == EDGE)];
         let turn = now.max(*busy_until);
-        if turn > now + QUEUE {
+        if turn > now + MAX_QUEUE_DELAY {
             return;
         }
-        *busy_until = turn + Duration::from_micros(datagram.len() as u64 * 1_000_000 / RATE);
-        let due = *busy_until + weather.delay + Duration::from_micros(late);
+        *busy_until = turn + Duration::from_micros(datagram.len() as u64 * 1_000_000 / BANDWIDTH);
+        let due = *busy_until + conditions.delay + Duration::from_micros(late);
         drop(state);
         mailbox.put(due, from, datagram.to_vec());
     }
@@ -194,12 +195,12 @@ impl Network {
     }
 }
 
-/// The public address that the NAT gives to one of the agent's.
+/// Return the public address to which the NAT maps one of the agent's.
 fn outside(agent: SocketAddr, nat: u8) -> SocketAddr {
     ([198, 51, 100, nat], agent.port()).into()
 }
 
-/// The agent's address behind a public one, while it is still valid.
+/// Return the agent's address behind a public one, while the mapping is valid.
 fn inside(public: SocketAddr, nat: u8) -> Option<SocketAddr> {
     let port = public.port();
     (public == outside(public, nat)).then_some(([10, 0, 0, 1], port).into())

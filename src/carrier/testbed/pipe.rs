@@ -1,4 +1,4 @@
-//! TCP connections of the network in memory.
+//! TCP connections of the simulated network.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,12 +10,13 @@ use tokio::{
 
 use super::network::Network;
 
-/// What a TCP connection holds in either direction, ends and way together, in chunks of [`CHUNK`].
+/// Bytes that a TCP connection holds in either direction, besides [`IN_FLIGHT`] chunks of
+/// [`CHUNK`].
 const BUFFER: usize = 16 * 1024;
 const CHUNK: usize = 4 * 1024;
-const ON_THE_WAY: usize = 32;
+const IN_FLIGHT: usize = 32;
 
-/// Two ends of a connection and the network between them, which has to be polled.
+/// Return the two ends of a connection, and the network between them, which has to be polled.
 pub(crate) fn connection(
     network: Arc<Network>,
 ) -> (DuplexStream, DuplexStream, impl Future<Output = ()> + Send) {
@@ -42,8 +43,8 @@ async fn carry(
     mut from: ReadHalf<DuplexStream>,
     mut to: WriteHalf<DuplexStream>,
 ) {
-    let (sender, mut receiver) = mpsc::channel::<(Instant, Vec<u8>)>(ON_THE_WAY);
-    let delay: Duration = network.weather().delay;
+    let (sender, mut receiver) = mpsc::channel::<(Instant, Vec<u8>)>(IN_FLIGHT);
+    let delay: Duration = network.conditions().delay;
     let take = async move {
         let mut buffer = vec![0; CHUNK];
         while let Ok(n @ 1..) = from.read(&mut buffer).await {

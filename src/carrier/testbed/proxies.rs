@@ -1,4 +1,4 @@
-//! Reaching the edge through proxies, and what is said when one does not let us.
+//! Tests of dialling the edge through proxies, and of the errors when one refuses.
 
 use std::{
     io,
@@ -179,7 +179,7 @@ async fn the_edge_shows_where_an_agent_really_is() {
     assert_eq!(dialed.carrier.borrow().carrier, Carrier::Udp);
 }
 
-/// A CONNECT proxy that wants a password and answers with `status` to who has it.
+/// Start a CONNECT proxy that requires a password, and answers with `status` if it is right.
 async fn http_proxy(status: StatusCode) -> (SocketAddr, JoinSet<()>) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let addr = listener.local_addr().unwrap();
@@ -212,7 +212,7 @@ async fn connect(
     };
     if response.status() == StatusCode::OK {
         let target = request.uri().authority().unwrap().to_string();
-        // Ends with either side of the tunnel.
+        // It ends with either side of the tunnel.
         tokio::spawn(async move {
             let mut far = TcpStream::connect(target).await.unwrap();
             let mut near = TokioIo::new(hyper::upgrade::on(request).await.unwrap());
@@ -222,7 +222,7 @@ async fn connect(
     Ok(response)
 }
 
-/// A SOCKS5 proxy that wants a password (RFC 1928, RFC 1929).
+/// Start a SOCKS5 proxy that requires a password (RFC 1928, RFC 1929).
 async fn socks_proxy() -> (SocketAddr, JoinSet<()>) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let addr = listener.local_addr().unwrap();

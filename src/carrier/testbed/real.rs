@@ -22,7 +22,7 @@ use super::lab::serve;
 use super::{Certificate, certificate};
 use crate::carrier::agent::dial::{DialConfig, Dialed, dial};
 use crate::carrier::agent::dial_error::DialError;
-use crate::carrier::agent::websocket_tasks::Io;
+use crate::carrier::agent::websocket_tasks::ByteStream;
 use crate::carrier::edge::socket::edge_endpoint_over;
 use crate::carrier::tcp::outer_tls;
 use crate::carrier::websocket::{Ended, PeerInfo};
@@ -31,7 +31,7 @@ use crate::carrier::{
     limit_send_queue, upgrade_response,
 };
 
-/// WebSockets that the edge takes.
+/// Most WebSockets that the edge accepts.
 pub(crate) const WEBSOCKETS: usize = 8;
 
 pub(crate) struct RealEdge {
@@ -40,7 +40,7 @@ pub(crate) struct RealEdge {
     pub(crate) udp: SocketAddr,
     pub(crate) http: SocketAddr,
     pub(crate) https: SocketAddr,
-    /// Why each WebSocket ended.
+    /// Reasons for which WebSockets ended.
     pub(crate) ended: mpsc::UnboundedReceiver<Ended>,
     certificate: Certificate,
     tasks: JoinSet<()>,
@@ -79,7 +79,7 @@ impl RealEdge {
         }
     }
 
-    /// How an agent of this edge dials.
+    /// Return the configuration with which an agent dials this edge.
     pub(crate) fn config(&self, transport: Transport) -> DialConfig {
         let tls = outer_tls::outer_tls();
         DialConfig {
@@ -96,7 +96,7 @@ impl RealEdge {
         }
     }
 
-    /// An agent that answers, and the edge's end of its connection.
+    /// Dial as an agent that serves streams, and return it with the edge's end of its connection.
     pub(crate) async fn agent(
         &mut self,
         config: DialConfig,
@@ -114,7 +114,7 @@ impl RealEdge {
         Ok((dialed, accepted.await.unwrap()))
     }
 
-    /// [`agent`](Self::agent) that is kept alive; the carrier it began on is shown.
+    /// Dial as [`agent`](Self::agent) does and keep it alive; return the edge's end.
     pub(crate) async fn keep(&mut self, config: DialConfig) -> Connection {
         let (dialed, connection) = self.agent(config).await.unwrap();
         self.tasks.spawn(dialed.driver.run());
@@ -134,7 +134,7 @@ async fn listen(
         limit_send_queue(&tcp, PathKind::of(peer));
         let (tls, socket, report) = (tls.clone(), socket.clone(), report.clone());
         connections.spawn(async move {
-            let io: Box<dyn Io> = match tls {
+            let io: Box<dyn ByteStream> = match tls {
                 Some(tls) => Box::new(tls.accept(tcp).await.unwrap()),
                 None => Box::new(tcp),
             };
@@ -183,7 +183,7 @@ async fn answer(
     Ok(response)
 }
 
-/// Pass every TCP connection on to `to` until the result is dropped.
+/// Relay every TCP connection to `to` until the result is dropped.
 pub(crate) async fn relay(to: SocketAddr) -> (SocketAddr, JoinSet<()>) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let addr = listener.local_addr().unwrap();
@@ -201,7 +201,7 @@ pub(crate) async fn relay(to: SocketAddr) -> (SocketAddr, JoinSet<()>) {
     (addr, tasks)
 }
 
-/// Pass one agent's UDP packets on to `to` until the result is dropped.
+/// Relay one agent's UDP packets to `to` until the result is dropped.
 pub(crate) async fn relay_udp(to: SocketAddr) -> (SocketAddr, JoinSet<()>) {
     let near = Arc::new(
         tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))
@@ -223,7 +223,7 @@ pub(crate) async fn relay_udp(to: SocketAddr) -> (SocketAddr, JoinSet<()>) {
         loop {
             let n = far.recv(&mut buffer).await.unwrap();
             let agent = *agent.borrow();
-            // What the kernel cannot take is lost, as on any link.
+            // Packets that the kernel does not accept are lost, as on any link.
             let _ = back.try_send_to(&buffer[..n], agent);
         }
     });

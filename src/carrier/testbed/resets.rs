@@ -1,4 +1,4 @@
-//! An edge that has forgotten its agent, and says so at the worst moment.
+//! Test of a stateless reset that arrives while the agent changes sockets.
 
 use std::{
     io::{self, IoSliceMut},
@@ -44,14 +44,14 @@ async fn a_socket_that_changes_upon_a_stateless_reset_ends_nothing_but_the_conne
         endpoint: EndpointConfig::default(),
         server_name: "edge.test".into(),
         edge: vec![EDGE],
-        factory: Arc::new(HeardWays(network.clone(), arrived.clone())),
+        factory: Arc::new(ObservedCarrierFactory(network.clone(), arrived.clone())),
     };
     let accepting = tokio::spawn({
         let edge = edge.clone();
         async move { edge.accept().await.unwrap().await.unwrap() }
     });
     let agent = race.run(Transport::Quic, &mut Vec::new()).await.unwrap();
-    // The edge goes without a word, and another takes its place.
+    // The edge goes silently, and another takes its place.
     network.udp(false);
     drop(accepting.await.unwrap());
     edge.wait_idle().await;
@@ -60,7 +60,7 @@ async fn a_socket_that_changes_upon_a_stateless_reset_ends_nothing_but_the_conne
     let _edge = start_edge(&network);
     let connection = agent.connection.clone();
     let endpoint = agent.endpoint.clone();
-    // A task of its own has its turn before the connection's.
+    // A separate task is polled before the connection's.
     let moved = tokio::spawn(async move {
         arrived.notified().await;
         agent.send_over(Carrier::Udp);
@@ -75,20 +75,20 @@ async fn a_socket_that_changes_upon_a_stateless_reset_ends_nothing_but_the_conne
     endpoint.wait_idle().await;
 }
 
-/// Start an edge that knows the connections of the one before.
+/// Start an edge with the keys of the previous one.
 fn start_edge(network: &Arc<Network>) -> (Endpoint, EdgeSocket) {
     let udp = MemoryUdp::open(network, Some(EDGE));
     let keys = EdgeKeys::from_bytes(&[7; EdgeKeys::LENGTH]);
     edge_endpoint(Some(udp), certificate().server, keys, 1).unwrap()
 }
 
-/// UDP whose arrivals are told before quinn has them.
-struct HeardWays(Arc<Network>, Arc<Notify>);
+/// Carrier factory whose UDP sockets report packets before quinn receives them.
+struct ObservedCarrierFactory(Arc<Network>, Arc<Notify>);
 
-impl CarrierFactory for HeardWays {
+impl CarrierFactory for ObservedCarrierFactory {
     fn bind(&self) -> io::Result<Arc<dyn AsyncUdpSocket>> {
         let udp = MemoryUdp::open(&self.0, None);
-        Ok(Arc::new(Heard(udp, self.1.clone())))
+        Ok(Arc::new(ObservedUdp(udp, self.1.clone())))
     }
 
     fn dial(&self) -> BoxFuture<'static, Result<Upgraded, TcpConnectError>> {
@@ -98,9 +98,9 @@ impl CarrierFactory for HeardWays {
 }
 
 #[derive(Debug)]
-struct Heard(Arc<MemoryUdp>, Arc<Notify>);
+struct ObservedUdp(Arc<MemoryUdp>, Arc<Notify>);
 
-impl AsyncUdpSocket for Heard {
+impl AsyncUdpSocket for ObservedUdp {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
         self.0.clone().create_io_poller()
     }

@@ -1,4 +1,4 @@
-//! What the carriers survive.
+//! Network faults that a session survives.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tokio::{
 };
 
 use super::lab::Lab;
-use super::network::{Network, Weather};
+use super::network::{Conditions, Network};
 use crate::carrier::{Carrier, Transport};
 
 const ROUND_TRIP: Duration = Duration::from_millis(40);
@@ -39,7 +39,7 @@ async fn a_conversation_over_a_websocket_is_exact() {
 async fn where_udp_is_blocked_an_agent_starts_on_a_websocket_within_a_second() {
     let network = Network::new(1);
     network.udp(false);
-    network.change(|weather| weather.delay = Duration::from_millis(20));
+    network.change(|conditions| conditions.delay = Duration::from_millis(20));
     let started = Instant::now();
 
     let lab = Lab::start(network, Transport::Auto).await;
@@ -54,7 +54,7 @@ async fn where_udp_is_blocked_an_agent_starts_on_a_websocket_within_a_second() {
 async fn where_nothing_passes_both_attempts_say_so() {
     let network = Network::new(1);
     network.udp(false);
-    network.change(|weather| weather.dialling = false);
+    network.change(|conditions| conditions.dialling = false);
 
     let failed = Lab::try_start(network, Transport::Auto)
         .await
@@ -78,24 +78,24 @@ async fn where_nothing_passes_both_attempts_say_so() {
 #[tokio::test(start_paused = true)]
 async fn a_short_message_that_is_lost_comes_when_it_is_sent_again() {
     let network = Network::new(7);
-    network.change(|weather| weather.delay = ROUND_TRIP / 2);
+    network.change(|conditions| conditions.delay = ROUND_TRIP / 2);
     let lab = Lab::start(network.clone(), Transport::Quic).await;
-    for duplicator in &lab.repeaters {
+    for duplicator in &lab.duplicators {
         duplicator.resend_tail();
     }
     lab.converse(1, 4_000, 4_000).await.unwrap();
-    let passes: [fn(&mut Weather) -> &mut bool; 2] = [
-        |weather| &mut weather.to_agent,
-        |weather| &mut weather.to_edge,
+    let passes: [fn(&mut Conditions) -> &mut bool; 2] = [
+        |conditions| &mut conditions.to_agent,
+        |conditions| &mut conditions.to_edge,
     ];
-    // The agent has its turn half a round trip later.
+    // The agent receives it half a round trip later.
     let turns = [Duration::ZERO, ROUND_TRIP / 2];
-    for ((duplicator, passes), turn) in lab.repeaters.iter().zip(passes).zip(turns) {
+    for ((duplicator, passes), turn) in lab.duplicators.iter().zip(passes).zip(turns) {
         let started = Instant::now();
-        network.change(|weather| *passes(weather) = false);
+        network.change(|conditions| *passes(conditions) = false);
         let conversation = tokio::spawn(lab.converse(2, 4_000, 4_000));
         sleep(turn + ROUND_TRIP / 8).await;
-        network.change(|weather| *passes(weather) = true);
+        network.change(|conditions| *passes(conditions) = true);
 
         duplicator.resend_tail();
 
@@ -109,15 +109,15 @@ async fn a_short_message_that_is_lost_comes_when_it_is_sent_again() {
 #[tokio::test(start_paused = true)]
 async fn to_an_address_that_an_agent_has_just_moved_to_nothing_is_sent_twice() {
     let network = Network::new(7);
-    network.change(|weather| weather.delay = ROUND_TRIP / 2);
+    network.change(|conditions| conditions.delay = ROUND_TRIP / 2);
     let lab = Lab::start(network.clone(), Transport::Quic).await;
-    let [duplicator, _] = &lab.repeaters;
+    let [duplicator, _] = &lab.duplicators;
     duplicator.resend_tail();
     lab.converse(1, 4_000, 4_000).await.unwrap();
     let again = || {
-        let before = network.carried_to_agent();
+        let before = network.packets_to_agent();
         duplicator.resend_tail();
-        network.carried_to_agent() > before
+        network.packets_to_agent() > before
     };
     assert!(again());
 
@@ -133,11 +133,11 @@ async fn to_an_address_that_an_agent_has_just_moved_to_nothing_is_sent_twice() {
     lab.end().await;
 }
 
-/// How long until a transfer goes on after `change`: until its receiver has 50 KB more than what
-/// was on the way.
+/// Measure how long a transfer stalls after `change`: until its receiver has 50 KB more than what
+/// was in flight.
 async fn stall(up: usize, down: usize, change: impl FnOnce(&Network)) -> (Lab, Duration) {
     let network = Network::new(7);
-    network.change(|weather| weather.delay = Duration::from_millis(20));
+    network.change(|conditions| conditions.delay = Duration::from_millis(20));
     let lab = Lab::start(network.clone(), Transport::Auto).await;
     let transfer = tokio::spawn(lab.converse(1, up, down));
     let receiver = if down > up {
@@ -180,7 +180,7 @@ async fn an_upload_goes_on_over_a_websocket_when_udp_dies() {
 #[tokio::test(start_paused = true)]
 async fn a_download_goes_on_when_udp_dies_on_the_way_to_the_agent_alone() {
     let (lab, stalled) = stall(0, 8 << 20, |network| {
-        network.change(|weather| weather.to_agent = false)
+        network.change(|conditions| conditions.to_agent = false)
     })
     .await;
 
@@ -191,7 +191,7 @@ async fn a_download_goes_on_when_udp_dies_on_the_way_to_the_agent_alone() {
 #[tokio::test(start_paused = true)]
 async fn a_download_goes_on_when_udp_dies_on_the_way_to_the_edge_alone() {
     let (lab, stalled) = stall(0, 8 << 20, |network| {
-        network.change(|weather| weather.to_edge = false)
+        network.change(|conditions| conditions.to_edge = false)
     })
     .await;
 
@@ -203,7 +203,7 @@ async fn a_download_goes_on_when_udp_dies_on_the_way_to_the_edge_alone() {
 #[tokio::test(start_paused = true)]
 async fn an_upload_goes_on_when_udp_dies_on_the_way_to_the_edge_alone() {
     let (lab, stalled) = stall(8 << 20, 0, |network| {
-        network.change(|weather| weather.to_edge = false)
+        network.change(|conditions| conditions.to_edge = false)
     })
     .await;
 
@@ -215,15 +215,15 @@ async fn an_upload_goes_on_when_udp_dies_on_the_way_to_the_edge_alone() {
 #[tokio::test(start_paused = true)]
 async fn hearing_the_edge_is_no_proof_that_the_edge_hears() {
     let network = Network::new(7);
-    network.change(|weather| weather.delay = Duration::from_millis(20));
+    network.change(|conditions| conditions.delay = Duration::from_millis(20));
     let mut lab = Lab::start(network.clone(), Transport::Auto).await;
     let mut conversations = JoinSet::new();
     conversations.spawn(lab.converse(1, 0, 8 << 20));
     sleep(SECOND / 2).await;
 
-    network.change(|weather| weather.to_edge = false);
+    network.change(|conditions| conditions.to_edge = false);
     let changed = Instant::now();
-    // Visitors who come meanwhile make the edge speak all the time.
+    // New visitors make the edge send all the time.
     for stream in 2..42 {
         conversations.spawn(lab.converse(stream, 200, 2_000));
         sleep(SECOND / 20).await;
@@ -318,7 +318,7 @@ async fn a_websocket_that_dies_without_a_word_is_replaced() {
     sleep(SECOND / 2).await;
     assert!(!transfer.is_finished());
 
-    network.forget_tcp();
+    network.kill_tcp();
     let died = Instant::now();
     lab.converse(2, 100, 100).await.unwrap();
 
@@ -356,7 +356,7 @@ async fn an_agent_that_stops_reading_its_websocket_is_let_go() {
     let up = tokio::spawn(lab.converse(1, 6 << 20, 100));
     sleep(SECOND / 4).await;
     assert!(!up.is_finished());
-    network.change(|weather| weather.dialling = false);
+    network.change(|conditions| conditions.dialling = false);
 
     network.tcp_moves(false);
     let stopped = Instant::now();
@@ -372,7 +372,7 @@ async fn an_agent_that_stops_reading_its_websocket_is_let_go() {
 #[tokio::test(start_paused = true)]
 async fn without_another_carrier_udp_goes_on_soon_after_ten_seconds_of_nothing() {
     let network = Network::new(3);
-    network.change(|weather| weather.delay = Duration::from_millis(20));
+    network.change(|conditions| conditions.delay = Duration::from_millis(20));
     let lab = Lab::start(network.clone(), Transport::Quic).await;
     let up = tokio::spawn(lab.converse(1, 6 << 20, 100));
     let down = tokio::spawn(lab.converse(2, 100, 6 << 20));
@@ -408,7 +408,7 @@ async fn an_idle_connection_stays_where_it_is_and_does_not_probe() {
 #[tokio::test(start_paused = true)]
 async fn a_flapping_network_fails_no_request() {
     let network = Network::new(11);
-    network.change(|weather| weather.delay = Duration::from_millis(20));
+    network.change(|conditions| conditions.delay = Duration::from_millis(20));
     let lab = Lab::start(network.clone(), Transport::Auto).await;
     let mut requests = JoinSet::new();
     requests.spawn(lab.converse(1, 100, 16 << 20));

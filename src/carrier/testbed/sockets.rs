@@ -1,4 +1,4 @@
-//! The carriers on real sockets: moving between them, and peers that misbehave.
+//! Tests on real sockets: moving between carriers, and misbehaving peers.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ use crate::carrier::{Carrier, CongestionOwner, PathKind, Transport, WEBSOCKET_PA
 use crate::proto::{DATAGRAMS_HEADER, DATAGRAMS_LIMIT, Datagrams};
 
 /// Longer than anything here takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn a_download_is_exact_while_it_changes_carriers_every_few_megabytes() {
@@ -41,7 +41,7 @@ async fn a_download_is_exact_while_it_changes_carriers_every_few_megabytes() {
     let upgraded = race.factory.dial().await.unwrap();
     let line = agent
         .websocket_tasks
-        .carry(upgraded, agent.switch.arrivals());
+        .carry(upgraded, agent.switch.packet_sender());
     agent.switch.set_websocket(Some(line));
     let mut tasks = JoinSet::new();
     tasks.spawn(serve(agent.connection.clone()));
@@ -85,7 +85,7 @@ async fn a_real_download_goes_on_when_udp_stops_and_comes_back_when_it_starts() 
     }
 
     drop(udp);
-    timeout(PATIENCE, dialed.carrier.changed())
+    timeout(TEST_TIMEOUT, dialed.carrier.changed())
         .await
         .unwrap()
         .unwrap();
@@ -125,7 +125,10 @@ async fn a_websocket_that_is_cut_harms_nobody_else() {
     let stuck = tokio::spawn(converse(victim, 1, 64 << 20, 64 << 20));
 
     drop(cut);
-    let ended = timeout(PATIENCE, edge.ended.recv()).await.unwrap().unwrap();
+    let ended = timeout(TEST_TIMEOUT, edge.ended.recv())
+        .await
+        .unwrap()
+        .unwrap();
 
     assert!(matches!(ended, Ended::Closed | Ended::Lost(_)), "{ended}");
     converse(other, 2, 1 << 20, 1 << 20).await.unwrap();
@@ -149,17 +152,17 @@ async fn a_ping_is_answered_and_a_close_too() {
         .await
         .unwrap();
 
-    let answer = timeout(PATIENCE, stranger.next()).await.unwrap();
+    let answer = timeout(TEST_TIMEOUT, stranger.next()).await.unwrap();
     assert_eq!(
         answer.unwrap().unwrap(),
         Message::Pong(Bytes::from_static(b"there?"))
     );
     stranger.close(None).await.unwrap();
-    let answer = timeout(PATIENCE, stranger.next()).await.unwrap();
+    let answer = timeout(TEST_TIMEOUT, stranger.next()).await.unwrap();
     assert!(matches!(&answer, Some(Ok(Message::Close(_)))), "{answer:?}");
 }
 
-/// What the edge says to someone who sends this, while an agent goes on.
+/// Send a message as a stranger and return the edge's close code, while an agent is unaffected.
 async fn answer_to(message: Message) -> CloseCode {
     let mut edge = RealEdge::start().await;
     let config = edge.config(Transport::Websocket);
@@ -170,7 +173,7 @@ async fn answer_to(message: Message) -> CloseCode {
     stranger.send(message).await.unwrap();
 
     let code = loop {
-        match timeout(PATIENCE, stranger.next()).await.unwrap() {
+        match timeout(TEST_TIMEOUT, stranger.next()).await.unwrap() {
             Some(Ok(Message::Close(Some(CloseFrame { code, .. })))) => break code,
             Some(Ok(_)) => {}
             other => panic!("{other:?}"),
@@ -214,12 +217,12 @@ async fn a_malformed_message_closes_the_websocket_and_no_other() {
     );
 }
 
-/// An edge on paused time, without UDP.
+/// Start an edge without UDP, on paused time.
 fn quiet_edge(limit: usize) -> (quinn::Endpoint, crate::carrier::EdgeSocket) {
     edge_endpoint_over(None, EndpointConfig::default(), certificate().server, limit).unwrap()
 }
 
-/// Take a WebSocket that leads to nobody known, at one of many addresses.
+/// Accept a WebSocket from a stranger, at one of many addresses.
 fn accept_stranger(
     socket: &EdgeSocket,
     far: DuplexStream,
@@ -243,7 +246,7 @@ async fn a_thousand_websockets_that_never_speak_quic_are_sent_away() {
         let (near, far) = tokio::io::duplex(4096);
         websockets.spawn(accept_stranger(&socket, far, i).unwrap());
         let mut near = WebSocketStream::from_raw_socket(near, Role::Client, None).await;
-        // Half say nothing, half send packets that are none.
+        // Half send nothing, half send packets that are not QUIC.
         if i % 2 == 0 {
             near.send(Message::Binary(Bytes::from_static(b"\x00\x04\x40123")))
                 .await
@@ -287,7 +290,7 @@ async fn a_websocket_that_speaks_quic_and_brings_no_session_is_sent_away() {
     let (_near, far) = tokio::io::duplex(4096);
     let websocket = tokio::spawn(accept_stranger(&socket, far, 0).unwrap());
 
-    // Something is sent to it: it may be one that shakes hands for ever.
+    // Something is sent to it: it may be one that never completes its handshake.
     let initial = [0xc0; 64];
     let remote = socket.addresses().pop().unwrap();
     let sent = socket.try_send(&Transmit {

@@ -1,4 +1,4 @@
-//! UDP sockets of the network in memory.
+//! UDP sockets of the simulated network.
 
 use std::{
     cmp::Reverse,
@@ -23,7 +23,7 @@ use super::network::Network;
 #[derive(Default)]
 pub(crate) struct Mailbox(Mutex<Inner>);
 
-/// When it is due, its number, where it comes from, and what it says.
+/// Arrival time, sequence number, source, and contents.
 type Datagram = (Instant, u64, SocketAddr, Vec<u8>);
 
 #[derive(Default)]
@@ -46,7 +46,7 @@ impl Mailbox {
     }
 }
 
-/// One socket; it is closed when dropped.
+/// A simulated socket; it is closed when dropped.
 pub(crate) struct MemoryUdp {
     network: Arc<Network>,
     addr: SocketAddr,

@@ -1,4 +1,4 @@
-//! One end of a connection: quinn's state machines, driven by hand.
+//! One end of a connection: quinn's state machines, driven without a runtime.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -21,14 +21,14 @@ pub(crate) struct Host {
     peer: SocketAddr,
     work: Option<Source>,
     inbox: Vec<StreamId>,
-    /// Bytes that the application here has read.
+    /// Bytes that the application at this end has read.
     pub received: u64,
     buffer: Vec<u8>,
 }
 
 struct Source {
     stream: Option<StreamId>,
-    /// Bytes that quinn has not taken yet.
+    /// Bytes that quinn has not accepted yet.
     pending: u64,
 }
 
@@ -79,7 +79,7 @@ impl Host {
         }
     }
 
-    /// Have more to send, where all was sent before.
+    /// Add more to send, after all was sent before.
     pub(crate) fn offer(&mut self, bytes: u64) {
         let work = self.work.as_mut().expect("a sender");
         work.pending += bytes;
@@ -108,7 +108,7 @@ impl Host {
         self.buffer.clear();
     }
 
-    /// Do all that can be done now; packets go to `out`. The answer is when to come back.
+    /// Process everything that is due, adding packets to `out`. Return when to call it again.
     pub(crate) fn drive(&mut self, now: Instant, out: &mut Vec<Vec<u8>>) -> Option<Instant> {
         let (handle, connection) = self.connection.as_mut()?;
         if connection.poll_timeout().is_some_and(|at| at <= now) {
@@ -173,7 +173,7 @@ fn read_all(connection: &mut Connection, inbox: &mut Vec<StreamId>) -> u64 {
     received
 }
 
-/// As many packets in a system call as quinn's driver asks for.
+/// Packets per system call, as quinn's driver asks for.
 const SEGMENTS: usize = 10;
 
 static ZEROES: [u8; 65_536] = [0; 65_536];
@@ -190,7 +190,8 @@ fn transport() -> TransportConfig {
     config
 }
 
-/// Ed25519, because its signatures have one length: the model stays deterministic.
+/// Return an Ed25519 certificate and key: its signatures have one length, so the model stays
+/// deterministic.
 fn identity() -> &'static (CertificateDer<'static>, Vec<u8>) {
     static IDENTITY: OnceLock<(CertificateDer<'static>, Vec<u8>)> = OnceLock::new();
     IDENTITY.get_or_init(|| {

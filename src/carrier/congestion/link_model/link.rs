@@ -3,34 +3,34 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// What a direction of the link does to packets.
+/// Properties of one direction of a link.
 #[derive(Clone)]
 pub(crate) struct Link {
-    /// Bits per second, from each moment (counted from the start) on.
+    /// Rate in bits per second, from each moment (counted from the start) on.
     pub rate: Vec<(Duration, f64)>,
-    /// Bytes that may wait; what comes on top is dropped.
+    /// Queue size in bytes; more is dropped.
     pub queue: u64,
-    /// Propagation, one way.
+    /// Propagation delay, one way.
     pub delay: Duration,
-    /// Extra delay, uniform from zero to this. Order is kept.
+    /// Largest additional delay, uniform from zero. Order is kept.
     pub jitter: Duration,
-    /// Packets come out only at multiples of this (Wi-Fi, or a busy receiver).
+    /// Packets arrive only at multiples of this (Wi-Fi, or a busy receiver).
     pub bunch: Duration,
-    /// What is lost behind the queue.
+    /// Loss behind the queue.
     pub loss: Loss,
 }
 
-/// How packets are lost.
+/// Model of packet loss.
 #[derive(Clone, Copy)]
 pub(crate) enum Loss {
-    /// Each packet with this probability.
+    /// Loss of each packet with this probability.
     Independent(f64),
-    /// Runs of this mean length, and this share of all packets (Gilbert-Elliott).
+    /// Bursts of this mean length, and this share of all packets (Gilbert-Elliott).
     Bursts { share: f64, length: f64 },
 }
 
 impl Link {
-    /// A link of this many Mbit/s, one-way delay, and queue (at that rate).
+    /// Create a link with this many Mbit/s, one-way delay, and queue (at that rate).
     pub(crate) fn new(mbit: f64, delay: Duration, queue: Duration) -> Self {
         Self {
             rate: vec![(Duration::ZERO, mbit * 1e6)],
@@ -42,7 +42,7 @@ impl Link {
         }
     }
 
-    /// Bytes that the link could have carried between two moments.
+    /// Return the bytes that the link could have carried between two moments.
     pub(crate) fn capacity(&self, from: Duration, to: Duration) -> f64 {
         let ends = self.rate.iter().skip(1).map(|&(at, _)| at).chain([to]);
         self.rate
@@ -61,7 +61,7 @@ impl Link {
     }
 }
 
-/// A packet on its way, with whatever the owner wants to know at the far end.
+/// A packet in flight, with the caller's data for the far end.
 pub(crate) struct Packet<T> {
     pub bytes: u64,
     pub load: T,
@@ -76,9 +76,9 @@ pub(crate) struct Pipe<T> {
     last_due: Instant,
     in_burst: bool,
     rng: Rng,
-    /// Time each packet spent waiting, and when it left the queue.
+    /// Queueing delay of each packet, and when it left the queue.
     pub waits: Vec<(Instant, Duration)>,
-    /// Packets that found the queue full.
+    /// Packets dropped because the queue was full.
     pub overflowed: u64,
     /// Bytes that left the queue.
     pub carried: u64,
@@ -100,7 +100,7 @@ impl<T> Pipe<T> {
         }
     }
 
-    /// Take a packet; the answer is when the link must be [served](Self::serve), if it was idle.
+    /// Enqueue a packet. Return when the link must be [served](Self::serve), if it was idle.
     pub(crate) fn push(&mut self, now: Instant, packet: Packet<T>) -> Option<Instant> {
         if self.waiting_bytes + packet.bytes > self.link.queue && !self.waiting.is_empty() {
             self.overflowed += 1;
@@ -111,8 +111,8 @@ impl<T> Pipe<T> {
         (self.waiting.len() == 1).then(|| now + self.service_time(now))
     }
 
-    /// Finish the packet at the head of the queue: when it arrives (unless it is lost), and when
-    /// to serve the next.
+    /// Dequeue the first packet. Return when it arrives (unless it is lost), and when to serve the
+    /// next.
     pub(crate) fn serve(&mut self, now: Instant) -> (Option<(Instant, T)>, Option<Instant>) {
         let (since, packet) = self.waiting.pop_front().expect("served only while busy");
         self.waiting_bytes -= packet.bytes;
@@ -123,7 +123,7 @@ impl<T> Pipe<T> {
         (arrival, next)
     }
 
-    /// How long a packet that came now would wait.
+    /// Return how long a packet that arrived now would wait.
     pub(crate) fn backlog(&self, now: Instant) -> Duration {
         let rate = self.link.rate_at(now - self.start);
         Duration::from_secs_f64(self.waiting_bytes as f64 * 8.0 / rate)
@@ -167,7 +167,7 @@ impl<T> Pipe<T> {
 pub(crate) struct Rng(pub u64);
 
 impl Rng {
-    /// Uniform in `[0, 1)`.
+    /// Return a number, uniform in `[0, 1)`.
     pub(crate) fn unit(&mut self) -> f64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;

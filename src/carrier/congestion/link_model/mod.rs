@@ -1,5 +1,5 @@
-//! A link in virtual time, with quinn's own state machines at its ends: what a controller does on
-//! a link is a pure function of the link and a seed. No clock, no sockets, no tasks.
+//! A link in virtual time, with quinn's own state machines at its ends: the result is a pure
+//! function of the link and a seed. No clock, no sockets, no tasks.
 
 mod host;
 mod link;
@@ -16,7 +16,8 @@ pub(crate) use self::link::{Link, Loss, Rng};
 use self::host::Host;
 use self::link::{Packet, Pipe};
 
-/// Two directions of a link, and the connections that share them. Data goes forward, unless said otherwise.
+/// Two directions of a link, and the connections that share them. Data goes forward, unless stated
+/// otherwise.
 pub(crate) struct LinkModel {
     start: Instant,
     now: Instant,
@@ -26,16 +27,16 @@ pub(crate) struct LinkModel {
     agenda: BinaryHeap<Reverse<(Instant, u64, Event)>>,
     arriving: std::collections::HashMap<u64, Datagram>,
     serial: u64,
-    /// How long a packet would have waited, every [`SAMPLE`].
+    /// Queueing delay that a packet would have had, every [`SAMPLE`].
     backlogs: Vec<Duration>,
 }
 
-/// A connection over the link, in the order of [`LinkModel::add`].
+/// Index of a connection, in the order of [`LinkModel::add`].
 pub(crate) type FlowId = usize;
 
 struct Flow {
     ends: [Host; 2],
-    /// Whether its data goes forward.
+    /// Direction of its data.
     forward: bool,
     wakes: [Option<Instant>; 2],
     /// Bytes received at the end of each [`SAMPLE`].
@@ -59,10 +60,10 @@ enum Event {
 const SENDER: usize = 0;
 const RECEIVER: usize = 1;
 
-/// Bytes of IPv4 and UDP headers on the wire.
+/// Bytes of IPv4 and UDP headers per packet.
 const HEADERS: u64 = 28;
 
-/// How often progress and backlog are noted.
+/// Interval between samples of progress and backlog.
 const SAMPLE: Duration = Duration::from_millis(5);
 
 impl LinkModel {
@@ -83,12 +84,12 @@ impl LinkModel {
         model
     }
 
-    /// The same link both ways.
+    /// Create a model with the same link in both directions.
     pub(crate) fn symmetric(link: &Link, seed: u64) -> Self {
         Self::new(link.clone(), link.clone(), seed)
     }
 
-    /// Connect and begin to send, now.
+    /// Connect and start sending now.
     pub(crate) fn add(
         &mut self,
         controller: Arc<dyn ControllerFactory + Send + Sync>,
@@ -97,7 +98,7 @@ impl LinkModel {
         self.add_towards(true, controller, bytes)
     }
 
-    /// Connect and begin to send in the other direction, now.
+    /// Connect and start sending in the other direction now.
     pub(crate) fn add_backward(
         &mut self,
         controller: Arc<dyn ControllerFactory + Send + Sync>,
@@ -135,15 +136,15 @@ impl LinkModel {
         self.drive(flow, SENDER);
     }
 
-    /// Let this much time pass.
+    /// Advance the time.
     pub(crate) fn run(&mut self, time: Duration) {
         let until = self.now + time;
         while self.step(until) {}
         self.now = until;
     }
 
-    /// Let time pass until this many bytes have been received, but no more than `limit`: how long
-    /// it took.
+    /// Advance the time until this many bytes have been received, by at most `limit`. Return the
+    /// time that took.
     pub(crate) fn run_until_received(
         &mut self,
         flow: FlowId,
@@ -159,12 +160,12 @@ impl LinkModel {
         Some(self.now - begin)
     }
 
-    /// Time since the model was made.
+    /// Return the time since the model was created.
     pub(crate) fn elapsed(&self) -> Duration {
         self.now - self.start
     }
 
-    /// Application bytes per second of a connection between two moments.
+    /// Return the application bytes per second of a connection between two moments.
     pub(crate) fn goodput(&self, flow: FlowId, from: Duration, to: Duration) -> f64 {
         let progress = &self.flows[flow].progress;
         let at = |time: Duration| match time.div_duration_f64(SAMPLE) as usize {
@@ -177,20 +178,20 @@ impl LinkModel {
         (at(to) - at(from)) as f64 / (to - from).as_secs_f64()
     }
 
-    /// The quantile over time of what a packet would have waited in the forward queue.
+    /// Return a quantile over time of the forward queue's delay.
     pub(crate) fn queue_over_time(&self, quantile: f64, from: Duration) -> Duration {
         let skip = from.div_duration_f64(SAMPLE) as usize;
         quantile_of(self.backlogs.iter().skip(skip).copied().collect(), quantile)
     }
 
-    /// The quantile over packets of what they waited in the forward queue.
+    /// Return a quantile over packets of the forward queue's delay.
     pub(crate) fn queue_over_packets(&self, quantile: f64, from: Duration) -> Duration {
         let from = self.start + from;
         let waits = self.forward.waits.iter().filter(|&&(at, _)| at >= from);
         quantile_of(waits.map(|&(_, wait)| wait).collect(), quantile)
     }
 
-    /// Packets that found the forward queue full.
+    /// Return the packets dropped because the forward queue was full.
     pub(crate) fn overflowed(&self) -> u64 {
         self.forward.overflowed
     }
@@ -218,7 +219,7 @@ impl LinkModel {
                     .remove(&serial)
                     .expect("scheduled with its event");
                 self.flows[datagram.flow].ends[datagram.to].arrive(at, &datagram.data);
-                // Whatever arrives at the same time is handled before anything is sent.
+                // Everything that arrives at the same time is processed before anything is sent.
                 self.wake(datagram.flow, datagram.to, at);
             }
             Event::Sample => {
@@ -277,7 +278,7 @@ impl LinkModel {
         }
     }
 
-    /// Drive an end at that time, instead of any later one.
+    /// Schedule an end at that time, instead of any later one.
     fn wake(&mut self, flow: FlowId, end: usize, at: Instant) {
         let planned = &mut self.flows[flow].wakes[end];
         if *planned != Some(at) {

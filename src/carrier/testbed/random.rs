@@ -1,15 +1,15 @@
-//! Randomness from a seed, and bytes that tell where they belong.
+//! Seeded randomness, and byte patterns that identify their place.
 
 /// SplitMix64 (Steele, Lea, Flood 2014): small, and the same on every machine.
 #[derive(Clone, Debug)]
-pub(crate) struct Dice(u64);
+pub(crate) struct Random(u64);
 
-impl Dice {
+impl Random {
     pub(crate) fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    pub(crate) fn roll(&mut self) -> u64 {
+    pub(crate) fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -17,27 +17,27 @@ impl Dice {
         z ^ (z >> 31)
     }
 
-    /// A number below `n`.
+    /// Return a number below `n`.
     pub(crate) fn below(&mut self, n: u64) -> u64 {
-        self.roll() % n
+        self.next_u64() % n
     }
 
-    /// A length, small ones as often as large ones.
+    /// Return a length, small ones as often as large ones.
     pub(crate) fn size(&mut self) -> usize {
         let most = 1 << (4 + self.below(15));
         self.below(most) as usize
     }
 
     pub(crate) fn chance(&mut self, probability: f64) -> bool {
-        ((self.roll() >> 11) as f64) < probability * (1_u64 << 53) as f64
+        ((self.next_u64() >> 11) as f64) < probability * (1_u64 << 53) as f64
     }
 }
 
-/// `len` bytes of stream `stream`: no two streams, and no two places in one, look alike.
-pub(crate) fn noise(stream: u64, len: usize) -> Vec<u8> {
-    let mut dice = Dice::new(stream);
+/// Return `len` bytes of stream `stream`: no two streams, and no two places in one, look alike.
+pub(crate) fn pattern(stream: u64, len: usize) -> Vec<u8> {
+    let mut random = Random::new(stream);
     let mut bytes: Vec<u8> = (0..len.div_ceil(8))
-        .flat_map(|_| dice.roll().to_le_bytes())
+        .flat_map(|_| random.next_u64().to_le_bytes())
         .collect();
     bytes.truncate(len);
     bytes
