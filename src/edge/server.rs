@@ -98,7 +98,7 @@ impl Edge {
     pub async fn take_over(config: EdgeConfig) -> Result<Self, BindError> {
         let state = StateDir::open(&config.state_dir)?;
         let mut takeover = Takeover::ask(&state).await?;
-        let keys = reset_keys::open(&state)?.with_other_ids();
+        let keys = reset_keys::open(&state)?.with_random_id_key();
         let mut edge = Self::prepare(config, &state, |config, identity| {
             Listening::inherit(config, identity, keys, &mut takeover)
         })?;

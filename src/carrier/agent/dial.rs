@@ -27,7 +27,7 @@ use super::{network_watch, refusal};
 use crate::carrier::congestion::PathMemory;
 use crate::carrier::duplicate::duplicator::Duplicator;
 use crate::carrier::duplicate::transmitter::Transmitter;
-use crate::carrier::tcp::connect::{Answer, Peer, STEP_TIMEOUT, TcpConnectError};
+use crate::carrier::tcp::connect::{Peer, STEP_TIMEOUT, TcpConnectError, TunnelResponse};
 use crate::carrier::tcp::proxy::{Connected, Proxy};
 use crate::carrier::tcp::{connect, proxy};
 use crate::carrier::transport::{LARGEST_PACKET, PathKind};
@@ -100,7 +100,7 @@ pub async fn dial(config: DialConfig) -> Result<Dialed, DialError> {
     let connection = established.connection.clone();
     let endpoint = established.endpoint.clone();
     let transmitter = std::mem::take(&mut established.transmitter);
-    let duplicator = Duplicator::of_agent(&connection, &established.switch);
+    let duplicator = Duplicator::for_agent(&connection, &established.switch);
     let (driver, carrier) = race.drive(established, config.transport, network);
     Ok(Dialed {
         transmitter,
@@ -215,7 +215,9 @@ pub(crate) async fn dial_websocket(config: &DialConfig) -> Result<Upgraded, TcpC
         .map_err(|_| TcpConnectError::Url(url.clone()))?;
     request.headers_mut().extend(headers);
     match connect::request_tunnel(&peer, io, request).await? {
-        Answer::Upgraded(headers, io) if headers.get(SEC_WEBSOCKET_ACCEPT) == Some(&accept) => {
+        TunnelResponse::Upgraded(headers, io)
+            if headers.get(SEC_WEBSOCKET_ACCEPT) == Some(&accept) =>
+        {
             let path_kind = path_kind(host, &[]);
             Ok(Upgraded {
                 io,
@@ -226,8 +228,8 @@ pub(crate) async fn dial_websocket(config: &DialConfig) -> Result<Upgraded, TcpC
                 },
             })
         }
-        Answer::Upgraded(..) => Err(TcpConnectError::WrongAccept { peer }),
-        Answer::Refused(status) => Err(TcpConnectError::NotUpgraded { peer, status }),
+        TunnelResponse::Upgraded(..) => Err(TcpConnectError::WrongAccept { peer }),
+        TunnelResponse::Refused(status) => Err(TcpConnectError::NotUpgraded { peer, status }),
     }
 }
 

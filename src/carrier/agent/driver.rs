@@ -48,7 +48,7 @@ pub struct CarrierState {
 
 /// Monitors one connection and moves it between carriers. Does nothing unless [`run`](Self::run) is polled.
 pub struct Driver {
-    on: Established,
+    established: Established,
     transport: Transport,
     factory: Arc<dyn CarrierFactory>,
     selector: Selector,
@@ -57,8 +57,8 @@ pub struct Driver {
     /// The future that reports network changes to `changes`.
     watcher: Option<BoxFuture<'static, ()>>,
     state: watch::Sender<CarrierState>,
-    /// The time of the last [`refresh`](Self::refresh) with a new UDP socket.
-    refreshed: Instant,
+    /// The time of the last [`rebind_udp`](Self::rebind_udp) with a new UDP socket.
+    rebound_at: Instant,
 }
 
 /// A receiver of network changes, and the future that must be polled for them, if any.
@@ -94,7 +94,7 @@ impl Established {
     }
 }
 
-/// Wait until the next observation is due: after [`Selector::pace`], and with `idle` only once packets are sent or
+/// Wait until the next observation is due: after [`Selector::busy_interval`], and with `idle` only once packets are sent or
 /// received or that time has passed.
 async fn pause(switch: &Switch, idle: Option<Duration>) {
     let soon = sleep(Selector::busy_interval());
@@ -107,28 +107,28 @@ async fn pause(switch: &Switch, idle: Option<Duration>) {
 
 impl Driver {
     pub(crate) fn new(
-        on: Established,
+        established: Established,
         transport: Transport,
         factory: Arc<dyn CarrierFactory>,
         network: NetworkWatch,
         reason: &str,
     ) -> (Self, watch::Receiver<CarrierState>) {
-        let carrier = on.switch.current();
+        let carrier = established.switch.current();
         let (state, watched) = watch::channel(CarrierState {
             carrier,
             reason: reason.into(),
         });
         let now = Instant::now();
         let driver = Self {
-            progress: Progress::new(&on.connection),
-            on,
+            progress: Progress::new(&established.connection),
+            established,
             transport,
             factory,
             selector: Selector::new(transport, carrier, now),
             changes: network.changes,
             watcher: network.watcher,
             state,
-            refreshed: now,
+            rebound_at: now,
         };
         (driver, watched)
     }
@@ -140,43 +140,44 @@ impl Driver {
     /// to the connection: close the connection explicitly, dropping other handles is not enough.
     pub async fn run(mut self) {
         let mut watcher = self.watcher.take();
-        let connection = self.on.connection.clone();
+        let connection = self.established.connection.clone();
         let mut closed = pin!(connection.closed());
         loop {
             let observation = self.observe();
             let actions = self.selector.decide(&observation);
             self.perform(actions);
             let idle = self.selector.idle_interval(&observation);
-            let switch = self.on.switch.clone();
+            let switch = self.established.switch.clone();
             tokio::select! {
                 biased;
                 _ = &mut closed => break,
-                event = self.on.websocket_tasks.next() => self.websocket_event(event),
+                event = self.established.websocket_tasks.next() => self.websocket_event(event),
                 Some(change) = self.changes.recv() => self.network_changed(&change),
                 () = async { watcher.as_mut().expect("is some").await }, if watcher.is_some() => watcher = None,
                 () = pause(&switch, idle) => {}
             }
-            for edge in self.on.switch.take_answers() {
+            for edge in self.established.switch.take_answers() {
                 self.prefer(edge);
                 self.selector.probe_answered();
             }
             self.close_previous_udp();
         }
-        let _ = timeout(CLOSE_TIMEOUT, self.on.endpoint.wait_idle()).await;
+        let _ = timeout(CLOSE_TIMEOUT, self.established.endpoint.wait_idle()).await;
     }
 
     /// Collect the evidence for the selector.
     fn observe(&mut self) -> Observation {
         let now = Instant::now();
-        let more_to_send = self.on.switch.is_full();
-        self.progress.update(&self.on.connection, more_to_send, now);
+        let more_to_send = self.established.switch.is_full();
+        self.progress
+            .update(&self.established.connection, more_to_send, now);
         Observation {
             now,
-            udp: self.on.switch.udp_activity(),
-            websocket: self.on.switch.websocket_activity(),
+            udp: self.established.switch.udp_activity(),
+            websocket: self.established.switch.websocket_activity(),
             unacked: self.progress.unacked(),
             last_acked: self.progress.last_acked(),
-            rtt: self.on.connection.rtt(),
+            rtt: self.established.connection.rtt(),
         }
     }
 
@@ -186,11 +187,11 @@ impl Driver {
             WebSocketEvent::Dialled(Ok(_)) if !self.selector.wants_websocket() => Vec::new(),
             WebSocketEvent::Dialled(Ok(upgraded)) => {
                 let link = self
-                    .on
+                    .established
                     .websocket_tasks
-                    .carry(upgraded, self.on.switch.arrivals());
-                self.on.switch.set_websocket(Some(link));
-                if self.on.switch.current() == Carrier::WebSocket {
+                    .carry(upgraded, self.established.switch.packet_sender());
+                self.established.switch.set_websocket(Some(link));
+                if self.established.switch.current() == Carrier::WebSocket {
                     // The session reports a changed carrier to the edge, and must report a new WebSocket, too.
                     self.state.send_modify(|_| {});
                 }
@@ -202,7 +203,7 @@ impl Driver {
                 Vec::new()
             }
             WebSocketEvent::Ended(_, ended) => {
-                self.on.switch.set_websocket(None);
+                self.established.switch.set_websocket(None);
                 self.selector.websocket_lost(now, &ended.to_string())
             }
         };
@@ -220,22 +221,24 @@ impl Driver {
     fn perform(&mut self, actions: Vec<Action>) {
         for action in actions {
             match action {
-                Action::Probe => self.on.switch.probe_udp(),
-                Action::Dial => self.on.websocket_tasks.dial(&*self.factory),
+                Action::Probe => self.established.switch.probe_udp(),
+                Action::Dial => self.established.websocket_tasks.dial(&*self.factory),
                 Action::CloseWebSocket => {
-                    self.on.websocket_tasks.close();
-                    self.on.switch.set_websocket(None);
+                    self.established.websocket_tasks.close();
+                    self.established.switch.set_websocket(None);
                 }
-                Action::SwitchTo { to, reason } => self.move_to(to, reason),
-                Action::Announce => self.on.announce_carrier(),
-                Action::Rebind => self.refresh(),
+                Action::SwitchTo { to, reason } => self.switch_to(to, reason),
+                Action::Announce => self.established.announce_carrier(),
+                Action::Rebind => self.rebind_udp(),
             }
         }
-        self.on.switch.set_suspicion(self.selector.sends_on_both());
+        self.established
+            .switch
+            .set_send_on_both(self.selector.sends_on_both());
     }
 
-    fn move_to(&mut self, carrier: Carrier, reason: String) {
-        if carrier != self.on.switch.current() {
+    fn switch_to(&mut self, carrier: Carrier, reason: String) {
+        if carrier != self.established.switch.current() {
             // At debug level: the agent's observer reports it to people.
             debug!(%carrier, reason, "carrier changed");
             self.state.send_replace(CarrierState {
@@ -243,57 +246,58 @@ impl Driver {
                 reason: reason.into(),
             });
         }
-        self.on.send_over(carrier);
+        self.established.send_over(carrier);
         // The unacknowledged data was sent over the previous carrier.
-        self.progress = Progress::new(&self.on.connection);
+        self.progress = Progress::new(&self.established.connection);
     }
 
     /// Switch to a new UDP port: a NAT may have dropped the old mapping, and a change of address makes the
     /// edge start over at once, instead of waiting for a retransmission timeout that has backed off.
-    fn refresh(&mut self) {
+    fn rebind_udp(&mut self) {
         let now = Instant::now();
-        if self.transport != Transport::Websocket && now >= self.refreshed + MIN_REFRESH_INTERVAL {
-            self.refreshed = now;
-            match (self.factory.bind(), self.on.switch.udp_route()) {
+        if self.transport != Transport::Websocket && now >= self.rebound_at + MIN_REBIND_INTERVAL {
+            self.rebound_at = now;
+            match (self.factory.bind(), self.established.switch.udp_route()) {
                 (Ok(socket), Some(before)) => {
                     let (previous, edge) = (before.socket.clone(), before.edge.clone());
                     let route = UdpRoute::new(socket, Some(previous), edge);
-                    self.on.switch.set_udp(route);
+                    self.established.switch.set_udp(route);
                 }
                 (Err(err), _) => debug!(%err, carrier = "udp", "no new socket"),
                 (Ok(_), None) => {}
             }
         }
-        self.on.announce_carrier();
+        self.established.announce_carrier();
     }
 
     /// Switch to the edge address that has answered a probe, unless the current one is in use and known to work.
     fn prefer(&self, edge: SocketAddr) {
-        let Some(route) = self.on.switch.udp_route() else {
+        let Some(route) = self.established.switch.udp_route() else {
             return;
         };
-        let in_use = self.on.switch.current() == Carrier::Udp && !self.selector.sends_on_both();
+        let in_use =
+            self.established.switch.current() == Carrier::Udp && !self.selector.sends_on_both();
         if in_use || route.edge.first() == Some(&edge) {
             return;
         }
         if let Some(at) = route.edge.iter().position(|known| *known == edge) {
             let mut route = UdpRoute::clone(&route);
             route.edge.swap(0, at);
-            self.on.switch.set_udp(route);
+            self.established.switch.set_udp(route);
         }
     }
 
     /// Close the UDP socket before the current one after [`OLD_SOCKET_LIFETIME`].
     fn close_previous_udp(&self) {
-        if Instant::now() < self.refreshed + OLD_SOCKET_LIFETIME {
+        if Instant::now() < self.rebound_at + OLD_SOCKET_LIFETIME {
             return;
         }
-        if let Some(route) = self.on.switch.udp_route()
+        if let Some(route) = self.established.switch.udp_route()
             && route.previous.is_some()
         {
             let mut route = UdpRoute::clone(&route);
             route.previous = None;
-            self.on.switch.set_udp(route);
+            self.established.switch.set_udp(route);
         }
     }
 }
@@ -301,8 +305,8 @@ impl Driver {
 /// The time limit for sending CONNECTION_CLOSE.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The time for which the previous UDP socket is still read after a refresh: several round trips.
+/// The time for which the previous UDP socket is still read after a rebind: several round trips.
 const OLD_SOCKET_LIFETIME: Duration = Duration::from_secs(3);
 
 /// The shortest time between two new UDP sockets: a burst of network events counts as one change.
-const MIN_REFRESH_INTERVAL: Duration = Duration::from_millis(250);
+const MIN_REBIND_INTERVAL: Duration = Duration::from_millis(250);

@@ -192,7 +192,7 @@ impl Race {
         };
         let switch = Arc::new(Switch::new(carrier, route, None));
         let mut websocket_tasks = WebSocketTasks::default();
-        let link = websocket_tasks.carry(upgraded, switch.arrivals());
+        let link = websocket_tasks.carry(upgraded, switch.packet_sender());
         switch.set_websocket(Some(link));
         let handshake = self.start_handshake(&switch)?;
         let connection = tokio::select! {

@@ -36,7 +36,7 @@ use crate::proto::DATAGRAMS_COUNT;
 pub(crate) struct Switch {
     routes: RwLock<Routes>,
     receive_queue: ReceiveQueue,
-    arrivals: mpsc::Sender<ReceivedPackets>,
+    packet_sender: mpsc::Sender<ReceivedPackets>,
     udp: ReceiveMonitor,
     websocket: ReceiveMonitor,
     /// The owner of congestion control on the current carrier.
@@ -59,11 +59,8 @@ struct Routes {
     udp: Option<Arc<UdpRoute>>,
     websocket: Option<Arc<WebSocketLink>>,
     /// UDP is the current carrier but may be dead: send over the WebSocket, too.
-    suspicion: bool,
+    send_on_both: bool,
 }
-
-/// Packets that are resent: two make the edge acknowledge at once (RFC 9000 §13.2.2).
-const TAIL_PACKETS: usize = 2;
 
 impl Switch {
     /// Create a switch that sends over `current`.
@@ -72,16 +69,16 @@ impl Switch {
         udp: Option<UdpRoute>,
         websocket: Option<Arc<WebSocketLink>>,
     ) -> Self {
-        let (arrivals, receive_queue) = ReceiveQueue::new();
+        let (packet_sender, receive_queue) = ReceiveQueue::new();
         Self {
             routes: RwLock::new(Routes {
                 current,
                 udp: udp.map(Arc::new),
                 websocket,
-                suspicion: false,
+                send_on_both: false,
             }),
             receive_queue,
-            arrivals,
+            packet_sender,
             udp: ReceiveMonitor::new(),
             websocket: ReceiveMonitor::new(),
             congestion_owner: SharedCongestionOwner::default(),
@@ -95,8 +92,8 @@ impl Switch {
     }
 
     /// Return a sender into the receive queue, for a WebSocket of this agent.
-    pub(crate) fn arrivals(&self) -> mpsc::Sender<ReceivedPackets> {
-        self.arrivals.clone()
+    pub(crate) fn packet_sender(&self) -> mpsc::Sender<ReceivedPackets> {
+        self.packet_sender.clone()
     }
 
     pub(crate) fn current(&self) -> Carrier {
@@ -144,7 +141,7 @@ impl Switch {
                 self.send_log.sent(transmit, |duplicate| {
                     let _ = routes.send_to_udp(&duplicate);
                 });
-                if routes.suspicion
+                if routes.send_on_both
                     && let Some(link) = &routes.websocket
                 {
                     // Only a copy: a full queue does not block the connection.
@@ -201,14 +198,14 @@ impl Switch {
     pub(crate) fn select(&self, carrier: Carrier) {
         let mut routes = self.routes_mut();
         routes.current = carrier;
-        routes.suspicion = false;
+        routes.send_on_both = false;
         self.congestion_owner.set(routes.congestion());
     }
 
     /// Set whether packets for UDP are also sent over the WebSocket.
-    pub(crate) fn set_suspicion(&self, suspicion: bool) {
-        if self.routes().suspicion != suspicion {
-            self.routes_mut().suspicion = suspicion;
+    pub(crate) fn set_send_on_both(&self, send_on_both: bool) {
+        if self.routes().send_on_both != send_on_both {
+            self.routes_mut().send_on_both = send_on_both;
         }
     }
 
@@ -273,7 +270,7 @@ impl Switch {
         if routes.current == Carrier::Udp {
             let _ = routes.send_to_udp(&transmit);
         }
-        if routes.current == Carrier::WebSocket || routes.suspicion {
+        if routes.current == Carrier::WebSocket || routes.send_on_both {
             let _ = routes.send_to_websocket(&transmit);
         }
     }
@@ -413,3 +410,6 @@ pub(crate) const EDGE: SocketAddr = SocketAddr::V6(SocketAddrV6::new(
 /// The most unanswered probes: two seconds of the fastest probing of four addresses. Older ones are
 /// dropped.
 const MAX_OPEN_PROBES: usize = 40;
+
+/// Packets that are resent: two make the edge acknowledge at once (RFC 9000 §13.2.2).
+const TAIL_PACKETS: usize = 2;

@@ -18,13 +18,13 @@ use crate::carrier::websocket::frames::Role;
 use crate::carrier::websocket::{Ended, PeerInfo, WebSocketLink};
 
 /// A byte stream that can carry WebSocket messages.
-pub(crate) trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
+pub(crate) trait ByteStream: AsyncRead + AsyncWrite + Unpin + Send {}
 
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> ByteStream for T {}
 
 /// A connection that has been upgraded to a WebSocket.
 pub(crate) struct Upgraded {
-    pub(crate) io: Box<dyn Io>,
+    pub(crate) io: Box<dyn ByteStream>,
     pub(crate) peer: PeerInfo,
 }
 
@@ -47,14 +47,14 @@ impl WebSocketTasks {
     pub(crate) fn carry(
         &mut self,
         upgraded: Upgraded,
-        arrivals: mpsc::Sender<ReceivedPackets>,
+        packet_sender: mpsc::Sender<ReceivedPackets>,
     ) -> Arc<WebSocketLink> {
         let link = Arc::new(WebSocketLink::new(Role::Client, EDGE, upgraded.peer));
         // The edge was dialled deliberately; the QUIC handshake finds out whether it speaks QUIC.
         link.quic_answered();
         let carried = link.clone();
         let task = self.tasks.spawn(async move {
-            let ended = websocket::run(upgraded.io, BytesMut::new(), &carried, arrivals).await;
+            let ended = websocket::run(upgraded.io, BytesMut::new(), &carried, packet_sender).await;
             WebSocketEvent::Ended(carried, ended)
         });
         if let Some((_, previous)) = self.carrying.replace((link.clone(), task)) {

@@ -25,8 +25,8 @@ pub struct Duplicator {
 }
 
 enum Socket {
-    OfAgent(Arc<Switch>),
-    OfEdge(EdgeSocket, Mutex<AgentPath>),
+    Agent(Arc<Switch>),
+    Edge(EdgeSocket, Mutex<AgentPath>),
 }
 
 /// The path from the edge to an agent, whose address may change.
@@ -34,24 +34,24 @@ enum Socket {
 struct AgentPath {
     remote: Option<SocketAddr>,
     /// The end of the period in which the address may not be the agent's.
-    unproven: Option<Instant>,
+    unproven_until: Option<Instant>,
     log: Option<SendLogHandle>,
 }
 
 impl Duplicator {
     /// Create a duplicator for an agent's connection.
-    pub(crate) fn of_agent(connection: &Connection, switch: &Arc<Switch>) -> Self {
+    pub(crate) fn for_agent(connection: &Connection, switch: &Arc<Switch>) -> Self {
         Self {
             connection: connection.clone(),
-            socket: Socket::OfAgent(switch.clone()),
+            socket: Socket::Agent(switch.clone()),
         }
     }
 
     /// Create a duplicator for an edge's connection to an agent. `socket` is the one below its endpoint.
-    pub fn of_edge(connection: &Connection, socket: &EdgeSocket) -> Self {
+    pub fn for_edge(connection: &Connection, socket: &EdgeSocket) -> Self {
         Self {
             connection: connection.clone(),
-            socket: Socket::OfEdge(socket.clone(), Mutex::default()),
+            socket: Socket::Edge(socket.clone(), Mutex::default()),
         }
     }
 
@@ -62,9 +62,9 @@ impl Duplicator {
             return;
         }
         match &self.socket {
-            Socket::OfAgent(switch) => switch.message_written(),
-            Socket::OfEdge(_, path_to_agent) => {
-                if let Some(log) = &lock(path_to_agent).log {
+            Socket::Agent(switch) => switch.message_written(),
+            Socket::Edge(_, agent_path) => {
+                if let Some(log) = &lock(agent_path).log {
                     log.message_written();
                 }
             }
@@ -78,14 +78,14 @@ impl Duplicator {
     /// The first call on a path sends nothing: it starts the recording of packets.
     pub fn resend_tail(&self) {
         let path = self.connection.stats().path;
-        let (within, most) = (path.rtt / 4, path.cwnd / 3);
+        let (within, max_bytes) = (path.rtt / 4, path.cwnd / 3);
         match &self.socket {
-            Socket::OfAgent(switch) => switch.resend_recent(within, most),
-            Socket::OfEdge(socket, path_to_agent) => {
-                let mut path_to_agent = lock(path_to_agent);
-                path_to_agent.update(self.connection.remote_address(), path.rtt, socket);
-                if let Some(log) = &path_to_agent.log {
-                    socket.resend_recent(log, within, most);
+            Socket::Agent(switch) => switch.resend_recent(within, max_bytes),
+            Socket::Edge(socket, agent_path) => {
+                let mut agent_path = lock(agent_path);
+                agent_path.update(self.connection.remote_address(), path.rtt, socket);
+                if let Some(log) = &agent_path.log {
+                    socket.resend_recent(log, within, max_bytes);
                 }
             }
         }
@@ -98,18 +98,22 @@ impl AgentPath {
     fn update(&mut self, remote: SocketAddr, rtt: Duration, socket: &EdgeSocket) {
         if self.remote != Some(remote) {
             let moved = self.remote.replace(remote).is_some();
-            self.unproven =
+            self.unproven_until =
                 moved.then(|| Instant::now() + UNPROVEN_PERIOD.0 + UNPROVEN_PERIOD.1 * rtt);
             self.log = None;
         }
-        if self.log.is_none() && self.unproven.is_none_or(|until| until <= Instant::now()) {
+        if self.log.is_none()
+            && self
+                .unproven_until
+                .is_none_or(|until| until <= Instant::now())
+        {
             self.log = socket.start_log(remote);
         }
     }
 }
 
-fn lock(path_to_agent: &Mutex<AgentPath>) -> MutexGuard<'_, AgentPath> {
-    path_to_agent.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(agent_path: &Mutex<AgentPath>) -> MutexGuard<'_, AgentPath> {
+    agent_path.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl fmt::Debug for Duplicator {

@@ -65,8 +65,13 @@ impl SendLogHandle {
     }
 
     /// See [`SendLog::resend_within`].
-    pub(crate) fn resend_within(&self, within: Duration, most: u64, send: impl FnMut(Transmit)) {
-        self.log.resend_within(within, most, send);
+    pub(crate) fn resend_within(
+        &self,
+        within: Duration,
+        max_bytes: u64,
+        send: impl FnMut(Transmit),
+    ) {
+        self.log.resend_within(within, max_bytes, send);
     }
 }
 

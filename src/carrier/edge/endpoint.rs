@@ -42,7 +42,7 @@ impl EdgeKeys {
     /// Replace the key of the connection ids with a random one. A process that shares its socket with
     /// another needs a key of its own.
     #[cfg(unix)]
-    pub fn with_other_ids(mut self) -> Self {
+    pub fn with_random_id_key(mut self) -> Self {
         let mut ids = [0; 8];
         aws_lc_rs::rand::fill(&mut ids).expect("the operating system has random numbers");
         self.connection_ids = u64::from_be_bytes(ids);

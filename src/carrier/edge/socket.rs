@@ -57,7 +57,7 @@ struct Shared {
     local: SocketAddr,
     receive_queue: ReceiveQueue,
     gso_limit: GsoLimit,
-    arrivals: mpsc::Sender<ReceivedPackets>,
+    packet_sender: mpsc::Sender<ReceivedPackets>,
     /// The upper half of the synthetic addresses.
     prefix: [u16; 4],
     /// The open WebSockets, by the lower half of their synthetic address.
@@ -79,10 +79,6 @@ pub enum TooManyWebSockets {
     Unused,
 }
 
-/// The most WebSockets of one subnet (IPv4 address or IPv6 /64) that no authenticated session uses:
-/// anybody can open those. A thousand agents that reconnect at once through one proxy need no more.
-const MAX_UNUSED_WEBSOCKETS: usize = 256;
-
 /// Create the edge's endpoint over any implementation of a UDP socket, and up to `limit` WebSockets.
 ///
 /// Without `udp` (`--quic off`), agents connect over WebSockets only.
@@ -99,13 +95,13 @@ pub(crate) fn edge_endpoint_over(
         Some(udp) => udp.local_addr()?,
         None => (Ipv6Addr::UNSPECIFIED, PORT).into(),
     };
-    let (arrivals, receive_queue) = ReceiveQueue::new();
+    let (packet_sender, receive_queue) = ReceiveQueue::new();
     let socket = EdgeSocket(Arc::new(Shared {
         udp,
         local,
         receive_queue,
         gso_limit: GsoLimit::new(),
-        arrivals,
+        packet_sender,
         prefix: random_prefix()?,
         websockets: RwLock::default(),
         next: AtomicU64::new(1),
@@ -222,7 +218,7 @@ impl EdgeSocket {
         if websockets.len() >= limit {
             return Err(TooManyWebSockets::InAll { limit });
         }
-        let from = subnet(peer.peer.ip());
+        let from = subnet(peer.address.ip());
         let is_unused = |link: &&Arc<WebSocketLink>| {
             !link.has_session() && subnet(link.peer.address.ip()) == from
         };
@@ -253,8 +249,8 @@ impl AttachedWebSocket {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let arrivals = self.socket.0.arrivals.clone();
-        websocket::run(io, early, &self.link, arrivals).await
+        let packet_sender = self.socket.0.packet_sender.clone();
+        websocket::run(io, early, &self.link, packet_sender).await
     }
 
     /// Return the WebSocket.
@@ -430,3 +426,7 @@ fn random_prefix() -> io::Result<[u16; 4]> {
 
 /// The port of every synthetic address: quinn needs one that is not 0, and nothing else uses it.
 const PORT: u16 = 1;
+
+/// The most WebSockets of one subnet (IPv4 address or IPv6 /64) that no authenticated session uses:
+/// anybody can open those. A thousand agents that reconnect at once through one proxy need no more.
+const MAX_UNUSED_WEBSOCKETS: usize = 256;

@@ -18,7 +18,7 @@ use crate::carrier::websocket::PeerInfo;
 #[derive(Debug)]
 pub struct Predecessor {
     /// The key of its connection ids: [`EdgeKeys`](crate::carrier::EdgeKeys).
-    ids: u64,
+    id_key: u64,
     /// The socket for packets. Its [`Successor`](crate::carrier::Successor) receives at the other end.
     packets: OwnedFd,
     /// The socket for WebSockets. Its [`PassedWebSockets`](crate::carrier::PassedWebSockets) receives at the other
@@ -26,25 +26,12 @@ pub struct Predecessor {
     websockets: OwnedFd,
 }
 
-/// The length of an edge's connection ids, in bytes.
-const CONNECTION_ID: usize = 8;
-
-/// The bytes at the start of a packet that suffice to find its connection id.
-pub(crate) const ID_PREFIX: usize = LONG_HEADER_ID_OFFSET + CONNECTION_ID;
-
-/// The offset of the destination connection id in a packet with a long header (RFC 8999 §5.1).
-const LONG_HEADER_ID_OFFSET: usize = 6;
-
-/// Bytes of a WebSocket that may wait between the processes, in each direction: as many as may wait in
-/// front of the network, since queueing delay is as harmful here as there.
-const RELAY_BUFFER: usize = 16 * 1024;
-
 impl Predecessor {
     /// Describe a process by the key of its connection ids and the sockets to it, for packets and for
     /// WebSockets.
-    pub fn new(ids: u64, [packets, websockets]: [OwnedFd; 2]) -> Self {
+    pub fn new(id_key: u64, [packets, websockets]: [OwnedFd; 2]) -> Self {
         Self {
-            ids,
+            id_key,
             packets,
             websockets,
         }
@@ -52,7 +39,7 @@ impl Predecessor {
 
     /// Return the key and the sockets, with which a third process can create the same `Predecessor`.
     pub fn handover_parts(&self) -> (u64, [BorrowedFd<'_>; 2]) {
-        (self.ids, [self.packets.as_fd(), self.websockets.as_fd()])
+        (self.id_key, [self.packets.as_fd(), self.websockets.as_fd()])
     }
 
     /// Report whether the process has ended.
@@ -68,7 +55,7 @@ impl Predecessor {
     /// Report whether a packet belongs to one of its connections. A false positive, once in 2⁴⁰, costs
     /// one packet.
     pub(crate) fn owns(&self, packet: &[u8]) -> bool {
-        let ids = HashedConnectionIdGenerator::from_key(self.ids);
+        let ids = HashedConnectionIdGenerator::from_key(self.id_key);
         destination(packet).is_some_and(|id| ids.validate(&ConnectionId::new(id)).is_ok())
     }
 
@@ -88,8 +75,8 @@ impl Predecessor {
     /// # Errors
     /// If the process does not receive packets, usually because it is gone.
     pub(crate) fn pass_on(&self, meta: &RecvMeta, packets: &[u8]) -> io::Result<()> {
-        let label = packet_header::write(meta);
-        let message = [IoSlice::new(&label), IoSlice::new(packets)];
+        let header = packet_header::write(meta);
+        let message = [IoSlice::new(&header), IoSlice::new(packets)];
         match sendmsg(
             &self.packets,
             &message,
@@ -115,6 +102,19 @@ fn destination(packet: &[u8]) -> Option<&[u8]> {
     };
     packet.get(at..at + CONNECTION_ID)
 }
+
+/// The length of an edge's connection ids, in bytes.
+const CONNECTION_ID: usize = 8;
+
+/// The offset of the destination connection id in a packet with a long header (RFC 8999 §5.1).
+const LONG_HEADER_ID_OFFSET: usize = 6;
+
+/// The bytes at the start of a packet that suffice to find its connection id.
+pub(crate) const ID_PREFIX: usize = LONG_HEADER_ID_OFFSET + CONNECTION_ID;
+
+/// Bytes of a WebSocket that may wait between the processes, in each direction: as many as may wait in
+/// front of the network, since queueing delay is as harmful here as there.
+const RELAY_BUFFER: usize = 16 * 1024;
 
 #[cfg(test)]
 mod tests {

@@ -21,10 +21,6 @@ pub struct Successor {
     socket: UnixDatagram,
 }
 
-/// The requested buffer size in bytes, for packets that wait while this process is busy: as much as a UDP
-/// socket's. The kernel may grant less.
-const SEND_BUFFER: usize = 4 << 20;
-
 impl Successor {
     /// Create a receiver, and the descriptor to which the successor sends. Needs a runtime.
     ///
@@ -98,3 +94,7 @@ fn receive(socket: &UnixDatagram, buf: &mut [u8]) -> io::Result<Option<RecvMeta>
     let meta = whole.then(|| packet_header::read(&header, received.bytes - PACKET_HEADER));
     Ok(Some(meta.flatten().unwrap_or_default()))
 }
+
+/// The requested buffer size in bytes, for packets that wait while this process is busy: as much as a UDP
+/// socket's. The kernel may grant less.
+const SEND_BUFFER: usize = 4 << 20;

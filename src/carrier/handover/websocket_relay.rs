@@ -97,7 +97,7 @@ async fn relay(
         ended = there => ended,
         ended = back => ended,
         // The other process enforces timeouts, too, but cannot end the relay while the agent reads nothing.
-        ended = websocket::watch(link) => return ended,
+        ended = websocket::wait_for_timeout(link) => return ended,
     };
     ended.map_or_else(Ended::Lost, |()| Ended::Closed)
 }

@@ -20,7 +20,7 @@ use tokio_rustls::TlsConnector;
 
 use super::{happy_eyeballs, options};
 use crate::carrier::PathKind;
-use crate::carrier::agent::websocket_tasks::Io;
+use crate::carrier::agent::websocket_tasks::ByteStream;
 
 /// A TCP connection to the edge, or the WebSocket on it, could not be established.
 #[derive(Debug, thiserror::Error)]
@@ -156,9 +156,9 @@ pub(crate) async fn connect(
 pub(crate) async fn tls_handshake(
     peer: &Peer,
     host: &str,
-    io: Box<dyn Io>,
+    io: Box<dyn ByteStream>,
     tls: &Arc<rustls::ClientConfig>,
-) -> Result<Box<dyn Io>, TcpConnectError> {
+) -> Result<Box<dyn ByteStream>, TcpConnectError> {
     let failed = |err| TcpConnectError::Tls {
         peer: peer.clone(),
         err,
@@ -174,17 +174,17 @@ pub(crate) async fn tls_handshake(
 }
 
 /// The response to a request that turns the connection into a byte stream.
-pub(crate) enum Answer {
-    Upgraded(HeaderMap, Box<dyn Io>),
+pub(crate) enum TunnelResponse {
+    Upgraded(HeaderMap, Box<dyn ByteStream>),
     Refused(StatusCode),
 }
 
 /// Send a request that turns the connection into a byte stream: an upgrade or a CONNECT.
 pub(crate) async fn request_tunnel(
     peer: &Peer,
-    io: Box<dyn Io>,
+    io: Box<dyn ByteStream>,
     request: Request<Empty<Bytes>>,
-) -> Result<Answer, TcpConnectError> {
+) -> Result<TunnelResponse, TcpConnectError> {
     match timeout(STEP_TIMEOUT, exchange(io, request)).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(err)) => Err(TcpConnectError::Http {
@@ -195,7 +195,10 @@ pub(crate) async fn request_tunnel(
     }
 }
 
-async fn exchange(io: Box<dyn Io>, request: Request<Empty<Bytes>>) -> hyper::Result<Answer> {
+async fn exchange(
+    io: Box<dyn ByteStream>,
+    request: Request<Empty<Bytes>>,
+) -> hyper::Result<TunnelResponse> {
     let connect = request.method() == http::Method::CONNECT;
     let mut http = http1::Builder::new();
     http.max_buf_size(MAX_RESPONSE_HEAD);
@@ -219,7 +222,7 @@ async fn exchange(io: Box<dyn Io>, request: Request<Empty<Bytes>>) -> hyper::Res
         false => status == StatusCode::SWITCHING_PROTOCOLS,
     };
     if !accepted {
-        return Ok(Answer::Refused(status));
+        return Ok(TunnelResponse::Refused(status));
     }
     let headers = response.headers().clone();
     let mut upgrade = pin!(hyper::upgrade::on(response));
@@ -230,7 +233,10 @@ async fn exchange(io: Box<dyn Io>, request: Request<Empty<Bytes>>) -> hyper::Res
         upgrade.as_mut().poll(cx)
     })
     .await?;
-    Ok(Answer::Upgraded(headers, Box::new(TokioIo::new(upgraded))))
+    Ok(TunnelResponse::Upgraded(
+        headers,
+        Box::new(TokioIo::new(upgraded)),
+    ))
 }
 
 /// The time limit of each step: DNS, TCP and TLS retransmit lost packets after 1, 2 and 4 s.

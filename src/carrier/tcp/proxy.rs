@@ -20,10 +20,10 @@ use tower::service_fn;
 use tower_service::Service;
 
 use super::bbr_restart::BbrRestart;
-use super::connect::{Answer, Peer, STEP_TIMEOUT, TcpConnectError};
+use super::connect::{Peer, STEP_TIMEOUT, TcpConnectError, TunnelResponse};
 use super::{connect, options};
 use crate::carrier::CongestionOwner;
-use crate::carrier::agent::websocket_tasks::Io;
+use crate::carrier::agent::websocket_tasks::ByteStream;
 
 /// The proxy for WebSockets. UDP never goes through one.
 #[derive(Clone, Default)]
@@ -81,7 +81,7 @@ impl Proxy {
 
 /// A connection to the edge's TCP port.
 pub(crate) struct Connected {
-    pub(crate) io: Box<dyn Io>,
+    pub(crate) io: Box<dyn ByteStream>,
     /// The address that was connected to: the edge's, or that of a proxy.
     pub(crate) address: SocketAddr,
     /// The owner of congestion control on the path to the edge.
@@ -148,11 +148,11 @@ async fn direct(peer: &Peer, host: &str, port: u16) -> Result<Connected, TcpConn
 /// Open a tunnel with HTTP CONNECT (RFC 9110 §9.3.6).
 async fn tunnel(
     peer: &Peer,
-    io: Box<dyn Io>,
+    io: Box<dyn ByteStream>,
     host: &str,
     port: u16,
     credentials: Option<&HeaderValue>,
-) -> Result<Box<dyn Io>, TcpConnectError> {
+) -> Result<Box<dyn ByteStream>, TcpConnectError> {
     let target = format!("{host}:{port}");
     let mut request = Request::connect(&target).header(HOST, &target);
     if let Some(credentials) = credentials {
@@ -162,11 +162,11 @@ async fn tunnel(
         return Err(TcpConnectError::ProxyUrl(target));
     };
     match connect::request_tunnel(peer, io, request).await? {
-        Answer::Upgraded(_, io) => Ok(io),
-        Answer::Refused(StatusCode::PROXY_AUTHENTICATION_REQUIRED) => {
+        TunnelResponse::Upgraded(_, io) => Ok(io),
+        TunnelResponse::Refused(StatusCode::PROXY_AUTHENTICATION_REQUIRED) => {
             Err(TcpConnectError::ProxyAuthentication { peer: peer.clone() })
         }
-        Answer::Refused(status) => Err(TcpConnectError::ProxyRefused {
+        TunnelResponse::Refused(status) => Err(TcpConnectError::ProxyRefused {
             peer: peer.clone(),
             target,
             status,
@@ -178,11 +178,11 @@ async fn tunnel(
 /// often have no DNS for outside names.
 async fn socks5(
     peer: &Peer,
-    io: Box<dyn Io>,
+    io: Box<dyn ByteStream>,
     host: &str,
     port: u16,
     proxy: &Intercept,
-) -> Result<Box<dyn Io>, TcpConnectError> {
+) -> Result<Box<dyn ByteStream>, TcpConnectError> {
     let target = format!("{host}:{port}");
     // The connector needs a service that connects; the connection exists already.
     let mut io = Some(TokioIo::new(io));

@@ -160,7 +160,7 @@ pub(crate) async fn run<S>(
     io: S,
     early: BytesMut,
     link: &WebSocketLink,
-    arrivals: mpsc::Sender<ReceivedPackets>,
+    packet_sender: mpsc::Sender<ReceivedPackets>,
 ) -> Ended
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -171,9 +171,9 @@ where
     let mut frames = VecDeque::new();
     let ended = tokio::select! {
         biased;
-        ended = receive(reader, link, arrivals) => ended,
+        ended = receive(reader, link, packet_sender) => ended,
         ended = send(&mut writing, &mut frames, link) => ended,
-        ended = watch(link) => ended,
+        ended = wait_for_timeout(link) => ended,
     };
     if let Some(code) = ended.code() {
         frames.extend(link.queue.close(code, &ended.to_string()));
@@ -190,7 +190,7 @@ where
 async fn receive(
     mut reader: Reader<impl AsyncRead + Unpin>,
     link: &WebSocketLink,
-    arrivals: mpsc::Sender<ReceivedPackets>,
+    packet_sender: mpsc::Sender<ReceivedPackets>,
 ) -> Ended {
     loop {
         let datagrams = match reader.next().await {
@@ -207,11 +207,11 @@ async fn receive(
             Err(err) => return err.into(),
         };
         link.note_received();
-        let arrival = ReceivedPackets {
+        let received = ReceivedPackets {
             from: link.address,
             datagrams,
         };
-        if arrivals.send(arrival).await.is_err() {
+        if packet_sender.send(received).await.is_err() {
             return Ended::NoEndpoint;
         }
     }
@@ -263,7 +263,7 @@ async fn finish_write(
 }
 
 /// Wait until the WebSocket exceeds one of its timeouts: for QUIC, for a session, or for idleness.
-pub(crate) async fn watch(link: &WebSocketLink) -> Ended {
+pub(crate) async fn wait_for_timeout(link: &WebSocketLink) -> Ended {
     sleep(QUIC_TIMEOUT).await;
     if !link.quic_answered.load(Ordering::Relaxed) {
         return Ended::NeverSpokeQuic;

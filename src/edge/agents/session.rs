@@ -131,7 +131,7 @@ impl Agents {
             Err(err) => return debug!(%err, "the QUIC handshake failed"),
         };
         let budget = Budget::new(self.limits.session_buffer, self.buffer.clone());
-        let duplicator = Arc::new(Duplicator::of_edge(&connection, &self.socket));
+        let duplicator = Arc::new(Duplicator::for_edge(&connection, &self.socket));
         let ending = duplicator.clone();
         let flow = FlowControl::for_connection(&connection, budget, move |bytes| {
             ending.message_written(bytes);

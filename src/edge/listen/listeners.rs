@@ -232,7 +232,7 @@ fn server_configs(identity: &Identity) -> (ServerConfig, ServerConfig) {
         .incoming_buffer_size_total(INCOMING_BUFFER_TOTAL);
     let mut quic_loopback = server.clone();
     let (ours, memory) = (SharedCongestionOwner::default(), PathMemory::default());
-    let transport = |reach| carrier::edge_transport(reach, &ours, &memory);
+    let transport = |path_kind| carrier::edge_transport(path_kind, &ours, &memory);
     server.transport_config(transport(PathKind::Network));
     quic_loopback.transport_config(transport(PathKind::Loopback));
     (server, quic_loopback)

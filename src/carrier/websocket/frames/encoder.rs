@@ -74,9 +74,6 @@ struct Masks {
     used: usize,
 }
 
-/// The number of masks drawn at once.
-const MASK_BATCH: usize = 64;
-
 impl Default for Masks {
     fn default() -> Self {
         Self {
@@ -99,3 +96,6 @@ impl Masks {
 
 /// The longest frame header, in bytes.
 const MAX_HEADER: usize = 2 + 8 + 4;
+
+/// The number of masks drawn at once.
+const MASK_BATCH: usize = 64;

@@ -94,9 +94,6 @@ pub(crate) struct Reader<R> {
     partial: Option<BytesMut>,
 }
 
-/// The smallest and the largest number of bytes to read at once.
-const READ_SIZE: (usize, usize) = (1024, 64 * 1024);
-
 impl<R: AsyncRead + Unpin> Reader<R> {
     /// Create a reader for the end with this role, of messages of up to `max_message` bytes.
     pub(crate) fn new(io: R, role: Role, max_message: usize) -> Self {
@@ -222,6 +219,9 @@ impl<R: AsyncRead + Unpin> Reader<R> {
 
 /// The RSV1 to RSV3 bits in the first byte: no extension is negotiated.
 const RESERVED_BITS: u8 = 0x70;
+
+/// The smallest and the largest number of bytes to read at once.
+const READ_SIZE: (usize, usize) = (1024, 64 * 1024);
 
 #[cfg(test)]
 mod tests {
