@@ -348,15 +348,15 @@ fn open_registry(config: &EdgeConfig, state: &StateDir) -> Result<Registry, Stat
     Ok(Registry::new(config.lease, lease_file, restored))
 }
 
-/// Wait for `conversations`, until the grace period is over, the successor is gone or `shutdown`
-/// resolves a second time.
+/// Wait for `conversations`, until the grace period is over or the successor is gone.
 async fn drain(
     conversations: impl Future<Output = ()>,
     grace: Duration,
     shutdown: Option<impl Future<Output = ()>>,
     orphaned: impl Future<Output = ()>,
 ) {
-    // A second signal needs no other effect here, but polling may install its handler.
+    // After a handover, `shutdown` has no further effect, but polling it may install the handler of
+    // the next signal.
     let stopped = async {
         if let Some(shutdown) = shutdown {
             shutdown.await;

@@ -7,7 +7,7 @@ use crate::edge::limits::EdgeLimits;
 use crate::edge::names::registry::Owner;
 use crate::proto::Refusal;
 
-/// Counts authenticated sessions and limits them.
+/// Counter and limit of authenticated sessions.
 #[derive(Clone)]
 pub struct SessionLimit(Arc<Shared>);
 

@@ -22,7 +22,7 @@ impl Sockets {
     /// (`LISTEN_FDS`); none if there is no service manager. Only the first call finds any.
     ///
     /// # Errors
-    /// If what is passed is no list of sockets.
+    /// Returns an error if the descriptors that are passed are invalid.
     #[cfg(unix)]
     pub fn from_service_manager() -> io::Result<Self> {
         static TAKEN: AtomicBool = AtomicBool::new(false);

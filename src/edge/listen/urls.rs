@@ -3,7 +3,7 @@
 use super::listeners::Addrs;
 use crate::edge::config::EdgeConfig;
 
-/// Builds the public URLs of tunnels.
+/// Builder of the public URLs of tunnels.
 #[derive(Debug, Clone)]
 pub struct Urls {
     domain: String,

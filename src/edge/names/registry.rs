@@ -73,7 +73,7 @@ impl LiveTunnel {
     }
 }
 
-/// Watches the session that serves a name: `None` while the agent is away.
+/// Watch on the session that serves a name: `None` while the agent is away.
 pub type Presence = watch::Receiver<Option<Arc<LiveTunnel>>>;
 
 /// The registry of all names that are held, whether their agents are connected or away.

@@ -12,7 +12,7 @@ use crate::edge::limits::EdgeLimits;
 use crate::edge::visitors::client::Client;
 use crate::edge::visitors::fair_share::FairShare;
 
-/// Holds requests whose agent is away: for a limited max_wait, and a limited number and size of them.
+/// Requests whose agent is away, which wait for a limited time, and are limited in number and size.
 pub struct WaitingRequests {
     registry: Registry,
     max_wait: Duration,

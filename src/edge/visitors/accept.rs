@@ -29,7 +29,7 @@ use super::http::guard::Guard;
 use super::http::http2::{Expired, Http2Connection, Http2Stream, ObservedIo, StreamExecutor};
 use super::http::route::Visit;
 use super::http::validate::MAX_FIELD_LIST;
-use super::socket::{Received, VisitorSocket};
+use super::socket::{ReceivedBytes, VisitorSocket};
 use crate::edge::agents::websockets::{AgentWebSockets, RawTcp};
 use crate::edge::fault::Fault;
 use crate::edge::limits::EdgeLimits;
@@ -319,7 +319,7 @@ impl Visitors {
 /// A visitor's connection, as far as its requests need to know it.
 struct ConnectionInfo {
     tcp: RawTcp,
-    received: Received,
+    received: ReceivedBytes,
     visitor: SocketAddr,
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::edge::fault::Fault;
 use crate::edge::limits::EdgeLimits;
 
-/// Counts visitors' connections and limits them (nginx: `limit_conn`).
+/// Counter and limit of visitors' connections (nginx: `limit_conn`).
 #[derive(Debug, Clone, Default)]
 pub struct ConnectionLimit(Arc<Mutex<Counts>>);
 

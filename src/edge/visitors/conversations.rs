@@ -99,11 +99,11 @@ impl Conversations {
         let (queued, mut admitted) = {
             let mut state = self.lock();
             let holders = state.holders(client, tunnel);
-            let denied = match state.share.take(holders.iter().copied()) {
+            let denied = match state.share.acquire(holders.iter().copied()) {
                 Ok(()) => return Ok(state.permit(self, holders)),
                 Err(denied) => denied,
             };
-            if state.queue.take(client.holders()).is_err() {
+            if state.queue.acquire(client.holders()).is_err() {
                 return Err(denied.into());
             }
             let (admit, admitted) = oneshot::channel();
@@ -186,7 +186,7 @@ impl State {
         while self.share.free() > 0
             && let Some(waiting) = self.waiting.get(next)
         {
-            if self.share.take(waiting.holders.iter().copied()).is_err() {
+            if self.share.acquire(waiting.holders.iter().copied()).is_err() {
                 next += 1;
                 continue;
             }

@@ -77,7 +77,7 @@ impl FairShare {
     ///
     /// # Errors
     /// [`Denied`] if no place is free, or one of the holders has its share already.
-    pub fn take(&mut self, holders: impl Iterator<Item = Holder> + Clone) -> Result<(), Denied> {
+    pub fn acquire(&mut self, holders: impl Iterator<Item = Holder> + Clone) -> Result<(), Denied> {
         let free = self.free();
         self.acquire_of(free, holders)
     }
@@ -146,7 +146,7 @@ mod tests {
     }
 
     fn fill(share: &mut FairShare, holder: Holder) -> usize {
-        while share.take(once(holder)).is_ok() {}
+        while share.acquire(once(holder)).is_ok() {}
         share.held(holder)
     }
 
@@ -163,7 +163,7 @@ mod tests {
         let mut share = FairShare::new(1024);
         for _ in 0..100 {
             for number in 0..100 {
-                let _ = share.take(once(subscriber(number)));
+                let _ = share.acquire(once(subscriber(number)));
             }
         }
 
@@ -171,20 +171,23 @@ mod tests {
 
         assert!(share.free() >= 10, "{share:?}");
         assert!(most <= Some(11), "{share:?}");
-        assert!(share.take(once(subscriber(200))).is_ok());
+        assert!(share.acquire(once(subscriber(200))).is_ok());
     }
 
     #[test]
     fn released_places_are_available_to_others() {
         let mut share = FairShare::new(4);
         let one = once(subscriber(1));
-        share.take(one.clone()).unwrap();
-        share.take(one.clone()).unwrap();
-        assert_eq!(share.take(one.clone()), Err(Denied::Share(subscriber(1))));
+        share.acquire(one.clone()).unwrap();
+        share.acquire(one.clone()).unwrap();
+        assert_eq!(
+            share.acquire(one.clone()),
+            Err(Denied::Share(subscriber(1)))
+        );
 
         share.release(one.clone());
 
-        assert!(share.take(one).is_ok());
+        assert!(share.acquire(one).is_ok());
         assert_eq!(share.free(), 2);
     }
 
@@ -192,9 +195,9 @@ mod tests {
     fn a_place_that_is_denied_counts_for_nobody() {
         let mut share = FairShare::new(2);
         let both = [subscriber(1), Holder::Tunnel(0)].into_iter();
-        share.take(both.clone()).unwrap();
+        share.acquire(both.clone()).unwrap();
 
-        assert!(share.take(both).is_err());
+        assert!(share.acquire(both).is_err());
 
         assert_eq!((share.held(Holder::Tunnel(0)), share.free()), (1, 1));
     }
@@ -203,9 +206,9 @@ mod tests {
     fn places_run_out() {
         let mut share = FairShare::new(2);
         for number in 1..=2 {
-            share.take(once(subscriber(number))).unwrap();
+            share.acquire(once(subscriber(number))).unwrap();
         }
 
-        assert_eq!(share.take(once(subscriber(3))), Err(Denied::Full));
+        assert_eq!(share.acquire(once(subscriber(3))), Err(Denied::Full));
     }
 }

@@ -27,7 +27,7 @@ pub struct VisitorSocket {
     stall: Option<Stall>,
     /// The next check of whether the write makes progress.
     deadline: LazyDeadline,
-    received: Received,
+    received: ReceivedBytes,
 }
 
 /// A write that waits for the visitor.
@@ -54,12 +54,12 @@ impl VisitorSocket {
             stall_limit,
             stall: None,
             deadline: LazyDeadline::default(),
-            received: Received::default(),
+            received: ReceivedBytes::default(),
         }
     }
 
     /// Return the counter of bytes received on the connection.
-    pub fn received(&self) -> Received {
+    pub fn received(&self) -> ReceivedBytes {
         self.received.clone()
     }
 
@@ -165,9 +165,9 @@ impl AsyncWrite for VisitorSocket {
 /// Counter of the bytes received on a connection, as TCP counts them: it includes those of an
 /// incomplete TLS record or HTTP/2 frame.
 #[derive(Debug, Clone, Default)]
-pub struct Received(Arc<AtomicU64>);
+pub struct ReceivedBytes(Arc<AtomicU64>);
 
-impl Received {
+impl ReceivedBytes {
     /// Add to the count.
     pub(crate) fn add(&self, bytes: usize) {
         self.0.fetch_add(bytes as u64, Ordering::Relaxed);

@@ -74,8 +74,8 @@ impl Outbound {
         let fields: usize = fields
             .map(|(name, value)| name.as_str().len() + value.len() + FIELD_MEMORY)
             .sum();
-        let kept = self.body.as_ref().and_then(ReplayBuffer::buffered);
-        head.target.len() + fields + kept.unwrap_or(0)
+        let buffered = self.body.as_ref().and_then(ReplayBuffer::buffered);
+        head.target.len() + fields + buffered.unwrap_or(0)
     }
 
     /// Report whether the request can still be sent from its beginning.

@@ -1,4 +1,4 @@
-//! Lowest rate of a request's body.
+//! Enforcement of a lowest rate for a request's body.
 //!
 //! Time counts only while somebody waits for the visitor: a body that is not read, because the
 //! tunnel or the upstream is slow, may take forever. Waiting is paid for with a credit of time:
@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::edge::limits::EdgeLimits;
 use crate::edge::visitors::lazy_deadline::LazyDeadline;
-use crate::edge::visitors::socket::Received;
+use crate::edge::visitors::socket::ReceivedBytes;
 
 /// A body with a limit on the time that it is waited for.
 pub struct PacedBody<B> {
@@ -28,7 +28,7 @@ struct Pace {
     rate: u64,
     /// Upper bound of the credit.
     max_credit: Duration,
-    received: Received,
+    received: ReceivedBytes,
     /// Bytes received on the connection when the last piece of the body arrived.
     seen: u64,
     /// Time for which the visitor may still be waited for.
@@ -40,7 +40,7 @@ struct Pace {
 
 impl<B> PacedBody<B> {
     /// Limit the time that a body is waited for.
-    pub fn new(body: B, limits: &EdgeLimits, received: Received) -> Self {
+    pub fn new(body: B, limits: &EdgeLimits, received: ReceivedBytes) -> Self {
         let pace = Pace {
             seen: received.bytes(),
             received,
@@ -163,7 +163,7 @@ mod tests {
     fn body() -> (Sender<Bytes>, PacedBody<Channel<Bytes>>, EdgeLimits) {
         let (sender, body) = Channel::new(8);
         let limits = EdgeLimits::default();
-        let paced = PacedBody::new(body, &limits, Received::default());
+        let paced = PacedBody::new(body, &limits, ReceivedBytes::default());
         (sender, paced, limits)
     }
 

@@ -13,7 +13,7 @@ use hyper::body::Incoming;
 use super::http2::Http2Stream;
 use super::paced_body::{BodyError, PacedBody};
 use crate::edge::limits::EdgeLimits;
-use crate::edge::visitors::socket::Received;
+use crate::edge::visitors::socket::ReceivedBytes;
 
 /// A request's body. Over HTTP/2, its stream gets it back when it is not read any further.
 pub struct RequestBody {
@@ -28,7 +28,7 @@ impl RequestBody {
         body: Incoming,
         fields: &HeaderMap,
         limits: &EdgeLimits,
-        received: Received,
+        received: ReceivedBytes,
         stream: Option<Arc<Http2Stream>>,
     ) -> Self {
         let mut body = PacedBody::new(body, limits, received);

@@ -28,7 +28,7 @@ use crate::edge::fault::Fault;
 use crate::edge::visitors::accept::Visitors;
 use crate::edge::visitors::client::Client;
 use crate::edge::visitors::client::ConnectionId;
-use crate::edge::visitors::socket::Received;
+use crate::edge::visitors::socket::ReceivedBytes;
 use crate::proto::Scheme;
 
 /// A request's visitor, and the connection that it came on.
@@ -42,7 +42,7 @@ pub struct Visit {
     /// The guard's verdicts; HTTP/2 has no guard.
     pub verdicts: Option<Verdicts>,
     /// Counter of the bytes received on the connection.
-    pub received: Received,
+    pub received: ReceivedBytes,
     /// The HTTP/2 stream; `None` over HTTP/1.
     pub stream: Option<Arc<Http2Stream>>,
 }

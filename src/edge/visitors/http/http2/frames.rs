@@ -17,7 +17,7 @@ pub enum Found {
     Window(u32),
 }
 
-/// Finds the frames in the bytes of one direction.
+/// Scanner for the frames in the bytes of one direction.
 #[derive(Debug, Default)]
 pub struct FrameScanner {
     /// Bytes left of the client's connection preface, which is no frame.

@@ -171,7 +171,7 @@ impl Body for Http2ResponseBody {
     }
 }
 
-/// Runs the tasks of one connection's streams.
+/// Executor of the tasks of one connection's streams.
 #[derive(Clone)]
 pub struct StreamExecutor {
     connection: Arc<Http2Connection>,
@@ -181,7 +181,7 @@ pub struct StreamExecutor {
 }
 
 impl StreamExecutor {
-    /// Run the tasks of a connection.
+    /// Create the executor of a connection.
     pub fn new(connection: Arc<Http2Connection>, limits: &EdgeLimits) -> Self {
         Self {
             connection,
@@ -211,8 +211,8 @@ where
 }
 
 pin_project! {
-    /// Serves one stream through hyper, resets it if the visitor stops reading the response, and
-    /// otherwise discards what is left of its request.
+    /// Task of one stream: it serves the stream through hyper, resets it if the visitor stops
+    /// reading the response, and otherwise discards what is left of its request.
     struct StreamTask<F> {
         // hyper's future, until the response has been handed over.
         #[pin]
