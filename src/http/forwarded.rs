@@ -152,6 +152,7 @@ fn address(ip: IpAddr) -> String {
     text
 }
 
+/// Convert text that was made of valid values into a field value without copying.
 pub(crate) fn value(made: String) -> HeaderValue {
     HeaderValue::from_maybe_shared(bytes::Bytes::from(made)).expect("made of values and addresses")
 }

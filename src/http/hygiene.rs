@@ -14,7 +14,7 @@ use crate::proto::{BodyLength, decimal};
 /// Meaning of the removed hop-by-hop fields, for the next hop to state again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct HopByHop {
-    /// Whether the sender accepts trailers (`TE: trailers`). gRPC servers refuse requests without
+    /// Set if the sender accepts trailers (`TE: trailers`). gRPC servers refuse requests without
     /// it.
     pub(crate) takes_trailers: bool,
     /// Protocols of an `Upgrade` field that `Connection` confirms (RFC 9110 §7.8).
@@ -169,6 +169,7 @@ fn is_forbidden_trailer(name: &HeaderName) -> bool {
         }
 }
 
+/// Fields for one connection only.
 const HOP_BY_HOP: [HeaderName; 9] = [
     CONNECTION,
     HeaderName::from_static("keep-alive"),
@@ -181,6 +182,7 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     HeaderName::from_static("http2-settings"),
 ];
 
+/// Fields for every recipient, which `Connection` cannot remove.
 const END_TO_END: [HeaderName; 16] = [
     header::AUTHORIZATION,
     header::CACHE_CONTROL,
@@ -201,6 +203,7 @@ const END_TO_END: [HeaderName; 16] = [
     header::WWW_AUTHENTICATE,
 ];
 
+/// Fields that may not come after the body, besides the conditional `if-*`.
 const FORBIDDEN_TRAILERS: [HeaderName; 14] = [
     header::AUTHORIZATION,
     header::CACHE_CONTROL,

@@ -269,6 +269,7 @@ pub fn decimal(value: &[u8]) -> Option<u64> {
         .flatten()
 }
 
+/// Valid initial windows, in bytes.
 const WINDOWS: RangeInclusive<u64> = MIN_WINDOW..=FIRST_WINDOW_LIMIT;
 
 /// Longest method, in bytes. The longest registered one has 17 characters.
@@ -277,6 +278,7 @@ const METHOD_LIMIT: usize = 256;
 /// Longest host, in bytes: a DNS name (255) and a port.
 const HOST_LIMIT: usize = 270;
 
+/// Fields for one connection only; `TE: trailers` is allowed.
 const HOP_BY_HOP: [HeaderName; 8] = [
     ::http::header::CONNECTION,
     HeaderName::from_static("keep-alive"),

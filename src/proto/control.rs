@@ -193,7 +193,7 @@ pub enum Refusal {
         name: Text,
         /// Description of the holder and until when, without any secret.
         holder: Text,
-        /// Whether [`ClaimMode::TakeOver`] would have helped.
+        /// Set if [`ClaimMode::TakeOver`] would have helped.
         may_take_over: bool,
     },
     /// The name is invalid or reserved. Permanent.

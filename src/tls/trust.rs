@@ -161,6 +161,7 @@ impl Distrust {
     }
 }
 
+/// Way of checking a certificate.
 #[derive(Debug)]
 enum Check {
     WebPki {
@@ -184,6 +185,7 @@ impl Check {
     }
 }
 
+/// Certificate verifier that records why it refused one.
 #[derive(Debug)]
 struct Verifier {
     check: Check,

@@ -36,7 +36,7 @@ pub(crate) struct Sample {
     pub sent: Instant,
     /// Delivery rate in bytes per second; zero if too little is known.
     pub rate: f64,
-    /// Whether the sender had no more data to send, so that `rate` is only a lower bound.
+    /// Set if the sender had no more data to send, so that `rate` is only a lower bound.
     pub app_limited: bool,
     /// Bytes that had been delivered when the packet was sent.
     pub delivered_before: u64,

@@ -25,6 +25,7 @@ impl PathMemory {
             Some(KnownPath::new(rate, min_rtt, at));
     }
 
+    /// Return the path's latest measurement.
     pub(crate) fn recall(&self) -> Option<KnownPath> {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -46,7 +47,7 @@ impl KnownPath {
     }
 }
 
-/// How long a measurement stays valid.
+/// Time that a measurement stays valid.
 const MAX_AGE: Duration = Duration::from_secs(600);
 
 /// Largest jump, in bytes: more would fill most queues if the path has become worse.

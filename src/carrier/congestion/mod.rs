@@ -56,11 +56,11 @@ struct RateModel {
     min_window: u64,
     memory: Option<PathMemory>,
     congestion_owner: SharedCongestionOwner,
-    /// Whether TCP alone controlled congestion when packets were last acknowledged.
+    /// Set if TCP alone controlled congestion when packets were last acknowledged.
     tcp_controlled: bool,
     /// Time of the last acknowledgement, or of the first packet after an idle period.
     acked_at: Instant,
-    /// Whether acknowledgements are overdue while TCP controls congestion, so that no more than an
+    /// Set when acknowledgements are overdue while TCP controls congestion, so that no more than an
     /// initial window may be sent.
     acks_overdue: bool,
     /// An earlier connection's measurement of this path, until the first RTT sample to check it
@@ -78,11 +78,11 @@ struct RateModel {
     rounds: u32,
     /// Delivered bytes at the round's start: it ends when a packet sent after that is acknowledged.
     round_end: u64,
-    /// Whether this round was limited by the window rather than by the application.
+    /// Set if this round was limited by the window rather than by the application.
     window_used: bool,
     /// [`Self::window_used`] of the previous round.
     window_was_used: bool,
-    /// Whether a rate sample of this round was application-limited.
+    /// Set if a rate sample of this round was application-limited.
     app_limited: bool,
     /// Bytes acknowledged in the current batch.
     acked_bytes: u64,

@@ -35,6 +35,7 @@ impl SharedCongestionOwner {
         self.0.store(owner == CongestionOwner::Tcp, Relaxed);
     }
 
+    /// Report whether TCP controls congestion.
     pub(crate) fn is_tcp(&self) -> bool {
         self.0.load(Relaxed)
     }

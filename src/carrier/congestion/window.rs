@@ -35,6 +35,7 @@ impl RateModel {
         self.margin() + self.standing_queue_delay()
     }
 
+    /// Return the queueing delay of our standing queue.
     pub(crate) fn standing_queue_delay(&self) -> Duration {
         seconds(self.standing_queue() / self.path.rate().max(1.0))
     }
@@ -86,6 +87,7 @@ impl RateModel {
         self.window = self.window.min(jump.max(self.initial_window));
     }
 
+    /// Set the window from the model, for the current stage.
     pub(crate) fn update_window(&mut self) {
         let mtu = self.path.mtu;
         let competing = self
@@ -128,7 +130,7 @@ const FAST_STARTUP_WINDOWS: u64 = 8;
 /// Extra window per byte acknowledged during fast start-up.
 const FAST_STARTUP_GROWTH: u64 = 3;
 
-/// How long an estimate stays valid while the application, not the window, limits sending (RFC 7661
+/// Time that an estimate stays valid while the application, not the window, limits sending (RFC 7661
 /// calls this the non-validated period).
 const NON_VALIDATED_PERIOD: Duration = Duration::from_secs(1);
 

@@ -14,6 +14,7 @@ pub(crate) enum WebSocketState {
     Up,
 }
 
+/// State of the WebSocket and the backoff of dialling it.
 #[derive(Debug)]
 pub(crate) struct WebSocketDialer {
     pub(crate) state: WebSocketState,
@@ -33,12 +34,14 @@ impl WebSocketDialer {
         }
     }
 
+    /// Record that the dialled WebSocket is up.
     pub(crate) fn succeeded(&mut self) {
         self.state = WebSocketState::Up;
         self.replacing = false;
         self.backoff = REDIAL_BACKOFF;
     }
 
+    /// Record that dialling has failed, and double the backoff.
     pub(crate) fn failed(&mut self, now: Instant) {
         if !std::mem::take(&mut self.replacing) {
             self.state = WebSocketState::Absent;
@@ -71,11 +74,13 @@ impl WebSocketDialer {
         self.replacing = false;
     }
 
+    /// Dial now.
     pub(crate) fn dial(&mut self) -> Action {
         self.state = WebSocketState::Dialling;
         Action::Dial
     }
 
+    /// Dial if there is no WebSocket and the backoff has passed.
     pub(crate) fn dial_if_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
         if self.state == WebSocketState::Absent && now >= self.not_before {
             actions.push(self.dial());
@@ -87,4 +92,5 @@ impl WebSocketDialer {
 /// be found within a second of its return, and a connection that finds none ends after 15 s.
 const REDIAL_BACKOFF: Duration = Duration::from_millis(125);
 
+/// Upper limit of the backoff.
 const MAX_REDIAL_BACKOFF: Duration = Duration::from_millis(500);

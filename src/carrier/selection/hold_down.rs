@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+/// Shortest time on a WebSocket, and when UDP failed last.
 #[derive(Debug)]
 pub(crate) struct HoldDown {
     pub(crate) time: Duration,
@@ -18,6 +19,7 @@ impl HoldDown {
         }
     }
 
+    /// Start a hold-down: twice the previous one, up to `longest`, if UDP fails again soon.
     pub(crate) fn udp_has_failed(&mut self, now: Instant, longest: Duration) {
         let flapping = self
             .udp_failed
@@ -33,6 +35,7 @@ impl HoldDown {
 /// Shortest hold-down, doubled each time that UDP fails again within [`FLAPPING`].
 const MIN_HOLD: Duration = Duration::from_secs(2);
 
+/// Time after a hold-down within which another failure of UDP doubles it.
 const FLAPPING: Duration = Duration::from_secs(60);
 
 /// Upper limit of the doubling: a healed network is used within half a minute all the same.

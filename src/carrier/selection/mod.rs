@@ -132,6 +132,7 @@ impl Selector {
         self.dialer.is_wanted()
     }
 
+    /// Record that the dialled WebSocket is up.
     pub(crate) fn websocket_up(&mut self, now: Instant) -> Vec<Action> {
         self.dialer.succeeded();
         if self.current == Carrier::WebSocket {
@@ -144,6 +145,7 @@ impl Selector {
         }
     }
 
+    /// Record that dialling a WebSocket has failed.
     pub(crate) fn websocket_failed(&mut self, now: Instant) {
         self.dialer.failed(now);
     }
@@ -225,4 +227,5 @@ const MIN_TRANSMITS: u32 = 2;
 /// Interval between decisions while something is going on.
 const BUSY_INTERVAL: Duration = Duration::from_millis(50);
 
+/// Longest wait for the next packet while nothing is going on.
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);

@@ -12,6 +12,7 @@ use super::{Action, MIN_TRANSMITS, Observation, Selector, dead_after};
 use crate::carrier::{Carrier, Transport};
 
 impl Selector {
+    /// Decide what to do about an observation while UDP is in use.
     pub(crate) fn decide_on_udp(&mut self, observation: &Observation, actions: &mut Vec<Action>) {
         let now = observation.now;
         let answered = self.probing.take_answered();
@@ -184,6 +185,7 @@ fn dial_after(rtt: Duration) -> Duration {
 /// path lets unknown packets pass but not ours. Needs [`BLOCKED_TRANSMITS`] without an answer, too.
 const BLOCKED_AFTER: Duration = Duration::from_millis(2500);
 
+/// Unanswered transmits that a blocked flow has at least.
 const BLOCKED_TRANSMITS: u32 = 4;
 
 /// Shortest time that a probe goes unanswered before a WebSocket is dialled: its three round trips

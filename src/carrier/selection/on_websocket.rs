@@ -9,6 +9,7 @@ use super::{Action, Observation, Selector, dead_after};
 use crate::carrier::{Carrier, Transport};
 
 impl Selector {
+    /// Decide what to do about an observation while a WebSocket is in use.
     pub(crate) fn decide_on_websocket(
         &mut self,
         observation: &Observation,

@@ -11,6 +11,7 @@ use std::io;
 pub(crate) struct Probe([u8; ID]);
 
 impl Probe {
+    /// Create a probe with a random id.
     pub(crate) fn new() -> io::Result<Self> {
         let mut id = [0; ID];
         aws_lc_rs::rand::fill(&mut id).map_err(|_| io::Error::other("no randomness"))?;

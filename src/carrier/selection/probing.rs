@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use super::Action;
 
+/// State of the probes of UDP.
 #[derive(Debug, Default)]
 pub(crate) struct Probing {
     probed: Option<Instant>,
@@ -18,12 +19,14 @@ pub(crate) struct Probing {
 }
 
 impl Probing {
+    /// Send a probe now.
     pub(crate) fn probe(&mut self, now: Instant) -> Action {
         self.probed = Some(now);
         self.waiting = true;
         Action::Probe
     }
 
+    /// Send a probe if the previous one was sent `interval` ago. Report whether it was due.
     pub(crate) fn probe_every(
         &mut self,
         interval: Duration,
@@ -37,6 +40,7 @@ impl Probing {
         due
     }
 
+    /// Record an answer, if the latest probe waits for one.
     pub(crate) fn answer_received(&mut self) {
         self.answered |= std::mem::take(&mut self.waiting);
     }
@@ -66,4 +70,5 @@ pub(crate) const FAST_PROBE_INTERVAL: Duration = Duration::from_millis(200);
 /// answered while the connection is not.
 pub(crate) const SLOW_PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Interval between probes once UDP has not answered for a while.
 pub(crate) const RARE_PROBE_INTERVAL: Duration = Duration::from_secs(5);

@@ -73,6 +73,7 @@ impl Progress {
         self.last_acked
     }
 
+    /// Return what is unacknowledged since the last acknowledgement, if there is anything.
     pub(crate) fn unacked(&self) -> Option<Unacked> {
         self.unacked
     }

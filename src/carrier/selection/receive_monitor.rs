@@ -36,6 +36,7 @@ impl ReceiveMonitor {
         }
     }
 
+    /// Record the arrival of a packet.
     pub(crate) fn packet_received(&self, now: Instant) {
         let now = self.micros(now);
         let before = self.last_received.swap(now, Ordering::Relaxed);
@@ -45,6 +46,7 @@ impl ReceiveMonitor {
         };
     }
 
+    /// Return a snapshot.
     pub(crate) fn activity(&self) -> ReceiveActivity {
         ReceiveActivity {
             last_received: self.instant(&self.last_received),

@@ -25,6 +25,7 @@ impl Suspicion {
         }
     }
 
+    /// Record an answered probe.
     pub(crate) fn probe_answered(&mut self, now: Instant) {
         self.answered = Some(now);
         self.probes = 0;
@@ -51,6 +52,7 @@ impl Suspicion {
     }
 }
 
+/// Return the silence after which UDP is suspected.
 pub(crate) fn suspect_after(rtt: Duration) -> Duration {
     SUSPECT_AFTER.max(3 * rtt)
 }

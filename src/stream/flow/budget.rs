@@ -91,6 +91,7 @@ impl Budget {
             || self.total.used.load(Relaxed) > self.total.limit / NEW_SHARE
     }
 
+    /// Release reserved bytes.
     pub(crate) fn release(&self, bytes: u64) {
         self.used.fetch_sub(bytes, Relaxed);
         self.total.used.fetch_sub(bytes, Relaxed);
