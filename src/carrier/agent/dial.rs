@@ -171,6 +171,10 @@ pub(crate) struct Target<'a> {
 }
 
 impl<'a> Target<'a> {
+    /// Parse a URL. The default ports are 443 and 80.
+    ///
+    /// # Errors
+    /// [`TcpConnectError::Url`] if it has another scheme or no host.
     pub(crate) fn of(url: &'a Uri) -> Result<Self, TcpConnectError> {
         let use_tls = match url.scheme_str() {
             Some("wss" | "https") => true,

@@ -94,8 +94,8 @@ impl Established {
     }
 }
 
-/// Wait until the next observation is due: after [`Selector::busy_interval`], and with `idle` only once packets are sent or
-/// received or that time has passed.
+/// Wait until the next observation is due: after [`Selector::busy_interval`], and with `idle` only once packets
+/// are sent or received or that time has passed.
 async fn pause(switch: &Switch, idle: Option<Duration>) {
     let soon = sleep(Selector::busy_interval());
     if let Some(idle) = idle {
@@ -106,6 +106,7 @@ async fn pause(switch: &Switch, idle: Option<Duration>) {
 }
 
 impl Driver {
+    /// Create a driver, and a receiver of the carrier in use.
     pub(crate) fn new(
         established: Established,
         transport: Transport,
@@ -237,6 +238,7 @@ impl Driver {
             .set_send_on_both(self.selector.sends_on_both());
     }
 
+    /// Send over another carrier, and publish it. For the current carrier, only announce it again.
     fn switch_to(&mut self, carrier: Carrier, reason: String) {
         if carrier != self.established.switch.current() {
             // At debug level: the agent's observer reports it to people.

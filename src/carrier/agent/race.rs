@@ -106,6 +106,7 @@ impl Race {
         )
     }
 
+    /// Race the addresses over UDP; each one after the first starts [`CONNECTION_ATTEMPT_DELAY`] later.
     async fn over_udp(&self) -> Result<Established, Vec<AttemptError>> {
         let mut attempts = FuturesUnordered::new();
         for (i, to) in self.edge.iter().enumerate() {
@@ -148,6 +149,7 @@ impl Race {
         Err(AttemptError::NoAnswer { to })
     }
 
+    /// Perform one handshake with an address, on a socket of its own.
     async fn over_udp_to(
         &self,
         to: SocketAddr,
@@ -179,6 +181,7 @@ impl Race {
         })
     }
 
+    /// Dial a WebSocket, and perform a handshake over it.
     async fn over_websocket(&self, transport: Transport) -> Result<Established, AttemptError> {
         let carrier = Carrier::WebSocket;
         let upgraded = self

@@ -96,6 +96,7 @@ impl Switch {
         self.packet_sender.clone()
     }
 
+    /// Return the current carrier.
     pub(crate) fn current(&self) -> Carrier {
         self.routes().current
     }
@@ -105,14 +106,17 @@ impl Switch {
         &self.congestion_owner
     }
 
+    /// Return the evidence of packets received over UDP.
     pub(crate) fn udp_activity(&self) -> ReceiveActivity {
         self.udp.activity()
     }
 
+    /// Return the evidence of packets received over the WebSocket.
     pub(crate) fn websocket_activity(&self) -> ReceiveActivity {
         self.websocket.activity()
     }
 
+    /// Return the current route over UDP, if there is one.
     pub(crate) fn udp_route(&self) -> Option<Arc<UdpRoute>> {
         self.routes().udp.clone()
     }
@@ -220,6 +224,7 @@ impl Switch {
         }
     }
 
+    /// Replace the route over UDP.
     pub(crate) fn set_udp(&self, route: UdpRoute) {
         self.routes_mut().udp = Some(Arc::new(route));
     }
@@ -296,6 +301,7 @@ impl Switch {
         self.active.notified().await;
     }
 
+    /// Wake the task that waits in [`activity`](Self::activity).
     fn note_activity(&self) {
         if self.watcher_waits.load(Ordering::Relaxed) {
             self.watcher_waits.store(false, Ordering::Relaxed);
@@ -303,6 +309,7 @@ impl Switch {
         }
     }
 
+    /// Save the last packets of a transmit for [`resend_last`](Self::resend_last).
     fn store_last(&self, transmit: &Transmit) {
         let mut last = lock(&self.last);
         let buffer = last

@@ -13,7 +13,7 @@ pub(crate) struct UdpRoute {
     pub(crate) previous: Option<Arc<dyn AsyncUdpSocket>>,
     /// The edge's addresses, the current one first. Packets from other addresses are ignored.
     pub(crate) edge: Vec<SocketAddr>,
-    /// Whether it is an IPv6 socket, which needs IPv4-mapped addresses. Cached: asking takes a system call.
+    /// Set for an IPv6 socket, which needs IPv4-mapped addresses. Cached: asking takes a system call.
     ipv6: bool,
 }
 

@@ -14,7 +14,7 @@ use super::send_log::SendLog;
 #[derive(Default)]
 pub(crate) struct SendLogs {
     by_address: RwLock<HashMap<SocketAddr, Arc<SendLog>>>,
-    /// Whether there is any log; avoids the lock while there is none.
+    /// Set while there is any log; avoids the lock while there is none.
     any: AtomicBool,
 }
 

@@ -28,7 +28,7 @@ pub struct Transmitter {
 }
 
 thread_local! {
-    /// Whether a connection is being started on this thread.
+    /// Set while a connection is being started on this thread.
     static STARTING: Cell<bool> = const { Cell::new(false) };
     /// The task of the connection that was started last.
     static DRIVER_TASK: RefCell<Option<PollNow>> = const { RefCell::new(None) };

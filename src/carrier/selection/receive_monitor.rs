@@ -21,7 +21,7 @@ pub(crate) struct ReceiveMonitor {
 /// Snapshot of a [`ReceiveMonitor`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ReceiveActivity {
-    /// ReceivedPackets of the last packet.
+    /// The time at which the last packet was received.
     pub(crate) last_received: Option<Instant>,
     /// Packets that have come without a gap of [`RUN_GAP`] in between.
     pub(crate) run: u32,

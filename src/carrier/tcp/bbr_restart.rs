@@ -154,6 +154,7 @@ mod linux {
     }
 
     impl TcpInfo {
+        /// Query `TCP_INFO`.
         pub(crate) fn of(tcp: &TcpStream) -> io::Result<Self> {
             let mut info = Self::default();
             let mut length = size_of::<Self>() as libc::socklen_t;

@@ -55,9 +55,9 @@ pub(crate) struct WebSocketLink {
     pub(crate) address: SocketAddr,
     pub(crate) peer: PeerInfo,
     pub(crate) queue: Arc<SendQueue>,
-    /// Whether quinn has sent something to the peer, which therefore speaks QUIC.
+    /// Set once quinn has sent something to the peer, which therefore speaks QUIC.
     quic_answered: AtomicBool,
-    /// Whether an authenticated session uses it, or has used it.
+    /// Set once an authenticated session uses it.
     has_session: AtomicBool,
     /// Messages, or parts of them, received from the peer.
     received: AtomicU64,

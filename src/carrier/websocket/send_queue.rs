@@ -27,12 +27,14 @@ pub(crate) struct SendQueue {
     /// The most bytes per write.
     max_write: usize,
     state: Mutex<State>,
+    /// Notified when there is something to write.
     filled: Notify,
 }
 
 struct State {
     encoder: Encoder,
     frames: VecDeque<Bytes>,
+    /// Bytes of all `frames`.
     bytes: usize,
     /// The record sizer, on a network, which may be slow; `None` on loopback.
     record_sizer: Option<RecordSizer>,
@@ -40,7 +42,7 @@ struct State {
     pong: Option<Bytes>,
     /// Connections waiting for room.
     waiting: Vec<Waker>,
-    /// Whether packets are discarded at once, as by a dead link (blackhole).
+    /// Set while packets are discarded at once, as by a dead link (blackhole).
     discarding: bool,
 }
 
@@ -210,7 +212,7 @@ impl fmt::Debug for SendQueue {
 /// two of quinn's largest transmits, enough to keep the writing task busy.
 const MAX_QUEUED: usize = 24 * 1024;
 
-/// The same on loopback, which moves this much in half a millisecond. With less, both ends would wait for
+/// Bytes that may wait on loopback, which moves this much in half a millisecond. With less, both ends would wait for
 /// each other to be scheduled.
 const MAX_QUEUED_LOOPBACK: usize = 128 * 1024;
 
@@ -221,7 +223,7 @@ const MAX_MESSAGE: usize = 16 * 1024;
 /// The most bytes per write: one TLS record.
 const MAX_WRITE: usize = 16 * 1024;
 
-/// The same on loopback, where system calls dominate the cost.
+/// The most bytes per write on loopback, where system calls dominate the cost.
 const MAX_WRITE_LOOPBACK: usize = 64 * 1024;
 
 #[cfg(test)]
