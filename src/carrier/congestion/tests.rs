@@ -369,7 +369,7 @@ fn tcp_controlled(config: &Arc<Config>, start: Instant) -> RateModel {
 }
 
 #[test]
-fn the_window_is_open_while_the_kernel_is_in_control_and_small_on_a_path_that_is_new() {
+fn the_window_is_open_while_tcp_controls_congestion_and_small_on_a_path_that_is_new() {
     let start = Instant::now();
     let config = ours();
     let initial = config.initial_window;
@@ -387,7 +387,7 @@ fn the_window_is_open_while_the_kernel_is_in_control_and_small_on_a_path_that_is
 }
 
 #[test]
-fn what_the_kernel_takes_but_nobody_acknowledges_is_not_followed_by_more() {
+fn the_window_closes_when_acknowledgements_are_overdue_under_tcp() {
     let start = Instant::now();
     let config = ours();
     let mut model = tcp_controlled(&config, start);
@@ -403,7 +403,7 @@ fn what_the_kernel_takes_but_nobody_acknowledges_is_not_followed_by_more() {
 }
 
 #[test]
-fn a_slow_path_is_never_left_to_the_kernel_so_that_nothing_waits_on_the_way_there() {
+fn a_slow_path_is_never_left_to_tcp_so_that_no_queue_builds_in_front_of_it() {
     let slow = Link::new(1.0, ms(20), secs(1));
     let config = ours();
     config.congestion_owner.set(CongestionOwner::Tcp);
@@ -417,7 +417,7 @@ fn a_slow_path_is_never_left_to_the_kernel_so_that_nothing_waits_on_the_way_ther
 }
 
 #[test]
-fn a_path_that_has_become_slow_is_taken_back_from_the_kernel() {
+fn a_path_that_has_become_slow_is_taken_back_from_tcp() {
     let start = Instant::now();
     let mut model = tcp_controlled(&ours(), start);
     let mut now = start + ms(100);
