@@ -23,7 +23,7 @@ use super::config::{EdgeConfig, EdgeIdentity};
 use super::handover;
 use super::handover::{HandoverError, HandoverListener, HandoverState, Takeover};
 use super::listen::bind::ListenError;
-use super::listen::listeners::Listening;
+use super::listen::listeners::Listeners;
 use super::listen::reset_keys;
 use super::listen::sockets::Sockets;
 use super::listen::urls::Urls;
@@ -47,7 +47,7 @@ use crate::tls::{CaError, Identity, IdentityError, LocalCa, Pin};
 /// An edge that is bound and ready to serve.
 pub struct Edge {
     config: EdgeConfig,
-    listening: Listening,
+    listeners: Listeners,
     identity: Identity,
     tokens: Tokens,
     registry: Registry,
@@ -77,7 +77,7 @@ impl Edge {
         let state = StateDir::open(&config.state_dir)?;
         let keys = reset_keys::open(&state)?;
         let edge = Self::prepare(config, &state, |config, identity| {
-            Listening::start(config, identity, keys, &mut sockets)
+            Listeners::start(config, identity, keys, &mut sockets)
         })?;
         for addr in sockets.addrs() {
             warn!(%addr, "ignoring an inherited socket that matches no configured address");
@@ -100,12 +100,12 @@ impl Edge {
         let mut takeover = Takeover::ask(&state).await?;
         let keys = reset_keys::open(&state)?.with_random_id_key();
         let mut edge = Self::prepare(config, &state, |config, identity| {
-            Listening::inherit(config, identity, keys, &mut takeover)
+            Listeners::inherit(config, identity, keys, &mut takeover)
         })?;
         takeover.accept().await?;
 
         // Nothing below may fail: the addresses are ours now.
-        edge.listening.start_reading();
+        edge.listeners.start_reading();
         match open_registry(&edge.config, &state) {
             // Read again, now that the old process has written the file for the last time.
             Ok(registry) => edge.registry = registry,
@@ -127,10 +127,11 @@ impl Edge {
         )
     }
 
+    /// Load the certificates and leases, start the workers, and listen.
     fn prepare(
         config: EdgeConfig,
         state: &StateDir,
-        listen: impl FnOnce(&EdgeConfig, &Identity) -> Result<Listening, BindError>,
+        listen: impl FnOnce(&EdgeConfig, &Identity) -> Result<Listeners, BindError>,
     ) -> Result<Self, BindError> {
         let identity = match &config.identity {
             EdgeIdentity::LocalCa => LocalCa::open(state)?.issue(&config.domain)?,
@@ -152,10 +153,10 @@ impl Edge {
             let count = config.workers;
             BindError::Workers { count, err }
         })?;
-        let listening = listen(&config, &identity)?;
+        let listeners = listen(&config, &identity)?;
         Ok(Self {
             config,
-            listening,
+            listeners,
             identity,
             tokens,
             registry,
@@ -177,7 +178,7 @@ impl Edge {
         if !handover::SUPPORTED {
             return self;
         }
-        let handover_state = self.listening.handover_state(keys, self.registry.clone());
+        let handover_state = self.listeners.handover_state(keys, self.registry.clone());
         self.handover_listener = match handover_state
             .and_then(|handover_state| open(state, handover_state))
         {
@@ -198,17 +199,17 @@ impl Edge {
 
     /// Return the addresses on which visitors connect over plain HTTP.
     pub fn http_addrs(&self) -> &[SocketAddr] {
-        &self.listening.addrs.http
+        &self.listeners.addrs.http
     }
 
     /// Return the addresses on which visitors connect over HTTPS.
     pub fn https_addrs(&self) -> &[SocketAddr] {
-        &self.listening.addrs.https
+        &self.listeners.addrs.https
     }
 
     /// Return the addresses on which agents connect over UDP: none or one.
     pub fn quic_addrs(&self) -> &[SocketAddr] {
-        self.listening.addrs.quic.as_slice()
+        self.listeners.addrs.quic.as_slice()
     }
 
     /// Return the pin by which agents may recognise this edge.
@@ -237,23 +238,23 @@ impl Edge {
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
         let registry = self.registry;
         #[cfg(unix)]
-        let udp = self.listening.udp.clone();
+        let udp = self.listeners.udp.clone();
         let draining = Draining::default();
         // Cancelled when draining must end.
         let closing = CancellationToken::new();
         let upgrades = TaskTracker::new();
         let websockets = AgentWebSockets {
-            socket: self.listening.socket.clone(),
+            socket: self.listeners.socket.clone(),
             #[cfg(unix)]
-            predecessors: self.listening.predecessors.clone(),
+            predecessors: self.listeners.predecessors.clone(),
             tasks: TaskTracker::new(),
             end: CancellationToken::new(),
         };
         let agents = Arc::new(Agents {
             registry: registry.clone(),
-            socket: self.listening.socket,
-            quic: self.listening.quic,
-            quic_loopback: self.listening.quic_loopback,
+            socket: self.listeners.socket,
+            quic: self.listeners.quic,
+            quic_loopback: self.listeners.quic_loopback,
             paths: PathCache::default(),
             tokens: self.tokens,
             limits: self.config.limits,
@@ -261,7 +262,7 @@ impl Edge {
             sessions: SessionLimit::new(&self.config.limits),
             workers: self.workers.clone(),
             buffer: BufferTotal::new(self.config.limits.buffer),
-            urls: Urls::new(&self.config, &self.listening.addrs),
+            urls: Urls::new(&self.config, &self.listeners.addrs),
             draining: draining.clone(),
             grace_period: self.config.grace_period,
         });
@@ -275,7 +276,7 @@ impl Edge {
             workers: self.workers,
             trusted_proxies: self.config.trusted_proxies,
             redirect: self.config.redirect_https.then(|| {
-                self.listening
+                self.listeners
                     .addrs
                     .https
                     .first()
@@ -288,14 +289,14 @@ impl Edge {
         });
 
         let mut sessions = JoinSet::new();
-        sessions.spawn(agents.clone().accept(self.listening.endpoint.clone()));
+        sessions.spawn(agents.clone().accept(self.listeners.endpoint.clone()));
         let flush = CancellationToken::new();
         let mut lease_writer = JoinSet::new();
         lease_writer.spawn(registry.write_loop(flush.clone()));
         // Aborted when this function returns.
         let _reporting = AbortOnDropHandle::new(tokio::spawn(failure_log.report()));
         let mut listeners = JoinSet::new();
-        for listener in self.listening.listeners {
+        for listener in self.listeners.visitors {
             listeners.spawn(visitors.clone().accept(listener));
         }
         #[cfg(unix)]
@@ -324,11 +325,11 @@ impl Edge {
         drain(drained, self.config.grace_period, shutdown, orphaned).await;
         closing.cancel();
         listeners.shutdown().await;
-        self.listening
+        self.listeners
             .endpoint
             .close(Close::Done.code(), b"the edge stops");
         // Give the agents time to receive the close; do not wait for one that does not respond.
-        let _ = timeout(CLOSE_TIMEOUT, self.listening.endpoint.wait_idle()).await;
+        let _ = timeout(CLOSE_TIMEOUT, self.listeners.endpoint.wait_idle()).await;
         websockets.end.cancel();
         websockets.tasks.close();
         websockets.tasks.wait().await;
@@ -343,6 +344,7 @@ impl Edge {
     }
 }
 
+/// Open the registry, with the leases of the last edge.
 fn open_registry(config: &EdgeConfig, state: &StateDir) -> Result<Registry, StateError> {
     let (lease_file, restored) = LeaseFile::open(state.clone())?;
     Ok(Registry::new(config.lease, lease_file, restored))

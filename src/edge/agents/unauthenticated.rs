@@ -165,6 +165,7 @@ impl Pool {
         true
     }
 
+    /// Free a place, if it is still taken.
     fn free(&mut self, number: u64) {
         let Some(occupied) = self.places.remove(&number) else {
             return;

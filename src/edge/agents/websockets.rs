@@ -176,6 +176,7 @@ impl AgentWebSockets {
         });
     }
 
+    /// Start a task that carries a WebSocket passed on by a successor.
     #[cfg(unix)]
     fn carry(&self, passed: PassedWebSocket) {
         let websockets = self.clone();

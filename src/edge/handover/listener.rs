@@ -88,6 +88,7 @@ impl HandoverListener {
         }
     }
 
+    /// Exchange the messages of one handover.
     async fn negotiate(&self, socket: UnixStream) -> Result<PassedWebSockets, HandoverError> {
         let channel = Channel::new(socket)?;
         match channel.receive(REPLY_TIMEOUT).await?.0 {

@@ -153,8 +153,8 @@ pub enum HandoverError {
     Unsupported,
     /// No edge runs with this state directory.
     #[error(
-        "no edge runs with this state directory: nobody answers at {}; start without --take-over, or say \
-         which edge is meant with --state-dir", .0.display()
+        "no edge runs with this state directory: nothing answers at {}; start without --take-over, or name \
+         the directory of the running edge with --state-dir", .0.display()
     )]
     NoEdge(PathBuf),
     /// The running edge refuses.
@@ -176,13 +176,13 @@ pub enum HandoverError {
     #[error("the process at the other end belongs to user {0}, not to ours")]
     Foreign(u32),
     /// The other end does not respond in time.
-    #[error("the process at the other end does not answer")]
+    #[error("the process at the other end does not respond")]
     Silent,
     /// The other end has closed the connection.
-    #[error("the process at the other end broke off")]
+    #[error("the process at the other end closed the connection")]
     Gone,
     /// The other end is another program, or of another version.
-    #[error("the process at the other end is not understood")]
+    #[error("the process at the other end is not an edge of this version")]
     NotUnderstood,
     /// A system call failed.
     #[error("the handover failed")]

@@ -57,6 +57,7 @@ impl ListenError {
     }
 }
 
+/// Suggest a remedy for the system's error.
 fn advice(addr: SocketAddr, err: &io::Error) -> String {
     match err.kind() {
         io::ErrorKind::AddrInUse => format!(

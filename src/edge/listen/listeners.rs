@@ -28,8 +28,9 @@ use crate::proto::{ALPN, ALPN_ANY};
 use crate::tls::Identity;
 
 /// Everything that an edge has bound.
-pub struct Listening {
-    pub listeners: Vec<Listener>,
+pub struct Listeners {
+    /// Listeners for visitors, and for agents on WebSockets.
+    pub visitors: Vec<Listener>,
     pub endpoint: Endpoint,
     pub socket: EdgeSocket,
     /// QUIC settings for agents on other machines.
@@ -61,7 +62,7 @@ type Inherited = Option<Predecessors>;
 #[cfg(not(unix))]
 type Inherited = ();
 
-impl Listening {
+impl Listeners {
     /// Listen on the addresses of the configuration, using those of `sockets` that are bound to
     /// them.
     pub fn start(
@@ -96,6 +97,7 @@ impl Listening {
         Self::bind(config, identity, keys, &mut from.sockets, inherited)
     }
 
+    /// Bind all addresses. UDP packets are read at once, unless sockets are inherited.
     fn bind(
         config: &EdgeConfig,
         identity: &Identity,
@@ -104,17 +106,17 @@ impl Listening {
         inherited: Inherited,
     ) -> Result<Self, BindError> {
         let mut addrs = Addrs::default();
-        let mut listeners = Vec::new();
+        let mut visitors = Vec::new();
         for addr in &config.http {
             let (tcp, addr) = listen_tcp(*addr, sockets)?;
             addrs.http.push(addr);
-            listeners.push(Listener { tcp, tls: None });
+            visitors.push(Listener { tcp, tls: None });
         }
         let tls = TlsAcceptor::from(Arc::new(identity.visitor_config()));
         for addr in &config.https {
             let (tcp, addr) = listen_tcp(*addr, sockets)?;
             addrs.https.push(addr);
-            listeners.push(Listener {
+            visitors.push(Listener {
                 tcp,
                 tls: Some(tls.clone()),
             });
@@ -128,7 +130,7 @@ impl Listening {
             carrier::edge_endpoint(agent_udp.udp, quic.clone(), keys, config.limits.websockets)
                 .map_err(ListenError::udp(config))?;
         Ok(Self {
-            listeners,
+            visitors,
             endpoint,
             socket,
             quic,
@@ -157,7 +159,7 @@ impl Listening {
     /// Returns the system's error if it has no descriptors left.
     #[cfg(unix)]
     pub fn handover_state(&self, keys: EdgeKeys, registry: Registry) -> io::Result<HandoverState> {
-        let listeners = self.listeners.iter().map(|listener| listener.tcp.as_fd());
+        let listeners = self.visitors.iter().map(|listener| listener.tcp.as_fd());
         let sockets = listeners.chain(self.descriptor.as_ref().map(AsFd::as_fd));
         Ok(HandoverState {
             sockets: sockets
@@ -194,6 +196,7 @@ impl AgentUdp {
         }
     }
 
+    /// Bind the UDP socket, or use the one of `sockets` that is bound to this address.
     fn at(addr: SocketAddr, sockets: &mut Sockets, inherited: Inherited) -> io::Result<Self> {
         let socket = match sockets.take_udp(addr) {
             Some(bound) => bound,
@@ -248,6 +251,7 @@ const INCOMING_BUFFER: u64 = 16 << 10;
 /// Bytes buffered for all of them together.
 const INCOMING_BUFFER_TOTAL: u64 = 4 << 20;
 
+/// Listen for visitors on one address, or use the socket that is bound to it.
 fn listen_tcp(
     addr: SocketAddr,
     sockets: &mut Sockets,

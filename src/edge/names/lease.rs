@@ -154,6 +154,7 @@ impl Lease {
         }
     }
 
+    /// Decide about a session of the agent that holds the name.
     fn decide_for_own_agent(
         &self,
         tunnel: &LiveTunnel,

@@ -123,6 +123,7 @@ struct Entry {
     agent: String,
 }
 
+/// Encode the leases as JSON, sorted by name.
 fn encode(mut leases: Vec<(Name, Owner)>) -> Vec<u8> {
     leases.sort_by(|(one, _), (other, _)| one.cmp(other));
     let entry = |(name, owner): (Name, Owner)| Entry {
@@ -134,6 +135,7 @@ fn encode(mut leases: Vec<(Name, Owner)>) -> Vec<u8> {
     serde_json::to_vec_pretty(&Contents { leases }).expect("strings can be written")
 }
 
+/// Decode the leases; `None` if the file is damaged.
 fn decode(bytes: &[u8]) -> Option<Vec<(Name, Owner)>> {
     let contents: Contents = serde_json::from_slice(bytes).ok()?;
     let lease = |entry: Entry| {

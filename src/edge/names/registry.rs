@@ -238,6 +238,7 @@ impl Registry {
         self.0.lease_file.changed();
     }
 
+    /// Write the lease file, unless it is up to date. Names that agents have left are not included.
     async fn save(&self) {
         let snapshot = || {
             let leases = self.lock();

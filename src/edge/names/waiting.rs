@@ -102,6 +102,7 @@ impl WaitingRequests {
         })
     }
 
+    /// Wait until `deadline` for a session that serves a name and is `wanted`.
     async fn wait(
         &self,
         name: &str,

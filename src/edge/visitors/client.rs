@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn behind_a_trusted_proxy_the_last_address_that_is_no_proxys_is_the_client() {
+    fn behind_a_trusted_proxy_the_last_address_that_is_not_a_proxy_is_the_client() {
         for fields in [
             [("x-forwarded-for", "198.51.100.1, 192.0.2.1")],
             [("x-forwarded-for", "198.51.100.1, 192.0.2.1:443, 10.0.0.2")],

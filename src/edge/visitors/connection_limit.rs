@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn connections_from_this_machine_count_in_all_only() {
+    fn connections_from_this_machine_count_only_towards_the_total() {
         let limits = EdgeLimits {
             connections_per_visitor: 1,
             connections: 2,
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn connections_from_proxies_in_front_count_in_all_only() {
+    fn connections_from_proxies_count_only_towards_the_total() {
         let limits = EdgeLimits {
             connections_per_visitor: 1,
             connections: 2,

@@ -90,6 +90,7 @@ impl Conversations {
         }
     }
 
+    /// Reserve a conversation for a client and tunnel, or wait for one.
     async fn admit(
         self: &Arc<Self>,
         client: Client,
@@ -156,6 +157,7 @@ impl Conversations {
 }
 
 impl State {
+    /// Return all holders that a conversation counts for.
     fn holders(&self, client: Client, tunnel: u32) -> Holders {
         // A tunnel without siblings need not leave them anything.
         let tunnel = (self.tunnels.len() > 1).then_some(Holder::Tunnel(tunnel));

@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_write_ends_once_the_visitor_has_taken_nothing_for_the_limit() {
+    async fn a_write_that_makes_no_progress_fails_after_the_limit() {
         let (mut visitor, socket) = connect().await;
         let started = Instant::now();
 
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_visitor_that_takes_something_within_the_limit_is_served_on() {
+    async fn a_visitor_that_makes_progress_within_the_limit_is_not_cut_off() {
         let (mut visitor, socket) = connect().await;
         let reading = async {
             loop {

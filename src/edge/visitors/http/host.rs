@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn names_addresses_and_ports_are_taken() {
+    fn valid_hosts_are_accepted() {
         for (text, name) in [
             ("blog.example.com", "blog.example.com"),
             ("Blog.Example.COM:8080", "blog.example.com"),

@@ -50,6 +50,7 @@ pub(crate) fn same_variable(name: &str, other: &str) -> bool {
     name.len() == other.len() && name.bytes().map(fold).eq(other.bytes().map(fold))
 }
 
+/// Check the request target and that it fits the method (RFC 9112 §3.2).
 fn check_target(parts: &Parts) -> Result<(), Violation> {
     let target = &parts.uri;
     let extended_connect =
@@ -80,6 +81,7 @@ fn check_target(parts: &Parts) -> Result<(), Violation> {
     }
 }
 
+/// Check the number, size and framing of the header fields.
 fn check_fields(parts: &Parts) -> Result<(), Violation> {
     let headers = &parts.headers;
     // HTTP/2 may split one Cookie field into one per cookie (RFC 9113 §8.2.3). The same cookies
@@ -162,6 +164,7 @@ fn refuse_connection_fields(headers: &HeaderMap) -> Result<(), Violation> {
     Ok(())
 }
 
+/// Return the one host that the request names.
 fn authority(parts: &Parts) -> Result<Authority, Violation> {
     let mut hosts = parts.headers.get_all(HOST).iter();
     let field = hosts.next();
@@ -346,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn an_asterisk_goes_only_with_options() {
+    fn only_options_accepts_an_asterisk() {
         assert!(http1("OPTIONS", "*", &[("host", "a.example")]).is_ok());
         assert_eq!(
             http1("GET", "*", &[("host", "a.example")]),
@@ -396,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn crumbs_count_as_the_field_that_they_become() {
+    fn split_cookies_count_as_one_field() {
         let crumbs = |length: usize, count: usize| -> Vec<(&str, String)> {
             let mut crumbs = vec![("cookie", "a=1".to_owned()); count - 1];
             let others = crumbs.len() * ("a=1".len() + CRUMB_OVERHEAD);
@@ -453,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_of_one_connection_are_refused_in_http2() {
+    fn connection_specific_fields_are_refused_in_http2() {
         let with = |name: &str, value: &str| http2("GET", "https://a.example/", &[(name, value)]);
 
         for name in [

@@ -122,6 +122,7 @@ impl Codings {
     }
 }
 
+/// Check that the request names one valid host (RFC 9112 §3.2).
 fn check_host(
     target: &RequestTarget<'_>,
     fields: &Fields<'_>,

@@ -35,6 +35,7 @@ impl Scanner {
         Self::Head(HeadSearch::default())
     }
 
+    /// Report whether the next byte belongs to a body.
     pub(crate) fn is_in_body(&self) -> bool {
         !matches!(self, Self::Head(_))
     }

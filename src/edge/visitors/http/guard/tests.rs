@@ -216,7 +216,7 @@ fn a_request_line_is_a_method_a_target_and_a_version() {
 }
 
 #[test]
-fn other_versions_than_1_0_and_1_1_are_not_spoken() {
+fn versions_other_than_1_0_and_1_1_are_refused() {
     for version in ["HTTP/2.0", "HTTP/1.2", "HTTP/0.9", "HTTP/3.0"] {
         refused(
             format!("GET / {version}\r\nhost: a\r\n\r\n"),
@@ -230,7 +230,7 @@ fn other_versions_than_1_0_and_1_1_are_not_spoken() {
 }
 
 #[test]
-fn a_target_is_a_path_or_a_url_of_ours() {
+fn a_target_is_a_path_or_an_http_url() {
     for target in [
         "/",
         "/a%2Fb/../c;d?e=%20&{f}|g",

@@ -97,6 +97,7 @@ impl FrameScanner {
         in_frame || self.is_block_open
     }
 
+    /// Interpret a complete frame header.
     fn start_frame(&mut self) -> Found {
         let [a, b, c, kind, flags, stream @ ..] = self.header;
         self.kind = kind;

@@ -21,6 +21,7 @@ impl<S> ObservedIo<S> {
         Self { io, connection }
     }
 
+    /// Record the result of a write.
     fn note_written<'a>(
         &self,
         written: &Poll<io::Result<usize>>,

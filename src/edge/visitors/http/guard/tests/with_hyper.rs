@@ -154,7 +154,7 @@ async fn a_violation_is_answered_and_ends_the_connection() {
 }
 
 #[tokio::test]
-async fn an_answer_reaches_a_visitor_that_is_still_sending() {
+async fn a_response_reaches_a_visitor_that_is_still_sending() {
     let mut input = b"POST /early HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\n".to_vec();
     input.resize(input.len() + 300_000, b'x');
     for pipe in [8, 1 << 16] {
@@ -199,7 +199,7 @@ async fn informational_responses_come_before_the_final_one() {
 }
 
 #[tokio::test]
-async fn after_an_upgrade_bytes_pass_untouched_and_an_end_is_one_sided() {
+async fn after_an_upgrade_bytes_pass_unchanged_and_each_side_ends_on_its_own() {
     let head = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\nupgrade: echo\r\n\r\n";
     for pipe in [8, 1 << 16] {
         let (mut reader, mut writer) = tokio::io::split(serve(pipe));
@@ -300,7 +300,7 @@ async fn a_decision_for_another_request_does_not_count() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_head_that_does_not_come_to_its_end_is_answered_in_time() {
+async fn an_incomplete_head_is_answered_at_the_deadline() {
     let mut visitor = serve(1 << 10);
     visitor
         .write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\nGET / HT")
@@ -318,7 +318,7 @@ async fn a_head_that_does_not_come_to_its_end_is_answered_in_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_visitor_that_says_nothing_is_left_without_a_word() {
+async fn a_silent_visitor_is_disconnected_without_a_response() {
     let mut visitor = serve(1 << 10);
 
     let mut answers = String::new();
