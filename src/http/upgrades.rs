@@ -36,7 +36,7 @@ impl Upgrades {
         let mut upgrades = Self::default();
         for name in names {
             if let Err(err) = upgrades.allow(name) {
-                tracing::debug!(%err, ?name, "an agent asks for a protocol that is not allowed");
+                tracing::debug!(%err, ?name, "an agent asked for a protocol that is not allowed");
             }
         }
         upgrades
@@ -113,7 +113,7 @@ pub enum UpgradeError {
     )]
     Malformed,
     /// The protocol carries requests that the edge would not see.
-    #[error("behind this protocol come requests that the edge could not check")]
+    #[error("this protocol carries requests that the edge could not check")]
     Http,
     /// The tunnel has too many protocols.
     #[error("at most {MAX_OTHERS} protocols besides websocket are allowed for one tunnel")]

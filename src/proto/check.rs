@@ -45,7 +45,7 @@ impl Check for Hello {
         )?;
         require(
             self.lost.len() <= LOST_LIMIT,
-            "more lost sessions are reported than an agent may",
+            "too many lost sessions are reported",
         )?;
         let is_possible = |lost: &super::LostSession| {
             lost.unread.len() <= UNREAD_LIMIT
@@ -53,7 +53,7 @@ impl Check for Hello {
         };
         require(
             self.lost.iter().all(is_possible),
-            "a lost session has unread streams that it cannot have",
+            "a lost session reports impossible unread streams",
         )
     }
 }
@@ -81,7 +81,7 @@ impl Check for TunnelGrant {
         require(self.urls.len() <= URLS_LIMIT, "a tunnel has too many URLs")?;
         require(
             self.urls.iter().all(|url| is_url(url)),
-            "a tunnel's URL is not one",
+            "a tunnel's URL is invalid",
         )
     }
 }
@@ -109,12 +109,12 @@ impl Check for RequestHead {
         require(self.target.len() <= TARGET_LIMIT, "the target is too long")?;
         require(
             self.upgrade.as_deref().is_none_or(is_protocol),
-            "the protocol to switch to is not one",
+            "the protocol to switch to is invalid",
         )?;
         check_length(self.body)?;
         require(
             WINDOWS.contains(&self.window.into()),
-            "the window is smaller or larger than one may be",
+            "the initial window is out of range",
         )?;
         check_request_fields(&self.fields.0, self.body)
     }
@@ -126,7 +126,7 @@ impl Check for ResponseHead {
             Self::Informational { status, .. } => require(
                 INFORMATIONAL.contains(&status.as_u16())
                     && *status != StatusCode::SWITCHING_PROTOCOLS,
-                "an informational answer has another kind of status",
+                "an informational response has another kind of status",
             ),
             Self::Final {
                 status,
@@ -137,15 +137,15 @@ impl Check for ResponseHead {
                 require(
                     *status == StatusCode::SWITCHING_PROTOCOLS
                         || !INFORMATIONAL.contains(&status.as_u16()),
-                    "an answer has an informational status",
+                    "a final response has an informational status",
                 )?;
                 require(
                     !is_bodiless(*status) || *body == BodyLength::Empty,
-                    "an answer has a body that its status forbids",
+                    "a response has a body that its status forbids",
                 )?;
                 require(
                     reason.as_deref().is_none_or(is_reason),
-                    "the reason phrase is not one",
+                    "the reason phrase is invalid",
                 )?;
                 check_length(*body)
             }
@@ -176,7 +176,7 @@ fn require(holds: bool, otherwise: &'static str) -> Result<(), WireError> {
 /// Check that the body fits a QUIC stream (RFC 9000 §4.5), and everybody's signed arithmetic.
 fn check_length(body: BodyLength) -> Result<(), WireError> {
     let fits = !matches!(body, BodyLength::Known(length) if length >= 1 << 62);
-    require(fits, "the body is longer than a stream")
+    require(fits, "the body is longer than a stream can be")
 }
 
 fn is_url(url: &str) -> bool {
@@ -227,11 +227,8 @@ fn check_request_fields(fields: &HeaderMap, body: BodyLength) -> Result<(), Wire
         .get_all(TE)
         .iter()
         .all(|value| value.as_bytes().eq_ignore_ascii_case(b"trailers"));
-    require(
-        !hop && only_trailers,
-        "a field concerns one connection only",
-    )?;
-    require(!framing, "a field could be read as a length")?;
+    require(!hop && only_trailers, "a hop-by-hop field is left")?;
+    require(!framing, "a field could be mistaken for a framing field")?;
     let mut lengths = fields.get_all(CONTENT_LENGTH).iter();
     let (length, second) = (lengths.next(), lengths.next());
     let agrees = match (length, body) {
@@ -242,7 +239,7 @@ fn check_request_fields(fields: &HeaderMap, body: BodyLength) -> Result<(), Wire
     };
     require(
         agrees && second.is_none(),
-        "the length differs from what the fields say",
+        "the length differs from Content-Length",
     )
 }
 

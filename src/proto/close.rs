@@ -56,8 +56,8 @@ impl fmt::Display for Close {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Done => "closed by the other end",
-            Self::Protocol => "the other end did not understand us",
-            Self::Timeout => "the other end waited too long for us",
+            Self::Protocol => "the other end reported a protocol violation",
+            Self::Timeout => "the other end timed out waiting for us",
             Self::Superseded => "a newer session of the same agent took over",
             Self::Busy => "the edge is full",
             Self::TakenOver => "another agent took over",

@@ -20,7 +20,7 @@ pub enum DatagramsError {
     TooLong,
     #[error("the message has more than {DATAGRAMS_COUNT} packets")]
     TooManyPackets,
-    #[error("the segment size is 0 or greater than what follows")]
+    #[error("the segment size is 0 or exceeds the message")]
     SegmentSize,
 }
 

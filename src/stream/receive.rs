@@ -321,16 +321,16 @@ pub enum ReceiveError {
     #[error("the tunnel's stream ended")]
     Stream(#[from] ReadError),
     /// The bytes violate the protocol, or end in the wrong place.
-    #[error("the tunnel's stream is not understood")]
+    #[error("the tunnel's stream violates the protocol")]
     Wire(#[from] WireError),
     /// The body's length differs from the head's.
-    #[error("the body's length differs from what was announced")]
+    #[error("the body's length differs from the announced length")]
     Length,
     /// The sender exceeded the window.
-    #[error("the other end does not keep to its window")]
+    #[error("the other end exceeded its window")]
     Window(#[from] WindowExceeded),
     /// Too many large heads are arriving at once.
-    #[error("there is no room for another large head")]
+    #[error("no memory is left for another large head")]
     LargeHeads(#[from] LargeHeadsFull),
 }
 

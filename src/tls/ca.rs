@@ -167,9 +167,9 @@ pub enum CaError {
         path: PathBuf,
     },
     /// A certificate could not be generated.
-    #[error("cannot make a certificate")]
+    #[error("cannot generate a certificate")]
     Generate(#[from] rcgen::Error),
     /// TLS does not accept the generated certificate.
-    #[error("cannot use the certificate that was made")]
+    #[error("cannot use the generated certificate")]
     Unusable(#[source] rustls::Error),
 }

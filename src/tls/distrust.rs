@@ -41,7 +41,7 @@ impl Distrusted {
                 let names = names(&leaf);
                 Self {
                     why: match names.is_empty() {
-                        true => format!("its certificate is for no name at all, and so not for {asked}"),
+                        true => format!("its certificate has no names, so it is not valid for {asked}"),
                         false => format!("its certificate is for {}, not for {asked}", names.join(", ")),
                     },
                     advice: "give one of these names with --server, or the edge a certificate for this one \
@@ -69,7 +69,7 @@ impl Distrusted {
         Self {
             why: format!("wrong pin: expected {}, found {found}", expected.join(" or ")),
             advice: "either the edge has a new key (then copy the pin that `qtunnel serve` prints) or something \
-                     stands in between"
+                     intercepts the connection"
                 .into(),
         }
     }

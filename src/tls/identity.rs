@@ -198,7 +198,7 @@ pub enum IdentityError {
         key: PathBuf,
     },
     /// The certificate or key is of an unsupported kind.
-    #[error("cannot use what is in {}", path.display())]
+    #[error("cannot use the certificate or key in {}", path.display())]
     Invalid {
         /// Path of the file.
         path: PathBuf,

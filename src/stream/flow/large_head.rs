@@ -39,7 +39,7 @@ pub(crate) struct LargeHeads(AtomicUsize);
 
 /// The session's memory for large heads is exhausted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the session's large heads have all the memory that there is for them")]
+#[error("the session's memory for large heads is exhausted")]
 pub struct LargeHeadsFull;
 
 /// Most bytes for one session's large heads: as much as all of its conversations may have in usual

@@ -132,7 +132,7 @@ impl FlowControl {
     pub fn raise(&self, Window { stream, limit }: Window) -> Result<(), WireError> {
         if self.updates_allowed.fetch_sub(1, Ordering::Relaxed) <= 0 {
             return Err(WireError::Invalid(
-                "more windows are told than what was sent can ask for",
+                "more window updates than the bytes sent allow",
             ));
         }
         if let Some(known) = lock(&self.sending).get(&stream) {
@@ -151,10 +151,10 @@ impl FlowControl {
     pub fn report_violation(&self, stream: u64, what: &dyn fmt::Display) {
         let before = self.violations.fetch_add(1, Ordering::Relaxed);
         if before < MAX_VIOLATIONS {
-            warn!(stream, %what, "the other end breaks the protocol, the stream is reset");
+            warn!(stream, %what, "the other end violated the protocol, stream reset");
         }
         if before + 1 == MAX_VIOLATIONS {
-            (self.close)(Close::Protocol, "too many streams break the protocol");
+            (self.close)(Close::Protocol, "too many streams violated the protocol");
         }
     }
 

@@ -166,7 +166,7 @@ impl Drop for ReceiveWindow {
 
 /// The sender exceeded the window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("more than the window allows")]
+#[error("the flow-control window was exceeded")]
 pub struct WindowExceeded;
 
 /// Past this point the reader is known to be alive: for one that is not, buffers along the path
