@@ -19,7 +19,7 @@ pub struct DialError {
 /// One attempt over one carrier failed.
 #[derive(Debug, thiserror::Error)]
 pub enum AttemptError {
-    #[error("udp to {to}: no answer within {} s; is UDP port {} open at the edge and on the way?", HANDSHAKE_TIMEOUT.as_secs(), to.port())]
+    #[error("udp to {to}: no answer within {} s; is UDP port {} open at the edge and on the path?", HANDSHAKE_TIMEOUT.as_secs(), to.port())]
     NoAnswer { to: SocketAddr },
     #[error("udp to {to}: the port is closed")]
     Refused {

@@ -414,7 +414,8 @@ fn same_family(source: IpAddr, destination: IpAddr) -> bool {
 /// UDP packets that seem to come from a WebSocket.
 fn random_prefix() -> io::Result<[u16; 4]> {
     let mut random = [0; 8];
-    aws_lc_rs::rand::fill(&mut random).map_err(|_| io::Error::other("no randomness"))?;
+    aws_lc_rs::rand::fill(&mut random)
+        .map_err(|_| io::Error::other("the random number generator failed"))?;
     let [_, a, b, c, d, e, f, g] = random;
     Ok([
         u16::from_be_bytes([0xfd, a]),

@@ -38,7 +38,7 @@ pub enum TcpConnectError {
         #[source]
         err: io::Error,
     },
-    #[error("no answer from {peer} within {} s; something on the way drops packets", STEP_TIMEOUT.as_secs())]
+    #[error("no answer from {peer} within {} s; something on the path drops packets", STEP_TIMEOUT.as_secs())]
     TimedOut { peer: Peer },
     #[error("TLS with {peer} failed")]
     Tls {
@@ -77,11 +77,13 @@ pub enum TcpConnectError {
         "{peer} answered {status} to the websocket upgrade; it must be an edge, or pass upgrades on to one"
     )]
     NotUpgraded { peer: Peer, status: StatusCode },
-    #[error("{peer} accepted the websocket upgrade with a wrong key; a cache on the way?")]
+    #[error(
+        "{peer} accepted the websocket upgrade with a wrong key; is there a cache on the path?"
+    )]
     WrongAccept { peer: Peer },
     #[error("{0} is not the URL of an edge: use wss://host or ws://host")]
     Url(Uri),
-    #[error("this machine gives no randomness")]
+    #[error("the system's random number generator failed")]
     Randomness,
 }
 

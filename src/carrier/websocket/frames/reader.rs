@@ -139,30 +139,36 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     /// Check that a frame is allowed here, and return the length of its payload.
     fn check(&self, head: &FrameHeader) -> Result<usize, FrameError> {
         if head.opcode & RESERVED_BITS != 0 {
-            return Err(FrameError::Protocol("a frame of an unknown extension"));
+            return Err(FrameError::Protocol("a frame with reserved bits set"));
         }
         if head.mask.is_some() != (self.role == Role::Server) {
             return Err(FrameError::Protocol(match self.role {
-                Role::Server => "a frame without a mask",
-                Role::Client => "a frame with a mask",
+                Role::Server => "an unmasked frame",
+                Role::Client => "a masked frame",
             }));
         }
         let before = self.partial.as_ref().map(BytesMut::len);
         match head.opcode {
             opcode::CLOSE | opcode::PING | opcode::PONG => {
                 if !head.fin || head.payload > MAX_CONTROL_PAYLOAD as u64 {
-                    return Err(FrameError::Protocol("a long control frame"));
+                    return Err(FrameError::Protocol(
+                        "a fragmented or too long control frame",
+                    ));
                 }
             }
             opcode::TEXT => return Err(FrameError::Text),
             opcode::BINARY if before.is_some() => {
-                return Err(FrameError::Protocol("a message within a message"));
+                return Err(FrameError::Protocol(
+                    "a new message within a fragmented message",
+                ));
             }
             opcode::CONTINUATION if before.is_none() => {
-                return Err(FrameError::Protocol("the end of no message"));
+                return Err(FrameError::Protocol(
+                    "a continuation frame without a message",
+                ));
             }
             opcode::BINARY | opcode::CONTINUATION => {}
-            _ => return Err(FrameError::Protocol("a frame of an unknown kind")),
+            _ => return Err(FrameError::Protocol("a frame with an unknown opcode")),
         }
         let payload = usize::try_from(head.payload).map_err(|_| FrameError::TooLong)?;
         match payload.checked_add(before.unwrap_or(0)) {
