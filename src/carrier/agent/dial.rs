@@ -48,7 +48,7 @@ pub struct DialConfig {
     pub quic: ClientConfig,
     /// The WebSocket's URL, `wss://host:port` or `ws://host:port`: the edge, or a proxy in front of it.
     pub websocket: Uri,
-    /// The TLS configuration for `wss://`: see [`outer_tls`](fn@crate::carrier::tcp::outer_tls).
+    /// The TLS configuration for `wss://`: see [`outer_tls`](fn@crate::carrier::outer_tls).
     pub websocket_tls: Arc<rustls::ClientConfig>,
     pub proxy: Proxy,
     /// The TLS configuration for an `https://` proxy. It must verify certificates: the proxy gets credentials.
