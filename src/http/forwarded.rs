@@ -15,7 +15,7 @@ use crate::proto::Scheme;
 
 /// Connection and host by which a request reached the edge.
 #[derive(Clone, Debug)]
-pub(crate) struct Received<'a> {
+pub(crate) struct ReceivedFrom<'a> {
     /// Address at the other end of the connection: a visitor, or a proxy in front of the edge.
     pub(crate) peer: IpAddr,
     /// Scheme of the listener.
@@ -24,7 +24,7 @@ pub(crate) struct Received<'a> {
     pub(crate) host: &'a HeaderValue,
 }
 
-impl Received<'_> {
+impl ReceivedFrom<'_> {
     fn proto(&self) -> HeaderValue {
         HeaderValue::from_static(self.scheme.as_str())
     }
@@ -40,7 +40,7 @@ pub(crate) fn add_forwarded_headers(headers: &mut HeaderMap, visitor: IpAddr, sc
     let Some(host) = headers.get(HOST).cloned() else {
         return;
     };
-    let received = Received {
+    let received = ReceivedFrom {
         peer: visitor,
         scheme,
         host: &host,
@@ -60,7 +60,7 @@ pub(crate) fn add_forwarded_headers(headers: &mut HeaderMap, visitor: IpAddr, sc
 /// of `Forwarded` where there are none. (Most proxies set the former, and pass a visitor's own
 /// `Forwarded` on.) Look-alikes with underscores, and fields that no proxy sends, are removed even
 /// here.
-pub(crate) fn append_forwarded(headers: &mut HeaderMap, received: &Received<'_>) {
+pub(crate) fn append_forwarded(headers: &mut HeaderMap, received: &ReceivedFrom<'_>) {
     remove_where(headers, |name| {
         is_about_visitor(name) && (name.as_str().contains('_') || is_spoofed(name.as_str()))
     });
@@ -158,7 +158,7 @@ pub(crate) fn value(made: String) -> HeaderValue {
 }
 
 /// Return the `Forwarded` field where no proxy has sent anything.
-fn element(received: &Received<'_>, peer: &str) -> HeaderValue {
+fn element(received: &ReceivedFrom<'_>, peer: &str) -> HeaderValue {
     elements(&[peer], &received.proto(), received.host)
 }
 
@@ -290,8 +290,8 @@ mod tests {
 
     const HOST_FIELD: HeaderValue = HeaderValue::from_static("blog.example.com");
 
-    fn received<'a>(peer: &str, host: &'a HeaderValue) -> Received<'a> {
-        Received {
+    fn received<'a>(peer: &str, host: &'a HeaderValue) -> ReceivedFrom<'a> {
+        ReceivedFrom {
             peer: peer.parse().expect("an address"),
             scheme: Scheme::Https,
             host,

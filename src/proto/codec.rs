@@ -11,8 +11,8 @@ pub fn encode<T: Serialize>(value: &T, limit: usize) -> Result<Bytes, WireError>
     // Room for the length is left at the front, so that the value is serialised only once.
     let mut buf = BytesMut::with_capacity(512);
     buf.put_bytes(0, PREFIX);
-    let mut buf =
-        postcard::serialize_with_flavor(value, Output(buf)).map_err(|_| WireError::Malformed)?;
+    let mut buf = postcard::serialize_with_flavor(value, PostcardOutput(buf))
+        .map_err(|_| WireError::Malformed)?;
     let length = buf.len() - PREFIX;
     if length > limit {
         return Err(WireError::TooLong { length, limit });
@@ -107,9 +107,9 @@ pub(crate) fn read_varint(bytes: &[u8]) -> Option<(u64, usize)> {
 }
 
 /// Output buffer for postcard, whose own growing buffers take bytes one at a time.
-struct Output(BytesMut);
+struct PostcardOutput(BytesMut);
 
-impl postcard::ser_flavors::Flavor for Output {
+impl postcard::ser_flavors::Flavor for PostcardOutput {
     type Output = BytesMut;
 
     fn try_push(&mut self, byte: u8) -> postcard::Result<()> {

@@ -2,16 +2,16 @@
 
 mod ca;
 mod cipher;
-mod distrust;
 mod identity;
 mod per_name;
 mod pin;
+mod rejection;
 mod trust;
 
 pub use self::ca::{CaError, LocalCa, local_ca};
 pub use self::identity::{Identity, IdentityError};
 pub use self::pin::{Pin, PinError};
-pub use self::trust::{Distrust, Trust, TrustError, proxy_config, upstream_config};
+pub use self::trust::{LastRejection, Trust, TrustError, proxy_config, upstream_config};
 
 use std::sync::Arc;
 

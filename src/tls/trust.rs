@@ -12,7 +12,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use super::Pin;
-use super::distrust::Distrusted;
+use super::rejection::Rejection;
 use crate::text_file::read_pem;
 
 /// Certificates that an agent accepts. There is no way to accept any.
@@ -35,19 +35,19 @@ impl Trust {
     pub(crate) fn client_config(
         &self,
         alpn: &[&[u8]],
-    ) -> Result<(ClientConfig, Distrust), TrustError> {
-        let distrust = Distrust::default();
+    ) -> Result<(ClientConfig, LastRejection), TrustError> {
+        let rejection = LastRejection::default();
         let check = match self {
-            Self::System => Check::system()?,
-            Self::Ca(path) => Check::WebPki {
+            Self::System => CertificateCheck::system()?,
+            Self::Ca(path) => CertificateCheck::WebPki {
                 authorities: format!("an authority in {}", path.display()),
                 verifier: verifier(roots_from(path)?)?,
             },
-            Self::Pins(pins) => Check::Pins(pins.clone()),
+            Self::Pins(pins) => CertificateCheck::Pins(pins.clone()),
         };
         let verifier = Verifier {
             check,
-            distrust: distrust.clone(),
+            rejection: rejection.clone(),
         };
         let mut config = ClientConfig::builder_with_provider(super::provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -56,7 +56,7 @@ impl Trust {
             .with_custom_certificate_verifier(Arc::new(verifier))
             .with_no_client_auth();
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
-        Ok((config, distrust))
+        Ok((config, rejection))
     }
 }
 
@@ -67,8 +67,8 @@ impl Trust {
 /// [`TrustError`] if the machine has no certificate store.
 pub fn upstream_config(verify: bool, alpn: &[&[u8]]) -> Result<ClientConfig, TrustError> {
     let check = match verify {
-        true => Check::system()?,
-        false => Check::Anything,
+        true => CertificateCheck::system()?,
+        false => CertificateCheck::Anything,
     };
     Ok(checking(check, alpn))
 }
@@ -77,13 +77,16 @@ pub fn upstream_config(verify: bool, alpn: &[&[u8]]) -> Result<ClientConfig, Tru
 /// one, so the machine's certificate store, which takes more memory than the rest of an agent, is
 /// loaded only at the first handshake.
 pub fn proxy_config() -> ClientConfig {
-    checking(Check::SystemLater(OnceLock::new()), &[b"http/1.1"])
+    checking(
+        CertificateCheck::SystemLater(OnceLock::new()),
+        &[b"http/1.1"],
+    )
 }
 
-fn checking(check: Check, alpn: &[&[u8]]) -> ClientConfig {
+fn checking(check: CertificateCheck, alpn: &[&[u8]]) -> ClientConfig {
     let verifier = Verifier {
         check,
-        distrust: Distrust::default(),
+        rejection: LastRejection::default(),
     };
     let mut config = ClientConfig::builder_with_provider(super::provider())
         .with_safe_default_protocol_versions()
@@ -148,22 +151,22 @@ fn verifier(roots: RootCertStore) -> Result<Arc<WebPkiServerVerifier>, TrustErro
 
 /// Record of why the last edge was refused, in words that QUIC's error codes cannot carry.
 #[derive(Debug, Clone, Default)]
-pub struct Distrust(Arc<Mutex<Option<Distrusted>>>);
+pub struct LastRejection(Arc<Mutex<Option<Rejection>>>);
 
-impl Distrust {
+impl LastRejection {
     /// Take what was recorded since the previous call.
-    pub fn take(&self) -> Option<Distrusted> {
+    pub fn take(&self) -> Option<Rejection> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    fn note(&self, why: Distrusted) {
+    fn note(&self, why: Rejection) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
     }
 }
 
 /// Way of checking a certificate.
 #[derive(Debug)]
-enum Check {
+enum CertificateCheck {
     WebPki {
         /// Description of the expected authorities.
         authorities: String,
@@ -176,7 +179,7 @@ enum Check {
     Anything,
 }
 
-impl Check {
+impl CertificateCheck {
     fn system() -> Result<Self, TrustError> {
         Ok(Self::WebPki {
             authorities: "an authority that this machine trusts".into(),
@@ -188,8 +191,8 @@ impl Check {
 /// Certificate verifier that records why it refused one.
 #[derive(Debug)]
 struct Verifier {
-    check: Check,
-    distrust: Distrust,
+    check: CertificateCheck,
+    rejection: LastRejection,
 }
 
 impl ServerCertVerifier for Verifier {
@@ -202,28 +205,30 @@ impl ServerCertVerifier for Verifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         match &self.check {
-            Check::Anything => Ok(ServerCertVerified::assertion()),
-            Check::SystemLater(verifier) => match verifier.get_or_init(|| system_verifier().ok()) {
+            CertificateCheck::Anything => Ok(ServerCertVerified::assertion()),
+            CertificateCheck::SystemLater(verifier) => match verifier
+                .get_or_init(|| system_verifier().ok())
+            {
                 Some(verifier) => verifier.verify_server_cert(leaf, intermediates, name, ocsp, now),
                 None => Err(rustls::Error::General(
                     TrustError::NoSystemRoots.to_string(),
                 )),
             },
-            Check::WebPki {
+            CertificateCheck::WebPki {
                 authorities,
                 verifier,
             } => verifier
                 .verify_server_cert(leaf, intermediates, name, ocsp, now)
                 .inspect_err(|err| {
-                    self.distrust
-                        .note(Distrusted::new(err, leaf, name, authorities, now));
+                    self.rejection
+                        .note(Rejection::new(err, leaf, name, authorities, now));
                 }),
-            Check::Pins(pins) => {
+            CertificateCheck::Pins(pins) => {
                 let found = Pin::of(leaf)?;
                 if pins.contains(&found) {
                     return Ok(ServerCertVerified::assertion());
                 }
-                self.distrust.note(Distrusted::by_pin(pins, found));
+                self.rejection.note(Rejection::by_pin(pins, found));
                 Err(rustls::CertificateError::ApplicationVerificationFailure.into())
             }
         }

@@ -10,16 +10,16 @@ use crate::agent::config::AgentConfig;
 use crate::carrier;
 use crate::carrier::{AttemptError, DialConfig, Dialed, PathMemory};
 use crate::proto::{ALPN, ALPN_ANY};
-use crate::tls::{Distrust, proxy_config};
+use crate::tls::{LastRejection, proxy_config};
 
 /// Build the dial configuration for the edge, and the slot that receives the reason if its certificate is
 /// not trusted.
 pub(crate) fn dial_config(
     config: &AgentConfig,
     memory: &PathMemory,
-) -> Result<(DialConfig, Distrust), ConnectError> {
+) -> Result<(DialConfig, LastRejection), ConnectError> {
     let server = &config.server;
-    let (tls, distrust) = config.trust.client_config(&[ALPN, ALPN_ANY])?;
+    let (tls, last_rejection) = config.trust.client_config(&[ALPN, ALPN_ANY])?;
     let tls = QuicClientConfig::try_from(tls).expect("the configuration speaks TLS 1.3");
     let quic = quinn::ClientConfig::new(Arc::new(tls));
     let websocket = match &config.websocket {
@@ -40,7 +40,7 @@ pub(crate) fn dial_config(
         proxy_tls: Arc::new(proxy_config()),
         memory: memory.clone(),
     };
-    Ok((dial_config, distrust))
+    Ok((dial_config, last_rejection))
 }
 
 /// Connect to the edge over whichever carrier the network lets through.
@@ -49,13 +49,13 @@ pub(crate) async fn dial(
     memory: &PathMemory,
 ) -> Result<Dialed, ConnectError> {
     let server = &config.server;
-    let (dial_config, distrust) = dial_config(config, memory)?;
+    let (dial_config, last_rejection) = dial_config(config, memory)?;
     let dialed = carrier::dial(dial_config).await;
-    dialed.map_err(|err| match distrust.take() {
-        Some(distrusted) => ConnectError::Untrusted {
+    dialed.map_err(|err| match last_rejection.take() {
+        Some(rejection) => ConnectError::Untrusted {
             server: server.clone(),
-            why: distrusted.why,
-            advice: distrusted.advice,
+            why: rejection.why,
+            advice: rejection.advice,
         },
         None if err.attempts.iter().any(is_foreign) => ConnectError::NotAnEdge {
             server: server.clone(),

@@ -24,11 +24,11 @@ use super::network::Network;
 pub(crate) struct Mailbox(Mutex<Inner>);
 
 /// Arrival time, sequence number, source, and contents.
-type Datagram = (Instant, u64, SocketAddr, Vec<u8>);
+type QueuedDatagram = (Instant, u64, SocketAddr, Vec<u8>);
 
 #[derive(Default)]
 struct Inner {
-    arriving: BinaryHeap<Reverse<Datagram>>,
+    arriving: BinaryHeap<Reverse<QueuedDatagram>>,
     count: u64,
     waker: Option<Waker>,
     timer: Option<Pin<Box<Sleep>>>,

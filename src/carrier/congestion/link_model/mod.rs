@@ -21,11 +21,11 @@ use self::link::{Packet, Pipe};
 pub(crate) struct LinkModel {
     start: Instant,
     now: Instant,
-    forward: Pipe<Datagram>,
-    backward: Pipe<Datagram>,
+    forward: Pipe<LinkDatagram>,
+    backward: Pipe<LinkDatagram>,
     flows: Vec<Flow>,
-    agenda: BinaryHeap<Reverse<(Instant, u64, Event)>>,
-    arriving: std::collections::HashMap<u64, Datagram>,
+    agenda: BinaryHeap<Reverse<(Instant, u64, LinkEvent)>>,
+    arriving: std::collections::HashMap<u64, LinkDatagram>,
     serial: u64,
     /// Queueing delay that a packet would have had, every [`SAMPLE`].
     backlogs: Vec<Duration>,
@@ -43,14 +43,14 @@ struct Flow {
     progress: Vec<u64>,
 }
 
-struct Datagram {
+struct LinkDatagram {
     flow: FlowId,
     to: usize,
     data: Vec<u8>,
 }
 
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
-enum Event {
+enum LinkEvent {
     Wake { flow: FlowId, end: usize },
     Serve { forward: bool },
     Arrive,
@@ -80,7 +80,7 @@ impl LinkModel {
             serial: 0,
             backlogs: Vec::new(),
         };
-        model.schedule(start + SAMPLE, Event::Sample);
+        model.schedule(start + SAMPLE, LinkEvent::Sample);
         model
     }
 
@@ -206,14 +206,14 @@ impl LinkModel {
         }
         self.now = at;
         match event {
-            Event::Wake { flow, end } => {
+            LinkEvent::Wake { flow, end } => {
                 if self.flows[flow].wakes[end] == Some(at) {
                     self.flows[flow].wakes[end] = None;
                     self.drive(flow, end);
                 }
             }
-            Event::Serve { forward } => self.serve(forward),
-            Event::Arrive => {
+            LinkEvent::Serve { forward } => self.serve(forward),
+            LinkEvent::Arrive => {
                 let datagram = self
                     .arriving
                     .remove(&serial)
@@ -222,12 +222,12 @@ impl LinkModel {
                 // Everything that arrives at the same time is processed before anything is sent.
                 self.wake(datagram.flow, datagram.to, at);
             }
-            Event::Sample => {
+            LinkEvent::Sample => {
                 self.backlogs.push(self.forward.backlog(at));
                 for flow in &mut self.flows {
                     flow.progress.push(flow.ends[RECEIVER].received);
                 }
-                self.schedule(at + SAMPLE, Event::Sample);
+                self.schedule(at + SAMPLE, LinkEvent::Sample);
             }
         }
         true
@@ -241,11 +241,11 @@ impl LinkModel {
         };
         let (arrival, next) = pipe.serve(self.now);
         if let Some((due, datagram)) = arrival {
-            let serial = self.schedule(due, Event::Arrive);
+            let serial = self.schedule(due, LinkEvent::Arrive);
             self.arriving.insert(serial, datagram);
         }
         if let Some(next) = next {
-            self.schedule(next, Event::Serve { forward });
+            self.schedule(next, LinkEvent::Serve { forward });
         }
     }
 
@@ -256,7 +256,7 @@ impl LinkModel {
         for data in out {
             let packet = Packet {
                 bytes: data.len() as u64 + HEADERS,
-                load: Datagram {
+                load: LinkDatagram {
                     flow,
                     to: 1 - end,
                     data,
@@ -268,7 +268,7 @@ impl LinkModel {
                 &mut self.backward
             };
             if let Some(serve) = pipe.push(self.now, packet) {
-                self.schedule(serve, Event::Serve { forward });
+                self.schedule(serve, LinkEvent::Serve { forward });
             }
         }
         if let Some(at) = wake {
@@ -283,11 +283,11 @@ impl LinkModel {
         let planned = &mut self.flows[flow].wakes[end];
         if *planned != Some(at) {
             *planned = Some(at);
-            self.schedule(at, Event::Wake { flow, end });
+            self.schedule(at, LinkEvent::Wake { flow, end });
         }
     }
 
-    fn schedule(&mut self, at: Instant, event: Event) -> u64 {
+    fn schedule(&mut self, at: Instant, event: LinkEvent) -> u64 {
         self.serial += 1;
         self.agenda.push(Reverse((at, self.serial, event)));
         self.serial

@@ -29,7 +29,7 @@ use crate::edge::visitors::client::Client;
 use crate::edge::visitors::conversations::Evict;
 use crate::http::cookies;
 use crate::http::forwarded;
-use crate::http::forwarded::{Received, append_forwarded};
+use crate::http::forwarded::{ReceivedFrom, append_forwarded};
 use crate::http::hygiene::{join_cookies, keep_one_length, strip_hop_by_hop};
 use crate::http::is_answer_to;
 use crate::proto::{BodyLength, RequestHead, ResponseHead};
@@ -175,7 +175,7 @@ impl Forward {
         let peer = self.visit.visitor.ip();
         let mut proxies = self.visit.visitors.trusted_proxies.iter();
         if proxies.any(|net| net.contains(&peer)) {
-            let received = Received {
+            let received = ReceivedFrom {
                 peer,
                 scheme: self.visit.scheme,
                 host: &self.authority.raw,

@@ -11,14 +11,14 @@ use super::Pin;
 
 /// Explanation of why an edge was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Distrusted {
+pub struct Rejection {
     /// Reason of the refusal.
     pub why: String,
     /// Next step for the user.
     pub advice: String,
 }
 
-impl Distrusted {
+impl Rejection {
     /// Explain why a certificate was not accepted for a name.
     pub fn new(
         err: &rustls::Error,
@@ -162,7 +162,7 @@ mod tests {
         reason: CertificateError,
         now: u64,
         change: impl FnOnce(&mut rcgen::CertificateParams),
-    ) -> Distrusted {
+    ) -> Rejection {
         let names = vec!["edge.example".to_owned(), "*.edge.example".to_owned()];
         let mut params = rcgen::CertificateParams::new(names).unwrap();
         params.not_before = rcgen::date_time_ymd(2025, 1, 1);
@@ -170,7 +170,7 @@ mod tests {
         change(&mut params);
         let key = rcgen::KeyPair::generate().unwrap();
         let leaf = params.self_signed(&key).unwrap();
-        Distrusted::new(
+        Rejection::new(
             &rustls::Error::InvalidCertificate(reason),
             leaf.der(),
             &ServerName::try_from("other.example").unwrap(),
