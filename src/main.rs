@@ -12,17 +12,18 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(err) => return report(&err, 1),
     };
-    let ran = runtime.block_on(cli::run(command));
-    // A thread that waits for a dead name server or file server is not waited for.
+    let result = runtime.block_on(cli::run(command));
+    // Does not wait for blocking threads: one may hang on a dead name server or file server.
     runtime.shutdown_background();
-    match ran {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => report(failure.error.as_ref(), failure.code),
     }
 }
 
+/// Print an error with its causes, and return the exit code.
 fn report(err: &(dyn Error + 'static), code: u8) -> ExitCode {
-    // Whatever a peer has added to it stays on its line.
+    // Escaped, so that text from a peer cannot start a line of its own.
     let text = qtunnel::chain(err);
     let lines: Vec<_> = text.lines().map(qtunnel::escape).collect();
     eprintln!("qtunnel: {}", lines.join("\n"));

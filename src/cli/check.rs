@@ -1,4 +1,4 @@
-//! `qtunnel check`
+//! `qtunnel check`: the report on the connection to the edge, for people or as JSON.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use qtunnel::{AgentConfig, ConnectError, Report, StateDir, Verdict, escape};
 use serde_json::json;
 
 use super::edge_flags::EdgeFlags;
-use super::output::{figures, word};
+use super::output::{path_summary, transport_name};
 use super::settings::{self, Settings};
 use super::{Failure, connect};
 
@@ -16,16 +16,16 @@ use super::{Failure, connect};
 pub struct CheckArgs {
     #[command(flatten)]
     edge: EdgeFlags,
-    /// Print one JSON object per line and part of the way
+    /// Print one JSON object per line, for each step
     #[arg(long)]
     json: bool,
-    /// Where this agent's identity is kept
+    /// Keep this agent's identity here
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
 }
 
-/// Look at the way to the edge. Ends with code 0 if an agent would be connected, else with the code that
-/// `connect --exit-on-failure` would end with.
+/// Test the connection to the edge. The exit code is 0 if an agent could connect, else that of
+/// `connect --exit-on-failure`.
 pub async fn run(args: CheckArgs) -> Result<(), Failure> {
     let settings = Settings::load()?;
     let state = settings::state_dir(args.state_dir)?;
@@ -33,24 +33,26 @@ pub async fn run(args: CheckArgs) -> Result<(), Failure> {
     let config = args.edge.configure(&settings, &state)?;
     let report = qtunnel::check(&config)
         .await
-        .map_err(|err| refuse(err, &config))?;
+        .map_err(|err| failure(err, &config))?;
     let shown = match args.json {
         true => machine(&report, &config),
         false => human(&report, &config),
     };
-    // Nobody may be reading any more.
+    // Fails if the reader of a pipe has gone, which does not matter.
     let _ = std::io::stdout().write_all(shown.as_bytes());
     match report.session {
         Ok(_) => Ok(()),
-        Err(err) => Err(refuse(err, &config)),
+        Err(err) => Err(failure(err, &config)),
     }
 }
 
-fn refuse(err: ConnectError, config: &AgentConfig) -> Failure {
+/// Convert the error of a session, with the exit code of `connect`.
+fn failure(err: ConnectError, config: &AgentConfig) -> Failure {
     let has_token = !config.token.reveal().is_empty();
     connect::failure(err.into(), &config.server, has_token)
 }
 
+/// Format the report for people.
 fn human(report: &Report, config: &AgentConfig) -> String {
     let color = super::shows_colors(&std::io::stdout());
     let width = report
@@ -59,7 +61,7 @@ fn human(report: &Report, config: &AgentConfig) -> String {
         .map(|finding| finding.title.chars().count())
         .max()
         .unwrap_or(0);
-    let mut text = format!("the way to {}\n", config.server);
+    let mut text = format!("connection to {}\n", config.server);
     for finding in &report.findings {
         let (paint, end) = match (color, finding.verdict) {
             (false, _) => ("", ""),
@@ -80,13 +82,14 @@ fn human(report: &Report, config: &AgentConfig) -> String {
     if let Ok(transport) = &report.session {
         text += &format!(
             "agents connect over {} ({})\n",
-            word(transport.carrier),
-            figures(transport)
+            transport_name(transport.carrier),
+            path_summary(transport)
         );
     }
     text
 }
 
+/// Format the report as JSON, one object per line.
 fn machine(report: &Report, config: &AgentConfig) -> String {
     let mut lines: Vec<_> = report
         .findings
@@ -106,7 +109,7 @@ fn machine(report: &Report, config: &AgentConfig) -> String {
         "event": "checked",
         "server": config.server.to_string(),
         "code": report.session.as_ref().err().map_or(0, connect::code),
-        "transport": session.map(|transport| word(transport.carrier)),
+        "transport": session.map(|transport| transport_name(transport.carrier)),
         "rtt_ms": session.map(|transport| transport.rtt.as_secs_f64() * 1e3),
         "sent_packets": session.map(|transport| transport.sent_packets),
         "lost_packets": session.map(|transport| transport.lost_packets),

@@ -1,4 +1,4 @@
-//! `qtunnel connect`
+//! `qtunnel connect`: the agent.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use super::{Failure, signal};
 
 #[derive(Args)]
 pub struct ConnectArgs {
-    /// What to publish: a port (3000), HOST:PORT, http://…, https://…, https+insecure://…, h2c://…,
+    /// Publish this: a port (3000), HOST:PORT, http://…, https://…, https+insecure://…, h2c://…,
     /// unix:/path, or a directory
     upstream: Option<String>,
     #[command(flatten)]
@@ -30,25 +30,25 @@ pub struct ConnectArgs {
     /// Take a new name that nobody can guess
     #[arg(long, conflicts_with = "subdomain")]
     random: bool,
-    /// Have the name even if another agent with the same token holds it, which ends that one
+    /// Claim the name even if another agent with the same token holds it, and disconnect that agent
     #[arg(long, env = "QTUNNEL_TAKE_OVER_NAME")]
     take_over_name: bool,
-    /// What the upstream sees as Host: preserve, rewrite, or a host
+    /// Send the upstream this Host: preserve, rewrite, or a host
     #[arg(long, value_name = "preserve|rewrite|HOST")]
     host_header: Option<HostHeader>,
-    /// Let visitors switch to this protocol too, besides websocket (never h2c); may be repeated
+    /// Let visitors upgrade to this protocol, besides websocket (never h2c); may be repeated
     #[arg(long, value_name = "NAME")]
     allow_upgrade: Vec<UpgradeName>,
-    /// Print one JSON object per line and event
+    /// Print one JSON object per line, for each event
     #[arg(long)]
     json: bool,
-    /// How long the upstream may take to begin its answer
+    /// Wait this long for the start of the upstream's response
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = super::duration)]
     upstream_timeout: Duration,
-    /// How long conversations may go on after Ctrl-C or SIGTERM
+    /// Let conversations continue for this long after Ctrl-C or SIGTERM
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = super::duration)]
     grace_period: Duration,
-    /// End with code 5 if the edge cannot be reached, instead of trying for ever
+    /// Exit with code 5 if the edge cannot be reached, instead of retrying indefinitely
     #[arg(long)]
     exit_on_failure: bool,
     /// Keep this agent's identity here
@@ -56,6 +56,7 @@ pub struct ConnectArgs {
     state_dir: Option<PathBuf>,
 }
 
+/// Run an agent until a signal arrives or it fails permanently.
 pub async fn run(args: ConnectArgs) -> Result<(), Failure> {
     let (mut config, output) = configure(args)?;
     config.observer = output.observer();
@@ -74,6 +75,7 @@ pub async fn run(args: ConnectArgs) -> Result<(), Failure> {
     ended
 }
 
+/// Build the configuration from flags, files and the state directory.
 fn configure(args: ConnectArgs) -> Result<(AgentConfig, Output), Failure> {
     let settings = Settings::load()?;
     let state = settings::state_dir(args.state_dir)?;
@@ -108,7 +110,7 @@ fn configure(args: ConnectArgs) -> Result<(AgentConfig, Output), Failure> {
     for name in &args.allow_upgrade {
         upgrades.allow(name.as_str()).map_err(Failure::usage)?;
     }
-    // A flag goes before the file.
+    // A flag replaces the setting of the file.
     let configured = settings.allow_upgrade.iter().flatten();
     for name in configured.filter(|_| args.allow_upgrade.is_empty()) {
         upgrades
@@ -133,12 +135,15 @@ fn configure(args: ConnectArgs) -> Result<(AgentConfig, Output), Failure> {
     Ok((config, Output::start(args.json, address.to_string())))
 }
 
-/// Load this agent's identity, or make it.
+/// Load this agent's identity, or create it.
+///
+/// # Errors
+/// [`Failure`] if the file cannot be read or written, or is damaged.
 pub fn identity(state: &StateDir) -> Result<AgentId, Failure> {
-    let kept = state
+    let stored = state
         .read_or_write("agent-id", || AgentId::random().to_hex().into_bytes())
         .map_err(Failure::usage)?;
-    AgentId::from_hex(&String::from_utf8_lossy(&kept)).ok_or_else(|| {
+    AgentId::from_hex(&String::from_utf8_lossy(&stored)).ok_or_else(|| {
         let path = state.path("agent-id");
         Failure::usage(format!(
             "{} is damaged: remove it to have a new one made",
@@ -147,7 +152,7 @@ pub fn identity(state: &StateDir) -> Result<AgentId, Failure> {
     })
 }
 
-/// Choose the exit code, and say what to do where the edge cannot know it.
+/// Convert an error of the agent: with the exit code, and with advice that the edge cannot give.
 pub fn failure(err: AgentError, server: &ServerAddr, has_token: bool) -> Failure {
     let advice = match &err {
         AgentError::Connect(ConnectError::Refused(Refusal::Unauthorized)) if has_token => Some(
@@ -172,7 +177,7 @@ pub fn failure(err: AgentError, server: &ServerAddr, has_token: bool) -> Failure
         AgentError::Superseded | AgentError::TakenOver { .. } => 4,
         AgentError::Trust(_) => 2,
     };
-    // On one line and without a trap, whatever an edge, a proxy or a certificate has added to it.
+    // Escaped, on one line: it may contain text from an edge, a proxy or a certificate.
     let text = chain(&err);
     let text = escape(&text);
     let error = match advice {
@@ -182,7 +187,7 @@ pub fn failure(err: AgentError, server: &ServerAddr, has_token: bool) -> Failure
     Failure { code, error }
 }
 
-/// Choose the exit code where there is no session.
+/// Return the exit code for a session that could not be opened.
 pub fn code(err: &ConnectError) -> u8 {
     match err {
         ConnectError::Refused(Refusal::Unauthorized) => 3,

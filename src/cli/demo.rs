@@ -1,4 +1,4 @@
-//! `qtunnel demo`: edge, sample upstream and agent in one process, over real QUIC.
+//! `qtunnel demo`: an edge, a sample upstream and an agent in one process, over real QUIC.
 
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -27,15 +27,16 @@ use super::{Failure, signal};
 
 #[derive(Args)]
 pub struct DemoArgs {
-    /// The port of the URL that is printed; another one if it is taken
+    /// The port of the printed URL; another one if it is taken
     #[arg(long, default_value_t = 8080)]
     port: u16,
 }
 
+/// Run the demo until a signal arrives.
 pub async fn run(args: DemoArgs) -> Result<(), Failure> {
     let state_dir = std::env::temp_dir().join(format!("qtunnel-demo-{}", std::process::id()));
     let ran = demo(args, &state_dir).await;
-    // It held nothing but this demo's keys.
+    // It contained only the keys of this demo.
     let _ = std::fs::remove_dir_all(&state_dir);
     ran
 }
@@ -88,13 +89,13 @@ async fn demo(args: DemoArgs, state_dir: &std::path::Path) -> Result<(), Failure
         observer: output.observer(),
     };
 
-    // The agent goes before the edge, as it would if somebody stopped both.
+    // The agent stops before the edge, so that it can close its session.
     let (stop_edge, edge_stopped) = oneshot::channel::<()>();
     let mut tasks = JoinSet::new();
     tasks.spawn(edge.serve(async move {
         let _ = edge_stopped.await;
     }));
-    tasks.spawn(sample(upstream));
+    tasks.spawn(serve_sample(upstream));
     let agent = tokio::select! {
         agent = Agent::connect(config) => agent.map_err(Failure::running)?,
         () = &mut shutdown => return Ok(()),
@@ -108,8 +109,8 @@ async fn demo(args: DemoArgs, state_dir: &std::path::Path) -> Result<(), Failure
     served
 }
 
-/// Answer every request with what arrived.
-async fn sample(listener: TcpListener) {
+/// Serve requests with responses that show the request.
+async fn serve_sample(listener: TcpListener) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -117,17 +118,18 @@ async fn sample(listener: TcpListener) {
             accepted = listener.accept() => {
                 let Ok((stream, _)) = accepted else { continue };
                 connections.spawn(async move {
-                    // A connection that breaks is the visitor's business.
-                    let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(mirror)).await;
+                    // Connection errors do not matter here.
+                    let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(echo)).await;
                 });
             }
         }
     }
 }
 
-async fn mirror(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+/// Build a response that shows the request.
+async fn echo(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     let mut text = format!(
-        "It works: this answer went through a QUIC tunnel.\n\nThe upstream received:\n\n{} {}\n",
+        "It works: this response came through a QUIC tunnel.\n\nThe upstream received:\n\n{} {}\n",
         request.method(),
         escape(&request.uri().to_string())
     );

@@ -1,4 +1,4 @@
-//! Which edge, over what, and what to show it: the flags that `connect` and `check` have in common.
+//! The flags that `connect` and `check` share: the edge, the carrier, the token and the trust.
 
 use std::path::PathBuf;
 
@@ -15,7 +15,7 @@ pub struct EdgeFlags {
     /// The edge [default: the one of `qtunnel login`, else the local one]
     #[arg(long, value_name = "HOST[:PORT]", env = "QTUNNEL_SERVER")]
     server: Option<ServerAddr>,
-    /// What to travel on: auto, quic (UDP alone) or websocket
+    /// Use this carrier: auto, quic (UDP only) or websocket
     #[arg(
         long,
         value_name = "auto|quic|websocket",
@@ -23,14 +23,14 @@ pub struct EdgeFlags {
         env = "QTUNNEL_TRANSPORT"
     )]
     transport: Transport,
-    /// Where the WebSocket is, if not at the edge itself: wss://HOST:PORT or ws://HOST:PORT
+    /// Open the WebSocket here, if not at the edge itself: wss://HOST:PORT or ws://HOST:PORT
     #[arg(long, value_name = "URL")]
     websocket_url: Option<Uri>,
-    /// PathKind the edge through this proxy: http://, https://, socks5:// or off [default: HTTPS_PROXY,
+    /// Reach the edge through this proxy: http://, https://, socks5:// or off [default: HTTPS_PROXY,
     /// ALL_PROXY and NO_PROXY]
     #[arg(long, value_name = "URL|off")]
     proxy: Option<String>,
-    /// The token (better in QTUNNEL_TOKEN or a file: others see flags)
+    /// The token (better in QTUNNEL_TOKEN or a file: flags are visible to other users)
     #[arg(
         long,
         env = "QTUNNEL_TOKEN",
@@ -50,9 +50,12 @@ pub struct EdgeFlags {
 }
 
 impl EdgeFlags {
-    /// Make an agent's configuration, with nothing to publish yet, from the flags and the files.
+    /// Build an agent's configuration, without tunnels, from the flags and the files.
+    ///
+    /// # Errors
+    /// [`Failure`] if a setting is invalid, or a file cannot be read.
     pub fn configure(self, settings: &Settings, state: &StateDir) -> Result<AgentConfig, Failure> {
-        // What belongs to a configured server must not be shown to another one.
+        // The token and trust of the configured server must not be used for another one.
         let configured = match (&self.server, &settings.server) {
             (Some(flag), Some(file)) => file.parse::<ServerAddr>().is_ok_and(|file| file == *flag),
             (Some(_), None) => false,
@@ -81,6 +84,7 @@ impl EdgeFlags {
         })
     }
 
+    /// Return the token from the flags, or that of the configured server.
     fn token(&self, settings: &Settings, configured: bool) -> Result<Secret, Failure> {
         let token = match (
             &self.token,
@@ -88,15 +92,18 @@ impl EdgeFlags {
             &settings.token,
             &settings.token_file,
         ) {
-            (Some(token), ..) => settings::tidy(token).to_owned(),
+            (Some(token), ..) => settings::trim_secret(token).to_owned(),
             (None, Some(file), ..) => settings::read_secret(file)?,
-            (None, None, Some(token), _) if configured => settings::tidy(token.reveal()).to_owned(),
+            (None, None, Some(token), _) if configured => {
+                settings::trim_secret(token.reveal()).to_owned()
+            }
             (None, None, None, Some(file)) if configured => settings::read_secret(file)?,
             _ => String::new(),
         };
         Ok(Secret::new(token))
     }
 
+    /// Return the trust from the flags, or that of the configured server.
     fn trust(
         &self,
         settings: &Settings,
@@ -124,7 +131,7 @@ impl EdgeFlags {
     }
 }
 
-/// Tell which line of a configuration file is wrong.
+/// Create the error of an invalid setting in a configuration file.
 pub fn misconfigured(key: &str, err: impl std::fmt::Display) -> Failure {
     Failure::usage(format!("{key} in the configuration file: {err}"))
 }

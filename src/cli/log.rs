@@ -1,5 +1,5 @@
-//! What the log's lines consist of. All that is logged passes here, so that nothing that a peer, a visitor or an
-//! upstream says can end a line, colour a terminal or fill it, whichever error brought it along.
+//! The formatting of log fields. Everything that is logged is escaped and truncated here, so that no text from a peer, a
+//! visitor or an upstream can end a line, colour a terminal or flood it, whichever error contains it.
 
 use std::error::Error;
 use std::fmt;
@@ -10,36 +10,39 @@ use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::Writer;
 
-/// Writes the message and the fields of an event or a span, each safe to show and of bounded length.
+/// Formats the message and the fields of an event or a span, each escaped and of bounded length.
 pub struct SafeFields;
 
 impl<'writer> FormatFields<'writer> for SafeFields {
     fn format_fields<R: RecordFields>(&self, writer: Writer<'writer>, fields: R) -> fmt::Result {
-        let mut line = Line {
+        let mut line = FieldWriter {
             writer,
-            begun: false,
-            written: Ok(()),
+            started: false,
+            result: Ok(()),
         };
         fields.record(&mut line);
-        line.written
+        line.result
     }
 }
 
-struct Line<'writer> {
+/// Writes fields to one log line.
+struct FieldWriter<'writer> {
     writer: Writer<'writer>,
-    begun: bool,
-    written: fmt::Result,
+    /// A field has been written, so that the next one needs a blank before it.
+    started: bool,
+    /// The first error, after which nothing is written.
+    result: fmt::Result,
 }
 
-impl Line<'_> {
+impl FieldWriter<'_> {
     fn field(&mut self, field: &Field, value: &str) {
-        if self.written.is_ok() {
-            self.written = self.write(field.name(), value);
+        if self.result.is_ok() {
+            self.result = self.write(field.name(), value);
         }
     }
 
     fn write(&mut self, name: &str, value: &str) -> fmt::Result {
-        if std::mem::replace(&mut self.begun, true) {
+        if std::mem::replace(&mut self.started, true) {
             self.writer.write_char(' ')?;
         }
         match (name, self.writer.has_ansi_escapes()) {
@@ -47,16 +50,16 @@ impl Line<'_> {
             (name, false) => write!(self.writer, "{name}=")?,
             (name, true) => write!(self.writer, "\x1b[3m{name}\x1b[0m\x1b[2m=\x1b[0m")?,
         }
-        let shown = escape(beginning(value));
+        let shown = escape(truncated(value));
         self.writer.write_str(&shown)?;
-        match beginning(value).len() < value.len() {
+        match truncated(value).len() < value.len() {
             true => self.writer.write_char('…'),
             false => Ok(()),
         }
     }
 }
 
-impl Visit for Line<'_> {
+impl Visit for FieldWriter<'_> {
     fn record_error(&mut self, field: &Field, value: &(dyn Error + 'static)) {
         self.field(field, &chain(value));
     }
@@ -66,17 +69,17 @@ impl Visit for Line<'_> {
     }
 }
 
-/// Return as much of a value as a line has room for.
-fn beginning(value: &str) -> &str {
-    let mut end = value.len().min(VALUE);
+/// Return the start of a value, up to [`MAX_VALUE`].
+fn truncated(value: &str) -> &str {
+    let mut end = value.len().min(MAX_VALUE);
     while !value.is_char_boundary(end) {
         end -= 1;
     }
     &value[..end]
 }
 
-/// The longest value in bytes: an error with all its causes fits well.
-const VALUE: usize = 4 << 10;
+/// The longest value in bytes: an error with all its causes fits.
+const MAX_VALUE: usize = 4 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -116,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_logged_stays_on_its_line() {
+    fn a_log_event_is_always_one_line() {
         let forged = "x\r\nINFO forged\x1b[2J\u{9b}\u{202e}";
         let err = io::Error::other(forged);
 
@@ -132,10 +135,10 @@ mod tests {
     }
 
     #[test]
-    fn a_long_value_is_cut() {
-        let text = logged(|| info!(reason = %"é".repeat(VALUE), "long"));
+    fn a_long_value_is_truncated() {
+        let text = logged(|| info!(reason = %"é".repeat(MAX_VALUE), "long"));
 
-        assert!(text.len() < VALUE + 100, "{}", text.len());
+        assert!(text.len() < MAX_VALUE + 100, "{}", text.len());
         assert!(text.ends_with("…\n"));
     }
 }

@@ -1,4 +1,4 @@
-//! `qtunnel login`
+//! `qtunnel login`: storing a server and its token in the user's configuration.
 
 use std::io::{BufRead, IsTerminal, Read};
 use std::path::PathBuf;
@@ -35,30 +35,28 @@ pub struct LoginArgs {
     ca: Option<PathBuf>,
 }
 
-/// Ask for the token on the terminal, or take it from a pipe.
-fn ask() -> Result<String, Failure> {
+/// Prompt for the token on a terminal, or read it from a pipe.
+fn read_token() -> Result<String, Failure> {
     if std::io::stdin().is_terminal() {
         eprint!("token: ");
     }
     let mut line = String::new();
-    let read = std::io::stdin()
-        .lock()
-        .take(LONGEST_TOKEN)
-        .read_line(&mut line);
-    match (read, settings::tidy(&line)) {
+    let read = std::io::stdin().lock().take(MAX_TOKEN).read_line(&mut line);
+    match (read, settings::trim_secret(&line)) {
         (Err(_), _) | (_, "") => Err(Failure::usage("which token? Pass --token or --token-file")),
         (Ok(_), token) => Ok(token.to_owned()),
     }
 }
 
-/// More than any token has, in bytes.
-const LONGEST_TOKEN: u64 = 64 << 10;
+/// The most bytes to read for a token: more than any token has.
+const MAX_TOKEN: u64 = 64 << 10;
 
+/// Store the server, the token and the trust.
 pub fn run(args: LoginArgs) -> Result<(), Failure> {
     let token = match (args.token, &args.token_file) {
-        (Some(token), _) => settings::tidy(&token).to_owned(),
+        (Some(token), _) => settings::trim_secret(&token).to_owned(),
         (None, Some(file)) => settings::read_secret(file)?,
-        (None, None) => ask()?,
+        (None, None) => read_token()?,
     };
     let ca = args
         .ca

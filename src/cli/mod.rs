@@ -1,19 +1,19 @@
-//! The command line: raw flags in, finished configurations out. Nobody else knows clap.
+//! The command line: raw flags in, complete configurations out. No other module uses clap.
 
+mod aliases;
 mod check;
 mod connect;
 mod demo;
 mod edge_flags;
-mod habits;
 mod log;
 mod login;
-mod next_step;
 mod output;
 mod serve;
 #[cfg(unix)]
 mod service;
 mod settings;
 mod signal;
+mod suggested_command;
 
 use std::error::Error;
 use std::io::IsTerminal;
@@ -38,40 +38,40 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Publish a local port, server or directory
     Connect(connect::ConnectArgs),
-    /// Find out what is in the way to the edge, and over what agents reach it
+    /// Test every step of the connection to the edge, and show over which carrier agents reach it
     Check(check::CheckArgs),
     /// Remember a server and its token, so that `qtunnel connect 3000` is enough
     Login(login::LoginArgs),
-    /// Run edge, sample upstream and agent in one process, and print a URL to open
+    /// Run an edge, a sample upstream and an agent in one process, and print a URL to open
     Demo(demo::DemoArgs),
 }
 
-/// Read the command line. Wrong usage ends the program with code 2, `--help` with 0.
+/// Parse the command line. Wrong usage exits with code 2, `--help` with 0.
 pub fn parse() -> Cli {
-    let mut typed = std::env::args_os();
-    let program = typed.next().unwrap_or_else(|| "qtunnel".into());
-    match habits::translate(typed.collect()) {
+    let mut args = std::env::args_os();
+    let program = args.next().unwrap_or_else(|| "qtunnel".into());
+    match aliases::translate(args.collect()) {
         Ok(words) => Cli::parse_from(std::iter::once(program).chain(words)),
-        Err(instead) => {
-            eprintln!("qtunnel: {}", qtunnel::escape(&instead));
+        Err(advice) => {
+            eprintln!("qtunnel: {}", qtunnel::escape(&advice));
             std::process::exit(2);
         }
     }
 }
 
-/// Log to stderr, as `RUST_LOG` says: levels, of all or of a module (`warn,qtunnel::carrier=debug`). Filters by
-/// span or field are not understood: the regular expressions that they need are 3 % of a program that is in memory
-/// on every laptop.
+/// Start logging to stderr as configured by `RUST_LOG`: a level for everything or for a module
+/// (`warn,qtunnel::carrier=debug`). Filters by span or field are not supported: the regular expressions for them would
+/// be 3 % of the program, in the memory of every laptop.
 pub fn start_tracing() {
-    let wanted = std::env::var("RUST_LOG")
+    let filter = std::env::var("RUST_LOG")
         .ok()
-        .filter(|wanted| !wanted.is_empty());
-    let parsed = wanted.as_deref().map(str::parse::<Targets>).transpose();
+        .filter(|filter| !filter.is_empty());
+    let parsed = filter.as_deref().map(str::parse::<Targets>).transpose();
     let (targets, problem) = match parsed {
         Ok(targets) => (targets, None),
         Err(err) => (None, Some(err)),
     };
-    let as_usual = || {
+    let default_targets = || {
         Targets::new()
             .with_default(LevelFilter::WARN)
             .with_target("qtunnel", LevelFilter::INFO)
@@ -83,17 +83,17 @@ pub fn start_tracing() {
         .with_target(false);
     tracing_subscriber::registry()
         .with(lines)
-        .with(targets.unwrap_or_else(as_usual))
+        .with(targets.unwrap_or_else(default_targets))
         .init();
     if let Some(err) = problem {
-        warn!(%err, "RUST_LOG is not understood, logging as usual; write it like warn,qtunnel=debug");
+        warn!(%err, "RUST_LOG is not understood, using the default; write it like warn,qtunnel=debug");
     }
 }
 
-/// Do what the command line says.
+/// Run the command.
 ///
 /// # Errors
-/// [`Failure`] has the exit code.
+/// [`Failure`], with the exit code.
 pub async fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Serve(args) => serve::run(args).await,
@@ -104,12 +104,12 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
     }
 }
 
-/// Tell whether colours can be written there, and are wanted.
+/// Report whether an output is a terminal with colours, and `NO_COLOR` is not set.
 fn shows_colors(output: &impl IsTerminal) -> bool {
     std::env::var_os("NO_COLOR").is_none() && output.is_terminal() && understands_colors()
 }
 
-/// A Windows console understands them once it is asked to.
+/// Enable ANSI colours in a Windows console. Return whether that succeeded.
 #[cfg(windows)]
 fn understands_colors() -> bool {
     anstyle_query::windows::enable_ansi_colors().unwrap_or(false)
@@ -120,22 +120,22 @@ fn understands_colors() -> bool {
     true
 }
 
-/// Read a flag's duration.
+/// Parse the duration of a flag.
 fn duration(text: &str) -> Result<std::time::Duration, &'static str> {
     humantime::parse_duration(text).map_err(|_| "not a duration: write 500ms, 30s or 2m")
 }
 
-/// Why the program ends, and with which code.
+/// An error that ends the program, with the exit code.
 pub struct Failure {
-    /// 1 failed while running, 2 wrong usage or configuration, 3 token refused, 4 name taken,
+    /// The exit code: 1 failed while running, 2 wrong usage or configuration, 3 token refused, 4 name taken,
     /// 5 server not reachable.
     pub code: u8,
-    /// What is shown.
+    /// The error that is printed.
     pub error: Box<dyn Error>,
 }
 
 impl Failure {
-    /// Something failed while running.
+    /// Create a failure at run time (code 1).
     fn running(error: impl Into<Box<dyn Error>>) -> Self {
         Self {
             code: 1,
@@ -143,7 +143,7 @@ impl Failure {
         }
     }
 
-    /// Flags, environment or configuration files are wrong.
+    /// Create a failure because flags, environment or configuration files are wrong (code 2).
     fn usage(error: impl Into<Box<dyn Error>>) -> Self {
         Self {
             code: 2,

@@ -1,4 +1,4 @@
-//! What a person or a program at the agent sees: one line for each event, on stdout.
+//! The agent's output on stdout: one line for each event, for people or as JSON.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -14,31 +14,32 @@ use serde_json::{Value, json};
 
 use super::Failure;
 
-/// Makes and writes lines on a thread of its own, so that a terminal that has stopped reading does not stop
-/// the tunnel, and a log that is read by nobody does not slow it down.
+/// Formats and writes lines on a thread of its own, so that a terminal that has stopped reading does not block the
+/// tunnel, and a log that nobody reads does not slow it down.
 pub struct Output {
     lines: SyncSender<Box<Line>>,
+    /// Lines that were dropped because the queue was full.
     skipped: Arc<AtomicU64>,
-    /// Is disconnected once all is written.
+    /// Disconnected once all lines are written.
     written: Receiver<()>,
     json: bool,
 }
 
-/// What is to become a line.
+/// A line of output before or after formatting.
 enum Line {
-    Happened { at: Timestamp, event: Event },
-    Made(String),
+    Event { at: Timestamp, event: Event },
+    Text(String),
 }
 
 impl Output {
-    /// Begin to write, for people or (`json`) for programs.
+    /// Start the writer thread, for people or (`json`) for programs.
     pub fn start(json: bool, upstream: String) -> Self {
-        let (lines, queue) = sync_channel(QUEUE);
+        let (lines, queue) = sync_channel(MAX_QUEUED_LINES);
         let skipped = Arc::new(AtomicU64::new(0));
         let missing = skipped.clone();
         let style = Style::new(json, upstream);
         let (writing, written) = sync_channel::<()>(0);
-        // Nobody joins it: it ends when all senders are gone, or with the process.
+        // Not joined: the thread ends when all senders are dropped, or with the process.
         std::thread::spawn(move || {
             write(&queue, &missing, style);
             drop(writing);
@@ -51,21 +52,18 @@ impl Output {
         }
     }
 
-    /// Return an observer that writes here.
+    /// Return an observer that queues a line for each event.
     pub fn observer(&self) -> Observer {
         let (lines, skipped) = (self.lines.clone(), self.skipped.clone());
         Observer::new(move |event| {
             let at = Timestamp::now();
-            if lines
-                .try_send(Box::new(Line::Happened { at, event }))
-                .is_err()
-            {
+            if lines.try_send(Box::new(Line::Event { at, event })).is_err() {
                 skipped.fetch_add(1, Ordering::Relaxed);
             }
         })
     }
 
-    /// Write what is left, and that the agent has stopped, and why if not as it was told.
+    /// Write the queued lines, and in JSON the final event with the exit code and the error.
     pub fn finish(self, failure: Option<&Failure>) {
         if self.json {
             let stopped = json!({
@@ -73,17 +71,17 @@ impl Output {
                 "code": failure.map_or(0, |failure| failure.code),
                 "error": failure.map(|failure| escape(&failure.error.to_string()).into_owned()),
             });
-            let stopped = Line::Made(stopped.to_string());
+            let stopped = Line::Text(stopped.to_string());
             let _ = self.lines.try_send(Box::new(stopped));
         }
         drop(self.lines);
-        // The observer, which has the other sender, is gone with the agent. A terminal that has stopped reading
-        // is not waited for.
-        let _ = self.written.recv_timeout(LAST_LINES);
+        // The observer, which holds the other sender, was dropped with the agent. The wait is limited: a terminal may
+        // have stopped reading.
+        let _ = self.written.recv_timeout(FLUSH_TIMEOUT);
     }
 }
 
-/// Write lines until all senders are gone.
+/// Write lines until all senders are dropped.
 fn write(queue: &Receiver<Box<Line>>, missing: &AtomicU64, mut style: Style) {
     let mut out = std::io::stdout();
     let mut text = String::new();
@@ -104,18 +102,18 @@ fn write(queue: &Receiver<Box<Line>>, missing: &AtomicU64, mut style: Style) {
                 text.push_str(&line);
             }
         }
-        // It fails if nobody reads any more: the tunnel goes on without being watched.
+        // Fails if the reader has gone: the tunnel continues without output.
         let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-        std::thread::sleep(TOGETHER);
+        std::thread::sleep(WRITE_INTERVAL);
     }
 }
 
-/// How lines look.
+/// The format of the lines.
 struct Style {
     json: bool,
     color: bool,
     upstream: String,
-    /// The time of day of the second that was last written.
+    /// The last second, and its time of day as text.
     clock: (i64, String),
 }
 
@@ -131,9 +129,9 @@ impl Style {
 
     fn write(&mut self, text: &mut String, line: Line) {
         match line {
-            Line::Made(line) => text.push_str(&line),
-            Line::Happened { at, event } if self.json => text.push_str(&machine(at, &event)),
-            Line::Happened { at, event } => {
+            Line::Text(line) => text.push_str(&line),
+            Line::Event { at, event } if self.json => text.push_str(&machine(at, &event)),
+            Line::Event { at, event } => {
                 if self.clock.0 != at.as_second() {
                     let time = at.to_zoned(TimeZone::system()).strftime("%H:%M:%S");
                     self.clock = (at.as_second(), time.to_string());
@@ -143,7 +141,7 @@ impl Style {
         }
     }
 
-    /// Write what a request was, which may happen tens of thousands of times in a second.
+    /// Format a request. There may be tens of thousands in a second.
     fn request(&self, text: &mut String, log: &RequestRecord) {
         let status = log
             .status
@@ -151,24 +149,24 @@ impl Style {
         let status = status.as_ref().map_or("---", StatusCode::as_str);
         let (paint, plain) = match log.status {
             _ if !self.color => ("", ""),
-            Some(..300) => ("\x1b[32m", PLAIN),
-            Some(300..400) => ("\x1b[36m", PLAIN),
-            Some(400..500) => ("\x1b[33m", PLAIN),
-            _ => ("\x1b[31m", PLAIN),
+            Some(..300) => ("\x1b[32m", RESET),
+            Some(300..400) => ("\x1b[36m", RESET),
+            Some(400..500) => ("\x1b[33m", RESET),
+            _ => ("\x1b[31m", RESET),
         };
         let method = escape(log.method.as_str());
-        let gap = &COLUMN[method.len().min(COLUMN.len())..];
+        let gap = &METHOD_PADDING[method.len().min(METHOD_PADDING.len())..];
         let (clock, path) = (&self.clock.1, escape(&log.target));
         for part in [
             clock, "  ", &method, gap, " ", &path, "  ", paint, status, plain, "  ",
         ] {
             text.push_str(part);
         }
-        text.push_str(&brief(log.duration));
+        text.push_str(&format_duration(log.duration));
         text.push_str("  ");
-        text.push_str(&size(log.sent));
+        text.push_str(&format_size(log.sent));
         if log.received > 0 {
-            text.push_str(&format!(" (in {})", size(log.received)));
+            text.push_str(&format!(" (in {})", format_size(log.received)));
         }
         if let Some(problem) = &log.problem {
             text.push_str("  ");
@@ -176,6 +174,7 @@ impl Style {
         }
     }
 
+    /// Format an event for people.
     fn human(&self, text: &mut String, event: &Event) {
         let clock = &self.clock.1;
         let line = match event {
@@ -188,14 +187,14 @@ impl Style {
                 format!(
                     "{}\nconnected over {} ({})",
                     lines.join("\n"),
-                    word(transport.carrier),
-                    figures(transport)
+                    transport_name(transport.carrier),
+                    path_summary(transport)
                 )
             }
             Event::Transport(transport) => format!(
                 "{clock}  {} ({})",
                 escape(&transport.reason),
-                figures(transport)
+                path_summary(transport)
             ),
             Event::Reconnecting { reason, wait } if wait.is_zero() => {
                 format!("{clock}  {}; reconnecting", escape(reason))
@@ -220,10 +219,11 @@ impl Style {
     }
 }
 
+/// Format an event as a JSON object.
 fn machine(at: Timestamp, event: &Event) -> String {
     let value = match event {
         Event::Ready { tunnels, transport } => {
-            let mut value = transported("ready", transport);
+            let mut value = transport_event("ready", transport);
             value["url"] = json!(tunnels.first().and_then(|tunnel| tunnel.urls.first()));
             value["tunnels"] = tunnels
                 .iter()
@@ -231,7 +231,7 @@ fn machine(at: Timestamp, event: &Event) -> String {
                 .collect();
             value
         }
-        Event::Transport(transport) => transported("transport", transport),
+        Event::Transport(transport) => transport_event("transport", transport),
         Event::Reconnecting { reason, wait } => json!({
             "event": "reconnecting", "reason": escape(reason), "wait_ms": millis(*wait),
         }),
@@ -258,10 +258,11 @@ fn machine(at: Timestamp, event: &Event) -> String {
     value.to_string()
 }
 
-fn transported(event: &str, transport: &LinkStats) -> Value {
+/// Build a JSON event with the statistics of the carrier.
+fn transport_event(event: &str, transport: &LinkStats) -> Value {
     json!({
         "event": event,
-        "transport": word(transport.carrier),
+        "transport": transport_name(transport.carrier),
         "reason": escape(&transport.reason),
         "rtt_ms": transport.rtt.as_secs_f64() * 1e3,
         "sent_packets": transport.sent_packets,
@@ -270,32 +271,34 @@ fn transported(event: &str, transport: &LinkStats) -> Value {
     })
 }
 
-/// How good a path is: its round trip time, losses and largest packet.
-pub fn figures(transport: &LinkStats) -> String {
+/// Summarize a path: its round-trip time, loss rate and largest packet.
+pub fn path_summary(transport: &LinkStats) -> String {
     let lost = match transport.sent_packets {
         0 => 0.0,
         sent => transport.lost_packets as f64 / sent as f64 * 100.0,
     };
     format!(
         "round trip {}, {lost:.1} % lost, packets of up to {} bytes",
-        brief(transport.rtt),
+        format_duration(transport.rtt),
         transport.mtu
     )
 }
 
-/// A carrier, in the word that `--transport` knows it by.
-pub fn word(carrier: Carrier) -> &'static str {
+/// Return the name of a carrier, as in `--transport`.
+pub fn transport_name(carrier: Carrier) -> &'static str {
     match carrier {
         Carrier::Udp => "quic",
         Carrier::WebSocket => "websocket",
     }
 }
 
+/// Return a duration in whole milliseconds.
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn brief(time: Duration) -> String {
+/// Format a duration with one decimal in the largest unit.
+fn format_duration(time: Duration) -> String {
     match time.as_secs() {
         seconds @ 60.. => humantime::format_duration(Duration::from_secs(seconds)).to_string(),
         1.. => decimal(millis(time), 1_000, " s"),
@@ -303,7 +306,8 @@ fn brief(time: Duration) -> String {
     }
 }
 
-fn size(bytes: u64) -> String {
+/// Format a number of bytes with one decimal in the largest unit.
+fn format_size(bytes: u64) -> String {
     match bytes {
         1_000_000_000.. => decimal(bytes, 1_000_000_000, " GB"),
         1_000_000.. => decimal(bytes, 1_000_000, " MB"),
@@ -312,8 +316,8 @@ fn size(bytes: u64) -> String {
     }
 }
 
-/// Write a number of units, which are many of something smaller, with one decimal. In whole numbers: a float takes
-/// `fmt` some seven hundred instructions, and each request has two.
+/// Format `number` in units of `unit` with one decimal. Uses integers only: formatting a float takes some seven hundred
+/// instructions, and each request has two numbers.
 fn decimal(number: u64, unit: u64, name: &str) -> String {
     let tenths = number.saturating_add(unit / 20) / (unit / 10);
     let mut digits = itoa::Buffer::new();
@@ -325,21 +329,21 @@ fn decimal(number: u64, unit: u64, name: &str) -> String {
     text
 }
 
-/// What ends a colour.
-const PLAIN: &str = "\x1b[0m";
+/// The escape sequence that ends a colour.
+const RESET: &str = "\x1b[0m";
 
-/// The width of most methods, in blanks.
-const COLUMN: &str = "       ";
+/// Padding to the width of most methods.
+const METHOD_PADDING: &str = "       ";
 
-/// Lines that may wait for the terminal.
-const QUEUE: usize = 4096;
+/// The most lines that wait for the terminal; more are dropped and counted.
+const MAX_QUEUED_LINES: usize = 4096;
 
-/// How long the last lines may take to be written.
-const LAST_LINES: Duration = Duration::from_secs(1);
+/// Time that the last lines have to be written when the agent ends.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long the lines of a busy tunnel gather to be written at once. A system call for each, and
-/// waking this thread for it, took a fifth of the agent's time.
-const TOGETHER: Duration = Duration::from_millis(10);
+/// The interval between two writes, in which the lines of a busy tunnel are batched. A system call for each line, and
+/// waking this thread for it, took a fifth of the agent's CPU time.
+const WRITE_INTERVAL: Duration = Duration::from_millis(10);
 
 #[cfg(test)]
 mod tests {
@@ -357,7 +361,7 @@ mod tests {
             (59_900_000, "59.9 s"),
             (61_700_000, "1m 1s"),
         ] {
-            assert_eq!(brief(Duration::from_micros(micros)), text);
+            assert_eq!(format_duration(Duration::from_micros(micros)), text);
         }
         for (bytes, text) in [
             (0, "0 B"),
@@ -369,7 +373,7 @@ mod tests {
             (7_000_000_000, "7.0 GB"),
             (u64::MAX, "18446744073.7 GB"),
         ] {
-            assert_eq!(size(bytes), text);
+            assert_eq!(format_size(bytes), text);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `qtunnel serve`
+//! `qtunnel serve`: the edge.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::num::NonZeroUsize;
@@ -11,10 +11,10 @@ use ipnet::IpNet;
 use qtunnel::proto::Secret;
 use qtunnel::{Edge, EdgeConfig, EdgeIdentity, EdgeLimits, StateDir};
 
-use super::next_step::NextStep;
 #[cfg(unix)]
 use super::service;
 use super::settings::{self, Settings};
+use super::suggested_command::SuggestedCommand;
 use super::{Failure, signal};
 
 #[derive(Args)]
@@ -31,13 +31,13 @@ pub struct ServeArgs {
     /// Listen for agents over UDP: PORT, HOST:PORT or off [default: 443; local: 8443]
     #[arg(long, value_name = "ADDR", env = "QTUNNEL_QUIC")]
     quic: Option<Listen>,
-    /// The certificate chain (PEM, the edge's own first) [default: one from a CA of its own]
+    /// The certificate chain (PEM, the edge's own first) [default: one from a local CA]
     #[arg(long, value_name = "FILE", requires = "key")]
     cert: Option<PathBuf>,
     /// The private key of the certificate (PEM)
     #[arg(long, value_name = "FILE", requires = "cert")]
     key: Option<PathBuf>,
-    /// Accept agents that show this token (better in QTUNNEL_TOKEN or a file: others see flags)
+    /// Accept agents with this token (better in QTUNNEL_TOKEN or a file: flags are visible to other users)
     #[arg(
         long,
         env = "QTUNNEL_TOKEN",
@@ -45,53 +45,56 @@ pub struct ServeArgs {
         conflicts_with = "token_file"
     )]
     token: Option<String>,
-    /// Accept agents that show the token in this file
+    /// Accept agents with the token in this file
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
     /// Keep certificates, keys and the token here
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// Believe what proxies in this network say about the visitor (X-Forwarded-*, Forwarded)
+    /// Trust the X-Forwarded-* and Forwarded fields of proxies in this network
     #[arg(long, value_name = "CIDR", value_parser = network)]
     trusted_proxy: Vec<IpNet>,
-    /// Where visitors reach the edge through a proxy in front of it: https://example.com
+    /// The URL of the edge for visitors, if a proxy is in front of it: https://example.com
     #[arg(long, value_name = "URL", value_parser = public_url)]
     public_url: Option<Uri>,
-    /// Answer plain HTTP with a redirection to HTTPS
+    /// Redirect plain HTTP to HTTPS
     #[arg(long)]
     redirect_https: bool,
-    /// Take over from the edge that runs with the same state directory: it drains, and nobody notices
+    /// Take over from the edge that runs with the same state directory, without downtime: it drains
     #[arg(long)]
     take_over: bool,
-    /// How long conversations may go on after Ctrl-C or SIGTERM, or once another edge has taken over
+    /// Let conversations continue for this long after Ctrl-C or SIGTERM, or after another edge has taken over
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = super::duration)]
     grace_period: Duration,
-    /// How long an agent's names stay reserved for it after its connection broke
+    /// Reserve an agent's names for this long after its connection was lost
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = super::duration)]
     lease: Duration,
-    /// How long requests wait for an agent that is away before they get 502
+    /// Hold requests for an agent that is away for this long before they get 502
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = super::duration)]
     hold: Duration,
-    /// Connections that one visitor's address may have at a time
+    /// The most concurrent connections from one visitor's address
     #[arg(long, value_name = "N", default_value_t = EdgeLimits::default().connections_per_visitor)]
     connections_per_visitor: usize,
-    /// Threads that serve agents and their visitors [default: one for every two cores]
+    /// The number of threads that serve agents and their visitors [default: one for every two cores]
     #[arg(long, value_name = "N")]
     workers: Option<NonZeroUsize>,
-    /// MiB of bodies that may wait for slow readers, of all agents together
+    /// The most MiB of bodies buffered for slow readers, of all agents together
     #[arg(long, value_name = "MIB", default_value_t = (EdgeLimits::default().buffer >> 20) as u32)]
     buffer: u32,
-    /// MiB of bodies that may wait for slow readers, of one agent
+    /// The most MiB of bodies buffered for slow readers, of one agent
     #[arg(long, value_name = "MIB", default_value_t = (EdgeLimits::default().session_buffer >> 20) as u32)]
     session_buffer: u32,
 }
 
-/// An address to listen on, or none.
+/// The argument of a listener's flag.
 #[derive(Clone, Debug)]
 enum Listen {
+    /// No listener.
     Off,
+    /// A port on the default addresses.
     Port(u16),
-    At(SocketAddr),
+    /// A socket address.
+    Address(SocketAddr),
 }
 
 impl std::str::FromStr for Listen {
@@ -104,12 +107,13 @@ impl std::str::FromStr for Listen {
         if let Ok(port) = text.strip_prefix(':').unwrap_or(text).parse() {
             return Ok(Self::Port(port));
         }
-        text.parse().map(Self::At).map_err(|_| {
+        text.parse().map(Self::Address).map_err(|_| {
             "not an address: use a port (8080), an IP address and port (127.0.0.1:8080, [::]:443) or off".into()
         })
     }
 }
 
+/// Run an edge until a signal arrives or a successor takes over.
 pub async fn run(args: ServeArgs) -> Result<(), Failure> {
     let settings = Settings::load()?;
     let domain = match args.domain.or(settings.domain.clone()) {
@@ -123,15 +127,15 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
             return Err(Failure::usage("the token is empty"));
         }
         (Some(token), _) => Some(Token {
-            secret: Secret::new(settings::tidy(&token)),
-            origin: Origin::Given,
+            secret: Secret::new(settings::trim_secret(&token)),
+            origin: TokenOrigin::Given,
         }),
         (None, Some(file)) => Some(Token {
             secret: Secret::new(settings::read_secret(&file)?),
-            origin: Origin::File(file),
+            origin: TokenOrigin::File(file),
         }),
         (None, None) if local => None,
-        (None, None) => Some(kept_token(&state_dir)?),
+        (None, None) => Some(load_or_create_token(&state_dir)?),
     };
     let identity = match (args.cert, args.key) {
         (Some(chain), Some(key)) => EdgeIdentity::Files { chain, key },
@@ -141,7 +145,7 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
     let config = EdgeConfig {
         http: addresses(args.http, local, 80, 8080),
         https: addresses(args.https, local, 443, 8443),
-        // One endpoint, to which WebSockets lead as well.
+        // One QUIC endpoint, which also receives the packets from WebSockets.
         quic: addresses(args.quic, local, 443, 8443).first().copied(),
         identity,
         state_dir: state_dir.clone(),
@@ -152,10 +156,10 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
         grace_period: args.grace_period,
         lease: args.lease,
         hold: args.hold,
-        workers: args.workers.unwrap_or_else(workers),
+        workers: args.workers.unwrap_or_else(default_workers),
         limits: EdgeLimits {
             connections_per_visitor: args.connections_per_visitor,
-            connections: descriptors(),
+            connections: max_connections(),
             buffer: u64::from(args.buffer) << 20,
             session_buffer: u64::from(args.session_buffer) << 20,
             ..EdgeLimits::default()
@@ -164,7 +168,7 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
     };
     if config.http.is_empty() && config.https.is_empty() {
         return Err(Failure::usage(
-            "with --http off and --https off no visitor could come",
+            "with --http off and --https off no visitor can connect",
         ));
     }
     let domain = config.domain.clone();
@@ -196,7 +200,7 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Say where the edge listens, and what to type on the laptop.
+/// Print the addresses of the edge, and the command for the agent.
 fn announce(
     edge: &Edge,
     domain: &str,
@@ -217,49 +221,53 @@ fn announce(
     println!("  https  {}", list(edge.https_addrs()));
     println!("  quic   {}", list(edge.quic_addrs()));
     let Some(token) = token else {
-        let step = NextStep::local(edge, settings);
-        println!("publish something: {}", step.connect());
+        let command = SuggestedCommand::local(edge, settings);
+        println!("publish something: {}", command.connect());
         return;
     };
-    // A certificate that the laptop's own authorities vouch for needs no pin.
+    // A certificate from a public CA needs no pin.
     let trusted = own_certificate && edge.is_publicly_trusted();
-    let step = NextStep::remote(edge, domain, trusted);
-    // The command is last on its line, and nothing else stands behind it: it is pasted as it is.
+    let command = SuggestedCommand::remote(edge, domain, trusted);
+    // The command is at the end of its line, so that it can be copied and pasted.
     let (shown, remark) = match &token.origin {
-        Origin::Made => (Some(token.secret.reveal()), String::new()),
-        Origin::File(file) => {
+        TokenOrigin::Created => (Some(token.secret.reveal()), String::new()),
+        TokenOrigin::File(file) => {
             let file = std::path::absolute(file).unwrap_or_else(|_| file.clone());
             let remark = format!("it asks for the token, which is in {}; ", file.display());
             (None, remark)
         }
-        Origin::Given => (None, "it asks for the token that you gave; ".to_owned()),
+        TokenOrigin::Given => (None, "it asks for the token that you gave; ".to_owned()),
     };
-    println!("{remark}on the laptop: {}", step.login(shown));
+    println!("{remark}on the laptop: {}", command.login(shown));
 }
 
+/// The token of the edge.
 struct Token {
     secret: Secret,
-    origin: Origin,
+    origin: TokenOrigin,
 }
 
-enum Origin {
-    /// This start made it: it is shown, this once.
-    Made,
+/// The origin of the token, which decides whether it is printed.
+enum TokenOrigin {
+    /// Created by this process: it is printed, this once.
+    Created,
+    /// Read from a file.
     File(PathBuf),
-    /// By flag or environment.
+    /// Given by flag or environment.
     Given,
 }
 
-fn kept_token(state_dir: &std::path::Path) -> Result<Token, Failure> {
+/// Load the token from the state directory, or create it there.
+fn load_or_create_token(state_dir: &std::path::Path) -> Result<Token, Failure> {
     let state = StateDir::open(state_dir).map_err(Failure::usage)?;
-    let mut made = false;
-    let kept = state
+    let mut is_new = false;
+    let stored = state
         .read_or_write(TOKEN_FILE, || {
-            made = true;
+            is_new = true;
             format!("{}\n", qtunnel::generate_token().reveal()).into_bytes()
         })
         .map_err(Failure::usage)?;
-    let text = qtunnel::decode_text(&kept).unwrap_or_default();
+    let text = qtunnel::decode_text(&stored).unwrap_or_default();
     match text.trim() {
         "" => Err(Failure::usage(format!(
             "{} is empty: remove it to have a new token made",
@@ -267,25 +275,27 @@ fn kept_token(state_dir: &std::path::Path) -> Result<Token, Failure> {
         ))),
         token => Ok(Token {
             secret: Secret::new(token),
-            origin: match made {
-                true => Origin::Made,
-                false => Origin::File(state.path(TOKEN_FILE)),
+            origin: match is_new {
+                true => TokenOrigin::Created,
+                false => TokenOrigin::File(state.path(TOKEN_FILE)),
             },
         }),
     }
 }
 
+/// Return the addresses of a listener.
 fn addresses(flag: Option<Listen>, local: bool, public: u16, loopback: u16) -> Vec<SocketAddr> {
     match flag {
         Some(Listen::Off) => Vec::new(),
-        Some(Listen::At(addr)) => vec![addr],
-        Some(Listen::Port(port)) => everywhere(local, port),
-        None => everywhere(local, if local { loopback } else { public }),
+        Some(Listen::Address(addr)) => vec![addr],
+        Some(Listen::Port(port)) => default_addresses(local, port),
+        None => default_addresses(local, if local { loopback } else { public }),
     }
 }
 
-/// Both families, where the machine has both. (A name below `localhost` may be looked up as either.)
-fn everywhere(local: bool, port: u16) -> Vec<SocketAddr> {
+/// Return the loopback or the unspecified addresses, of both families where the machine has both. (A name below
+/// `localhost` may be resolved to either.)
+fn default_addresses(local: bool, port: u16) -> Vec<SocketAddr> {
     let ipv6 = UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_ok();
     match (local, ipv6) {
         (true, true) if port != 0 => {
@@ -300,13 +310,14 @@ fn everywhere(local: bool, port: u16) -> Vec<SocketAddr> {
     }
 }
 
-/// A network, or a single address.
+/// Parse a network, or a single address.
 fn network(text: &str) -> Result<IpNet, String> {
     text.parse()
         .or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from))
         .map_err(|_| "not a network: write 10.0.0.0/8, fd00::/8 or a single address".into())
 }
 
+/// Parse the URL for visitors: a scheme and a host, without a path.
 fn public_url(text: &str) -> Result<Uri, &'static str> {
     let url = text.parse().ok().filter(|url: &Uri| {
         matches!(url.scheme_str(), Some("https" | "http"))
@@ -314,9 +325,10 @@ fn public_url(text: &str) -> Result<Uri, &'static str> {
             && matches!(url.path(), "" | "/")
             && url.query().is_none()
     });
-    url.ok_or("not a place for visitors: write https://example.com or https://example.com:8443")
+    url.ok_or("not a URL for visitors: write https://example.com or https://example.com:8443")
 }
 
+/// Normalize a domain, and check that it is valid (RFC 1123 §2.1), with room for a name within 253 bytes.
 fn valid_domain(domain: &str) -> Result<String, Failure> {
     let domain = domain.trim_end_matches('.').to_ascii_lowercase();
     let label = |label: &str| {
@@ -340,19 +352,19 @@ fn valid_domain(domain: &str) -> Result<String, Failure> {
     Ok(domain)
 }
 
-/// One for every two cores: the others are for the kernel's part of the work, and for what else runs.
-fn workers() -> NonZeroUsize {
+/// Return one worker for every two cores: the others are for the kernel's part of the work, and for other programs.
+fn default_workers() -> NonZeroUsize {
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     NonZeroUsize::new(cores / 2).unwrap_or(NonZeroUsize::MIN)
 }
 
-/// Four fifths of the descriptors that this process may have: the rest is for agents and files.
-fn descriptors() -> usize {
+/// Return four fifths of the limit of file descriptors: the rest is for agents and files.
+fn max_connections() -> usize {
     let limit = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(1024);
     usize::try_from(limit / 5 * 4)
         .unwrap_or(usize::MAX)
         .min(1 << 20)
 }
 
-/// Where a token that was made is kept, in the state directory.
+/// The file name of the created token in the state directory.
 const TOKEN_FILE: &str = "token";

@@ -1,4 +1,4 @@
-//! What is configured besides flags: the environment, `qtunnel.toml` and the user's configuration.
+//! Settings besides flags: the environment, `qtunnel.toml` and the user's configuration.
 
 use std::error::Error;
 use std::io;
@@ -12,7 +12,7 @@ use qtunnel::{StateDir, read_text};
 
 use super::Failure;
 
-/// A configuration file. The project's may have all of it, the user's has what `login` wrote.
+/// A configuration file. That of a project may have all settings, that of the user has those that `login` wrote.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Settings {
@@ -31,16 +31,16 @@ pub struct Settings {
     /// A CA file for the edge.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
-    /// What to publish when the command line does not say.
+    /// The upstream to publish where the command line names none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upstream: Option<String>,
-    /// The name to ask for.
+    /// The name to request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub subdomain: Option<String>,
-    /// What the upstream sees as Host.
+    /// The `Host` field that the upstream receives.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_header: Option<String>,
-    /// Protocols besides websocket that visitors may switch to.
+    /// Protocols besides websocket that visitors may upgrade to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow_upgrade: Option<Vec<String>>,
     /// The domain that an edge serves.
@@ -49,7 +49,10 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Read `qtunnel.toml` of the current directory and the user's configuration behind it.
+    /// Read `qtunnel.toml` in the current directory, with the user's configuration as the fallback.
+    ///
+    /// # Errors
+    /// [`Failure`] if a file cannot be read or is invalid.
     pub fn load() -> Result<Self, Failure> {
         let project = Self::read(Path::new("qtunnel.toml"))?;
         let user = match user_file() {
@@ -59,8 +62,8 @@ impl Settings {
         Ok(project.or(user))
     }
 
-    /// Fill in what is missing. A server's token, pin and CA belong to it: they come from the file
-    /// that names the server.
+    /// Fill in missing settings from `other`. The token, pin and CA are those of the file that names the server,
+    /// because they belong to it.
     fn or(self, other: Self) -> Self {
         let same_server = self.server.is_none() || self.server == other.server;
         let (token, token_file, pin, ca) = match same_server {
@@ -81,6 +84,7 @@ impl Settings {
         }
     }
 
+    /// Read a file; a missing one has no settings.
     fn read(path: &Path) -> Result<Self, Failure> {
         let text = match read_text(path) {
             Ok(text) => text,
@@ -93,7 +97,7 @@ impl Settings {
             }
         };
         toml::from_str(&text).map_err(|err: toml::de::Error| {
-            // Without the line itself, which may hold the token.
+            // Without the text of the line, which may contain the token.
             let before = err.span().and_then(|span| text.get(..span.start));
             let line = before.map_or(1, |before| before.matches('\n').count() + 1);
             Failure::usage(format!(
@@ -104,7 +108,10 @@ impl Settings {
         })
     }
 
-    /// Write the user's configuration, readable by its owner only.
+    /// Write the user's configuration, readable only by its owner, and return its path.
+    ///
+    /// # Errors
+    /// [`Failure`] if there is no home directory, or the file cannot be written.
     pub fn save(&self) -> Result<PathBuf, Failure> {
         let path = user_file().ok_or_else(|| {
             Failure::usage("there is no home directory to keep the configuration in")
@@ -121,12 +128,16 @@ impl Settings {
     }
 }
 
+/// Return the path of the user's configuration.
 fn user_file() -> Option<PathBuf> {
     let base = etcetera::choose_base_strategy().ok()?;
     Some(base.config_dir().join("qtunnel").join(USER_FILE))
 }
 
-/// Where state is kept: the flag, what systemd says, or the user's state directory.
+/// Return the state directory: that of the flag, of systemd (`STATE_DIRECTORY`), or of the user.
+///
+/// # Errors
+/// [`Failure`] if there is no home directory.
 pub fn state_dir(flag: Option<PathBuf>) -> Result<PathBuf, Failure> {
     if let Some(dir) = flag {
         return Ok(dir);
@@ -141,7 +152,7 @@ pub fn state_dir(flag: Option<PathBuf>) -> Result<PathBuf, Failure> {
     let base = etcetera::choose_base_strategy().map_err(|_| {
         Failure::usage("there is no home directory to keep state in: use --state-dir")
     })?;
-    // Windows: not what it copies to other machines, where the same agent would be taken for this one.
+    // On Windows not the roaming profile: on another machine the agent would have the same identity.
     let local = match cfg!(windows) {
         true => base.cache_dir(),
         false => base.state_dir().unwrap_or_else(|| base.data_dir()),
@@ -149,7 +160,10 @@ pub fn state_dir(flag: Option<PathBuf>) -> Result<PathBuf, Failure> {
     Ok(local.join("qtunnel"))
 }
 
-/// Read a secret from a file, without the line's end.
+/// Read a secret from a file, without surrounding white space.
+///
+/// # Errors
+/// [`Failure`] if the file cannot be read, or is empty.
 pub fn read_secret(path: &Path) -> Result<String, Failure> {
     let text = read_text(path).map_err(|err| {
         Failure::usage(format!(
@@ -157,7 +171,7 @@ pub fn read_secret(path: &Path) -> Result<String, Failure> {
             path.display()
         ))
     })?;
-    let secret = tidy(&text);
+    let secret = trim_secret(&text);
     if secret.is_empty() {
         return Err(Failure::usage(format!(
             "{} is empty: it should hold a token",
@@ -167,10 +181,10 @@ pub fn read_secret(path: &Path) -> Result<String, Failure> {
     Ok(secret.to_owned())
 }
 
-/// Take off what a file, a variable or the clipboard adds to a secret: blanks, a line's end, a byte order mark.
-pub fn tidy(secret: &str) -> &str {
+/// Remove white space, line ends and a byte order mark around a secret, as files, variables and the clipboard add.
+pub fn trim_secret(secret: &str) -> &str {
     secret.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}')
 }
 
-/// The user's configuration, in qtunnel's directory of the user's configurations.
+/// The file name of the user's configuration.
 const USER_FILE: &str = "config.toml";

@@ -1,7 +1,7 @@
-//! Signals: the first one drains, the second one ends the program at once.
+//! Shutdown signals: the first one starts a graceful shutdown, the second one ends the program at once.
 //!
-//! They are waited for on a thread of their own. The program's own thread may be stuck, in a write to a
-//! terminal that has been stopped for example, and the second signal must end it all the same.
+//! They are handled on a thread of their own: the main thread may be blocked, for example in a write to a terminal that
+//! has been stopped, and the second signal must end the program nevertheless.
 
 use std::io;
 use std::thread;
@@ -20,11 +20,11 @@ use tokio::sync::oneshot;
 
 use super::Failure;
 
-/// Begin to listen for SIGINT and SIGTERM, or what a Windows console has instead. The returned future ends at the
-/// first; the second ends the process.
+/// Install handlers for SIGINT and SIGTERM, or for the equivalents of a Windows console. The returned future resolves
+/// at the first signal; the second one ends the process.
 ///
 /// # Errors
-/// If the system refuses a handler or a thread.
+/// [`Failure`] if the system refuses a handler or a thread.
 pub fn shutdown() -> Result<impl Future<Output = ()>, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
@@ -38,14 +38,14 @@ pub fn shutdown() -> Result<impl Future<Output = ()>, Failure> {
     let watch = move || {
         runtime.block_on(async move {
             signals.next().await;
-            // Nobody waits for it any more if the program ends by itself.
+            // Fails if the program is already ending by itself.
             let _ = first.send(());
             announce();
             signals.next().await;
             std::process::exit(1);
         });
     };
-    // It ends with the process.
+    // The thread ends with the process.
     thread::Builder::new()
         .name("signals".into())
         .spawn(watch)
@@ -57,11 +57,12 @@ pub fn shutdown() -> Result<impl Future<Output = ()>, Failure> {
     })
 }
 
-/// Say that the signal was heard, on a thread that nobody waits for: stderr may be stuck.
+/// Print that the signal was received, on a thread that is not joined: stderr may block.
 fn announce() {
-    let say =
-        || eprintln!("qtunnel: stopping once what is under way has ended (again to stop at once)");
-    let _: io::Result<_> = thread::Builder::new().spawn(say);
+    let print = || {
+        eprintln!("qtunnel: stopping once open conversations have ended (again to stop at once)")
+    };
+    let _: io::Result<_> = thread::Builder::new().spawn(print);
 }
 
 #[cfg(unix)]
@@ -72,6 +73,7 @@ struct Signals {
 
 #[cfg(unix)]
 impl Signals {
+    /// Install the handlers.
     fn listen() -> io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
@@ -79,6 +81,7 @@ impl Signals {
         })
     }
 
+    /// Wait for the next signal.
     async fn next(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
@@ -87,8 +90,8 @@ impl Signals {
     }
 }
 
-/// Ctrl-C and Ctrl-Break, and that the window is closed or the machine shut down: the system then waits some
-/// seconds for this process.
+/// The events of a Windows console: Ctrl-C, Ctrl-Break, closing the window, and shutdown. After the last two the system
+/// waits some seconds for this process.
 #[cfg(windows)]
 struct Signals {
     interrupt: CtrlC,
@@ -99,6 +102,7 @@ struct Signals {
 
 #[cfg(windows)]
 impl Signals {
+    /// Install the handlers.
     fn listen() -> io::Result<Self> {
         Ok(Self {
             interrupt: ctrl_c()?,
@@ -108,6 +112,7 @@ impl Signals {
         })
     }
 
+    /// Wait for the next signal.
     async fn next(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}

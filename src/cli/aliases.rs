@@ -1,21 +1,21 @@
-//! What people type who know ngrok, cloudflared, frp or bore: it is done where it is clear, and otherwise they are
-//! told what to type here.
+//! Aliases for the command lines of ngrok, cloudflared, frp and bore. They are translated where the meaning is clear;
+//! otherwise an error names the command to type instead.
 
 use std::ffi::OsString;
 use std::path::Path;
 
 use qtunnel::Address;
 
-/// Take a command line as it was typed, without the program's name, and return it in our own words.
+/// Translate the arguments, without the program's name, into those of this program.
 ///
 /// # Errors
-/// One line that says what to type instead.
+/// One line with the command to type instead.
 pub fn translate(typed: Vec<OsString>) -> Result<Vec<OsString>, String> {
     let texts: Option<Vec<String>> = typed
         .iter()
         .map(|word| word.to_str().map(str::to_owned))
         .collect();
-    // Others' commands have no such words.
+    // No alias has arguments that are not UTF-8.
     let Some(words) = texts else { return Ok(typed) };
     let Some(first) = words.first().map(String::as_str) else {
         return Ok(typed);
@@ -35,15 +35,15 @@ pub fn translate(typed: Vec<OsString>) -> Result<Vec<OsString>, String> {
         "local" => ours(connect(rest)?),
         "server" => Err("the public side is `qtunnel serve`".into()),
         "start" | "start-all" | "run" => Err(
-            "there is one tunnel for each command: `qtunnel connect 3000 --subdomain NAME`, and another one for another port".into(),
+            "each command opens one tunnel: `qtunnel connect 3000 --subdomain NAME`, and a second one for another port".into(),
         ),
         "config" | "authtoken" | "add-authtoken" | "auth" => Err(
-            "the token is remembered by `qtunnel login HOST --token TOKEN` (the edge prints the whole line at its start)".into(),
+            "`qtunnel login HOST --token TOKEN` stores the token (the edge prints the whole command when it starts)".into(),
         ),
         "version" => ours(vec!["--version".into()]),
         "service" => Err("for systemd there is examples/qtunnel.service: see \"Deploy it\" in the README".into()),
         "update" | "upgrade" => Err("replace the program itself; see \"Upgrade it\" in the README".into()),
-        "status" | "diagnose" | "ping" => Err("`qtunnel check` tries each part of the way to the edge".into()),
+        "status" | "diagnose" | "ping" => Err("`qtunnel check` tests each step of the connection to the edge".into()),
         "-c" | "--config" => Err(NO_CONFIG.into()),
         first if first.starts_with("--config=") => Err(NO_CONFIG.into()),
         first if is_address(first) => ours(connect(&words)?),
@@ -51,15 +51,15 @@ pub fn translate(typed: Vec<OsString>) -> Result<Vec<OsString>, String> {
             "-h" | "--help" | "-V" | "--version" => Ok(typed),
             _ => ours(connect(&words)?),
         },
-        first if OURS.contains(&first) => Ok(typed),
+        first if COMMANDS.contains(&first) => Ok(typed),
         first => Err(format!(
             "there is no command {first:?}: qtunnel has {} (to publish port 3000: qtunnel connect 3000)",
-            OURS.join(", ")
+            COMMANDS.join(", ")
         )),
     }
 }
 
-/// Put what stands behind `connect`, or behind another's word for it, into our words.
+/// Translate the arguments of `connect`, or of its alias.
 fn connect(words: &[String]) -> Result<Vec<String>, String> {
     let mut ours = vec!["connect".to_owned()];
     let mut upstream = None;
@@ -92,13 +92,13 @@ fn connect(words: &[String]) -> Result<Vec<String>, String> {
         };
         let mut take = || value.take().or_else(|| words.next()).unwrap_or_default();
         match flag.as_str() {
-            // cloudflared means the upstream, ngrok the public address.
+            // The upstream in cloudflared, the public address in ngrok.
             "--url" => match take() {
                 value if is_local(&value) => upstream = Some(value),
-                value => return Err(subdomain(&value)),
+                value => return Err(subdomain_advice(&value)),
             },
             "--hostname" | "--domain" | "--fqdn" | "--custom-domain" | "--custom_domains" => {
-                return Err(subdomain(&take()));
+                return Err(subdomain_advice(&take()));
             }
             "--name" | "--sd" => ours.extend(["--subdomain".into(), take()]),
             "--authtoken" | "--secret" | "--auth-token" => ours.extend(["--token".into(), take()]),
@@ -110,18 +110,17 @@ fn connect(words: &[String]) -> Result<Vec<String>, String> {
             "-c" | "--config" => return Err(NO_CONFIG.into()),
             "--all" => {
                 return Err(
-                    "there is one tunnel for each command: qtunnel connect 3000 --subdomain NAME"
-                        .into(),
+                    "each command opens one tunnel: qtunnel connect 3000 --subdomain NAME".into(),
                 );
             }
             "--region" | "--edge-ip-version" | "--protocol" => {
                 return Err(format!(
-                    "{flag} is not needed here: the edge is your own (--server), and --transport says over what it is reached"
+                    "{flag} is not needed here: the edge is your own (--server), and --transport chooses the carrier"
                 ));
             }
             "--log" | "--log-level" | "--loglevel" | "--log-format" => {
                 return Err(format!(
-                    "instead of {flag}: --json writes events for programs, RUST_LOG=qtunnel=debug tells more"
+                    "instead of {flag}: --json prints events for programs, RUST_LOG=qtunnel=debug logs more"
                 ));
             }
             "--basic-auth" | "--auth" | "--oauth" | "--oidc" | "--cidr-allow" | "--cidr-deny"
@@ -150,7 +149,7 @@ fn connect(words: &[String]) -> Result<Vec<String>, String> {
             }
             flag if is_address(flag) && !follows_flag(&ours) => {
                 return Err(format!(
-                    "there is one tunnel for each command: start another `qtunnel connect {flag}`"
+                    "each command opens one tunnel: start another `qtunnel connect {flag}`"
                 ));
             }
             _ => ours.push(word),
@@ -162,13 +161,13 @@ fn connect(words: &[String]) -> Result<Vec<String>, String> {
     Ok(ours)
 }
 
-/// Report whether the next word is the value of a flag.
+/// Report whether the next argument is the value of a flag.
 fn follows_flag(words: &[String]) -> bool {
     let last = words.last().map_or("", String::as_str);
     last.starts_with("--") && !last.contains('=') && !SWITCHES.contains(&last)
 }
 
-/// Say what to type for something that is not HTTP, or HTTP over TLS.
+/// Describe what to type for an upstream that is not plain HTTP.
 fn other_kind(kind: &str, rest: &[String]) -> String {
     let port = rest
         .iter()
@@ -183,13 +182,13 @@ fn other_kind(kind: &str, rest: &[String]) -> String {
             format!("for an upstream that speaks TLS: qtunnel connect https://{host}")
         }
         kind => format!(
-            "only HTTP passes as yet, {kind} does not: qtunnel connect {port} if a web server listens there"
+            "only HTTP is supported yet, {kind} is not: qtunnel connect {port} if a web server listens there"
         ),
     }
 }
 
-/// Say how a public name is asked for.
-fn subdomain(address: &str) -> String {
+/// Describe how to request a public name.
+fn subdomain_advice(address: &str) -> String {
     let host = address.split("://").last().unwrap_or(address);
     let name = host
         .split(['.', ':', '/'])
@@ -199,14 +198,14 @@ fn subdomain(address: &str) -> String {
     format!("the domain is the edge's, and its first label is yours to choose: --subdomain {name}")
 }
 
-/// Report whether a word is an upstream rather than a misspelt command.
+/// Report whether an argument is an upstream rather than a misspelt command.
 fn is_address(word: &str) -> bool {
     let names_itself = word.contains([':', '/']) || word.bytes().all(|c| c.is_ascii_digit());
     let is_path = word.starts_with(['.', '~']) && Path::new(word).exists();
     (names_itself && !word.starts_with('-') && word.parse::<Address>().is_ok()) || is_path
 }
 
-/// Report whether a URL leads to this machine or its network, as an upstream's does.
+/// Report whether a URL looks like that of an upstream: with a port, an address, or `localhost`.
 fn is_local(url: &str) -> bool {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let authority = rest.split('/').next().unwrap_or(rest);
@@ -223,9 +222,9 @@ fn is_local(url: &str) -> bool {
 }
 
 /// The commands of this program.
-const OURS: &[&str] = &["serve", "connect", "check", "login", "demo", "help"];
+const COMMANDS: &[&str] = &["serve", "connect", "check", "login", "demo", "help"];
 
-/// The flags of `connect` without a value.
+/// The flags of `connect` that take no value.
 const SWITCHES: &[&str] = &["--random", "--json", "--exit-on-failure"];
 
 const NO_CONFIG: &str = "there is no flag for a configuration file: qtunnel.toml in the current directory is read \
@@ -242,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_meant_is_done() {
+    fn aliases_are_translated() {
         for (line, ours) in [
             ("3000", "connect 3000"),
             ("localhost:3000 --json", "connect localhost:3000 --json"),
@@ -285,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_is_said_with_what_to_type() {
+    fn unsupported_commands_fail_with_the_command_to_type() {
         for (line, says) in [
             ("connect http", "qtunnel connect 3000"),
             ("connect tcp 22", "only HTTP"),
