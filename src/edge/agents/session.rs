@@ -472,8 +472,8 @@ impl Session<'_> {
             }
             match message {
                 Some(AgentMessage::Open(request)) => {
-                    let answer = self.open(&request);
-                    control.send(&answer).await?;
+                    let reply = self.open(&request);
+                    control.send(&reply).await?;
                 }
                 Some(AgentMessage::Close(number)) => {
                     let shut = self.claims.extract_if(.., |claim| claim.number() == number);
@@ -554,15 +554,19 @@ impl Session<'_> {
 async fn first_sign_of_life(
     sessions: &[(Name, Arc<LiveTunnel>)],
 ) -> Option<&(Name, Arc<LiveTunnel>)> {
-    let heard = |session: &LiveTunnel| session.connection.stats().udp_rx.datagrams;
+    let datagrams_received = |session: &LiveTunnel| session.connection.stats().udp_rx.datagrams;
     let is_open = |session: &LiveTunnel| session.connection.close_reason().is_none();
-    let before: Vec<_> = sessions.iter().map(|(_, session)| heard(session)).collect();
+    let before: Vec<_> = sessions
+        .iter()
+        .map(|(_, session)| datagrams_received(session))
+        .collect();
     let end = Instant::now() + SIGN_OF_LIFE_TIMEOUT;
     while Instant::now() < end {
         sleep(SIGN_OF_LIFE_INTERVAL).await;
         let mut with_before = sessions.iter().zip(&before);
-        let alive = with_before
-            .find(|((_, session), before)| is_open(session) && heard(session) != **before);
+        let alive = with_before.find(|((_, session), before)| {
+            is_open(session) && datagrams_received(session) != **before
+        });
         if let Some((session, _)) = alive {
             return Some(session);
         }

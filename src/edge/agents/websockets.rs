@@ -247,8 +247,8 @@ mod tests {
     #[test]
     fn trusted_proxies_name_the_address_of_an_agent() {
         let trusted = ["10.0.0.0/8".parse().unwrap()];
-        let told = HeaderValue::from_static("203.0.113.9, 198.51.100.7, 10.0.0.2");
-        let fields = HeaderMap::from_iter([(X_FORWARDED_FOR, told)]);
+        let addresses = HeaderValue::from_static("203.0.113.9, 198.51.100.7, 10.0.0.2");
+        let fields = HeaderMap::from_iter([(X_FORWARDED_FOR, addresses)]);
         let address = |peer: [u8; 4]| agent_address((peer, 4000).into(), &trusted, &fields).ip();
 
         assert_eq!(address([10, 0, 0, 1]), IpAddr::from([198, 51, 100, 7]));

@@ -8,16 +8,16 @@
 //! 2. The running edge sends its TCP listeners and its UDP socket (`SCM_RIGHTS`), the key that marks
 //!    the ids of its connections, and the ends of two Unix sockets, for packets and for WebSockets:
 //!    *offer*. It keeps serving.
-//! 3. The successor does all that can fail (certificates, further addresses) and says so: *ready*.
+//! 3. The successor does everything that can fail (certificates, further addresses): *ready*.
 //!    Until here either may fail or die, and the running edge has given up nothing.
-//! 4. The running edge stops reading the UDP socket and says so: *granted*. From here on the successor
+//! 4. The running edge stops reading the UDP socket: *granted*. From here on the successor
 //!    reads it, accepts visitors and agents, and opens the socket for a successor of its own.
 //!    What arrives between these moments waits in the kernel's queues, which both processes share: no
 //!    connection is refused or lost.
 //! 5. The old process accepts nobody any more and tells its agents to move
 //!    ([`EdgeMessage::Moving`](crate::proto::EdgeMessage::Moving)). Each opens a second session, which
 //!    reaches the successor, and serves both. Visitors of the successor who are faster than their agent
-//!    are held until it has come.
+//!    are held until it has connected.
 //! 6. The old process drains, for as long as its grace period. Requests that arrive on its visitors'
 //!    connections are served, over the old sessions; HTTP/1.1 connections end with the next response
 //!    (`Connection: close`) or after a few idle seconds, HTTP/2 connections with GOAWAY; downloads and

@@ -37,7 +37,7 @@ pub struct Outbound {
     requested_upgrade: Option<String>,
     body: Option<ReplayBuffer<RequestBody>>,
     /// The visitor waits for `100 Continue` before it sends the body.
-    expects: bool,
+    expects_continue: bool,
 }
 
 /// Reason why a request that was sent got no response.
@@ -54,16 +54,16 @@ pub enum DeliveryError {
 }
 
 impl Outbound {
-    /// Create a request from its head and body. `expects` means that the visitor waits for `100
+    /// Create a request from its head and body. `expects_continue` means that the visitor waits for `100
     /// Continue`.
-    pub fn new(head: RequestHead, body: RequestBody, expects: bool) -> Self {
+    pub fn new(head: RequestHead, body: RequestBody, expects_continue: bool) -> Self {
         let (length, requested_upgrade) = (head.body, head.upgrade.clone());
         Self {
             body: (requested_upgrade.is_none() && length != BodyLength::Empty)
                 .then(|| ReplayBuffer::new(body)),
             head: StreamHead::Http(head),
             requested_upgrade,
-            expects,
+            expects_continue,
         }
     }
 
@@ -147,7 +147,7 @@ impl Outbound {
             None if upgrade => pending.sender = Some(sender),
             None => sender.finish(),
             Some(body) => {
-                if !self.expects {
+                if !self.expects_continue {
                     pending.body_wanted.notify_one();
                 }
                 let body_wanted = pending.body_wanted.clone();

@@ -126,7 +126,7 @@ impl Forward {
     pub fn prepare(self, mut parts: Parts, body: RequestBody) -> Box<PreparedRequest> {
         let on_upgrade = parts.extensions.remove::<OnUpgrade>();
         let version = parts.version;
-        let expects = parts
+        let expects_continue = parts
             .headers
             .get(EXPECT)
             .is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"));
@@ -134,7 +134,7 @@ impl Forward {
         Box::new(PreparedRequest {
             on_upgrade,
             version,
-            request: Some(Outbound::new(head, body, expects)),
+            request: Some(Outbound::new(head, body, expects_continue)),
             forward: self,
         })
     }
@@ -219,11 +219,11 @@ impl Forward {
             .await?;
         let mut deadline = None;
         loop {
-            let broken = match self.attempt(&tunnel, request).await {
+            let err = match self.attempt(&tunnel, request).await {
                 Ok(response) => return Ok(response),
-                Err(broken) => broken,
+                Err(err) => err,
             };
-            let (stream, fault) = match broken {
+            let (stream, fault) = match err {
                 DeliveryError::Fault(fault) => return Err(fault),
                 DeliveryError::NotSent => (None, Fault::AgentOffline),
                 DeliveryError::Lost { stream } => (Some(stream), Fault::AgentLost),

@@ -58,11 +58,11 @@ impl Visit {
         let format = error_format.clone();
         let routed = catch_unwind(AssertUnwindSafe(|| self.route(request, format)));
         async move {
-            let answered = match routed {
+            let result = match routed {
                 Ok(Routed::Forward(mut prepared)) => {
-                    let mut answer = pin!(prepared.run());
+                    let mut response = pin!(prepared.run());
                     poll_fn(|cx| {
-                        match catch_unwind(AssertUnwindSafe(|| answer.as_mut().poll(cx))) {
+                        match catch_unwind(AssertUnwindSafe(|| response.as_mut().poll(cx))) {
                             Ok(Poll::Ready(response)) => Poll::Ready(Ok(response)),
                             Ok(Poll::Pending) => Poll::Pending,
                             Err(panic) => Poll::Ready(Err(panic)),
@@ -70,18 +70,18 @@ impl Visit {
                     })
                     .await
                 }
-                Ok(Routed::Answer(response)) => Ok(response),
+                Ok(Routed::Respond(response)) => Ok(response),
                 Err(panic) => Err(panic),
             };
-            let answer = answered.unwrap_or_else(|_| {
+            let response = result.unwrap_or_else(|_| {
                 // Logged here, and so not counted among the failures.
                 error!("answering a request panicked");
                 error_format.render(Fault::Internal, None)
             });
             if let Some(verdicts) = verdicts {
-                verdicts.upgraded(answer.status() == StatusCode::SWITCHING_PROTOCOLS);
+                verdicts.upgraded(response.status() == StatusCode::SWITCHING_PROTOCOLS);
             }
-            answer
+            response
         }
     }
 
@@ -94,7 +94,7 @@ impl Visit {
         let (authority, may_upgrade) = match self.check(&parts) {
             Ok(checked) => checked,
             Err(violation) => {
-                return Routed::Answer(self.refuse(&error_format, parts.version, violation));
+                return Routed::Respond(self.refuse(&error_format, parts.version, violation));
             }
         };
         if parts.uri.path() == WEBSOCKET_PATH {
@@ -102,17 +102,17 @@ impl Visit {
             let proxies = &self.visitors.trusted_proxies;
             let agent = agent_address(self.visitor, proxies, &parts.headers);
             let connection = (self.visitor, self.tcp);
-            return Routed::Answer(websockets.accept(parts, agent, connection, may_upgrade));
+            return Routed::Respond(websockets.accept(parts, agent, connection, may_upgrade));
         }
         if parts.uri.path().starts_with(OWN_PATHS) {
-            return Routed::Answer(error_format.render(Fault::NotFound, None));
+            return Routed::Respond(error_format.render(Fault::NotFound, None));
         }
         if let (Scheme::Http, Some(port)) = (self.scheme, self.visitors.redirect) {
-            return Routed::Answer(redirect(&parts, &authority, port));
+            return Routed::Respond(redirect(&parts, &authority, port));
         }
         let Some(name) = self.visitors.name(&authority.host).map(str::to_owned) else {
             self.visitors.failure_log.note(None, Fault::NoSuchTunnel);
-            return Routed::Answer(error_format.render(Fault::NoSuchTunnel, None));
+            return Routed::Respond(error_format.render(Fault::NoSuchTunnel, None));
         };
         let client = Client::of(
             self.visitor.ip(),
@@ -164,7 +164,7 @@ impl Visit {
 enum Routed {
     Forward(Box<PreparedRequest>),
     /// The edge answers by itself.
-    Answer(Response<VisitorBody>),
+    Respond(Response<VisitorBody>),
 }
 
 /// Make the redirect of a plain HTTP request to HTTPS.
