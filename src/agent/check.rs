@@ -312,6 +312,7 @@ fn describe_trust(config: &AgentConfig) -> String {
 }
 
 impl Finding {
+    /// Create the finding of a step that has not been tested.
     fn new(part: &'static str, title: impl Into<String>) -> Self {
         Self {
             part,
@@ -322,6 +323,7 @@ impl Finding {
         }
     }
 
+    /// Set the verdict to pass.
     fn passed(self, detail: impl Into<String>) -> Self {
         Self {
             verdict: Verdict::Pass,
@@ -330,6 +332,7 @@ impl Finding {
         }
     }
 
+    /// Keep the verdict at skip, with the reason.
     fn skipped(self, detail: impl Into<String>) -> Self {
         Self {
             detail: detail.into(),
@@ -337,6 +340,7 @@ impl Finding {
         }
     }
 
+    /// Set the verdict to fail, with advice.
     fn failed(self, detail: impl Into<String>, advice: impl Into<String>) -> Self {
         Self {
             verdict: Verdict::Fail,
@@ -362,5 +366,6 @@ fn format_elapsed(since: Instant) -> String {
     format!("{:.1} ms", since.elapsed().as_secs_f64() * 1e3)
 }
 
+/// The advice for a proxy that does not work.
 const PROXY_ADVICE: &str =
     "check --proxy, HTTPS_PROXY, ALL_PROXY and NO_PROXY; --proxy off bypasses it";

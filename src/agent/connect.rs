@@ -145,7 +145,7 @@ struct Opener {
     next: SessionIdentity,
     /// Reports about lost sessions, the latest first.
     lost: Vec<LostSession>,
-    /// What earlier sessions measured on the path to the edge.
+    /// The path properties that earlier sessions measured.
     memory: PathMemory,
 }
 

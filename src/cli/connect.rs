@@ -27,7 +27,7 @@ pub struct ConnectArgs {
     /// Ask for this name: NAME.example.com [default: one that stays the same]
     #[arg(long, value_name = "NAME", env = "QTUNNEL_SUBDOMAIN")]
     subdomain: Option<String>,
-    /// Take a new name that nobody can guess
+    /// Use a new name that nobody can guess
     #[arg(long, conflicts_with = "subdomain")]
     random: bool,
     /// Claim the name even if another agent with the same token holds it, and disconnect that agent

@@ -41,6 +41,7 @@ pub async fn run(args: DemoArgs) -> Result<(), Failure> {
     ran
 }
 
+/// Run the edge, the sample upstream and the agent with this state directory.
 async fn demo(args: DemoArgs, state_dir: &std::path::Path) -> Result<(), Failure> {
     let mut shutdown = pin!(signal::shutdown()?);
     let free = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, args.port)).is_ok();

@@ -35,12 +35,14 @@ struct FieldWriter<'writer> {
 }
 
 impl FieldWriter<'_> {
+    /// Write a field, unless an earlier one failed.
     fn field(&mut self, field: &Field, value: &str) {
         if self.result.is_ok() {
             self.result = self.write(field.name(), value);
         }
     }
 
+    /// Write a field, escaped and truncated. The message has no name.
     fn write(&mut self, name: &str, value: &str) -> fmt::Result {
         if std::mem::replace(&mut self.started, true) {
             self.writer.write_char(' ')?;

@@ -127,6 +127,7 @@ impl Style {
         }
     }
 
+    /// Append the text of a line.
     fn write(&mut self, text: &mut String, line: Line) {
         match line {
             Line::Text(line) => text.push_str(&line),

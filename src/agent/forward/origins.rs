@@ -329,11 +329,11 @@ mod tests {
         Origins::of(&head, &HostHeader::Rewrite, Some(&target())).expect("two origins")
     }
 
-    fn requested(name: &'static str, value: &'static str) -> String {
+    fn rewritten_request(name: &'static str, value: &'static str) -> String {
         changed(name, value, |fields| origins().request(fields))
     }
 
-    fn answered(name: &'static str, value: &'static str) -> String {
+    fn rewritten_response(name: &'static str, value: &'static str) -> String {
         changed(name, value, |fields| origins().response(fields))
     }
 
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_names_the_upstream_where_it_named_the_public_side() {
+    fn a_request_names_the_upstream_where_it_named_the_public_origin() {
         for (name, value, expected) in [
             (
                 "origin",
@@ -378,12 +378,12 @@ mod tests {
                 "<http://localhost:3000/a> (<urn:uuid:1> [\"<x>\"])",
             ),
         ] {
-            assert_eq!(requested(name, value), expected, "{name}");
+            assert_eq!(rewritten_request(name, value), expected, "{name}");
         }
     }
 
     #[test]
-    fn an_answer_names_the_public_side_where_it_named_the_upstream() {
+    fn a_response_names_the_public_origin_where_it_named_the_upstream() {
         for (name, value, expected) in [
             (
                 "location",
@@ -446,12 +446,12 @@ mod tests {
                 "a=1; domain=Blog.example.com; domain=x; domain=Blog.example.com",
             ),
         ] {
-            assert_eq!(answered(name, value), expected, "{name}");
+            assert_eq!(rewritten_response(name, value), expected, "{name}");
         }
     }
 
     #[test]
-    fn foreign_origins_stay_foreign() {
+    fn other_origins_are_not_rewritten() {
         for (name, value) in [
             ("origin", "null"),
             ("origin", "http://blog.example.com"),
@@ -468,7 +468,7 @@ mod tests {
             ("destination", "/relative"),
             ("cookie", "https://blog.example.com"),
         ] {
-            assert_eq!(requested(name, value), value, "{name}");
+            assert_eq!(rewritten_request(name, value), value, "{name}");
         }
         for (name, value) in [
             ("location", "/x"),
@@ -491,18 +491,18 @@ mod tests {
             ),
             ("set-cookie", "Domain=localhost"),
         ] {
-            assert_eq!(answered(name, value), value, "{name}");
+            assert_eq!(rewritten_response(name, value), value, "{name}");
         }
     }
 
     #[test]
-    fn nothing_changes_where_the_upstream_sees_the_public_name() {
+    fn nothing_is_rewritten_where_the_upstream_receives_the_public_name() {
         let head = head(Scheme::Http, "blog.localhost");
         assert!(Origins::of(&head, &HostHeader::Preserve, Some(&target())).is_none());
     }
 
     #[test]
-    fn a_host_of_ones_own_choice_is_the_upstreams_name() {
+    fn a_configured_host_is_the_upstreams_origin() {
         let head = head(Scheme::Http, "blog.localhost:8080");
         let value = HostHeader::Value(HeaderValue::from_static("app.local"));
         let https = Target::Https {
@@ -518,7 +518,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_in_front_of_the_edge_knows_the_public_side() {
+    fn a_proxy_in_front_of_the_edge_knows_the_public_origin() {
         let mut head = head(Scheme::Http, "internal:8080");
         for (name, value) in [("x-forwarded-proto", "https"), ("x-forwarded-host", "b.c")] {
             head.fields.0.insert(name, HeaderValue::from_static(value));

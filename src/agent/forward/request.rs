@@ -77,6 +77,7 @@ impl UpstreamRequest<'_> {
         Box::pin(self.send_on_new_connection(body)).await
     }
 
+    /// Send the request on a new connection, after an idle one was found closed.
     async fn send_on_new_connection(
         &self,
         body: RequestBody,

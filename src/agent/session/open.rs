@@ -36,7 +36,7 @@ pub struct SessionIdentity {
     pub run: RunId,
     /// The number of the session within the run, from 1.
     pub epoch: u64,
-    /// Whether the names may be taken from another session.
+    /// The mode in which the names are claimed.
     pub claim: ClaimMode,
 }
 
@@ -200,6 +200,7 @@ impl Session {
         let _ = timeout(CLOSE_TIMEOUT, self.endpoint.wait_idle()).await;
     }
 
+    /// Combine the state of the carrier with the statistics of the path.
     fn link_stats_of(connection: &Connection, state: &CarrierState) -> LinkStats {
         let path = connection.stats().path;
         LinkStats {

@@ -1,4 +1,4 @@
-//! Where an upstream is, as people write it.
+//! Parsing and formatting of upstream addresses.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -21,23 +21,23 @@ pub enum Target {
     Http {
         /// A host name or address.
         host: String,
-        /// Its port.
+        /// The port.
         port: u16,
     },
     /// HTTP/2 or HTTP/1.1 over TLS.
     Https {
         /// A host name or address.
         host: String,
-        /// Its port.
+        /// The port.
         port: u16,
-        /// Whether its certificate is checked.
+        /// The certificate is verified.
         verify: bool,
     },
-    /// HTTP/2 in clear text, without upgrade ("prior knowledge").
+    /// HTTP/2 in clear text with prior knowledge (RFC 9113 §3.3).
     H2c {
         /// A host name or address.
         host: String,
-        /// Its port.
+        /// The port.
         port: u16,
     },
     /// HTTP/1.1 over a Unix domain socket.
@@ -45,7 +45,7 @@ pub enum Target {
 }
 
 impl Target {
-    /// Return what `Host` says when it is rewritten.
+    /// Return the authority of the upstream, for a rewritten `Host`.
     pub fn authority(&self) -> String {
         match self {
             Self::Http { host, port } => with_port(host, *port, 80),
@@ -56,13 +56,14 @@ impl Target {
     }
 }
 
-fn with_port(host: &str, port: u16, usual: u16) -> String {
+/// Format a host, with the port unless it is the default one.
+fn with_port(host: &str, port: u16, default: u16) -> String {
     let host = if host.contains(':') {
         format!("[{host}]")
     } else {
         host.to_owned()
     };
-    if port == usual {
+    if port == default {
         host
     } else {
         format!("{host}:{port}")
@@ -104,7 +105,7 @@ impl FromStr for Address {
         if looks_like_path || std::path::Path::new(text).is_dir() {
             return directory(text);
         }
-        // A backslash, because of Windows: `C:\site` is neither a host and port.
+        // Also with a backslash: the Windows path `C:\site` is not a host and port either.
         if text.contains(['/', '\\']) {
             return Err(AddressError::NotADirectory(text.into()));
         }
@@ -114,6 +115,7 @@ impl FromStr for Address {
 }
 
 impl Target {
+    /// Parse the part of a URL after its scheme.
     fn from_url(scheme: &str, rest: &str) -> Result<Self, AddressError> {
         let authority = rest.strip_suffix('/').unwrap_or(rest);
         if authority.contains(['/', '?', '#']) {
@@ -142,7 +144,8 @@ impl Target {
     }
 }
 
-/// Read a port, or a host and a port, with a slash behind it, which is no directory.
+/// Parse a port, or a host and port, followed by a slash, unless a directory of that name exists. `None` if it is
+/// something else.
 fn server_with_path(text: &str) -> Result<Option<Address>, AddressError> {
     let Some((server, path)) = text.split_once('/') else {
         return Ok(None);
@@ -156,6 +159,7 @@ fn server_with_path(text: &str) -> Result<Option<Address>, AddressError> {
     }
 }
 
+/// Return a directory as an address, if it exists.
 fn directory(text: &str) -> Result<Address, AddressError> {
     let path = PathBuf::from(text);
     if path.is_dir() {
@@ -165,7 +169,8 @@ fn directory(text: &str) -> Result<Address, AddressError> {
     }
 }
 
-fn host_port(text: &str, usual: Option<u16>) -> Result<(String, u16), AddressError> {
+/// Parse a host and port. The port may be missing if there is a default.
+fn host_port(text: &str, default: Option<u16>) -> Result<(String, u16), AddressError> {
     let (host, digits) = match text.strip_prefix('[') {
         Some(rest) => {
             let (host, rest) = rest
@@ -184,9 +189,9 @@ fn host_port(text: &str, usual: Option<u16>) -> Result<(String, u16), AddressErr
             None => (text, None),
         },
     };
-    let port = match (digits, usual) {
+    let port = match (digits, default) {
         (Some(digits), _) => port(digits)?,
-        (None, Some(usual)) => usual,
+        (None, Some(default)) => default,
         (None, None) => return Err(AddressError::NoPort(text.into())),
     };
     let valid = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'.' | b'_' | b':');
@@ -196,6 +201,7 @@ fn host_port(text: &str, usual: Option<u16>) -> Result<(String, u16), AddressErr
     Ok((host.to_owned(), port))
 }
 
+/// Parse a port from 1 to 65535.
 fn port(digits: &str) -> Result<u16, AddressError> {
     match digits.parse() {
         Ok(0) | Err(_) => Err(AddressError::Port(digits.into())),
@@ -224,41 +230,41 @@ impl fmt::Display for Target {
     }
 }
 
-/// Why a text is not an upstream's address.
+/// The error of parsing an upstream address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
-    /// Nothing there.
+    /// The text is empty.
     #[error(
         "it is empty: give a port such as 3000, an address such as 192.168.1.5:8080, or a directory"
     )]
     Empty,
-    /// Not a port.
+    /// The port is not a number from 1 to 65535.
     #[error("{0:?} is not a port (1 to 65535)")]
     Port(String),
-    /// No port.
+    /// The port is missing.
     #[error(
         "{0:?} has no port: write {0}:PORT, or http://{0} for port 80 (and ./{0} if it is a directory)"
     )]
     NoPort(String),
-    /// Not a host.
+    /// The host is invalid.
     #[error("{0:?} is not a host and port")]
     Host(String),
-    /// IPv6 without brackets.
+    /// An IPv6 address is not in brackets.
     #[error("{0:?} is ambiguous: write IPv6 addresses in brackets, as [::1]:3000")]
     Brackets(String),
-    /// An unknown scheme.
+    /// The scheme is unknown.
     #[error("the scheme {0:?} is not known: use http, https, https+insecure, h2c, unix or none")]
     Scheme(String),
-    /// Something else than HTTP.
-    #[error("only HTTP passes as yet, {0} does not")]
+    /// The scheme is that of a protocol other than HTTP.
+    #[error("only HTTP is supported yet, {0} is not")]
     NotHttp(String),
-    /// A URL with a path.
+    /// The URL has a path.
     #[error("an upstream has no path, as requests keep theirs: write {0}")]
     Path(String),
-    /// A URL with a password.
+    /// The URL has a user name or password.
     #[error("an upstream has no user name or password")]
     UserInfo,
-    /// A path that is no directory.
+    /// The path is not that of a directory.
     #[error("{} is not a directory", .0.display())]
     NotADirectory(PathBuf),
 }
@@ -272,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn every_spelling_of_the_manual_is_understood() {
+    fn every_documented_form_is_parsed() {
         assert_eq!(parse("3000").unwrap(), "http://localhost:3000");
         assert_eq!(parse(":3000").unwrap(), "http://localhost:3000");
         assert_eq!(parse("nas.lan:80").unwrap(), "http://nas.lan");
@@ -298,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_else_is_refused_with_a_reason() {
+    fn other_forms_are_refused_with_a_reason() {
         assert_eq!(parse(""), Err(AddressError::Empty));
         assert_eq!(parse("0"), Err(AddressError::Port("0".into())));
         assert_eq!(parse("65536"), Err(AddressError::Port("65536".into())));

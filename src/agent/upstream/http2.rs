@@ -66,7 +66,7 @@ struct Connection {
     /// Requests so far.
     used: u32,
     /// Requests that got a response.
-    answered: u32,
+    responses: u32,
     idle_since: Instant,
 }
 
@@ -178,7 +178,7 @@ impl Http2Connections {
             streams: 1,
             stream_limit: MAX_STREAMS,
             used: 1,
-            answered: 0,
+            responses: 0,
             idle_since: Instant::now(),
         });
         if !std::mem::replace(&mut state.sweeping, true) {
@@ -277,7 +277,7 @@ impl State {
             connections: connections.clone(),
             number: connection.number,
             position: connection.used,
-            reused: connection.answered > 0,
+            reused: connection.responses > 0,
             sender: connection.sender.clone(),
         };
         if self
@@ -308,6 +308,7 @@ impl State {
 }
 
 impl Connection {
+    /// Report whether the connection can take another stream now.
     fn has_room(&self) -> bool {
         self.streams < self.allowed_now()
     }
@@ -317,7 +318,7 @@ impl Connection {
         let allowed = match (self.allowed)() {
             Some(STREAMS_BEFORE_SETTINGS) if self.awaits_settings() => 1,
             // If SETTINGS still arrive with a lower limit, hyper queues the streams beyond it.
-            Some(STREAMS_BEFORE_SETTINGS) if self.answered == 0 => ASSUMED_STREAMS,
+            Some(STREAMS_BEFORE_SETTINGS) if self.responses == 0 => ASSUMED_STREAMS,
             Some(allowed) => allowed.max(1),
             None => 0,
         };
@@ -326,7 +327,7 @@ impl Connection {
 
     /// Report whether the SETTINGS of the upstream, with its limit of streams, are still awaited.
     fn awaits_settings(&self) -> bool {
-        self.answered == 0
+        self.responses == 0
             && self.opened_at.elapsed() < SETTINGS_TIMEOUT
             && (self.allowed)() == Some(STREAMS_BEFORE_SETTINGS)
     }
@@ -371,7 +372,7 @@ impl Stream {
             Ok(_) => {
                 let mut state = self.connections.state();
                 if let Some(connection) = state.find(self.number) {
-                    connection.answered += 1;
+                    connection.responses += 1;
                 }
             }
             Err(err) => match FailureScope::of(err.error()) {
@@ -391,6 +392,7 @@ impl Stream {
 }
 
 impl State {
+    /// Return a connection that still takes requests.
     fn find(&mut self, number: u64) -> Option<&mut Connection> {
         let mut live = self.live.iter_mut();
         live.find(|connection| connection.number == number)
@@ -422,6 +424,7 @@ enum FailureScope {
 }
 
 impl FailureScope {
+    /// Classify the error of a request.
     fn of(err: &hyper::Error) -> Self {
         match h2_error(err) {
             Some(err) if err.is_go_away() && err.is_remote() => Self::GoAway,
@@ -448,6 +451,7 @@ pub fn is_remote_reset(err: &hyper::Error) -> bool {
     h2_error(err).is_some_and(|err| err.is_reset() && err.is_remote())
 }
 
+/// Report whether the upstream refused the stream (REFUSED_STREAM).
 fn is_refusal(err: &h2::Error) -> bool {
     err.is_reset() && err.is_remote() && err.reason() == Some(h2::Reason::REFUSED_STREAM)
 }
@@ -466,7 +470,7 @@ pub fn describe(err: &hyper::Error, is_agreed: bool) -> Option<String> {
         .is_some_and(|err| !err.is_remote() && err.reason() == Some(h2::Reason::FRAME_SIZE_ERROR));
     if !is_agreed && (is_malformed || is_broken) {
         let hint = "if it speaks HTTP/1.1, write http://HOST:PORT";
-        return Some(format!("it does not answer in HTTP/2: {hint}"));
+        return Some(format!("it does not respond in HTTP/2: {hint}"));
     }
     let err = h2_error(err)?;
     let reason = err.reason()?;

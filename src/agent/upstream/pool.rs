@@ -353,6 +353,7 @@ impl Reusable for Http1 {
     }
 }
 
+/// Connect to a Unix domain socket.
 #[cfg(unix)]
 async fn unix(path: &Path) -> io::Result<UnixStream> {
     UnixStream::connect(path).await
@@ -408,7 +409,7 @@ pub enum DialError {
     )]
     Tls(#[source] io::Error),
     /// The upstream does not speak TLS.
-    #[error("it does not answer in TLS: if it speaks plain HTTP, write http://HOST:PORT")]
+    #[error("it does not respond in TLS: if it speaks plain HTTP, write http://HOST:PORT")]
     NotTls(#[source] io::Error),
     /// No HTTP/2 stream within [`STREAM_TIMEOUT`].
     #[error("no HTTP/2 stream within {} s: it allows no more requests at once", STREAM_TIMEOUT.as_secs())]
