@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_task_is_run_on_the_spot() {
+    async fn a_task_can_be_polled_at_once() {
         let (tx, count, inline, task) = counter();
         tokio::spawn(task);
         yield_now().await;
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_task_that_nobody_runs_has_its_own_turn() {
+    async fn a_task_is_polled_by_the_runtime_otherwise() {
         let (tx, count, _inline, task) = counter();
         tokio::spawn(task);
         yield_now().await;
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_task_ends_when_somebody_has_done_the_last_of_it() {
+    async fn the_spawned_future_ends_when_the_task_is_done() {
         let (tx, _, inline, task) = counter();
         let task = tokio::spawn(task);
         yield_now().await;
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_ends_the_task_and_not_who_runs_it() {
+    async fn a_panic_ends_the_task_and_not_the_caller() {
         let (inline, task) = PollNow::new(Box::pin(async {
             yield_now().await;
             panic!("as it should");
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_task_works_on_goes_with_it() {
+    async fn a_tasks_resources_are_dropped_with_it() {
         let (tx, _, inline, task) = counter();
 
         drop(task);
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn nothing_is_missed_by_a_task_that_is_run_from_two_threads() {
+    async fn no_wake_up_is_missed_when_two_threads_poll() {
         let (tx, count, inline, task) = counter();
         let task = tokio::spawn(task);
         let runners = (0..2).map(|_| {

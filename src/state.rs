@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_another_process_makes_meanwhile_is_taken_over() {
+    fn a_file_created_by_another_process_meanwhile_is_used() {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::open(dir.path()).unwrap();
 

@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_is_the_same_however_an_editor_saves_it() {
+    fn every_encoding_and_line_ending_decodes_to_the_same_text() {
         let wide = |unit: fn(u16) -> [u8; 2]| {
             let units = "\u{feff}a = \"ü\"\r\nb\r\n".encode_utf16();
             units.flat_map(unit).collect::<Vec<u8>>()

@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_label_or_is_reserved_is_refused_with_its_reason() {
+    fn invalid_and_reserved_names_are_refused_with_the_reason() {
         let refused = |text: &str| text.parse::<Name>().unwrap_err();
         assert_eq!(refused(""), NameError::Empty);
         assert_eq!(refused(&"a".repeat(64)), NameError::TooLong);

@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cookie_for_a_domain_above_the_host_is_seen_however_it_is_written() {
+    fn a_cookie_for_a_parent_domain_is_recognised_in_every_spelling() {
         for domain in [
             "tunnel.example.com",
             ".tunnel.example.com",
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_reaches_beyond_is_removed() {
+    fn only_cookies_for_a_parent_domain_are_removed() {
         let mut fields = HeaderMap::new();
         for cookie in ["a=1", "b=2; domain=localhost", "c=3"] {
             fields.append(SET_COOKIE, HeaderValue::from_static(cookie));

@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_visitor_forged_is_replaced() {
+    fn forged_fields_of_a_visitor_are_replaced() {
         let clean = headers(&[("accept", "*/*"), ("x-request-id", "7")]);
         let mut forged = clean.clone();
         for name in [
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trusted_proxy_is_believed_and_added() {
+    fn the_fields_of_a_trusted_proxy_are_extended() {
         let mut sent = headers(&[
             ("x-forwarded-for", "192.0.2.7"),
             ("x-forwarded-for", "192.0.2.8"),
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn both_languages_say_what_a_trusted_proxy_said_in_one() {
+    fn both_kinds_of_fields_are_set_from_either() {
         let one = &[(
             "forwarded",
             "for=\"[2001:db8::1]:4711\";proto=https;host=\"a.example:1\", for=192.0.2.8;proto=http",
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn every_field_about_the_visitor_is_known_in_both_spellings() {
+    fn every_field_about_the_visitor_is_recognised_with_hyphens_and_underscores() {
         let families = FAMILIES
             .iter()
             .map(|family| format!("{}x", family.trim_end_matches('-').to_owned() + "-"));
@@ -474,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_trusted_proxy_said_is_told_as_it_is() {
+    fn the_fields_of_a_trusted_proxy_are_passed_on_unchanged() {
         let mut sent = headers(&[("host", "blog.example.com"), ("forwarded", "for=192.0.2.7")]);
         append_forwarded(&mut sent, &received("10.0.0.1", &HOST_FIELD));
         let said = sent.clone();

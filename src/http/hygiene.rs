@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_of_one_hop_are_removed() {
+    fn hop_by_hop_fields_are_removed() {
         let left = stripped(&[
             ("connection", "keep-alive"),
             ("keep-alive", "timeout=5"),
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_hop_said_is_returned() {
+    fn the_meaning_of_hop_by_hop_fields_is_returned() {
         let mut upgrade = headers(&[
             ("connection", "keep-alive, Upgrade"),
             ("upgrade", "websocket"),
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn one_true_length_is_left_or_none() {
+    fn one_correct_length_is_left_or_none() {
         let with = |values: &[&'static str], body| {
             let mut headers: HeaderMap = values
                 .iter()

@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_small_body_is_read_twice_also_after_a_part_of_it() {
+    async fn a_small_body_can_be_replayed_after_a_partial_read() {
         let buffer = buffer(&[10, 20, 30]);
 
         let mut first = buffer.read();
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_earlier_reading_takes_nothing_from_a_later_one() {
+    async fn an_earlier_reader_takes_nothing_from_a_later_one() {
         let buffer = buffer(&[10, 20]);
 
         let mut first = buffer.read();
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_large_body_is_not_kept() {
+    async fn a_large_body_is_not_buffered() {
         let buffer = buffer(&[MAX_BUFFERED, 1, 5]);
 
         let whole = buffer.read().collect().await.unwrap().to_bytes();
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_settled_body_goes_on_where_it_is() {
+    async fn a_body_that_is_no_longer_buffered_continues_where_it_is() {
         let buffer = buffer(&[10, 20]);
 
         let mut reader = buffer.read();

@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn either_language_is_read() {
+    fn either_kind_of_fields_is_parsed() {
         let fields = [
             ("x-forwarded-for", "192.0.2.1, 2001:db8::1 ,"),
             ("x-forwarded-for", "unknown"),
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn forwarded_counts_only_where_nothing_else_was_said() {
+    fn forwarded_counts_only_without_x_forwarded_fields() {
         let both = [
             ("forwarded", "for=6.6.6.6;proto=https;host=evil"),
             ("x-forwarded-for", "192.0.2.1"),
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_says_nothing() {
+    fn malformed_fields_are_ignored() {
         for field in [
             "",
             ";,=",

@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_names_what_was_asked_for_and_nothing_else() {
+    fn a_response_names_only_protocols_that_were_asked_for() {
         let answers = |answered: &str| is_answer_to("websocket, x/2", Some(answered.as_bytes()));
 
         assert!(answers("WebSocket") && answers("x/2") && answers("x/2, websocket"));

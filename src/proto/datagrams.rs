@@ -162,7 +162,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_refused_or_are_whole_packets(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        fn arbitrary_bytes_are_refused_or_whole_packets(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             if let Ok(datagrams) = Datagrams::decode(bytes.clone().into()) {
                 prop_assert_eq!(&datagrams.bytes[..], &bytes[DATAGRAMS_HEADER..]);
                 prop_assert!((1..=datagrams.bytes.len()).contains(&datagrams.stride));

@@ -42,7 +42,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_fool_a_reader_becomes_visible() {
+    fn deceptive_characters_become_visible() {
         assert_eq!(escape("a\x1b[2J\r\n"), "a\\u{1b}[2J\\u{d}\\u{a}");
         assert_eq!(
             escape("x\u{202e}gpj.exe\u{200b}"),

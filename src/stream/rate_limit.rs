@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn it_happens_some_times_at_once_and_then_once_in_a_while() {
+    async fn a_burst_is_allowed_and_then_one_per_interval() {
         let mut limit = RateLimit::new(3, Duration::from_secs(1));
 
         assert_eq!([(); 4].map(|()| limit.take()), [true, true, true, false]);

@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_that_comes_back_from_the_same_network_finds_what_is_known_of_it() {
+    fn a_returning_agents_path_memory_is_recalled_by_its_network() {
         let paths = PathCache::default();
         for agent in ["192.0.2.1", "2001:db8:1:2:a::1"] {
             store_known(&paths, ip(agent));
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_kept_is_nobody_elses() {
+    fn a_path_memory_that_was_not_stored_is_not_shared() {
         let paths = PathCache::default();
         let stranger = ip("192.0.2.1");
 
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn the_path_that_was_not_needed_for_longest_is_forgotten_first() {
+    fn the_least_recently_stored_path_is_evicted_first() {
         let paths = PathCache::default();
         let agent = |n: u32| Ipv4Addr::from_bits((10 << 24) + n).into();
         for n in 0..MAX_NETWORKS as u32 {

@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_shorter_than_an_answer_is_one() {
+    fn a_truncated_answer_does_not_count() {
         let probe = Probe::new().unwrap();
         let answer = answer_of_a_quic_server(&probe.datagram()).unwrap();
 

@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_sent_is_owed_until_something_is_acknowledged() {
+    fn data_is_unacknowledged_until_something_is_acknowledged() {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
         let mut progress = Progress::since(100, 5);
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_carrier_has_no_room_for_is_owed_like_what_was_sent() {
+    fn data_that_waits_for_the_carrier_counts_as_unacknowledged() {
         let now = Instant::now();
         let mut progress = Progress::since(100, 5);
 

@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_pause_ends_a_run() {
+    async fn a_gap_ends_a_run() {
         let monitor = ReceiveMonitor::new();
         for _ in 0..3 {
             advance(RUN_GAP - Duration::from_millis(1)).await;

@@ -40,7 +40,7 @@ async fn through(edge: &mut RealEdge, proxy: String) -> Result<(), String> {
 }
 
 #[tokio::test]
-async fn an_http_proxy_is_passed_with_its_password_and_not_without() {
+async fn an_http_proxy_is_used_with_its_password_and_not_without() {
     let mut edge = RealEdge::start().await;
     let (proxy, _tasks) = http_proxy(StatusCode::OK).await;
 
@@ -77,7 +77,7 @@ async fn an_http_proxy_that_refuses_is_named_with_its_status() {
 }
 
 #[tokio::test]
-async fn a_socks5_proxy_is_passed_with_its_password_and_not_without() {
+async fn a_socks5_proxy_is_used_with_its_password_and_not_without() {
     let mut edge = RealEdge::start().await;
     let (proxy, _tasks) = socks_proxy().await;
 
@@ -91,7 +91,7 @@ async fn a_socks5_proxy_is_passed_with_its_password_and_not_without() {
 }
 
 #[tokio::test]
-async fn a_proxy_that_is_not_there_is_named() {
+async fn an_unreachable_proxy_is_named() {
     let mut edge = RealEdge::start().await;
     let nobody = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let addr = nobody.local_addr().unwrap();
@@ -109,7 +109,7 @@ async fn a_proxy_that_is_not_there_is_named() {
 }
 
 #[tokio::test]
-async fn what_is_not_a_proxy_is_refused_without_its_password() {
+async fn an_invalid_proxy_url_is_refused_without_showing_its_password() {
     let mut edge = RealEdge::start().await;
 
     let err = through(&mut edge, "gopher://ann:sesame@proxy:70".into())
@@ -123,7 +123,7 @@ async fn what_is_not_a_proxy_is_refused_without_its_password() {
 }
 
 #[tokio::test]
-async fn an_edge_without_websockets_is_told_from_one_that_is_not_there() {
+async fn an_edge_without_websockets_is_distinguished_from_an_unreachable_one() {
     let mut edge = RealEdge::start().await;
     let (other, _tasks) = http_proxy(StatusCode::OK).await;
     let config = DialConfig {
@@ -154,7 +154,7 @@ async fn an_impostor_behind_an_accepted_outer_certificate_is_refused() {
 }
 
 #[tokio::test]
-async fn the_edge_shows_where_an_agent_really_is() {
+async fn the_edge_reports_an_agents_real_address() {
     let mut edge = RealEdge::start().await;
     let (front, _tasks) = relay(edge.http).await;
     let config = DialConfig {

@@ -33,7 +33,7 @@ use crate::carrier::{
 const SECOND: Duration = Duration::from_secs(1);
 
 #[tokio::test(start_paused = true)]
-async fn a_socket_that_changes_upon_a_stateless_reset_ends_nothing_but_the_connection() {
+async fn changing_sockets_during_a_stateless_reset_ends_only_the_connection() {
     let network = Network::new(1);
     let (edge, socket) = start_edge(&network);
     let arrived = Arc::new(Notify::new());

@@ -51,7 +51,7 @@ async fn where_udp_is_blocked_an_agent_starts_on_a_websocket_within_a_second() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_nothing_passes_both_attempts_say_so() {
+async fn where_nothing_passes_both_attempts_report_errors() {
     let network = Network::new(1);
     network.udp(false);
     network.change(|conditions| conditions.dialling = false);
@@ -76,7 +76,7 @@ async fn where_nothing_passes_both_attempts_say_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_short_message_that_is_lost_comes_when_it_is_sent_again() {
+async fn a_lost_short_message_arrives_with_its_duplicate() {
     let network = Network::new(7);
     network.change(|conditions| conditions.delay = ROUND_TRIP / 2);
     let lab = Lab::start(network.clone(), Transport::Quic).await;
@@ -107,7 +107,7 @@ async fn a_short_message_that_is_lost_comes_when_it_is_sent_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn to_an_address_that_an_agent_has_just_moved_to_nothing_is_sent_twice() {
+async fn nothing_is_duplicated_to_an_address_that_is_not_validated_yet() {
     let network = Network::new(7);
     network.change(|conditions| conditions.delay = ROUND_TRIP / 2);
     let lab = Lab::start(network.clone(), Transport::Quic).await;
@@ -213,7 +213,7 @@ async fn an_upload_goes_on_when_udp_dies_on_the_way_to_the_edge_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn hearing_the_edge_is_no_proof_that_the_edge_hears() {
+async fn packets_from_the_edge_do_not_prove_that_it_receives_ours() {
     let network = Network::new(7);
     network.change(|conditions| conditions.delay = Duration::from_millis(20));
     let mut lab = Lab::start(network.clone(), Transport::Auto).await;
@@ -250,7 +250,7 @@ async fn transfers_go_on_at_once_when_the_agent_has_another_address() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn requests_pass_a_nat_that_forgets_every_five_seconds() {
+async fn requests_survive_a_nat_that_rebinds_every_five_seconds() {
     let network = Network::new(5);
     let lab = Lab::start(network.clone(), Transport::Auto).await;
     let mut requests = JoinSet::new();
@@ -310,7 +310,7 @@ async fn a_lost_websocket_is_replaced_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_websocket_that_dies_without_a_word_is_replaced() {
+async fn a_websocket_that_dies_silently_is_replaced() {
     let network = Network::new(3);
     network.udp(false);
     let lab = Lab::start(network.clone(), Transport::Auto).await;
@@ -328,7 +328,7 @@ async fn a_websocket_that_dies_without_a_word_is_replaced() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dead_websocket_does_not_hold_what_udp_could_carry() {
+async fn a_dead_websocket_does_not_block_traffic_that_udp_could_carry() {
     let network = Network::new(3);
     network.udp(false);
     let mut lab = Lab::start(network.clone(), Transport::Auto).await;
@@ -350,7 +350,7 @@ async fn a_dead_websocket_does_not_hold_what_udp_could_carry() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_agent_that_stops_reading_its_websocket_is_let_go() {
+async fn an_agent_that_stops_reading_its_websocket_is_disconnected() {
     let network = Network::new(3);
     let lab = Lab::start(network.clone(), Transport::Websocket).await;
     let up = tokio::spawn(lab.converse(1, 6 << 20, 100));
@@ -370,7 +370,7 @@ async fn an_agent_that_stops_reading_its_websocket_is_let_go() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_another_carrier_udp_goes_on_soon_after_ten_seconds_of_nothing() {
+async fn without_another_carrier_udp_resumes_soon_after_an_outage_of_ten_seconds() {
     let network = Network::new(3);
     network.change(|conditions| conditions.delay = Duration::from_millis(20));
     let lab = Lab::start(network.clone(), Transport::Quic).await;

@@ -110,7 +110,7 @@ async fn a_real_download_goes_on_when_udp_stops_and_comes_back_when_it_starts() 
 }
 
 #[tokio::test]
-async fn a_websocket_that_is_cut_harms_nobody_else() {
+async fn a_websocket_that_is_cut_does_not_affect_others() {
     let mut edge = RealEdge::start().await;
     let (front, cut) = relay(edge.http).await;
     let victim = DialConfig {
@@ -238,7 +238,7 @@ fn accept_stranger(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_thousand_websockets_that_never_speak_quic_are_sent_away() {
+async fn a_thousand_websockets_without_quic_are_closed() {
     let (endpoint, socket) = quiet_edge(1000);
     let mut strangers = Vec::new();
     let mut websockets = JoinSet::new();
@@ -267,7 +267,7 @@ async fn a_thousand_websockets_that_never_speak_quic_are_sent_away() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn websockets_of_one_address_that_no_session_uses_leave_places_to_others() {
+async fn unused_websockets_of_one_address_leave_room_for_others() {
     let (_endpoint, socket) = quiet_edge(1000);
     let mut places = Vec::new();
     let mut open = |number| {
@@ -285,7 +285,7 @@ async fn websockets_of_one_address_that_no_session_uses_leave_places_to_others()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_websocket_that_speaks_quic_and_brings_no_session_is_sent_away() {
+async fn a_websocket_with_quic_but_without_a_session_is_closed() {
     let (_endpoint, socket) = quiet_edge(1);
     let (_near, far) = tokio::io::duplex(4096);
     let websocket = tokio::spawn(accept_stranger(&socket, far, 0).unwrap());

@@ -74,7 +74,7 @@ fn trailers_are_refused_past_their_limit_before_they_arrive() {
 }
 
 #[test]
-fn what_is_no_message_is_malformed() {
+fn invalid_encodings_are_malformed() {
     let message = |bytes: &[u8]| decode::<EdgeMessage>(bytes).map(drop);
     let head = |bytes: &[u8]| decode::<ResponseHead>(bytes).map(drop);
     let list = |bytes: &[u8]| decode::<Fields>(bytes).map(drop);

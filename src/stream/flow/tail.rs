@@ -83,7 +83,7 @@ mod tests {
     const RTT: Duration = Duration::from_millis(40);
 
     #[tokio::test(start_paused = true)]
-    async fn something_follows_the_end_of_a_message_and_what_is_repeated_of_it() {
+    async fn a_message_and_its_retransmission_are_followed_by_a_probe() {
         let tail = TailProbe::default();
 
         tail.message_written(|| true);
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn of_messages_that_follow_each_other_the_last_is_followed() {
+    async fn only_the_last_of_consecutive_messages_is_followed_by_a_probe() {
         let tail = TailProbe::default();
         let since = Instant::now();
         for _ in 0..10 {
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_message_is_followed_in_time_that_ends_while_an_earlier_one_may_be_repeated() {
+    async fn a_new_message_is_probed_in_time_while_an_earlier_one_awaits_its_second_probe() {
         let tail = TailProbe::default();
         tail.message_written(|| true);
         tail.due(|| RTT).await;
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn where_nothing_is_lost_nothing_follows() {
+    async fn a_path_without_loss_is_not_probed() {
         let tail = TailProbe::default();
 
         tail.message_written(|| false);

@@ -55,7 +55,7 @@ fn read_all(window: &mut ReceiveWindow) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_short_body_is_sent_without_a_word() {
+async fn a_short_body_needs_no_window_update() {
     let [reader, writer] = ends();
     let mut incoming = ReceiveWindow::new(reader.clone(), 0);
     let mut outgoing = SendWindow::new(writer, 0, incoming.limit());
@@ -94,7 +94,7 @@ async fn a_long_body_waits_for_its_reader_and_loses_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_waits_goes_on_when_a_limit_is_told() {
+async fn a_blocked_sender_resumes_after_a_window_update() {
     let [reader, writer] = ends();
     let mut incoming = ReceiveWindow::new(reader.clone(), 1);
     let mut outgoing = SendWindow::new(writer.clone(), 1, incoming.limit());
@@ -111,7 +111,7 @@ async fn whoever_waits_goes_on_when_a_limit_is_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_window_grows_while_its_reader_keeps_up_and_no_further_than_it_may() {
+async fn a_window_grows_while_its_reader_keeps_up_to_its_maximum() {
     let [reader, _] = ends();
     let mut incoming = ReceiveWindow::new(reader, 0);
 
@@ -154,7 +154,7 @@ async fn many_conversations_stay_within_the_sessions_budget() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn beside_many_who_have_stopped_reading_there_is_room_for_who_reads() {
+async fn an_active_reader_finds_room_beside_many_stopped_ones() {
     let flow = session(24 * MIB, &BufferTotal::new(512 * MIB));
     let mut stuck: Vec<_> = (0..500)
         .map(|stream| ReceiveWindow::new(flow.clone(), stream))
@@ -196,7 +196,7 @@ async fn all_sessions_together_stay_within_the_total() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_conversation_had_is_there_for_the_next() {
+async fn a_conversations_memory_is_released_for_the_next() {
     let total = BufferTotal::new(64 * MIB);
     let flow = session(64 * MIB, &total);
     for stream in 0..1_000 {
@@ -212,7 +212,7 @@ async fn what_a_conversation_had_is_there_for_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn more_than_the_window_is_an_error() {
+async fn exceeding_the_window_is_an_error() {
     let [reader, _] = ends();
     let mut incoming = ReceiveWindow::new(reader, 0);
 
@@ -220,7 +220,7 @@ async fn more_than_the_window_is_an_error() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_has_come_counts_until_it_is_written() {
+async fn received_bytes_count_until_they_are_written() {
     let total = BufferTotal::new(64 * MIB);
     let reader = session(64 * MIB, &total);
     let window = SharedWindow::new(ReceiveWindow::new(reader.clone(), 7));
@@ -244,7 +244,7 @@ async fn what_has_come_counts_until_it_is_written() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_a_body_that_has_ended_only_what_is_unread_counts() {
+async fn only_unread_bytes_of_an_ended_body_count() {
     let total = BufferTotal::new(64 * MIB);
     let reader = session(64 * MIB, &total);
     let window = SharedWindow::new(ReceiveWindow::new(reader.clone(), 7));
@@ -267,7 +267,7 @@ async fn of_a_body_that_has_ended_only_what_is_unread_counts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reader_stands_still_from_when_it_last_took_something() {
+async fn a_reader_is_stalled_since_it_last_took_something() {
     let [reader, _] = ends();
     let window = SharedWindow::new(ReceiveWindow::new(reader, 7));
     assert_eq!(window.stalled_since(), None);
@@ -286,7 +286,7 @@ async fn a_reader_stands_still_from_when_it_last_took_something() {
 }
 
 #[test]
-fn heads_that_are_large_have_a_bound_together_and_give_their_room_back() {
+fn large_heads_share_a_limit_and_release_their_memory() {
     let [flow, _] = ends();
     let window = ReceiveWindow::new(flow, 0);
     let large = || window.large_head(1 << 20);
@@ -299,7 +299,7 @@ fn heads_that_are_large_have_a_bound_together_and_give_their_room_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn more_notices_than_steps_that_were_sent_are_an_error() {
+async fn more_window_updates_than_sent_bytes_allow_are_an_error() {
     let [flow, _] = ends();
     let mut outgoing = SendWindow::new(flow.clone(), 0, FIRST_WINDOW);
     outgoing.take(FIRST_WINDOW as usize);
@@ -314,7 +314,7 @@ async fn more_notices_than_steps_that_were_sent_are_an_error() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_breaks_the_protocol_again_and_again_loses_the_session() {
+async fn repeated_protocol_violations_close_the_session() {
     let (close, mut closed) = tokio::sync::mpsc::unbounded_channel();
     let budget = Budget::new(MIB, BufferTotal::new(MIB));
     let close = move |code, _: &str| close.send(code).unwrap();
@@ -332,7 +332,7 @@ async fn whoever_breaks_the_protocol_again_and_again_loses_the_session() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_window_of_nothing_makes_its_sender_wait() {
+async fn an_empty_window_blocks_its_sender() {
     let [flow, _] = ends();
     let mut outgoing = SendWindow::new(flow, 0, 0);
     assert_eq!(outgoing.take(1), 0);
