@@ -1,11 +1,11 @@
-//! An axum app that is published from inside its own process, with no local port:
+//! An axum app that publishes itself from within its process, without a local port:
 //!
 //! ```sh
 //! cargo run --example axum
 //! ```
 //!
-//! It brings an edge of its own, so that nothing else is needed. With an edge elsewhere only the agent
-//! stays: its `server`, `token` and pin are what `qtunnel serve` prints.
+//! It contains an edge, so that nothing else is needed. With an edge on another machine, keep only the agent, with
+//! the `server`, `token` and pin that `qtunnel serve` prints.
 
 use std::error::Error;
 
@@ -51,7 +51,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     println!("open {} (Ctrl-C stops)", agent.tunnels()[0].urls[0]);
     agent
         .serve(async {
-            // Without signals it can only be killed.
+            // Fails only if the signal handler cannot be installed.
             let _ = tokio::signal::ctrl_c().await;
         })
         .await?;

@@ -1,4 +1,4 @@
-//! Edge, upstream and agent in one process, over real QUIC on loopback, and a visit through all three:
+//! An edge, an upstream and an agent in one process, over real QUIC on loopback, and a request through all three:
 //!
 //! ```sh
 //! cargo run --example loopback
@@ -31,7 +31,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         served.await.expect("the listener works");
     });
 
-    // The edge: on ports of the system's choice, with a certificate from a CA of its own.
+    // The edge: on ports chosen by the system, with a certificate from a local CA.
     let state = tempfile::tempdir()?;
     let edge = Edge::bind(EdgeConfig {
         state_dir: state.path().into(),
@@ -41,7 +41,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let (http, quic, pin) = (edge.http_addrs()[0], edge.quic_addrs()[0], edge.pin());
     tasks.spawn(edge.serve(stop.clone().cancelled_owned()));
 
-    // The agent: it recognises the edge by its key, and publishes the upstream under a name.
+    // The agent: it authenticates the edge by its key, and publishes the upstream under a name.
     let agent = Agent::connect(AgentConfig {
         server: quic.to_string().parse()?,
         trust: Trust::Pins(vec![pin]),
@@ -58,13 +58,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let agent_stop = stop.clone().cancelled_owned();
     tasks.spawn(async move { agent.serve(agent_stop).await.expect("the edge is here") });
 
-    // A visitor, who knows nothing of all this.
+    // A visitor: an ordinary HTTP client.
     let mut visitor = TcpStream::connect(http).await?;
     let request = "GET /hello HTTP/1.1\r\nHost: hello.localhost\r\nConnection: close\r\n\r\n";
     visitor.write_all(request.as_bytes()).await?;
-    let mut answer = String::new();
-    visitor.read_to_string(&mut answer).await?;
-    println!("{answer}");
+    let mut response = String::new();
+    visitor.read_to_string(&mut response).await?;
+    println!("{response}");
 
     stop.cancel();
     while let Some(ended) = tasks.join_next().await {
