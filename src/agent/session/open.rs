@@ -72,7 +72,7 @@ pub struct Session {
     /// The number of this session within the run.
     epoch: u64,
     /// The rate limit for messages from the edge that cost a log line or a connection.
-    message_quota: RateLimit,
+    message_limit: RateLimit,
     /// The edge's answer to the hello: the tunnels that it granted.
     pub welcome: Welcome,
 }
@@ -157,7 +157,7 @@ impl Session {
                     unread: UnreadStreams::default(),
                     is_replaced: false,
                     epoch: identity.epoch,
-                    message_quota: RateLimit::new(MESSAGE_BURST, MESSAGE_INTERVAL),
+                    message_limit: RateLimit::new(MESSAGE_BURST, MESSAGE_INTERVAL),
                     welcome,
                 })
             }
@@ -273,7 +273,7 @@ impl Session {
         let message = message.and_then(|message| match message {
             EdgeMessage::Window(window) => Ok(self.flow.raise(window).map(|()| message)?),
             EdgeMessage::Ping => Ok(message),
-            _ if self.message_quota.take() => Ok(message),
+            _ if self.message_limit.take() => Ok(message),
             _ => Err(WireError::Invalid("the edge sends too many control messages").into()),
         });
         match message {

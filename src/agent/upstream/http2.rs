@@ -78,7 +78,8 @@ pub enum Acquired<'a> {
     Dial(DialPermit<'a>),
 }
 
-/// The exclusive permission to open a connection. Other requests wait until it is dropped.
+/// The permission to open a connection. Other requests wait until it is dropped, unless they were waiting when an
+/// attempt failed.
 pub struct DialPermit<'a>(&'a Arc<Http2Connections>);
 
 impl Http2Connections {
