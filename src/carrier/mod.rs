@@ -9,7 +9,7 @@
 //!            agent                                                  edge
 //!   quinn ─ AgentSocket ──┬─ UDP ═══════════════════════════ UDP ─┬── EdgeSocket ─ quinn
 //!              ▲          └─ queue ─ websocket ═ HTTP(S) ═ websocket ─ queue ─┘
-//!   Driver ─ Selector ◀─ evidence, progress
+//!   Driver ─ Selector ◀─ receive_monitor, progress
 //! ```
 //!
 //! - `agent`: the agent's end. `dial` and `race` establish a connection; `driver` keeps it alive.

@@ -41,9 +41,9 @@ impl SharedCongestionOwner {
     }
 }
 
-/// Silence without acknowledgements, in round trips and at least, after which the window closes
-/// although the kernel has room. TCP's retransmissions usually take less; a dead connection would
-/// absorb everything.
+/// Silence without acknowledgements, in round trips and at least, after which the window shrinks to
+/// the initial one although the kernel has room. TCP's retransmissions usually take less; a dead
+/// connection would absorb everything.
 pub(crate) const ACK_TIMEOUT: (u32, Duration) = (4, Duration::from_millis(300));
 
 /// Delivery rate in bytes per second below which QUIC takes congestion control back from TCP: above
