@@ -36,7 +36,7 @@ impl Agent {
     /// retried without limit; drop the future to give up.
     ///
     /// # Errors
-    /// [`AgentError`] if a retry can never help, or at the first failure with
+    /// [`AgentError`] if a retry cannot help, or at the first failure with
     /// [`AgentConfig::exit_on_failure`].
     pub async fn connect(config: AgentConfig) -> Result<Self, AgentError> {
         let (mut pools, active) = (Vec::new(), ActiveConnections::default());
@@ -320,7 +320,7 @@ pub enum AgentError {
     Superseded,
     /// Another agent was told to take over the names.
     #[error(
-        "{by}, as somebody wanted (--take-over-name): stop one of the two, or give this one another name \
+        "{by}, because it was told to (--take-over-name): stop one of the two, or give this one another name \
          with --subdomain"
     )]
     TakenOver {

@@ -19,7 +19,7 @@ pub enum ConnectError {
         tried: carrier::DialError,
     },
     /// The server's certificate is not trusted.
-    #[error("the edge {server} is not who it should be: {why}; {advice}")]
+    #[error("the edge {server} is not trusted: {why}; {advice}")]
     Untrusted {
         /// The edge.
         server: ServerAddr,
@@ -113,7 +113,7 @@ fn unreachable(server: &ServerAddr, tried: &carrier::DialError) -> String {
     }
     format!(
         "cannot reach the edge {server}: {}. Is `qtunnel serve` running there, and does every firewall let UDP port \
-         {} through? `qtunnel check` tells more",
+         {} through? Run `qtunnel check` for details",
         tried.summary(),
         server.port
     )
