@@ -299,7 +299,7 @@ mod tests {
     }
 
     /// Return the fields that the upstream gets for a request from this visitor.
-    fn told(visitor: &str, host: HeaderValue, mut said: HeaderMap) -> HeaderMap {
+    fn upstream_fields(visitor: &str, host: HeaderValue, mut said: HeaderMap) -> HeaderMap {
         remove(&mut said);
         said.insert(HOST, host);
         let visitor = visitor.parse().expect("an address");
@@ -318,7 +318,7 @@ mod tests {
 
     #[test]
     fn the_upstream_learns_who_the_visitor_is() {
-        let sent = told("192.0.2.7", HOST_FIELD, HeaderMap::new());
+        let sent = upstream_fields("192.0.2.7", HOST_FIELD, HeaderMap::new());
 
         let expected = headers(&[
             ("x-forwarded-for", "192.0.2.7"),
@@ -352,16 +352,16 @@ mod tests {
             forged.append(name, HeaderValue::from_static("198.51.100.2"));
         }
 
-        let forged = told("192.0.2.7", HOST_FIELD, forged);
+        let forged = upstream_fields("192.0.2.7", HOST_FIELD, forged);
 
-        assert_eq!(forged, told("192.0.2.7", HOST_FIELD, clean));
+        assert_eq!(forged, upstream_fields("192.0.2.7", HOST_FIELD, clean));
     }
 
     #[test]
     fn ipv6_addresses_and_ports_are_quoted_in_forwarded_only() {
         let host = HeaderValue::from_static("blog.example.com:8443");
 
-        let sent = told("2001:db8::1", host, HeaderMap::new());
+        let sent = upstream_fields("2001:db8::1", host, HeaderMap::new());
 
         assert_eq!(sent["x-forwarded-for"], "2001:db8::1");
         assert_eq!(sent["x-forwarded-host"], "blog.example.com:8443");
@@ -371,7 +371,7 @@ mod tests {
 
     #[test]
     fn an_ipv4_visitor_of_a_dual_stack_listener_stays_ipv4() {
-        let sent = told("::ffff:192.0.2.7", HOST_FIELD, HeaderMap::new());
+        let sent = upstream_fields("::ffff:192.0.2.7", HOST_FIELD, HeaderMap::new());
 
         assert_eq!(sent["x-forwarded-for"], "192.0.2.7");
         assert_eq!(

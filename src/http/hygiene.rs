@@ -90,7 +90,7 @@ pub(crate) fn sanitize_trailers(trailers: &mut HeaderMap) {
 
 /// Leave one correct `Content-Length`, or none. Where there is no body, it is the length that
 /// another response would have (RFC 9110 §8.6); different ones are removed.
-pub(crate) fn keep_one_length(headers: &mut HeaderMap, body: BodyLength) {
+pub(crate) fn normalize_content_length(headers: &mut HeaderMap, body: BodyLength) {
     let length = match body {
         BodyLength::Known(length) => Some(length),
         BodyLength::Unknown => None,
@@ -319,7 +319,7 @@ mod tests {
                 .iter()
                 .map(|value| (header::CONTENT_LENGTH, HeaderValue::from_static(value)))
                 .collect();
-            keep_one_length(&mut headers, body);
+            normalize_content_length(&mut headers, body);
             let left = headers.get_all(header::CONTENT_LENGTH).iter();
             left.map(|value| value.to_str().unwrap().to_owned())
                 .collect::<Vec<_>>()

@@ -220,7 +220,7 @@ fn check_request_fields(fields: &HeaderMap, body: BodyLength) -> Result<(), Wire
     )?;
     let (mut hop, mut framing) = (false, false);
     for name in fields.keys() {
-        hop |= HOP_BY_HOP.contains(name);
+        hop |= FORBIDDEN_FIELDS.contains(name);
         framing |= imitates_framing(name);
     }
     let only_trailers = fields
@@ -276,7 +276,7 @@ const METHOD_LIMIT: usize = 256;
 const HOST_LIMIT: usize = 270;
 
 /// Fields for one connection only; `TE: trailers` is allowed.
-const HOP_BY_HOP: [HeaderName; 8] = [
+const FORBIDDEN_FIELDS: [HeaderName; 8] = [
     ::http::header::CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),

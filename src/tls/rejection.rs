@@ -134,7 +134,7 @@ fn names(leaf: &X509Certificate<'_>) -> Vec<String> {
         _ => None,
     });
     let is_printable = |name: &String| {
-        name.len() <= MAX_NAME_LENGTH && name.bytes().all(|byte| byte.is_ascii_graphic())
+        name.len() <= MAX_DNS_NAME && name.bytes().all(|byte| byte.is_ascii_graphic())
     };
     names.filter(is_printable).take(MAX_SHOWN_NAMES).collect()
 }
@@ -149,7 +149,7 @@ fn date(seconds: i64) -> String {
 const MAX_SHOWN_NAMES: usize = 8;
 
 /// Longest DNS name, in bytes (RFC 1035 §2.3.4).
-const MAX_NAME_LENGTH: usize = 253;
+const MAX_DNS_NAME: usize = 253;
 
 /// End of the year 9999, after which dates have no usual format, in Unix seconds.
 const LAST_SECOND: u64 = 253_402_300_799;

@@ -159,7 +159,7 @@ impl LastRejection {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    fn note(&self, why: Rejection) {
+    fn record(&self, why: Rejection) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
     }
 }
@@ -221,14 +221,14 @@ impl ServerCertVerifier for Verifier {
                 .verify_server_cert(leaf, intermediates, name, ocsp, now)
                 .inspect_err(|err| {
                     self.rejection
-                        .note(Rejection::new(err, leaf, name, authorities, now));
+                        .record(Rejection::new(err, leaf, name, authorities, now));
                 }),
             CertificateCheck::Pins(pins) => {
                 let found = Pin::of(leaf)?;
                 if pins.contains(&found) {
                     return Ok(ServerCertVerified::assertion());
                 }
-                self.rejection.note(Rejection::by_pin(pins, found));
+                self.rejection.record(Rejection::by_pin(pins, found));
                 Err(rustls::CertificateError::ApplicationVerificationFailure.into())
             }
         }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http_body::Body;
 use hyper::ext::ReasonPhrase;
 
-use crate::http::hygiene::{keep_one_length, strip_hop_by_hop};
+use crate::http::hygiene::{normalize_content_length, strip_hop_by_hop};
 use crate::proto::{BodyLength, Fields, ResponseHead, is_bodiless, is_reason};
 
 /// Build the head of a final response: without hop-by-hop fields, and with one unambiguous body length.
@@ -27,7 +27,7 @@ where
             None => BodyLength::Unknown,
         }
     };
-    keep_one_length(&mut parts.headers, length);
+    normalize_content_length(&mut parts.headers, length);
     ResponseHead::Final {
         status: parts.status,
         reason: parts

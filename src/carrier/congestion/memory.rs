@@ -20,7 +20,7 @@ pub(crate) struct KnownPath {
 
 impl PathMemory {
     /// Store the path's current measurement.
-    pub(crate) fn note(&self, rate: f64, min_rtt: Duration, at: Instant) {
+    pub(crate) fn store(&self, rate: f64, min_rtt: Duration, at: Instant) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) =
             Some(KnownPath::new(rate, min_rtt, at));
     }

@@ -187,7 +187,7 @@ impl RateModel {
 
     fn cruise(&mut self, now: Instant) {
         if let Some(memory) = &self.memory {
-            memory.note(self.path.rate(), self.path.min_rtt(), now);
+            memory.store(self.path.rate(), self.path.min_rtt(), now);
         }
         // Connections that probe in step learn nothing from each other: the bytes delivered so far
         // serve as a cheap random number.

@@ -65,7 +65,7 @@ mod tests {
     fn store_known(paths: &PathCache, agent: IpAddr) {
         let path = paths.recall(agent);
         paths.store(agent, &path);
-        path.note(1e6, RTT, Instant::now());
+        path.store(1e6, RTT, Instant::now());
     }
 
     fn knows(paths: &PathCache, agent: &str) -> bool {
@@ -91,7 +91,7 @@ mod tests {
         let paths = PathCache::default();
         let stranger = ip("192.0.2.1");
 
-        paths.recall(stranger).note(1e6, RTT, Instant::now());
+        paths.recall(stranger).store(1e6, RTT, Instant::now());
 
         assert!(!knows(&paths, "192.0.2.1"));
     }

@@ -49,10 +49,10 @@ impl Progress {
     /// be noticed.
     pub(crate) fn update(&mut self, connection: &Connection, more_to_send: bool, now: Instant) {
         let (delivered, sent) = counts(connection);
-        self.note(delivered, sent, more_to_send, now);
+        self.record(delivered, sent, more_to_send, now);
     }
 
-    fn note(&mut self, delivered: u64, sent: u64, more_to_send: bool, now: Instant) {
+    fn record(&mut self, delivered: u64, sent: u64, more_to_send: bool, now: Instant) {
         if delivered > self.delivered {
             // What was sent in the meantime may be acknowledged or not. If not, QUIC will
             // retransmit it.
@@ -126,12 +126,12 @@ mod tests {
         let at = |millis| start + Duration::from_millis(millis);
         let mut progress = Progress::since(100, 5);
 
-        progress.note(100, 5, false, at(0));
+        progress.record(100, 5, false, at(0));
         assert_eq!(progress.unacked(), None);
 
-        progress.note(100, 7, false, at(50));
-        progress.note(100, 7, false, at(100));
-        progress.note(100, 8, false, at(150));
+        progress.record(100, 7, false, at(50));
+        progress.record(100, 7, false, at(100));
+        progress.record(100, 8, false, at(150));
         let unacked = Unacked {
             since: at(50),
             transmits: 2,
@@ -139,7 +139,7 @@ mod tests {
         assert_eq!(progress.unacked(), Some(unacked));
         assert_eq!(progress.last_acked(), None);
 
-        progress.note(200, 9, false, at(200));
+        progress.record(200, 9, false, at(200));
         assert_eq!(progress.unacked(), None);
         assert_eq!(progress.last_acked(), Some(at(200)));
     }
@@ -149,10 +149,10 @@ mod tests {
         let now = Instant::now();
         let mut progress = Progress::since(100, 5);
 
-        progress.note(100, 5, true, now);
+        progress.record(100, 5, true, now);
 
         assert_eq!(progress.unacked().map(|unacked| unacked.since), Some(now));
-        progress.note(200, 5, true, now);
+        progress.record(200, 5, true, now);
         assert_eq!(progress.unacked(), None);
     }
 }

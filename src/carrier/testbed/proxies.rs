@@ -161,7 +161,7 @@ async fn the_edge_reports_an_agents_real_address() {
         websocket: format!("ws://{front}").parse().unwrap(),
         ..edge.config(Transport::Websocket)
     };
-    let inside = edge.keep(config).await;
+    let inside = edge.connect_agent(config).await;
     let config = edge.config(Transport::Quic);
     let (dialed, outside) = edge.agent(config).await.unwrap();
 

@@ -24,8 +24,8 @@ impl Random {
 
     /// Return a length, small ones as often as large ones.
     pub(crate) fn size(&mut self) -> usize {
-        let most = 1 << (4 + self.below(15));
-        self.below(most) as usize
+        let limit = 1 << (4 + self.below(15));
+        self.below(limit) as usize
     }
 
     pub(crate) fn chance(&mut self, probability: f64) -> bool {

@@ -115,7 +115,7 @@ impl RealEdge {
     }
 
     /// Dial as [`agent`](Self::agent) does and keep it alive; return the edge's end.
-    pub(crate) async fn keep(&mut self, config: DialConfig) -> Connection {
+    pub(crate) async fn connect_agent(&mut self, config: DialConfig) -> Connection {
         let (dialed, connection) = self.agent(config).await.unwrap();
         self.tasks.spawn(dialed.driver.run());
         connection

@@ -119,9 +119,9 @@ async fn a_websocket_that_is_cut_does_not_affect_others() {
     };
     let other = edge.config(Transport::Websocket);
     let third = edge.config(Transport::Quic);
-    let victim = edge.keep(victim).await;
-    let other = edge.keep(other).await;
-    let third = edge.keep(third).await;
+    let victim = edge.connect_agent(victim).await;
+    let other = edge.connect_agent(other).await;
+    let third = edge.connect_agent(third).await;
     let stuck = tokio::spawn(converse(victim, 1, 64 << 20, 64 << 20));
 
     drop(cut);
@@ -166,7 +166,7 @@ async fn a_ping_is_answered_and_a_close_too() {
 async fn answer_to(message: Message) -> CloseCode {
     let mut edge = RealEdge::start().await;
     let config = edge.config(Transport::Websocket);
-    let agent = edge.keep(config).await;
+    let agent = edge.connect_agent(config).await;
     let transfer = tokio::spawn(converse(agent, 1, 1 << 20, 1 << 20));
     let mut stranger = stranger(&edge).await;
 

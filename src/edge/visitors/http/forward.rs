@@ -30,7 +30,7 @@ use crate::edge::visitors::conversations::Evict;
 use crate::http::cookies;
 use crate::http::forwarded;
 use crate::http::forwarded::{ReceivedFrom, append_forwarded};
-use crate::http::hygiene::{join_cookies, keep_one_length, strip_hop_by_hop};
+use crate::http::hygiene::{join_cookies, normalize_content_length, strip_hop_by_hop};
 use crate::http::is_answer_to;
 use crate::proto::{BodyLength, RequestHead, ResponseHead};
 use crate::stream::relay;
@@ -349,7 +349,7 @@ impl Forward {
         if length == BodyLength::Empty && !bodiless {
             fields.remove(CONTENT_LENGTH);
         }
-        keep_one_length(&mut fields, length);
+        normalize_content_length(&mut fields, length);
         fields
     }
 
