@@ -109,7 +109,7 @@ impl FromStr for HostHeader {
             )),
             host => HeaderValue::from_str(host)
                 .map(Self::Value)
-                .map_err(|_| format!("{host:?} cannot stand in a header")),
+                .map_err(|_| format!("{host:?} is not a valid header value")),
         }
     }
 }

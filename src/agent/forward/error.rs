@@ -32,7 +32,7 @@ pub(crate) enum ForwardError {
     Loop,
     #[error("the service in this process failed")]
     Service(#[source] Box<dyn StdError + Send + Sync>),
-    #[error("it switched protocols without a request to")]
+    #[error("it switched protocols without being asked to")]
     UnrequestedSwitch,
     #[error("it switched to a protocol that was not requested")]
     WrongProtocol,

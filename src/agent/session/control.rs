@@ -52,7 +52,7 @@ impl Control {
 /// The control stream has failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    #[error("the edge is not understood")]
+    #[error("the message from the edge is invalid")]
     Wire(#[from] WireError),
     #[error("the control stream cannot be read")]
     Read(#[from] quinn::ReadError),

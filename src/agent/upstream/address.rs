@@ -259,10 +259,10 @@ pub enum AddressError {
     #[error("only HTTP is supported yet, {0} is not")]
     NotHttp(String),
     /// The URL has a path.
-    #[error("an upstream has no path, as requests keep theirs: write {0}")]
+    #[error("an upstream cannot have a path, because requests keep theirs: write {0}")]
     Path(String),
     /// The URL has a user name or password.
-    #[error("an upstream has no user name or password")]
+    #[error("an upstream cannot have a user name or password")]
     UserInfo,
     /// The path is not that of a directory.
     #[error("{} is not a directory", .0.display())]
