@@ -10,7 +10,7 @@ use std::path::Path;
 ///
 /// # Errors
 /// Those of the system; [`io::ErrorKind::InvalidData`] if it is not text, and
-/// [`io::ErrorKind::FileTooLarge`] above [`MAX_FILE`].
+/// [`io::ErrorKind::FileTooLarge`] above 4 MiB.
 pub fn read_text(path: &Path) -> io::Result<String> {
     let not_text = || io::Error::new(io::ErrorKind::InvalidData, "it is not text in UTF-8");
     decode(&read(path)?).ok_or_else(not_text)
