@@ -1,5 +1,5 @@
-//! The formatting of log fields. Everything that is logged is escaped and truncated here, so that no text from a peer, a
-//! visitor or an upstream can end a line, colour a terminal or flood it, whichever error contains it.
+//! The formatting of log fields. Everything that is logged is escaped and truncated here, so that no text from a peer,
+//! a visitor or an upstream can end a line, colour a terminal or flood it, whichever error contains it.
 
 use std::error::Error;
 use std::fmt;
