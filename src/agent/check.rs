@@ -15,7 +15,7 @@ use super::session::dial::dialing;
 use super::session::open::{Session, SessionIdentity};
 use crate::carrier::{
     DialConfig, ETHERNET_PACKET, PathMemory, SMALLEST_FULL_PACKET, Transport, UDP_ANSWER,
-    ask_over_udp,
+    ask_over_udp, refused_by_all,
 };
 use crate::error_chain::chain;
 use crate::proto::{AgentId, ClaimMode, Refusal};
@@ -131,7 +131,17 @@ async fn ask(way: &DialConfig, transport: Transport, edges: &[SocketAddr]) -> (F
     }
     let (small, large) = (SMALLEST_FULL_PACKET, usize::from(ETHERNET_PACKET));
     let asked = Instant::now();
-    let edge = match ask_over_udp(edges, small).await {
+    let answered = tokio::select! {
+        answered = ask_over_udp(edges, small) => answered,
+        () = refused_by_all(edges) => {
+            let advice = "start `qtunnel serve` there, or look at its --quic";
+            return (
+                udp.failed("nobody listens there (connection refused)", advice),
+                full_size.skipped("nothing passes"),
+            );
+        }
+    };
+    let edge = match answered {
         Ok(Some(edge)) => edge,
         Ok(None) => {
             let detail = format!("no answer within {} s", UDP_ANSWER.as_secs());

@@ -39,6 +39,7 @@ pub use self::agent::check::{SMALLEST_FULL_PACKET, UDP_ANSWER, ask_over_udp};
 pub use self::agent::dial::{DialConfig, Dialed, dial};
 pub use self::agent::dial_error::{AttemptError, DialError};
 pub use self::agent::driver::{CarrierState, Driver};
+pub use self::agent::refusal::refused_by_all;
 pub use self::congestion::{CongestionOwner, PathMemory, Paths, SharedCongestionOwner};
 pub use self::duplicate::duplicator::Duplicator;
 pub use self::duplicate::transmitter::Transmitter;

@@ -1,6 +1,6 @@
 //! `qtunnel login`
 
-use std::io::{BufRead, IsTerminal, Read};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -8,8 +8,8 @@ use qtunnel::{Pin, ServerAddr};
 
 use qtunnel::proto::Secret;
 
-use super::Failure;
 use super::settings::{self, Settings};
+use super::{Failure, prompt};
 
 #[derive(Args)]
 pub struct LoginArgs {
@@ -36,29 +36,22 @@ pub struct LoginArgs {
 }
 
 /// Ask for the token on the terminal, or take it from a pipe.
-fn ask() -> Result<String, Failure> {
-    if std::io::stdin().is_terminal() {
-        eprint!("token: ");
-    }
-    let mut line = String::new();
-    let read = std::io::stdin()
-        .lock()
-        .take(LONGEST_TOKEN)
-        .read_line(&mut line);
-    match (read, settings::tidy(&line)) {
-        (Err(_), _) | (_, "") => Err(Failure::usage("which token? Pass --token or --token-file")),
-        (Ok(_), token) => Ok(token.to_owned()),
+async fn ask() -> Result<String, Failure> {
+    let line = match std::io::stdin().is_terminal() {
+        true => prompt::secret("token (it is not shown): ").await,
+        false => prompt::line(),
+    };
+    match line.as_deref().map(settings::tidy) {
+        Err(_) | Ok("") => Err(Failure::usage("which token? Pass --token or --token-file")),
+        Ok(token) => Ok(token.to_owned()),
     }
 }
 
-/// More than any token has, in bytes.
-const LONGEST_TOKEN: u64 = 64 << 10;
-
-pub fn run(args: LoginArgs) -> Result<(), Failure> {
+pub async fn run(args: LoginArgs) -> Result<(), Failure> {
     let token = match (args.token, &args.token_file) {
         (Some(token), _) => settings::tidy(&token).to_owned(),
         (None, Some(file)) => settings::read_secret(file)?,
-        (None, None) => ask()?,
+        (None, None) => ask().await?,
     };
     let ca = args
         .ca

@@ -9,6 +9,7 @@ mod log;
 mod login;
 mod next_step;
 mod output;
+mod prompt;
 mod serve;
 #[cfg(unix)]
 mod service;
@@ -18,6 +19,7 @@ mod signal;
 use std::error::Error;
 use std::io::IsTerminal;
 
+use clap::error::{ContextKind, ErrorKind};
 use clap::{Parser, Subcommand};
 use tracing::warn;
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -51,12 +53,32 @@ pub fn parse() -> Cli {
     let mut typed = std::env::args_os();
     let program = typed.next().unwrap_or_else(|| "qtunnel".into());
     match habits::translate(typed.collect()) {
-        Ok(words) => Cli::parse_from(std::iter::once(program).chain(words)),
-        Err(instead) => {
-            eprintln!("qtunnel: {}", qtunnel::escape(&instead));
-            std::process::exit(2);
+        Ok(words) => {
+            let words = std::iter::once(program).chain(words);
+            Cli::try_parse_from(words).unwrap_or_else(|err| match unknown_flag(&err) {
+                Some(instead) => refuse(&instead),
+                None => err.exit(),
+            })
         }
+        Err(instead) => refuse(&instead),
     }
+}
+
+fn refuse(instead: &str) -> ! {
+    eprintln!("qtunnel: {}", qtunnel::escape(instead));
+    std::process::exit(2)
+}
+
+/// Say in one line that there is no such flag. clap would advise to pass it as a value.
+fn unknown_flag(err: &clap::Error) -> Option<String> {
+    if err.kind() != ErrorKind::UnknownArgument {
+        return None;
+    }
+    let flag = err.get(ContextKind::InvalidArg)?;
+    Some(match err.get(ContextKind::SuggestedArg) {
+        Some(similar) => format!("there is no flag {flag}; there is {similar}"),
+        None => format!("{flag} is not understood here; --help shows the flags of each command"),
+    })
 }
 
 /// Log to stderr, as `RUST_LOG` says: levels, of all or of a module (`warn,qtunnel::carrier=debug`). Filters by
@@ -99,7 +121,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Serve(args) => serve::run(args).await,
         Command::Connect(args) => connect::run(args).await,
         Command::Check(args) => check::run(args).await,
-        Command::Login(args) => login::run(args),
+        Command::Login(args) => login::run(args).await,
         Command::Demo(args) => demo::run(args).await,
     }
 }

@@ -1,5 +1,6 @@
 //! Whether the edge takes leave, and of whom.
 
+use std::future::pending;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -28,6 +29,14 @@ impl Draining {
     /// Wait for the beginning.
     pub async fn begun(&self) {
         self.begun.cancelled().await;
+    }
+
+    /// Wait until there will be nobody here; with a successor for ever.
+    pub async fn stopped(&self) {
+        self.begun().await;
+        if self.is_succeeded() {
+            pending::<()>().await;
+        }
     }
 
     /// Report whether it has begun.

@@ -72,6 +72,17 @@ pub(crate) fn append_forwarded(headers: &mut HeaderMap, arrival: &Arrival<'_>) {
     headers.insert(X_FORWARDED_HOST, host);
 }
 
+/// Say another scheme and host in both languages, and nothing that would contradict them.
+pub(crate) fn retell(headers: &mut HeaderMap, proto: HeaderValue, host: HeaderValue) {
+    for name in CONTRADICTING {
+        headers.remove(name);
+    }
+    let said = Said::of(headers);
+    headers.insert(FORWARDED, elements(&said.addresses, &proto, &host));
+    headers.insert(X_FORWARDED_PROTO, proto);
+    headers.insert(X_FORWARDED_HOST, host);
+}
+
 /// Remove every field that says who or where the visitor is.
 pub(crate) fn remove(headers: &mut HeaderMap) {
     remove_where(headers, is_about_visitor);
@@ -209,6 +220,9 @@ fn is_token(b: u8) -> bool {
 pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(crate) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 pub(crate) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+/// What a proxy may say of the scheme and the port in other words.
+const CONTRADICTING: [&str; 3] = ["x-forwarded-port", "x-forwarded-scheme", "x-forwarded-ssl"];
 
 /// How the names of whole families begin.
 const FAMILIES: [&str; 9] = [

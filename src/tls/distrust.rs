@@ -1,21 +1,36 @@
 //! Why a certificate is not trusted, in words that say what to do.
 
+use std::io;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustls::CertificateError;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{CertificateError, OtherError};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::Pin;
 
-/// Why an edge was refused.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Why an edge was refused, or an upstream or proxy, for which only the first half is meant.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{why}")]
 pub struct Distrusted {
     /// What is wrong.
     pub why: String,
     /// What to do about it.
     pub advice: String,
+}
+
+/// Find the words in what a TLS handshake failed with.
+pub fn explain(err: io::Error) -> io::Error {
+    let cause = err.get_ref().and_then(|err| err.downcast_ref());
+    let Some(rustls::Error::Other(OtherError(other))) = cause else {
+        return err;
+    };
+    match other.downcast_ref::<Distrusted>() {
+        Some(distrusted) => io::Error::new(err.kind(), distrusted.clone()),
+        None => err,
+    }
 }
 
 impl Distrusted {
@@ -59,6 +74,11 @@ impl Distrusted {
                 }
             }
         }
+    }
+
+    /// Carry the words through a TLS handshake.
+    pub fn into_error(self) -> rustls::Error {
+        rustls::Error::Other(OtherError(Arc::new(self)))
     }
 
     /// Say that another key was expected.
@@ -176,6 +196,10 @@ mod tests {
         )
     }
 
+    fn explain_expired() -> Distrusted {
+        explain(CertificateError::Expired, 1_800_000_000, |_| {})
+    }
+
     #[test]
     fn a_clock_that_is_off_and_an_expired_certificate_are_named_with_the_dates() {
         for (reason, now, says) in [
@@ -198,6 +222,16 @@ mod tests {
             }
             assert!(told.advice.contains("clock"), "{told:?}");
         }
+    }
+
+    #[test]
+    fn the_words_are_found_in_what_a_handshake_fails_with() {
+        let told = explain_expired();
+        let failed = io::Error::new(io::ErrorKind::InvalidData, told.clone().into_error());
+
+        assert_eq!(super::explain(failed).to_string(), told.why);
+        let other = io::Error::from(io::ErrorKind::UnexpectedEof);
+        assert_eq!(super::explain(other).kind(), io::ErrorKind::UnexpectedEof);
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod pin;
 mod trust;
 
 pub use self::ca::{CaError, LocalCa, local_ca};
+pub use self::distrust::explain;
 pub use self::identity::{Identity, IdentityError};
 pub use self::pin::{Pin, PinError};
 pub use self::trust::{Distrust, Trust, TrustError, proxy_config, upstream_config};

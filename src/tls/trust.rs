@@ -47,7 +47,7 @@ impl Trust {
         };
         let verifier = Verifier {
             check,
-            distrust: distrust.clone(),
+            distrust: Some(distrust.clone()),
         };
         let mut config = ClientConfig::builder_with_provider(super::provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -82,7 +82,7 @@ pub fn proxy_config() -> ClientConfig {
 fn checking(check: Check, alpn: &[&[u8]]) -> ClientConfig {
     let verifier = Verifier {
         check,
-        distrust: Distrust::default(),
+        distrust: None,
     };
     let mut config = ClientConfig::builder_with_provider(super::provider())
         .with_safe_default_protocol_versions()
@@ -176,7 +176,7 @@ enum Check {
 impl Check {
     fn system() -> Result<Self, TrustError> {
         Ok(Self::WebPki {
-            authorities: "an authority that this machine trusts".into(),
+            authorities: SYSTEM.into(),
             verifier: system_verifier()?,
         })
     }
@@ -185,7 +185,20 @@ impl Check {
 #[derive(Debug)]
 struct Verifier {
     check: Check,
-    distrust: Distrust,
+    /// Where it is noted why the other end was refused. Without, the error carries the words.
+    distrust: Option<Distrust>,
+}
+
+impl Verifier {
+    fn refuse(&self, err: rustls::Error, why: Distrusted) -> rustls::Error {
+        match &self.distrust {
+            Some(distrust) => {
+                distrust.note(why);
+                err
+            }
+            None => why.into_error(),
+        }
+    }
 }
 
 impl ServerCertVerifier for Verifier {
@@ -200,7 +213,12 @@ impl ServerCertVerifier for Verifier {
         match &self.check {
             Check::Anything => Ok(ServerCertVerified::assertion()),
             Check::SystemLater(verifier) => match verifier.get_or_init(|| system_verifier().ok()) {
-                Some(verifier) => verifier.verify_server_cert(leaf, intermediates, name, ocsp, now),
+                Some(verifier) => verifier
+                    .verify_server_cert(leaf, intermediates, name, ocsp, now)
+                    .map_err(|err| {
+                        let why = Distrusted::new(&err, leaf, name, SYSTEM, now);
+                        self.refuse(err, why)
+                    }),
                 None => Err(rustls::Error::General(
                     TrustError::NoSystemRoots.to_string(),
                 )),
@@ -210,17 +228,17 @@ impl ServerCertVerifier for Verifier {
                 verifier,
             } => verifier
                 .verify_server_cert(leaf, intermediates, name, ocsp, now)
-                .inspect_err(|err| {
-                    self.distrust
-                        .note(Distrusted::new(err, leaf, name, authorities, now));
+                .map_err(|err| {
+                    let why = Distrusted::new(&err, leaf, name, authorities, now);
+                    self.refuse(err, why)
                 }),
             Check::Pins(pins) => {
                 let found = Pin::of(leaf)?;
                 if pins.contains(&found) {
                     return Ok(ServerCertVerified::assertion());
                 }
-                self.distrust.note(Distrusted::by_pin(pins, found));
-                Err(rustls::CertificateError::ApplicationVerificationFailure.into())
+                let err = rustls::CertificateError::ApplicationVerificationFailure.into();
+                Err(self.refuse(err, Distrusted::by_pin(pins, found)))
             }
         }
     }
@@ -251,6 +269,9 @@ impl ServerCertVerifier for Verifier {
             .supported_schemes()
     }
 }
+
+/// Whose signature is expected by default, in words.
+const SYSTEM: &str = "an authority that this machine trusts";
 
 /// What an agent was told to trust cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -6,7 +6,8 @@ use std::sync::MutexGuard;
 use std::sync::PoisonError;
 
 use ::http::HeaderMap;
-use ::http::header::CONTENT_TYPE;
+
+use crate::http::is_event_stream;
 
 /// How many conversations of a session there are, by whether they can be expected to end.
 #[derive(Debug, Clone, Default)]
@@ -37,11 +38,7 @@ pub enum Kind {
 impl Kind {
     /// Tell from an answer's head what it is.
     pub fn of(fields: &HeaderMap) -> Self {
-        let media_type = fields
-            .get(CONTENT_TYPE)
-            .map_or(&b""[..], |value| value.as_bytes());
-        let name = media_type.get(..EVENT_STREAM.len());
-        match name.is_some_and(|name| name.eq_ignore_ascii_case(EVENT_STREAM)) {
+        match is_event_stream(fields) {
             true => Self::EventStream,
             false => Self::Finite,
         }
@@ -126,8 +123,6 @@ impl Drop for OpenEndedGuard {
     }
 }
 
-const EVENT_STREAM: &[u8] = b"text/event-stream";
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,17 +142,5 @@ mod tests {
         assert_eq!(all.now().open_ended(), "1 event stream and 1 WebSocket");
         drop((one, two));
         assert_eq!(all.now(), Counts::default());
-    }
-
-    #[test]
-    fn an_event_stream_is_known_by_its_type() {
-        for (value, kind) in [
-            ("text/event-stream", Kind::EventStream),
-            ("Text/Event-Stream; charset=utf-8", Kind::EventStream),
-            ("text/html", Kind::Finite),
-        ] {
-            let fields = HeaderMap::from_iter([(CONTENT_TYPE, value.parse().unwrap())]);
-            assert_eq!(Kind::of(&fields), kind, "{value}");
-        }
     }
 }

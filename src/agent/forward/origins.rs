@@ -13,7 +13,7 @@ use bytes::Bytes;
 use crate::agent::config::HostHeader;
 use crate::agent::upstream::address::Target;
 use crate::http::cookies;
-use crate::http::forwarded::{X_FORWARDED_HOST, X_FORWARDED_PROTO};
+use crate::http::forwarded::{X_FORWARDED_HOST, X_FORWARDED_PROTO, retell};
 use crate::proto::RequestHead;
 
 /// The two names of one service: that by which the visitor came, and that which the upstream knows.
@@ -56,10 +56,21 @@ impl Origins {
             from: &self.public,
             to: &self.upstream,
         };
-        each(fields, &ORIGIN, |value| exchange.whole(value));
+        if each(fields, &ORIGIN, |value| exchange.whole(value)) {
+            // Frameworks compare it with `Host`, or with what they are told the visitor asked for (Next,
+            // Rails). Without an `Origin` to agree with, that goes on being the public name.
+            self.tell_upstreams(fields);
+        }
         each(fields, &REFERER, |value| exchange.url(value));
         each(fields, &DESTINATION, |value| exchange.url(value));
         each(fields, &IF, |value| exchange.in_brackets(value));
+    }
+
+    fn tell_upstreams(&self, fields: &mut HeaderMap) {
+        let Origin { scheme, .. } = self.upstream;
+        if let Ok(host) = HeaderValue::try_from(self.upstream.authority()) {
+            retell(fields, HeaderValue::from_static(scheme), host);
+        }
     }
 
     /// Let an answer say of the public side what it says of the upstream.
@@ -226,10 +237,13 @@ impl Origin {
     }
 
     fn text(&self) -> String {
-        let Self { scheme, host, port } = self;
-        match *port == usual_port(scheme) {
-            true => format!("{scheme}://{host}"),
-            false => format!("{scheme}://{host}:{port}"),
+        format!("{}://{}", self.scheme, self.authority())
+    }
+
+    fn authority(&self) -> String {
+        match self.port == usual_port(self.scheme) {
+            true => self.host.clone(),
+            false => format!("{}:{}", self.host, self.port),
         }
     }
 }
@@ -264,18 +278,25 @@ fn blanks(text: &[u8]) -> usize {
         .count()
 }
 
-/// Change the lines of a field for which there is a change.
-fn each(fields: &mut HeaderMap, name: &HeaderName, change: impl Fn(&[u8]) -> Option<Vec<u8>>) {
+/// Change the lines of a field for which there is a change. Returns whether there was one.
+fn each(
+    fields: &mut HeaderMap,
+    name: &HeaderName,
+    change: impl Fn(&[u8]) -> Option<Vec<u8>>,
+) -> bool {
     let ::http::header::Entry::Occupied(mut lines) = fields.entry(name) else {
-        return;
+        return false;
     };
+    let mut any = false;
     for line in lines.iter_mut() {
         let changed = change(line.as_bytes());
         // Both origins are text that may stand in a field.
         if let Some(Ok(changed)) = changed.map(|c| HeaderValue::from_maybe_shared(Bytes::from(c))) {
             *line = changed;
+            any = true;
         }
     }
+    any
 }
 
 const DESTINATION: HeaderName = HeaderName::from_static("destination");
@@ -365,6 +386,45 @@ mod tests {
             ),
         ] {
             assert_eq!(requested(name, value), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn whom_the_visitor_asked_for_agrees_with_a_translated_origin() {
+        for (origin, proto, host, forwarded) in [
+            (
+                "https://blog.example.com",
+                "http",
+                "localhost:3000",
+                "for=192.0.2.1;proto=http;host=\"localhost:3000\", for=10.0.0.1",
+            ),
+            (
+                "https://evil.example",
+                "https",
+                "Blog.example.com",
+                "for=192.0.2.1;proto=https;host=Blog.example.com, for=10.0.0.1",
+            ),
+        ] {
+            let mut fields = HeaderMap::new();
+            for (name, value) in [
+                ("x-forwarded-for", "192.0.2.1, 10.0.0.1"),
+                ("x-forwarded-proto", "https"),
+                ("x-forwarded-host", "Blog.example.com"),
+                (
+                    "forwarded",
+                    "for=192.0.2.1;proto=https;host=Blog.example.com, for=10.0.0.1",
+                ),
+            ] {
+                fields.insert(name, HeaderValue::from_static(value));
+            }
+            fields.insert(ORIGIN, HeaderValue::from_static(origin));
+
+            origins().request(&mut fields);
+
+            assert_eq!(fields["x-forwarded-proto"], proto, "{origin}");
+            assert_eq!(fields["x-forwarded-host"], host, "{origin}");
+            assert_eq!(fields["forwarded"], forwarded, "{origin}");
+            assert_eq!(fields["x-forwarded-for"], "192.0.2.1, 10.0.0.1");
         }
     }
 

@@ -31,7 +31,7 @@ use super::response_head::{HeadError, Oddity};
 use super::response_reader::{AnswerLink, AnswerReader};
 use crate::carrier::connect_to_first;
 use crate::inline::Inline;
-use crate::tls::{TrustError, upstream_config};
+use crate::tls::{TrustError, explain, upstream_config};
 
 /// The connections to one upstream.
 pub struct Pool {
@@ -408,7 +408,7 @@ impl DialError {
         let cause = err.get_ref().and_then(|err| err.downcast_ref());
         match cause {
             Some(rustls::Error::InvalidMessage(_)) => Self::NotTls(err),
-            _ => Self::Tls(err),
+            _ => Self::Tls(explain(err)),
         }
     }
 

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use tokio::{net::UdpSocket, time::sleep};
 
 /// Wait until the host says that nobody listens on this port, and return what it said. Otherwise it waits for ever.
@@ -19,6 +20,14 @@ pub(crate) async fn refused(to: SocketAddr) -> io::Error {
         // Without such a socket, or with another error, one knows nothing.
         Err(_) => std::future::pending().await,
     }
+}
+
+/// Wait until the hosts say of all these ports that nobody listens. Without any port it waits for ever.
+pub async fn refused_by_all(all: &[SocketAddr]) {
+    if all.is_empty() {
+        std::future::pending::<()>().await;
+    }
+    join_all(all.iter().map(|to| refused(*to))).await;
 }
 
 async fn ask(to: SocketAddr) -> io::Result<std::convert::Infallible> {

@@ -21,6 +21,7 @@ use tokio_rustls::TlsConnector;
 use super::{happy_eyeballs, options};
 use crate::carrier::PathKind;
 use crate::carrier::agent::websocket_tasks::Io;
+use crate::tls::explain;
 
 /// What went wrong on the way to the edge.
 #[derive(Debug, thiserror::Error)]
@@ -170,7 +171,7 @@ pub(crate) async fn tls_handshake(
     let Ok(connected) = timeout(HOP, connecting).await else {
         return Err(TcpConnectError::TimedOut { hop: hop.clone() });
     };
-    Ok(Box::new(connected.map_err(failed)?))
+    Ok(Box::new(connected.map_err(|err| failed(explain(err)))?))
 }
 
 /// What a hop said to a request that asks for the connection itself.

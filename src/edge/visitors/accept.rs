@@ -27,6 +27,7 @@ use super::http::error_page::{ErrorFormat, Fault};
 use super::http::failure_log::Failures;
 use super::http::guard::Guard;
 use super::http::http2::{Connection, Expired, ObservedIo, Stream, StreamExecutor};
+use super::http::idle::REST;
 use super::http::route::Visit;
 use super::http::validate::MAX_FIELD_LIST;
 use super::socket::{Received, VisitorSocket};
@@ -158,7 +159,11 @@ impl Visitors {
         let Some(tls) = tls else {
             return self.http1(tcp, way, Scheme::Http).await;
         };
-        let stream = match timeout(self.limits.handshake, tls.accept(tcp)).await {
+        let accepted = tokio::select! {
+            accepted = timeout(self.limits.handshake, tls.accept(tcp)) => accepted,
+            () = async { self.draining.stopped().await; sleep(REST).await } => return,
+        };
+        let stream = match accepted {
             Ok(Ok(stream)) => stream,
             Ok(Err(err)) => return debug!(%err, "no TLS handshake"),
             Err(_) => return debug!("the TLS handshake took too long"),
@@ -292,12 +297,16 @@ impl Visitors {
             () = closing.cancelled() => return,
             () = draining.begun() => {
                 connection.as_mut().graceful_shutdown();
-                tokio::select! {
-                    ended = &mut connection => ended,
-                    Some(expired) = expired.next() => {
-                        return debug!(%expired, "a time limit of the visitor's connection");
+                loop {
+                    tokio::select! {
+                        ended = &mut connection => break ended,
+                        Some(expired) = expired.next() => {
+                            return debug!(%expired, "a time limit of the visitor's connection");
+                        }
+                        // A visitor who is not there answers no GOAWAY.
+                        () = sleep(limits.farewell) => if !observed.has_streams() { return },
+                        () = closing.cancelled() => return,
                     }
-                    () = closing.cancelled() => return,
                 }
             }
         };

@@ -10,6 +10,7 @@ use std::sync::PoisonError;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use quinn::ReadError;
@@ -109,7 +110,11 @@ impl Body for VisitorBody {
 }
 
 /// An upstream's answer on its way to a visitor. It can be given up from outside, where nobody polls it.
-pub struct TunnelAnswer(Arc<Answer>);
+pub struct TunnelAnswer {
+    answer: Arc<Answer>,
+    /// When it is given up although it has not ended.
+    limit: Option<BoxFuture<'static, ()>>,
+}
 
 struct Answer {
     /// Until the answer is given up or dropped.
@@ -136,28 +141,45 @@ impl TunnelAnswer {
                 window,
             }
         });
-        Self(answer)
+        let limit = None;
+        Self { answer, limit }
+    }
+
+    /// Give it up once this has ended.
+    pub fn until(mut self, limit: impl Future<Output = ()> + Send + 'static) -> Self {
+        self.limit = Some(Box::pin(limit));
+        self
     }
 
     fn poll_frame(
-        &self,
+        &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Unread>, ReceiveError>>> {
-        match &mut *self.0.lock() {
+        let given_up = Poll::Ready(Some(Err(ReceiveError::Stream(ReadError::ClosedStream))));
+        let frame = match &mut *self.answer.lock() {
             Some(flowing) => Pin::new(&mut flowing.body).poll_frame(cx),
-            None => Poll::Ready(Some(Err(ReceiveError::Stream(ReadError::ClosedStream)))),
+            None => return given_up,
+        };
+        if frame.is_pending()
+            && let Some(limit) = &mut self.limit
+            && limit.as_mut().poll(cx).is_ready()
+        {
+            self.limit = None;
+            self.answer.evict();
+            return given_up;
         }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {
-        let flowing = self.0.lock();
+        let flowing = self.answer.lock();
         flowing
             .as_ref()
             .is_some_and(|flowing| flowing.body.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        let flowing = self.0.lock();
+        let flowing = self.answer.lock();
         flowing
             .as_ref()
             .map_or_else(SizeHint::default, |flowing| flowing.body.size_hint())
@@ -166,7 +188,7 @@ impl TunnelAnswer {
 
 impl Drop for TunnelAnswer {
     fn drop(&mut self) {
-        self.0.evict();
+        self.answer.evict();
     }
 }
 

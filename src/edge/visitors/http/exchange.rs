@@ -17,9 +17,11 @@ use super::body::TunnelAnswer;
 use super::body::VisitorBody;
 use super::error_page::Fault;
 use super::forward::Forward;
+use super::idle::at_rest;
 use super::paced_body::BodyError;
 use super::request_body::RequestBody;
 use crate::edge::names::registry::LiveTunnel;
+use crate::edge::shutdown::Draining;
 use crate::edge::visitors::conversations::Admission;
 use crate::error_chain::chain;
 use crate::http::ReplayBuffer;
@@ -224,16 +226,21 @@ impl PendingResponse {
         }
     }
 
-    /// Make the response's body; the rest of the request's goes on being sent meanwhile.
-    pub fn into_body(self, length: BodyLength) -> VisitorBody {
+    /// Make the response's body; the rest of the request's goes on being sent meanwhile. One that has no end of its
+    /// own does not keep an edge that is `draining`.
+    pub fn into_body(self, length: BodyLength, draining: Option<Draining>) -> VisitorBody {
         match length {
             BodyLength::Empty => VisitorBody::Empty,
             _ => VisitorBody::Tunnel {
                 answer: {
                     let window = self.receiver.window();
                     let activity = Arc::new(Activity::start());
-                    let body = self.receiver.into_body(length, activity);
-                    TunnelAnswer::new(body, window, self.admission)
+                    let body = self.receiver.into_body(length, activity.clone());
+                    let answer = TunnelAnswer::new(body, window, self.admission);
+                    match draining {
+                        Some(draining) => answer.until(at_rest(draining, activity)),
+                        None => answer,
+                    }
                 },
                 // From here on it has a task of its own: a visitor may go on sending while it does not
                 // read, which would stop whoever polls the response. It ends with the response.

@@ -20,6 +20,7 @@ use super::body::VisitorBody;
 use super::error_page::{ErrorFormat, Fault};
 use super::exchange::{DeliveryError, Outbound, PendingResponse, Place};
 use super::http2::UpgradedStream;
+use super::idle::at_rest;
 use super::request_body::RequestBody;
 use super::route::Visit;
 use super::validate::Authority;
@@ -30,9 +31,9 @@ use crate::http::cookies;
 use crate::http::forwarded;
 use crate::http::forwarded::{Arrival, append_forwarded};
 use crate::http::hygiene::{join_cookies, keep_one_length, strip_hop_by_hop};
-use crate::http::is_answer_to;
+use crate::http::{is_answer_to, is_event_stream};
 use crate::proto::{BodyLength, RequestHead, ResponseHead};
-use crate::stream::relay;
+use crate::stream::{Activity, relay};
 
 /// A request that has found its tunnel.
 pub struct Forward {
@@ -104,7 +105,9 @@ impl Loaded {
             // There it would say that the protocol has been switched (RFC 8441 §5).
             return forward.fail(Fault::UpstreamInvalid);
         }
-        let mut response = Response::new(exchange.into_body(length));
+        let draining = &forward.visit.visitors.draining;
+        let no_end = is_event_stream(&fields).then(|| draining.clone());
+        let mut response = Response::new(exchange.into_body(length, no_end));
         *response.status_mut() = status;
         *response.headers_mut() = forward.response_fields(fields, status, length);
         if let Some(reason) = reason.and_then(|reason| ReasonPhrase::try_from(reason).ok()) {
@@ -291,14 +294,17 @@ impl Forward {
             // The socket has one of its own.
             _ => Duration::MAX,
         };
+        let activity = Arc::new(Activity::start());
+        let rested = at_rest(self.visit.visitors.draining.clone(), activity.clone());
         let relayed = async move {
             let _admission = admission;
             match on_upgrade.await {
                 Ok(upgraded) => {
-                    let io = UpgradedStream::new(TokioIo::new(upgraded), stall_limit);
+                    let io = UpgradedStream::new(TokioIo::new(upgraded), stall_limit, activity);
                     tokio::select! {
                         _ = relay(io, sender, receiver) => {}
                         () = upgraded_answer.evicted() => {}
+                        () = rested => debug!("cut what followed an upgrade, where nothing moved"),
                         () = closing.cancelled() => {}
                     }
                 }
