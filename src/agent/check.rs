@@ -15,7 +15,7 @@ use super::session::dial::dial_config;
 use super::session::open::{Session, SessionIdentity};
 use crate::carrier::{
     DialConfig, ETHERNET_PACKET, MIN_PROBE_SIZE, PathMemory, Transport, UDP_ANSWER_TIMEOUT,
-    probe_over_udp,
+    probe_over_udp, refused_by_all,
 };
 use crate::error_chain::chain;
 use crate::proto::{AgentId, ClaimMode, Refusal};
@@ -137,7 +137,17 @@ async fn probe_udp(
     }
     let (small, large) = (MIN_PROBE_SIZE, usize::from(ETHERNET_PACKET));
     let started = Instant::now();
-    let edge = match probe_over_udp(edges, small).await {
+    let answered = tokio::select! {
+        answered = probe_over_udp(edges, small) => answered,
+        () = refused_by_all(edges) => {
+            let advice = "start `qtunnel serve` there, or check its --quic; until then agents use the WebSocket";
+            return (
+                udp.failed("nothing listens there (connection refused)", advice),
+                full_size.skipped("nothing gets through"),
+            );
+        }
+    };
+    let edge = match answered {
         Ok(Some(edge)) => edge,
         Ok(None) => {
             let detail = format!("no answer within {} s", UDP_ANSWER_TIMEOUT.as_secs());

@@ -44,6 +44,7 @@ pub use self::agent::check::{MIN_PROBE_SIZE, UDP_ANSWER_TIMEOUT, probe_over_udp}
 pub use self::agent::dial::{DialConfig, Dialed, dial};
 pub use self::agent::dial_error::{AttemptError, DialError};
 pub use self::agent::driver::{CarrierState, Driver};
+pub use self::agent::refusal::refused_by_all;
 pub use self::congestion::{CongestionOwner, PathCache, PathMemory, SharedCongestionOwner};
 pub use self::duplicate::duplicator::Duplicator;
 pub use self::duplicate::transmitter::Transmitter;

@@ -1,6 +1,6 @@
 //! `qtunnel login`: storing a server and its token in the user's configuration.
 
-use std::io::{BufRead, IsTerminal, Read};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -8,8 +8,8 @@ use qtunnel::{Pin, ServerAddr};
 
 use qtunnel::proto::Secret;
 
-use super::Failure;
 use super::settings::{self, Settings};
+use super::{Failure, prompt};
 
 #[derive(Args)]
 pub struct LoginArgs {
@@ -35,28 +35,24 @@ pub struct LoginArgs {
     ca: Option<PathBuf>,
 }
 
-/// Prompt for the token on a terminal, or read it from a pipe.
-fn read_token() -> Result<String, Failure> {
-    if std::io::stdin().is_terminal() {
-        eprint!("token: ");
-    }
-    let mut line = String::new();
-    let read = std::io::stdin().lock().take(MAX_TOKEN).read_line(&mut line);
-    match (read, settings::trim_secret(&line)) {
-        (Err(_), _) | (_, "") => Err(Failure::usage("which token? Pass --token or --token-file")),
-        (Ok(_), token) => Ok(token.to_owned()),
+/// Prompt for the token on a terminal, without showing it, or read it from a pipe.
+async fn read_token() -> Result<String, Failure> {
+    let line = match std::io::stdin().is_terminal() {
+        true => prompt::secret("token (it is not shown): ").await,
+        false => prompt::line(),
+    };
+    match line.as_deref().map(settings::trim_secret) {
+        Err(_) | Ok("") => Err(Failure::usage("which token? Pass --token or --token-file")),
+        Ok(token) => Ok(token.to_owned()),
     }
 }
 
-/// The most bytes to read for a token: more than any token has.
-const MAX_TOKEN: u64 = 64 << 10;
-
 /// Store the server, the token and the trust.
-pub fn run(args: LoginArgs) -> Result<(), Failure> {
+pub async fn run(args: LoginArgs) -> Result<(), Failure> {
     let token = match (args.token, &args.token_file) {
         (Some(token), _) => settings::trim_secret(&token).to_owned(),
         (None, Some(file)) => settings::read_secret(file)?,
-        (None, None) => read_token()?,
+        (None, None) => read_token().await?,
     };
     let ca = args
         .ca

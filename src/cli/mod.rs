@@ -8,6 +8,7 @@ mod edge_flags;
 mod log;
 mod login;
 mod output;
+mod prompt;
 mod serve;
 #[cfg(unix)]
 mod service;
@@ -18,6 +19,7 @@ mod suggested_command;
 use std::error::Error;
 use std::io::IsTerminal;
 
+use clap::error::{ContextKind, ErrorKind};
 use clap::{Parser, Subcommand};
 use tracing::warn;
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -51,12 +53,33 @@ pub fn parse() -> Cli {
     let mut args = std::env::args_os();
     let program = args.next().unwrap_or_else(|| "qtunnel".into());
     match aliases::translate(args.collect()) {
-        Ok(words) => Cli::parse_from(std::iter::once(program).chain(words)),
-        Err(advice) => {
-            eprintln!("qtunnel: {}", qtunnel::escape(&advice));
-            std::process::exit(2);
+        Ok(words) => {
+            let words = std::iter::once(program).chain(words);
+            Cli::try_parse_from(words).unwrap_or_else(|err| match unknown_flag(&err) {
+                Some(advice) => exit_with_advice(&advice),
+                None => err.exit(),
+            })
         }
+        Err(instead) => refuse(&instead),
     }
+}
+
+/// Print advice on how to call the program, and end it with the exit code of wrong usage.
+fn exit_with_advice(advice: &str) -> ! {
+    eprintln!("qtunnel: {}", qtunnel::escape(advice));
+    std::process::exit(2)
+}
+
+/// Say in one line that there is no such flag: clap would advise to pass it as a value.
+fn unknown_flag(err: &clap::Error) -> Option<String> {
+    if err.kind() != ErrorKind::UnknownArgument {
+        return None;
+    }
+    let flag = err.get(ContextKind::InvalidArg)?;
+    Some(match err.get(ContextKind::SuggestedArg) {
+        Some(similar) => format!("there is no flag {flag}; there is {similar}"),
+        None => format!("{flag} is not understood here; --help shows the flags of each command"),
+    })
 }
 
 /// Start logging to stderr as configured by `RUST_LOG`: a level for everything or for a module
@@ -99,7 +122,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Serve(args) => serve::run(args).await,
         Command::Connect(args) => connect::run(args).await,
         Command::Check(args) => check::run(args).await,
-        Command::Login(args) => login::run(args),
+        Command::Login(args) => login::run(args).await,
         Command::Demo(args) => demo::run(args).await,
     }
 }

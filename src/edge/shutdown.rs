@@ -1,5 +1,6 @@
 //! Shutdown state: draining or not, and whether a successor has taken over.
 
+use std::future::pending;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -28,6 +29,14 @@ impl Draining {
     /// Wait until draining starts.
     pub async fn started(&self) {
         self.started.cancelled().await;
+    }
+
+    /// Wait until draining starts without a successor; with one, for ever.
+    pub async fn stopped(&self) {
+        self.started().await;
+        if self.has_successor() {
+            pending::<()>().await;
+        }
     }
 
     /// Report whether draining has started.

@@ -75,6 +75,21 @@ pub(crate) fn append_forwarded(headers: &mut HeaderMap, received: &ReceivedFrom<
     headers.insert(X_FORWARDED_HOST, host);
 }
 
+/// Replace the scheme and the host in both kinds of forwarded fields, and remove what would contradict them.
+pub(crate) fn replace_forwarded_origin(
+    headers: &mut HeaderMap,
+    proto: HeaderValue,
+    host: HeaderValue,
+) {
+    for name in CONTRADICTING {
+        headers.remove(name);
+    }
+    let forwarded = ForwardedInfo::parse(headers);
+    headers.insert(FORWARDED, elements(&forwarded.addresses, &proto, &host));
+    headers.insert(X_FORWARDED_PROTO, proto);
+    headers.insert(X_FORWARDED_HOST, host);
+}
+
 /// Remove every field that describes the visitor.
 pub(crate) fn remove(headers: &mut HeaderMap) {
     remove_where(headers, is_about_visitor);
@@ -214,6 +229,9 @@ fn is_token(b: u8) -> bool {
 pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(crate) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 pub(crate) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+/// Fields in which proxies give the scheme and the port in other words.
+const CONTRADICTING: [&str; 3] = ["x-forwarded-port", "x-forwarded-scheme", "x-forwarded-ssl"];
 
 /// Prefixes of whole families of fields.
 const FAMILIES: [&str; 9] = [

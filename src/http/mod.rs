@@ -2,12 +2,14 @@
 //! upgrades and replayable bodies. Routing is left to the edge and the agent.
 
 pub(crate) mod cookies;
+mod event_stream;
 pub(crate) mod forwarded;
 pub(crate) mod hygiene;
 mod replay;
 mod trusted_proxy;
 mod upgrades;
 
+pub use self::event_stream::is_event_stream;
 pub use self::replay::{Piece, ReplayBody, ReplayBuffer};
 pub(crate) use self::upgrades::is_answer_to;
 pub use self::upgrades::{UpgradeError, UpgradeName, Upgrades};

@@ -11,6 +11,7 @@ mod trust;
 pub use self::ca::{CaError, LocalCa, local_ca};
 pub use self::identity::{Identity, IdentityError};
 pub use self::pin::{Pin, PinError};
+pub use self::rejection::explain;
 pub use self::trust::{LastRejection, Trust, TrustError, proxy_config, upstream_config};
 
 use std::sync::Arc;

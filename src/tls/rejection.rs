@@ -1,21 +1,36 @@
 //! Explanations of why a certificate is not trusted, with advice.
 
+use std::io;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustls::CertificateError;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{CertificateError, OtherError};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::Pin;
 
-/// Explanation of why an edge was refused.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Explanation of why an edge was refused, or an upstream or proxy, for which only the reason applies.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{why}")]
 pub struct Rejection {
     /// Reason of the refusal.
     pub why: String,
     /// Next step for the user.
     pub advice: String,
+}
+
+/// Replace the error of a TLS handshake by the explanation that a verifier put into it.
+pub fn explain(err: io::Error) -> io::Error {
+    let cause = err.get_ref().and_then(|err| err.downcast_ref());
+    let Some(rustls::Error::Other(OtherError(other))) = cause else {
+        return err;
+    };
+    match other.downcast_ref::<Rejection>() {
+        Some(rejection) => io::Error::new(err.kind(), rejection.clone()),
+        None => err,
+    }
 }
 
 impl Rejection {
@@ -61,6 +76,11 @@ impl Rejection {
                 }
             }
         }
+    }
+
+    /// Wrap the explanation, so that it passes through a TLS handshake.
+    pub fn into_error(self) -> rustls::Error {
+        rustls::Error::Other(OtherError(Arc::new(self)))
     }
 
     /// Explain that another key was expected.
@@ -179,6 +199,10 @@ mod tests {
         )
     }
 
+    fn explain_expired() -> Rejection {
+        explain(CertificateError::Expired, 1_800_000_000, |_| {})
+    }
+
     #[test]
     fn a_clock_that_is_off_and_an_expired_certificate_are_named_with_the_dates() {
         for (reason, now, says) in [
@@ -201,6 +225,16 @@ mod tests {
             }
             assert!(told.advice.contains("clock"), "{told:?}");
         }
+    }
+
+    #[test]
+    fn the_words_are_found_in_what_a_handshake_fails_with() {
+        let told = explain_expired();
+        let failed = io::Error::new(io::ErrorKind::InvalidData, told.clone().into_error());
+
+        assert_eq!(super::explain(failed).to_string(), told.why);
+        let other = io::Error::from(io::ErrorKind::UnexpectedEof);
+        assert_eq!(super::explain(other).kind(), io::ErrorKind::UnexpectedEof);
     }
 
     #[test]

@@ -47,7 +47,7 @@ impl Trust {
         };
         let verifier = Verifier {
             check,
-            rejection: rejection.clone(),
+            rejection: Some(rejection.clone()),
         };
         let mut config = ClientConfig::builder_with_provider(super::provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -86,7 +86,7 @@ pub fn proxy_config() -> ClientConfig {
 fn checking(check: CertificateCheck, alpn: &[&[u8]]) -> ClientConfig {
     let verifier = Verifier {
         check,
-        rejection: LastRejection::default(),
+        rejection: None,
     };
     let mut config = ClientConfig::builder_with_provider(super::provider())
         .with_safe_default_protocol_versions()
@@ -182,7 +182,7 @@ enum CertificateCheck {
 impl CertificateCheck {
     fn system() -> Result<Self, TrustError> {
         Ok(Self::WebPki {
-            authorities: "an authority that this machine trusts".into(),
+            authorities: SYSTEM_AUTHORITIES.into(),
             verifier: system_verifier()?,
         })
     }
@@ -192,7 +192,20 @@ impl CertificateCheck {
 #[derive(Debug)]
 struct Verifier {
     check: CertificateCheck,
-    rejection: LastRejection,
+    /// Record of the reason; without one, the error itself carries it.
+    rejection: Option<LastRejection>,
+}
+
+impl Verifier {
+    fn reject(&self, err: rustls::Error, why: Rejection) -> rustls::Error {
+        match &self.rejection {
+            Some(rejection) => {
+                rejection.record(why);
+                err
+            }
+            None => why.into_error(),
+        }
+    }
 }
 
 impl ServerCertVerifier for Verifier {
@@ -206,30 +219,35 @@ impl ServerCertVerifier for Verifier {
     ) -> Result<ServerCertVerified, rustls::Error> {
         match &self.check {
             CertificateCheck::Anything => Ok(ServerCertVerified::assertion()),
-            CertificateCheck::SystemLater(verifier) => match verifier
-                .get_or_init(|| system_verifier().ok())
-            {
-                Some(verifier) => verifier.verify_server_cert(leaf, intermediates, name, ocsp, now),
-                None => Err(rustls::Error::General(
-                    TrustError::NoSystemRoots.to_string(),
-                )),
-            },
+            CertificateCheck::SystemLater(verifier) => {
+                match verifier.get_or_init(|| system_verifier().ok()) {
+                    Some(verifier) => verifier
+                        .verify_server_cert(leaf, intermediates, name, ocsp, now)
+                        .map_err(|err| {
+                            let why = Rejection::new(&err, leaf, name, SYSTEM_AUTHORITIES, now);
+                            self.reject(err, why)
+                        }),
+                    None => Err(rustls::Error::General(
+                        TrustError::NoSystemRoots.to_string(),
+                    )),
+                }
+            }
             CertificateCheck::WebPki {
                 authorities,
                 verifier,
             } => verifier
                 .verify_server_cert(leaf, intermediates, name, ocsp, now)
-                .inspect_err(|err| {
-                    self.rejection
-                        .record(Rejection::new(err, leaf, name, authorities, now));
+                .map_err(|err| {
+                    let why = Rejection::new(&err, leaf, name, authorities, now);
+                    self.reject(err, why)
                 }),
             CertificateCheck::Pins(pins) => {
                 let found = Pin::of(leaf)?;
                 if pins.contains(&found) {
                     return Ok(ServerCertVerified::assertion());
                 }
-                self.rejection.record(Rejection::by_pin(pins, found));
-                Err(rustls::CertificateError::ApplicationVerificationFailure.into())
+                let err = rustls::CertificateError::ApplicationVerificationFailure.into();
+                Err(self.reject(err, Rejection::by_pin(pins, found)))
             }
         }
     }
@@ -260,6 +278,9 @@ impl ServerCertVerifier for Verifier {
             .supported_schemes()
     }
 }
+
+/// Description of the authorities that are trusted by default.
+const SYSTEM_AUTHORITIES: &str = "an authority that this machine trusts";
 
 /// Failure to use the configured trust.
 #[derive(Debug, thiserror::Error)]

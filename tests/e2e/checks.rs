@@ -30,7 +30,8 @@ async fn a_way_with_nothing_wrong_passes() {
 #[tokio::test]
 async fn people_get_a_table_that_says_what_to_do() {
     let lab = Lab::with(|config| config.quic = None).await;
-    let check = Check::of(&lab).with_port(silent().await.1.port());
+    let (_silent, addr) = silent().await;
+    let check = Check::of(&lab).with_port(addr.port());
 
     let finished = check.finish(&["check"]).await;
 
@@ -109,6 +110,7 @@ async fn a_closed_port_and_an_unknown_host_are_told_apart() {
         check.detail("tcp").contains(&closed.to_string()),
         "{check:?}"
     );
+    assert!(check.detail("udp").contains("refused"), "{check:?}");
     assert_eq!(check.verdict("certificate"), "skip", "{check:?}");
 
     let mut check = Check::of(&lab);

@@ -36,6 +36,50 @@ async fn vite_replaces_a_module_in_the_page() {
 }
 
 #[tokio::test]
+async fn webpack_reloads_the_page() {
+    let Some(node) = tools::dev_servers() else {
+        return;
+    };
+    let project = project(WEBPACK);
+    let mut command = node.script("webpack_server.mjs");
+    command.arg(project.path());
+    let served = Served::start(command).await;
+    // Its page dials the port that it has itself, and so works where visitors come to the edge at that one.
+    let url = format!("https://app.tunnel.test:{}/", served.port);
+    let Some(mut visit) = Visit::to(&url, served, "watch").await else {
+        return;
+    };
+    visit
+        .browser
+        .lines(vec!["heard on /ws", "shows before"])
+        .await;
+
+    write(project.path(), "text.js", "export const text = 'after'");
+
+    visit.browser.line("shows after").await;
+    visit.end().await;
+}
+
+#[tokio::test]
+async fn next_runs_an_action_and_shows_a_change() {
+    let Some(node) = tools::dev_servers() else {
+        return;
+    };
+    let project = project(NEXT);
+    let mut command = node.script("next_server.mjs");
+    command.arg(project.path());
+    let Some(mut visit) = Visit::of(command, "/", "act").await else {
+        return;
+    };
+    visit.browser.line("heard sesame").await;
+
+    write(project.path(), "app/text.js", "export const text = 'after'");
+
+    visit.browser.line("shows after").await;
+    visit.end().await;
+}
+
+#[tokio::test]
 async fn django_lets_somebody_in_through_a_form() {
     let Some(python) = tools::frameworks() else {
         return;
@@ -116,6 +160,7 @@ async fn an_mcp_client_uses_a_tool() {
 /// A program behind a tunnel named `app`.
 struct Served {
     lab: Lab,
+    port: u16,
     _server: Process,
     _agent: Running,
 }
@@ -123,9 +168,8 @@ struct Served {
 impl Served {
     async fn start(server: Command) -> Self {
         let mut server = Process::spawn(server);
-        let address: Address = format!("127.0.0.1:{}", server.port().await)
-            .parse()
-            .expect("an address");
+        let port = server.port().await;
+        let address: Address = port.to_string().parse().expect("an address");
         let lab = Lab::public().await;
         let rewrite =
             |config: &mut AgentConfig| config.tunnels[0].host_header = HostHeader::Rewrite;
@@ -134,6 +178,7 @@ impl Served {
             .await;
         Self {
             lab,
+            port,
             _server: server,
             _agent: agent,
         }
@@ -153,12 +198,18 @@ struct Visit {
 
 impl Visit {
     async fn of(server: Command, path: &str, scenario: &str) -> Option<Self> {
-        let (node, chromium): (Tool, Tool) = (tools::node()?, tools::program("chromium")?);
         let served = Served::start(server).await;
+        let url = served.public() + path;
+        Self::to(&url, served, scenario).await
+    }
+
+    async fn to(url: &str, served: Served, scenario: &str) -> Option<Self> {
+        let (node, chromium): (Tool, Tool) = (tools::node()?, tools::program("chromium")?);
         let profile = tempfile::tempdir().expect("a temporary directory");
         let mut browser = node.script("public_browser.mjs");
-        browser.arg(served.public() + path).arg(profile.path());
+        browser.arg(url).arg(profile.path());
         browser.arg(&chromium.path).arg(scenario);
+        browser.arg(served.lab.https.to_string());
         Some(Self {
             browser: Process::spawn(browser),
             _served: served,
@@ -200,4 +251,40 @@ const VITE: &[(&str, &str)] = &[
          import.meta.hot.accept('./text.js', (module) => show(module.text))",
     ),
     ("text.js", "export const text = 'before'"),
+];
+
+const WEBPACK: &[(&str, &str)] = &[
+    (
+        "index.html",
+        "<!doctype html><p id=message></p><script src=/main.js></script>",
+    ),
+    (
+        "main.js",
+        "import { text } from './text.js'\nmessage.textContent = text",
+    ),
+    ("text.js", "export const text = 'before'"),
+];
+
+const NEXT: &[(&str, &str)] = &[
+    (
+        "app/layout.js",
+        "export default function Layout({ children }) {\n\
+         return <html><body>{children}</body></html>\n}",
+    ),
+    (
+        "app/page.js",
+        "'use client'\n\
+         import { useActionState } from 'react'\n\
+         import { hear } from './actions.js'\n\
+         import { text } from './text.js'\n\
+         export default function Page() {\n\
+         const [heard, action] = useActionState(hear, '')\n\
+         return <form action={action}><p>{text} {heard}</p><input name=\"word\" /><button>go</button></form>\n}",
+    ),
+    (
+        "app/actions.js",
+        "'use server'\n\
+         export async function hear(_before, form) { return `heard ${form.get('word')}` }",
+    ),
+    ("app/text.js", "export const text = 'before'"),
 ];

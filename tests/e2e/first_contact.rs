@@ -190,6 +190,9 @@ async fn what_users_of_other_tunnels_type_is_done_or_answered_in_one_line() {
         ("start --all", "qtunnel connect 3000"),
         ("config add-authtoken T", "qtunnel login"),
         ("-c frpc.toml", "qtunnel.toml"),
+        ("connect 3000 --colour", "--help"),
+        ("connect 3000 --sever edge.example", "--server"),
+        ("serve --frobnicate", "--help"),
     ] {
         let args: Vec<_> = typed.split(' ').collect();
 

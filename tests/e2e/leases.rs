@@ -2,12 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use qtunnel::proto::{AgentId, AgentMessage, ClaimMode, EdgeMessage, Hello, Refusal, Secret};
 use qtunnel::{Agent, AgentConfig, AgentError, ConnectError, Event};
 use quinn::{Connection, RecvStream, SendStream};
 
 use crate::lab::peer::{ALPN, greeting, hear, say};
-use crate::lab::{EdgeProcess, Lab, Relay, Running, Server, eventually, within};
+use crate::lab::process::{Process, qtunnel, succeed};
+use crate::lab::{EdgeProcess, Lab, Relay, Running, Server, eventually, tools, within};
 
 /// Ask for a name that is held, and return who holds it.
 async fn refused(config: AgentConfig) -> String {
@@ -261,6 +263,47 @@ async fn an_agent_that_returns_too_late_waits_until_its_name_is_free_again() {
         lab.visitor("blog").get("/").await.text() == "old"
     })
     .await;
+}
+
+#[tokio::test]
+async fn an_agent_whose_clock_went_back_supersedes_its_own_ghost() {
+    let Some(faketime) = tools::program("faketime") else {
+        return;
+    };
+    // It waits for the program that it starts, and would outlive a kill that is meant for that one: only its
+    // library is wanted.
+    let mut ask = faketime.command();
+    ask.args(["-f", "+1d", "env"]);
+    let environment = succeed(ask).await;
+    let library = environment
+        .lines()
+        .find_map(|line| line.strip_prefix("LD_PRELOAD="))
+        .expect("faketime works by a library");
+    let home = tempfile::tempdir().unwrap();
+    let edge = EdgeProcess::start(home.path(), &[]).await;
+    let (server, ca) = (edge.server(), edge.ca());
+    let connect = |ahead: bool| {
+        let args = ["connect", "3000", "--transport", "quic", "--server"];
+        let mut command = qtunnel(home.path(), args);
+        command.arg(&server).arg("--ca").arg(&ca);
+        if ahead {
+            command
+                .env("LD_PRELOAD", library)
+                .env("FAKETIME", "+1d")
+                // Timers go by another clock, which no machine sets.
+                .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        }
+        Process::spawn(command)
+    };
+    let mut ghost = connect(true);
+    let url = ghost.line("  →  ").await;
+
+    ghost.signal(Signal::SIGKILL);
+    ghost.ended().await;
+    let mut agent = connect(false);
+
+    assert_eq!(agent.line("  →  ").await, url);
+    agent.line("connected over").await;
 }
 
 fn notice(event: &Event) -> Option<String> {

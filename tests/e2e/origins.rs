@@ -34,6 +34,12 @@ async fn a_request_names_the_origin_that_the_upstream_knows(carrier: Carrier) {
             assert_eq!(field(&seen, name), Some(&*expected), "{choice}");
             let authority = own.strip_prefix("http://");
             assert_eq!(field(&seen, "host"), authority, "{choice}");
+            let told = match name {
+                // Some compare it with that, and others with the host.
+                "origin" => authority,
+                _ => public.strip_prefix("http://"),
+            };
+            assert_eq!(field(&seen, "x-forwarded-host"), told, "{choice}");
         }
     }
 }

@@ -102,6 +102,37 @@ async fn tunnels_to_one_upstream_share_its_connections(carrier: Carrier) {
     assert!(request.contains("host: two."), "{request}");
 }
 
+#[tokio::test]
+async fn an_upstream_whose_certificate_is_out_of_its_time_is_named_with_the_dates() {
+    for (from, until, words) in [
+        (2020, 2021, "has expired"),
+        (2089, 2090, "is not valid yet"),
+    ] {
+        let mut params = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+        params.not_before = rcgen::date_time_ymd(from, 1, 1);
+        params.not_after = rcgen::date_time_ymd(until, 1, 1);
+        let Some(secure) = Secure::with(params).await else {
+            return;
+        };
+        let lab = Lab::start().await;
+        let address = format!("https://localhost:{}", secure.port);
+        let mut agent = lab.agent("app", upstream(&address)).await;
+
+        lab.visitor("app").get("/").await;
+
+        let problem = agent
+            .event(|event| match event {
+                Event::Request(log) => log.problem.clone(),
+                _ => None,
+            })
+            .await;
+        let (from, until) = (format!("{from}-01-01T"), format!("{until}-01-01T"));
+        for text in [words, &from, &until, "clock", "https+insecure://"] {
+            assert!(problem.contains(text), "{problem}");
+        }
+    }
+}
+
 /// An HTTPS server with a certificate that only it believes in.
 struct Secure {
     port: u16,
@@ -111,9 +142,13 @@ struct Secure {
 
 impl Secure {
     async fn start() -> Option<Self> {
+        Self::with(rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap()).await
+    }
+
+    async fn with(params: rcgen::CertificateParams) -> Option<Self> {
         let node = tools::program("node")?;
         let directory = tempfile::tempdir().unwrap();
-        let (certificate, key) = self_signed(directory.path());
+        let (certificate, key) = self_signed(directory.path(), params);
         let mut command = node.script("tls_server.mjs");
         command.arg(certificate).arg(key);
         let mut server = Process::spawn(command);
@@ -125,11 +160,12 @@ impl Secure {
     }
 }
 
-fn self_signed(directory: &Path) -> (PathBuf, PathBuf) {
-    let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+fn self_signed(directory: &Path, params: rcgen::CertificateParams) -> (PathBuf, PathBuf) {
+    let keys = rcgen::KeyPair::generate().unwrap();
+    let made = params.self_signed(&keys).unwrap();
     let paths = (directory.join("cert.pem"), directory.join("key.pem"));
-    std::fs::write(&paths.0, made.cert.pem()).unwrap();
-    std::fs::write(&paths.1, made.signing_key.serialize_pem()).unwrap();
+    std::fs::write(&paths.0, made.pem()).unwrap();
+    std::fs::write(&paths.1, keys.serialize_pem()).unwrap();
     paths
 }
 

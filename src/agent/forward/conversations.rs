@@ -7,7 +7,8 @@ use std::sync::MutexGuard;
 use std::sync::PoisonError;
 
 use ::http::HeaderMap;
-use ::http::header::CONTENT_TYPE;
+
+use crate::http::is_event_stream;
 
 /// The shared counts of a session's conversations.
 #[derive(Debug, Clone, Default)]
@@ -38,11 +39,7 @@ pub enum ConversationKind {
 impl ConversationKind {
     /// Determine the kind from the fields of a response.
     pub fn of(fields: &HeaderMap) -> Self {
-        let media_type = fields
-            .get(CONTENT_TYPE)
-            .map_or(&b""[..], |value| value.as_bytes());
-        let name = media_type.get(..EVENT_STREAM.len());
-        match name.is_some_and(|name| name.eq_ignore_ascii_case(EVENT_STREAM)) {
+        match is_event_stream(fields) {
             true => Self::EventStream,
             false => Self::Finite,
         }
@@ -127,8 +124,6 @@ impl Drop for ConversationGuard {
     }
 }
 
-const EVENT_STREAM: &[u8] = b"text/event-stream";
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,20 +146,5 @@ mod tests {
         );
         drop((one, two));
         assert_eq!(all.now(), Counts::default());
-    }
-
-    #[test]
-    fn an_event_stream_is_recognised_by_its_media_type() {
-        for (value, kind) in [
-            ("text/event-stream", ConversationKind::EventStream),
-            (
-                "Text/Event-Stream; charset=utf-8",
-                ConversationKind::EventStream,
-            ),
-            ("text/html", ConversationKind::Finite),
-        ] {
-            let fields = HeaderMap::from_iter([(CONTENT_TYPE, value.parse().unwrap())]);
-            assert_eq!(ConversationKind::of(&fields), kind, "{value}");
-        }
     }
 }

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use crate::agent::config::HostHeader;
 use crate::agent::upstream::address::Target;
 use crate::http::cookies;
-use crate::http::forwarded::{X_FORWARDED_HOST, X_FORWARDED_PROTO};
+use crate::http::forwarded::{X_FORWARDED_HOST, X_FORWARDED_PROTO, replace_forwarded_origin};
 use crate::proto::RequestHead;
 
 /// The two origins of one service: the public one that the visitor uses, and the one that the upstream knows.
@@ -61,10 +61,22 @@ impl Origins {
             from: &self.public,
             to: &self.upstream,
         };
-        rewrite_values(fields, &ORIGIN, |value| rewrite.origin(value));
+        if rewrite_values(fields, &ORIGIN, |value| rewrite.origin(value)) {
+            // Frameworks compare it with `Host`, or with the forwarded host (Next, Rails). Without an `Origin` to
+            // agree with, that stays the public one.
+            self.set_forwarded_host(fields);
+        }
         rewrite_values(fields, &REFERER, |value| rewrite.url(value));
         rewrite_values(fields, &DESTINATION, |value| rewrite.url(value));
         rewrite_values(fields, &IF, |value| rewrite.in_brackets(value));
+    }
+
+    /// Name the upstream's origin in the forwarded fields.
+    fn set_forwarded_host(&self, fields: &mut HeaderMap) {
+        let Origin { scheme, .. } = self.upstream;
+        if let Ok(host) = HeaderValue::try_from(self.upstream.authority()) {
+            replace_forwarded_origin(fields, HeaderValue::from_static(scheme), host);
+        }
     }
 
     /// Replace the upstream's origin by the public one in the fields of a response.
@@ -234,10 +246,14 @@ impl Origin {
 
     /// Serialize the origin (RFC 6454 §6.1).
     fn serialize(&self) -> String {
-        let Self { scheme, host, port } = self;
-        match *port == default_port(scheme) {
-            true => format!("{scheme}://{host}"),
-            false => format!("{scheme}://{host}:{port}"),
+        format!("{}://{}", self.scheme, self.authority())
+    }
+
+    /// Return the host, with the port unless it is the scheme's default.
+    fn authority(&self) -> String {
+        match self.port == default_port(self.scheme) {
+            true => self.host.clone(),
+            false => format!("{}:{}", self.host, self.port),
         }
     }
 }
@@ -274,22 +290,25 @@ fn count_blanks(text: &[u8]) -> usize {
         .count()
 }
 
-/// Replace each value of a field for which `change` returns a new one.
+/// Replace each value of a field for which `change` returns a new one. Report whether there was one.
 fn rewrite_values(
     fields: &mut HeaderMap,
     name: &HeaderName,
     change: impl Fn(&[u8]) -> Option<Vec<u8>>,
-) {
+) -> bool {
     let ::http::header::Entry::Occupied(mut lines) = fields.entry(name) else {
-        return;
+        return false;
     };
+    let mut any = false;
     for line in lines.iter_mut() {
         let changed = change(line.as_bytes());
         // Both origins are text that may stand in a field.
         if let Some(Ok(changed)) = changed.map(|c| HeaderValue::from_maybe_shared(Bytes::from(c))) {
             *line = changed;
+            any = true;
         }
     }
+    any
 }
 
 const DESTINATION: HeaderName = HeaderName::from_static("destination");
@@ -330,11 +349,11 @@ mod tests {
     }
 
     fn rewritten_request(name: &'static str, value: &'static str) -> String {
-        changed(name, value, |fields| origins().request(fields))
+        changed(name, value, |fields| origins().rewrite_request(fields))
     }
 
     fn rewritten_response(name: &'static str, value: &'static str) -> String {
-        changed(name, value, |fields| origins().response(fields))
+        changed(name, value, |fields| origins().rewrite_response(fields))
     }
 
     fn changed(name: &'static str, value: &'static str, change: impl Fn(&mut HeaderMap)) -> String {
@@ -379,6 +398,45 @@ mod tests {
             ),
         ] {
             assert_eq!(rewritten_request(name, value), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn forwarded_fields_agree_with_a_translated_origin() {
+        for (origin, proto, host, forwarded) in [
+            (
+                "https://blog.example.com",
+                "http",
+                "localhost:3000",
+                "for=192.0.2.1;proto=http;host=\"localhost:3000\", for=10.0.0.1",
+            ),
+            (
+                "https://evil.example",
+                "https",
+                "Blog.example.com",
+                "for=192.0.2.1;proto=https;host=Blog.example.com, for=10.0.0.1",
+            ),
+        ] {
+            let mut fields = HeaderMap::new();
+            for (name, value) in [
+                ("x-forwarded-for", "192.0.2.1, 10.0.0.1"),
+                ("x-forwarded-proto", "https"),
+                ("x-forwarded-host", "Blog.example.com"),
+                (
+                    "forwarded",
+                    "for=192.0.2.1;proto=https;host=Blog.example.com, for=10.0.0.1",
+                ),
+            ] {
+                fields.insert(name, HeaderValue::from_static(value));
+            }
+            fields.insert(ORIGIN, HeaderValue::from_static(origin));
+
+            origins().rewrite_request(&mut fields);
+
+            assert_eq!(fields["x-forwarded-proto"], proto, "{origin}");
+            assert_eq!(fields["x-forwarded-host"], host, "{origin}");
+            assert_eq!(fields["forwarded"], forwarded, "{origin}");
+            assert_eq!(fields["x-forwarded-for"], "192.0.2.1, 10.0.0.1");
         }
     }
 

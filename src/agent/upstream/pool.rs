@@ -33,7 +33,7 @@ use super::response_head::{Anomaly, HeadError};
 use super::response_reader::{ResponseLink, ResponseReader};
 use crate::carrier::connect_to_first;
 use crate::poll_now::PollNow;
-use crate::tls::{TrustError, upstream_config};
+use crate::tls::{TrustError, explain, upstream_config};
 
 /// The connection pool of one upstream.
 pub struct Pool {
@@ -428,7 +428,7 @@ impl DialError {
         let cause = err.get_ref().and_then(|err| err.downcast_ref());
         match cause {
             Some(rustls::Error::InvalidMessage(_)) => Self::NotTls(err),
-            _ => Self::Tls(err),
+            _ => Self::Tls(explain(err)),
         }
     }
 

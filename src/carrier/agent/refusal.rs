@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use tokio::{net::UdpSocket, time::sleep};
 
 /// Wait until the host reports that this port is closed, and return that error. Otherwise, wait for ever.
@@ -19,6 +20,14 @@ pub(crate) async fn refused(to: SocketAddr) -> io::Error {
         // Without a socket, or with any other error, nothing is known about the port.
         Err(_) => std::future::pending().await,
     }
+}
+
+/// Wait until all these ports are reported closed. Without any port, wait for ever.
+pub async fn refused_by_all(all: &[SocketAddr]) {
+    if all.is_empty() {
+        std::future::pending::<()>().await;
+    }
+    join_all(all.iter().map(|to| refused(*to))).await;
 }
 
 /// Send datagrams to a port until an error is reported.

@@ -21,6 +21,7 @@ use tokio_rustls::TlsConnector;
 use super::{happy_eyeballs, options};
 use crate::carrier::PathKind;
 use crate::carrier::agent::websocket_tasks::ByteStream;
+use crate::tls::explain;
 
 /// A TCP connection to the edge, or the WebSocket on it, could not be established.
 #[derive(Debug, thiserror::Error)]
@@ -172,7 +173,7 @@ pub(crate) async fn tls_handshake(
     let Ok(connected) = timeout(STEP_TIMEOUT, connecting).await else {
         return Err(TcpConnectError::TimedOut { peer: peer.clone() });
     };
-    Ok(Box::new(connected.map_err(failed)?))
+    Ok(Box::new(connected.map_err(|err| failed(explain(err)))?))
 }
 
 /// The response to a request that turns the connection into a byte stream.

@@ -27,6 +27,7 @@ use super::http::error_page::ErrorFormat;
 use super::http::failure_log::FailureLog;
 use super::http::guard::Guard;
 use super::http::http2::{Expired, Http2Connection, Http2Stream, ObservedIo, StreamExecutor};
+use super::http::idle::IDLE_TIMEOUT;
 use super::http::route::Visit;
 use super::http::validate::MAX_FIELD_LIST;
 use super::socket::{ReceivedBytes, VisitorSocket};
@@ -164,7 +165,11 @@ impl Visitors {
         let Some(tls) = tls else {
             return self.serve_http1(tcp, info, Scheme::Http).await;
         };
-        let stream = match timeout(self.limits.handshake, tls.accept(tcp)).await {
+        let accepted = tokio::select! {
+            accepted = timeout(self.limits.handshake, tls.accept(tcp)) => accepted,
+            () = async { self.draining.stopped().await; sleep(IDLE_TIMEOUT).await } => return,
+        };
+        let stream = match accepted {
             Ok(Ok(stream)) => stream,
             Ok(Err(err)) => return debug!(%err, "the TLS handshake failed"),
             Err(_) => return debug!("the TLS handshake timed out"),
@@ -301,12 +306,16 @@ impl Visitors {
             () = closing.cancelled() => return,
             () = draining.started() => {
                 connection.as_mut().graceful_shutdown();
-                tokio::select! {
-                    ended = &mut connection => ended,
-                    Some(expired) = expired.next() => {
-                        return debug!(%expired, "closing the visitor's connection at a time limit");
+                loop {
+                    tokio::select! {
+                        ended = &mut connection => break ended,
+                        Some(expired) = expired.next() => {
+                            return debug!(%expired, "closing the visitor's connection at a time limit");
+                        }
+                        // A visitor who is gone answers no GOAWAY.
+                        () = sleep(limits.close_timeout) => if !observed.has_streams() { return },
+                        () = closing.cancelled() => return,
                     }
-                    () = closing.cancelled() => return,
                 }
             }
         };

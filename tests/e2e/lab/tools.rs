@@ -96,6 +96,11 @@ pub fn node() -> Option<Tool> {
     node_with("node", "Node.js's libraries")
 }
 
+/// Find Node.js with development servers, which are large.
+pub fn dev_servers() -> Option<Tool> {
+    node_with("dev-servers", "Node.js's development servers")
+}
+
 fn node_with(directory: &str, what: &str) -> Option<Tool> {
     let home = cache().join(directory);
     if !home.join("installed").is_file() {

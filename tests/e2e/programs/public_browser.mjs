@@ -1,11 +1,12 @@
-// Visit a page under a public name in a real browser: public_browser.mjs URL PROFILE CHROMIUM SCENARIO.
-// It says "shows TEXT" whenever the text of the page is another one, what the page says on its console, and
+// Visit a page under a public name in a real browser: public_browser.mjs URL PROFILE CHROMIUM SCENARIO EDGE.
+// All names and ports of the public domain lead to the edge. It says "shows TEXT" whenever the text of the page is
+// another one, "heard on PATH" when a WebSocket has brought something, what the page says on its console, and
 // "reloaded" when the page is loaded again. What it does besides watching, the scenario says.
 
 import { createRequire } from 'node:module'
 
 const { chromium } = createRequire(`${process.env.NODE_LIBRARIES}/`)('playwright-core')
-const [url, profile, executablePath, scenario] = process.argv.slice(2)
+const [url, profile, executablePath, scenario, edge] = process.argv.slice(2)
 
 const scenarios = {
   watch: async () => {},
@@ -59,7 +60,7 @@ const browser = await chromium.launchPersistentContext(profile, {
     '--disable-background-networking',
     '--disable-component-update',
     '--disable-sync',
-    '--host-resolver-rules=MAP *.tunnel.test 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1',
+    `--host-resolver-rules=MAP *.tunnel.test ${edge}, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1`,
   ],
 })
 const page = await browser.newPage()
@@ -69,6 +70,9 @@ page.on('load', () => {
 })
 page.on('pageerror', (error) => console.log('error in the page:', error.message))
 page.on('requestfailed', (request) => console.log('failed:', request.url(), request.failure()?.errorText))
+page.on('websocket', (socket) =>
+  socket.once('framereceived', () => console.log('heard on', new URL(socket.url()).pathname)),
+)
 page.on('console', (message) => console.log(message.text()))
 // Some compile the page when it is asked for.
 page.setDefaultTimeout(100_000)

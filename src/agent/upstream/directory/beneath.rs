@@ -50,7 +50,55 @@ impl Entry {
 /// Report whether a name is hidden at this depth below the root. Dotfiles are, except for `/.well-known/` (RFC
 /// 8615).
 pub fn is_hidden(name: &str, depth: usize) -> bool {
-    name.starts_with('.') && !(depth == 0 && name == ".well-known")
+    let shown = name.trim_start_matches(is_ignored_by_hfs);
+    shown.starts_with('.') && !(depth == 0 && name == ".well-known")
+}
+
+/// Report whether HFS+ ignores a character when it compares names: with one in front, `.git` is still `.git`.
+fn is_ignored_by_hfs(character: char) -> bool {
+    matches!(
+        character,
+        '\u{200c}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{206a}'..='\u{206f}' | '\u{feff}'
+    )
+}
+
+/// Report whether Windows may open something else than a file of exactly this name: a device (`NUL`), an alternate
+/// data stream (`page::$DATA`), a file without the trailing dots and blanks, or one with a longer name (`GIT~1`).
+/// Elsewhere such names are like any other.
+#[cfg(any(not(unix), test))]
+fn is_ambiguous_on_windows(name: &str) -> bool {
+    let is_reserved = |character: char| character < ' ' || r#"<>:"/\|?*"#.contains(character);
+    let (base, extension) = name.split_once('.').unwrap_or((name, ""));
+    name.contains(is_reserved)
+        || name.ends_with(['.', ' '])
+        || is_device(base)
+        || is_short_name(base, extension)
+}
+
+/// Report whether the part of a name before its first dot is that of a device: any extension may follow.
+#[cfg(any(not(unix), test))]
+fn is_device(base: &str) -> bool {
+    let base = base.trim_end_matches(' ').to_uppercase();
+    let number = base
+        .strip_prefix("COM")
+        .or_else(|| base.strip_prefix("LPT"));
+    let is_port = number.is_some_and(|number| {
+        let mut characters = number.chars();
+        let first = characters.next();
+        characters.next().is_none() && first.is_some_and(|one| "0123456789¹²³".contains(one))
+    });
+    is_port || ["CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"].contains(&base.as_str())
+}
+
+/// Report whether a name looks like an 8.3 name, which Windows generates for files with long names.
+#[cfg(any(not(unix), test))]
+fn is_short_name(base: &str, extension: &str) -> bool {
+    let number = base.rsplit_once('~').map(|(_, number)| number);
+    base.chars().count() <= 8
+        && extension.chars().count() <= 3
+        && number.is_some_and(|number| {
+            !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit())
+        })
 }
 
 /// Open a relative path if it leads to a regular file or a directory beneath `root` and has no hidden component.
@@ -166,9 +214,15 @@ fn is_kernel_file(_file: &File) -> bool {
 /// [`io::ErrorKind::NotFound`] for everything that must not be visible; otherwise the error of the system.
 #[cfg(not(unix))]
 pub fn open(root: &Path, path: &Path) -> io::Result<Entry> {
+    use std::path::Component;
+
     let not_found = || io::Error::from(io::ErrorKind::NotFound);
-    // `name:stream` opens an alternate data stream of another file.
-    if path.to_string_lossy().contains(':') {
+    let is_plain = |component| match component {
+        Component::Normal(name) => !is_ambiguous_on_windows(&name.to_string_lossy()),
+        Component::CurDir => true,
+        _ => false,
+    };
+    if !path.components().all(is_plain) {
         return Err(not_found());
     }
     let root = root.canonicalize()?;
@@ -205,6 +259,88 @@ const MAX_COMPONENTS: usize = 4096;
 /// The filesystem type of sysfs (statfs(2)).
 #[cfg(target_os = "linux")]
 const SYSFS_MAGIC: rustix::fs::FsWord = 0x6265_6572;
+
+#[cfg(test)]
+mod tests_of_names {
+    use super::*;
+
+    #[test]
+    fn what_begins_with_a_dot_is_hidden_in_whatever_letters() {
+        for name in [
+            ".git",
+            ".GIT",
+            ".Git",
+            "\u{200c}.git",
+            "\u{feff}\u{200d}.env",
+            ".",
+            "..",
+        ] {
+            assert!(is_hidden(name, 0) && is_hidden(name, 1), "{name:?}");
+        }
+        for name in ["git", "a.git", "\u{200c}git", "~.git"] {
+            assert!(!is_hidden(name, 0), "{name:?}");
+        }
+        assert!(!is_hidden(".well-known", 0));
+        assert!(is_hidden(".well-known", 1) && is_hidden(".WELL-KNOWN", 0));
+    }
+
+    #[test]
+    fn names_that_windows_takes_for_something_else_are_known() {
+        for name in [
+            "GIT~1",
+            "git~12",
+            "A~1.TXT",
+            "page::$DATA",
+            "page:stream",
+            "page.",
+            "page ",
+            ".git.",
+            ".git ",
+            "page. .",
+            "CON",
+            "con",
+            "nul.txt",
+            "Nul.tar.gz",
+            "aux ",
+            "aux .js",
+            "COM1",
+            "com0.log",
+            "LPT9",
+            "lpt¹",
+            "CONIN$",
+            "conout$",
+            "a\\b",
+            "a?",
+            "a*",
+            "a|b",
+            "a<b",
+            "a\"b",
+            "a\u{1}b",
+        ] {
+            assert!(is_ambiguous_on_windows(name), "{name:?}");
+        }
+        for name in [
+            "index.html",
+            "a.b.c",
+            "console",
+            "com",
+            "com10",
+            "comm",
+            "nullable.js",
+            "a~b",
+            "a~",
+            "notes~1.html",
+            "a long name~1",
+            "~",
+            "a b",
+            "grüße.txt",
+            ".well-known",
+            "x..y",
+        ] {
+            assert!(!is_ambiguous_on_windows(name), "{name:?}");
+        }
+    }
+}
 
 #[cfg(all(test, unix))]
 mod tests {

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use quinn::ReadError;
@@ -107,7 +108,11 @@ impl Body for VisitorBody {
 
 /// An upstream's response body on its way to a visitor. It can be evicted from outside, where
 /// nobody polls it.
-pub struct TunnelResponse(Arc<ResponseState>);
+pub struct TunnelResponse {
+    state: Arc<ResponseState>,
+    /// Ends the response although the upstream has not.
+    cutoff: Option<BoxFuture<'static, ()>>,
+}
 
 struct ResponseState {
     /// `None` once the response has been evicted or dropped.
@@ -134,28 +139,47 @@ impl TunnelResponse {
                 window,
             }
         });
-        Self(state)
-    }
-
-    fn poll_frame(
-        &self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Unread>, ReceiveError>>> {
-        match &mut *self.0.lock() {
-            Some(active) => Pin::new(&mut active.body).poll_frame(cx),
-            None => Poll::Ready(Some(Err(ReceiveError::Stream(ReadError::ClosedStream)))),
+        Self {
+            state,
+            cutoff: None,
         }
     }
 
+    /// Cut the response off once this resolves while it has nothing to pass on.
+    pub fn until(mut self, cutoff: impl Future<Output = ()> + Send + 'static) -> Self {
+        self.cutoff = Some(Box::pin(cutoff));
+        self
+    }
+
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Unread>, ReceiveError>>> {
+        let cut_off = Poll::Ready(Some(Err(ReceiveError::Stream(ReadError::ClosedStream))));
+        let frame = match &mut *self.state.lock() {
+            Some(active) => Pin::new(&mut active.body).poll_frame(cx),
+            None => return cut_off,
+        };
+        if frame.is_pending()
+            && let Some(cutoff) = &mut self.cutoff
+            && cutoff.as_mut().poll(cx).is_ready()
+        {
+            self.cutoff = None;
+            self.state.evict();
+            return cut_off;
+        }
+        frame
+    }
+
     fn is_end_stream(&self) -> bool {
-        let active = self.0.lock();
+        let active = self.state.lock();
         active
             .as_ref()
             .is_some_and(|active| active.body.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        let active = self.0.lock();
+        let active = self.state.lock();
         active
             .as_ref()
             .map_or_else(SizeHint::default, |active| active.body.size_hint())
@@ -164,7 +188,7 @@ impl TunnelResponse {
 
 impl Drop for TunnelResponse {
     fn drop(&mut self) {
-        self.0.evict();
+        self.state.evict();
     }
 }
 

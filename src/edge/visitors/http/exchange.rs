@@ -16,10 +16,12 @@ use tracing::{Instrument, debug};
 use super::body::TunnelResponse;
 use super::body::VisitorBody;
 use super::forward::Forward;
+use super::idle::idle_after_stop;
 use super::paced_body::BodyError;
 use super::request_body::RequestBody;
 use crate::edge::fault::Fault;
 use crate::edge::names::registry::LiveTunnel;
+use crate::edge::shutdown::Draining;
 use crate::edge::visitors::conversations::ConversationPermit;
 use crate::error_chain::chain;
 use crate::http::ReplayBuffer;
@@ -235,16 +237,21 @@ impl PendingResponse {
         }
     }
 
-    /// Make the response's body, while the rest of the request's is still being sent.
-    pub fn into_body(self, length: BodyLength) -> VisitorBody {
+    /// Make the response's body, while the rest of the request's is still being sent. A response
+    /// without an end of its own does not keep an edge from stopping, if its shutdown state is given.
+    pub fn into_body(self, length: BodyLength, draining: Option<Draining>) -> VisitorBody {
         match length {
             BodyLength::Empty => VisitorBody::Empty,
             _ => VisitorBody::Tunnel {
                 response: {
                     let window = self.receiver.window();
                     let activity = Arc::new(Activity::start());
-                    let body = self.receiver.into_body(length, activity);
-                    TunnelResponse::new(body, window, self.permit)
+                    let body = self.receiver.into_body(length, activity.clone());
+                    let response = TunnelResponse::new(body, window, self.permit);
+                    match draining {
+                        Some(draining) => response.until(idle_after_stop(draining, activity)),
+                        None => response,
+                    }
                 },
                 // The upload gets a task of its own: a visitor may go on sending while it does not
                 // read, which would block whoever polls the response. The task ends with the

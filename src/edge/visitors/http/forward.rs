@@ -20,6 +20,7 @@ use super::body::VisitorBody;
 use super::error_page::ErrorFormat;
 use super::exchange::{AdmittedStream, DeliveryError, Outbound, PendingResponse};
 use super::http2::UpgradedStream;
+use super::idle::idle_after_stop;
 use super::request_body::RequestBody;
 use super::route::Visit;
 use super::validate::Authority;
@@ -31,9 +32,9 @@ use crate::http::cookies;
 use crate::http::forwarded;
 use crate::http::forwarded::{ReceivedFrom, append_forwarded};
 use crate::http::hygiene::{join_cookies, normalize_content_length, strip_hop_by_hop};
-use crate::http::is_answer_to;
+use crate::http::{is_answer_to, is_event_stream};
 use crate::proto::{BodyLength, RequestHead, ResponseHead};
-use crate::stream::relay;
+use crate::stream::{Activity, relay};
 
 /// A request whose tunnel is known.
 pub struct Forward {
@@ -111,7 +112,9 @@ impl PreparedRequest {
             // 8441 §5).
             return forward.fail(Fault::UpstreamInvalid);
         }
-        let mut response = Response::new(pending.into_body(length));
+        let draining = &forward.visit.visitors.draining;
+        let endless = is_event_stream(&fields).then(|| draining.clone());
+        let mut response = Response::new(pending.into_body(length, endless));
         *response.status_mut() = status;
         *response.headers_mut() = forward.response_fields(fields, status, length);
         if let Some(reason) = reason.and_then(|reason| ReasonPhrase::try_from(reason).ok()) {
@@ -298,14 +301,17 @@ impl Forward {
             // The socket has a limit of its own.
             _ => Duration::MAX,
         };
+        let activity = Arc::new(Activity::start());
+        let idle = idle_after_stop(self.visit.visitors.draining.clone(), activity.clone());
         let relayed = async move {
             let _permit = permit;
             match on_upgrade.await {
                 Ok(upgraded) => {
-                    let io = UpgradedStream::new(TokioIo::new(upgraded), stall_limit);
+                    let io = UpgradedStream::new(TokioIo::new(upgraded), stall_limit, activity);
                     tokio::select! {
                         _ = relay(io, sender, receiver) => {}
                         () = conversation.evicted() => {}
+                        () = idle => debug!("cutting an idle connection, the edge stops"),
                         () = closing.cancelled() => {}
                     }
                 }

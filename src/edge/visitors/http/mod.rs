@@ -8,6 +8,7 @@ pub(crate) mod forward;
 pub(crate) mod guard;
 pub(crate) mod host;
 pub(crate) mod http2;
+pub(crate) mod idle;
 pub(crate) mod paced_body;
 pub(crate) mod request_body;
 pub(crate) mod route;

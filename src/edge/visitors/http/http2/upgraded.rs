@@ -3,11 +3,14 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
+
+use crate::stream::Activity;
 
 /// Raw bytes on a stream, with a timeout for writes that make no progress.
 pub struct UpgradedStream<S> {
@@ -15,13 +18,18 @@ pub struct UpgradedStream<S> {
     limit: Duration,
     /// Set while a write waits.
     stall: Option<Pin<Box<Sleep>>>,
+    activity: Arc<Activity>,
 }
 
 impl<S> UpgradedStream<S> {
-    /// Limit the writes.
-    pub fn new(io: S, limit: Duration) -> Self {
-        let stall = None;
-        Self { io, limit, stall }
+    /// Limit the writes, and note what moves.
+    pub fn new(io: S, limit: Duration, activity: Arc<Activity>) -> Self {
+        Self {
+            io,
+            limit,
+            stall: None,
+            activity,
+        }
     }
 }
 
@@ -31,7 +39,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for UpgradedStream<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            self.activity.record(buf.filled().len() - before);
+        }
+        read
     }
 }
 
@@ -45,8 +58,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for UpgradedStream<S> {
         // hyper accepts a piece as a whole: with small ones, progress shows sooner.
         let piece = &buf[..buf.len().min(MAX_WRITE)];
         let written = Pin::new(&mut this.io).poll_write(cx, piece);
-        if written.is_ready() {
+        if let Poll::Ready(written) = &written {
             this.stall = None;
+            this.activity.record(*written.as_ref().unwrap_or(&0));
+        }
+        if written.is_ready() {
             return written;
         }
         let limit = this.limit;
@@ -79,7 +95,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_write_that_makes_no_progress_fails_after_the_limit() {
         let (_visitor, edge) = duplex(16);
-        let mut stream = UpgradedStream::new(edge, LIMIT);
+        let mut stream = UpgradedStream::new(edge, LIMIT, Arc::new(Activity::start()));
         let started = Instant::now();
 
         let err = stream.write_all(&[0; 100]).await.unwrap_err();
@@ -91,7 +107,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_write_that_makes_progress_within_the_limit_continues() {
         let (mut visitor, edge) = duplex(16);
-        let mut stream = UpgradedStream::new(edge, LIMIT);
+        let mut stream = UpgradedStream::new(edge, LIMIT, Arc::new(Activity::start()));
         let reading = async {
             for _ in 0..84 {
                 sleep(LIMIT - Duration::from_secs(1)).await;
