@@ -60,7 +60,7 @@ pub fn parse() -> Cli {
                 None => err.exit(),
             })
         }
-        Err(instead) => refuse(&instead),
+        Err(advice) => exit_with_advice(&advice),
     }
 }
 
