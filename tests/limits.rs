@@ -56,7 +56,10 @@ const NO_LIMITS: &[(&str, &str)] = &[
     ("src/stream/flow/mod.rs", "MIN_ROUND_TRIP"),
     ("src/stream/flow/mod.rs", "FIRST_UPDATE"),
     ("src/stream/flow/receive_window.rs", "QUICK_ROUND_TRIPS"),
-    ("src/stream/flow/receive_window.rs", "FIRST_QUICK_ROUND_TRIPS"),
+    (
+        "src/stream/flow/receive_window.rs",
+        "FIRST_QUICK_ROUND_TRIPS",
+    ),
     ("src/stream/flow/receive_window.rs", "PROVEN_READER"),
     ("src/stream/flow/receive_window.rs", "SLOW_READER_WINDOW"),
     ("src/stream/flow/receive_window.rs", "UPDATES_PER_WINDOW"),

@@ -293,8 +293,8 @@ async fn messages_without_end_close_the_session_and_nobody_elses() {
     };
     let open = AgentMessage::Open(TunnelRequest {
         tunnel: 0,
-        name: "shop".into(),
-        upgrades: Vec::new(),
+        address: Address::Name("shop".into()).into(),
+        policy: Policy::default(),
     });
     for (at, (what, message)) in [
         ("windows", window(0)),

@@ -134,6 +134,12 @@ impl Conversation {
         unread.read(stream);
         let mut head = match head {
             Ok(Ok(StreamHead::Http(head))) => head,
+            Ok(Err(ReceiveError::Wire(WireError::Unknown))) => {
+                debug!("the edge is newer and sent a kind of conversation that this agent does not know");
+                receiver.stop(Reset::Unsupported);
+                sender.reset(Reset::Unsupported);
+                return None;
+            }
             Ok(Err(err)) => {
                 debug!(err = &err as &dyn StdError, "a stream has no valid head");
                 if err.is_violation() {
@@ -151,7 +157,7 @@ impl Conversation {
         let Some(tunnel) = find(head.tunnel) else {
             receiver.stop(Reset::Enough);
             let _ = sender
-                .head(&ResponseHead::Failed(Failure::NoSuchTunnel))
+                .head(&ResponseHead::Failed(Failure::NoSuchTunnel.into()))
                 .await;
             sender.finish();
             return None;
@@ -414,7 +420,7 @@ impl Conversation {
         let failure = err.failure();
         self.status = failure.map(|failure| failure.status().as_u16());
         if let (Some(failure), Some(mut sender)) = (failure, self.sender.take())
-            && sender.head(&ResponseHead::Failed(failure)).await.is_ok()
+            && sender.head(&ResponseHead::Failed(failure.into())).await.is_ok()
         {
             sender.finish();
         }

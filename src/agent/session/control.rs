@@ -3,7 +3,7 @@
 use quinn::{Connection, ConnectionError, RecvStream, SendStream};
 
 use crate::proto;
-use crate::proto::{AgentMessage, CONTROL_LIMIT, EdgeMessage, Splitter, WireError};
+use crate::proto::{AgentMessage, CONTROL_LIMIT, EdgeMessage, HELLO_LIMIT, Hello, Splitter, WireError};
 use crate::stream::{CONTROL_PRIORITY, next_message};
 
 /// The control stream.
@@ -34,6 +34,19 @@ impl Control {
         Ok(())
     }
 
+    /// Send the first message, for which there is a lower limit than for those of an agent that is known.
+    ///
+    /// # Errors
+    /// [`ControlError::HelloTooLarge`] before anything is sent.
+    pub async fn hello(&mut self, hello: Hello) -> Result<(), ControlError> {
+        let bytes = match proto::encode(&AgentMessage::Hello(hello), HELLO_LIMIT) {
+            Err(err @ WireError::TooLong { .. }) => return Err(ControlError::HelloTooLarge(err)),
+            encoded => encoded?,
+        };
+        self.send.write_chunk(bytes).await?;
+        Ok(())
+    }
+
     /// Receive the next message. May be cancelled.
     pub async fn receive(&mut self) -> Result<EdgeMessage, ControlError> {
         next_message::<_, ControlError>(&mut self.receive, &mut self.splitter, CONTROL_LIMIT)
@@ -45,6 +58,9 @@ impl Control {
 /// The control stream is of no use any more.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
+    /// The hello is longer than an edge reads.
+    #[error("the hello is longer than an edge reads")]
+    HelloTooLarge(#[source] WireError),
     #[error("the edge is not understood")]
     Wire(#[from] WireError),
     #[error("the control stream cannot be read")]

@@ -24,7 +24,7 @@ use crate::carrier::{
 };
 use crate::proto::{
     ALPN, AgentMessage, ClaimMode, Close, EdgeMessage, Hello, LostSession, RunId, Text,
-    TunnelRequest, Welcome, Window, WireError, close_text,
+    Address, Features, Policy, TunnelRequest, Welcome, Window, WireError, close_text,
 };
 use crate::stream::{Budget, BufferTotal, FlowControl, RateLimit};
 
@@ -120,14 +120,17 @@ impl Session {
                 .zip(&config.tunnels)
                 .map(|(tunnel, requested)| TunnelRequest {
                     tunnel,
-                    name: requested.name.as_str().into(),
-                    upgrades: requested.upgrades.others().to_vec(),
+                    address: Address::Name(requested.name.as_str().into()).into(),
+                    policy: Policy {
+                        upgrades: requested.upgrades.others().to_vec(),
+                    },
                 })
                 .collect(),
             lost: lost.to_vec(),
+            features: Features::ALL,
         };
         let answer = async {
-            control.send(&AgentMessage::Hello(hello)).await?;
+            control.hello(hello).await?;
             control.receive().await
         };
         match timeout(WELCOME_TIMEOUT, answer).await {
@@ -160,17 +163,26 @@ impl Session {
                     welcome,
                 })
             }
-            Ok(Ok(EdgeMessage::Refused(refusal))) => {
+            Ok(Ok(EdgeMessage::Refused(refused))) => {
                 connection.close(Close::Done.code(), b"refused");
                 let _ = timeout(CLOSE_TIMEOUT, endpoint.wait_idle()).await;
-                Err(ConnectError::Refused(refusal))
+                Err(ConnectError::Refused(refused.into()))
             }
             Ok(Ok(_)) => {
                 let err = WireError::Invalid("the edge answered the hello with an unexpected message");
                 connection.close(Close::Protocol.code(), err.to_string().as_bytes());
                 Err(ConnectError::lost(server, ControlError::Wire(err)))
             }
+            Ok(Err(ControlError::HelloTooLarge(hello))) => {
+                connection.close(Close::Done.code(), b"the agent asks for too much at once");
+                Err(ConnectError::HelloTooLarge(hello.to_string()))
+            }
             Ok(Err(err)) => Err(match connection.close_reason() {
+                Some(ConnectionError::ApplicationClosed(close))
+                    if close.error_code == Close::HelloTooLarge.code() =>
+                {
+                    ConnectError::HelloTooLarge(Text::from_bytes(&close.reason).to_string())
+                }
                 Some(reason) => ConnectError::lost(server, close_text(&reason).as_str()),
                 None => {
                     if let ControlError::Wire(wire) = &err {
@@ -497,7 +509,8 @@ fn check_grants(config: &AgentConfig, welcome: &Welcome) -> Result<(), WireError
     let granted = welcome.tunnels.iter();
     let agrees = config.tunnels.len() == welcome.tunnels.len()
         && requested.zip(granted).all(|((number, requested), granted)| {
-            granted.tunnel == number && granted.name == *requested.name.as_str()
+            let address = Address::Name(requested.name.as_str().into());
+            granted.tunnel == number && granted.address.known() == Some(&address)
         });
     match agrees {
         true => Ok(()),
