@@ -228,7 +228,7 @@ fn machine(at: Timestamp, event: &Event) -> String {
             value["url"] = json!(tunnels.first().and_then(|tunnel| tunnel.urls.first()));
             value["tunnels"] = tunnels
                 .iter()
-                .map(|tunnel| json!({ "name": tunnel.name, "urls": tunnel.urls }))
+                .map(|tunnel| json!({ "name": tunnel.name(), "urls": tunnel.urls }))
                 .collect();
             value
         }

@@ -23,6 +23,8 @@ pub enum Close {
     /// Another agent has taken over a name of this session, because a person asked for it; the
     /// reason names it.
     TakenOver = 5,
+    /// The first message is longer than [`HELLO_LIMIT`](super::HELLO_LIMIT).
+    HelloTooLarge = 413,
     /// The token was refused; an [`EdgeMessage::Refused`](super::EdgeMessage::Refused) says why.
     Refused = 401,
     /// The ends speak different versions; the reason is the edge's ALPN.
@@ -44,6 +46,7 @@ impl Close {
             Self::Superseded,
             Self::Busy,
             Self::TakenOver,
+            Self::HelloTooLarge,
             Self::Refused,
             Self::Version,
         ]
@@ -61,6 +64,9 @@ impl fmt::Display for Close {
             Self::Superseded => "a newer session of the same agent took over",
             Self::Busy => "the edge is full",
             Self::TakenOver => "another agent took over",
+            Self::HelloTooLarge => {
+                "the agent asks for more at once than the edge reads: publish fewer tunnels"
+            }
             Self::Refused => "refused by the edge",
             Self::Version => "the edge speaks another version of the protocol",
         })
@@ -94,6 +100,8 @@ pub enum Reset {
     Protocol = 2,
     /// The receiver needs no more of this direction; the other one goes on.
     Enough = 3,
+    /// The sender does not know this kind of conversation.
+    Unsupported = 4,
 }
 
 impl Reset {

@@ -147,6 +147,9 @@ pub enum WireError {
     /// A value is not allowed where it stands. The text says which and why.
     #[error("{0}")]
     Invalid(&'static str),
+    /// The head is of a kind that a later version of the protocol has.
+    #[error("a kind of conversation that this version does not know")]
+    Unknown,
     /// Data followed the trailers.
     #[error("data after the trailers")]
     AfterTrailers,

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::Text;
+use super::{Extensible, Features, Text, Variants};
 
 /// Message from an agent to the edge.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -34,7 +34,7 @@ pub enum EdgeMessage {
     Welcome(Welcome),
     /// Refuse a hello. The edge closes with [`Close::Refused`](super::Close::Refused) once the
     /// agent has read it.
-    Refused(Refusal),
+    Refused(Refused),
     /// Accept an [`AgentMessage::Open`].
     Opened(TunnelGrant),
     /// Refuse an [`AgentMessage::Open`].
@@ -42,7 +42,7 @@ pub enum EdgeMessage {
         /// Number that the agent gave the tunnel.
         tunnel: u32,
         /// Reason of the refusal.
-        refusal: Refusal,
+        refused: Refused,
     },
     /// The edge is stopping: it accepts no new conversations and closes once the old ones are done.
     Draining {
@@ -97,6 +97,8 @@ pub struct Hello {
     /// State of earlier sessions that were lost, the latest first. Empty for a process that has
     /// just started.
     pub lost: Vec<LostSession>,
+    /// Abilities of the agent.
+    pub features: Features,
 }
 
 /// Claim of an agent's hello to names that are already held.
@@ -139,8 +141,30 @@ impl LostSession {
 pub struct TunnelRequest {
     /// Number of the agent's choice, which every [`StreamHead`](super::StreamHead) repeats.
     pub tunnel: u32,
-    /// Label in front of the edge's domain.
-    pub name: Text,
+    /// Wanted address. An edge refuses one of a kind that it does not know with
+    /// [`Refusal::Unsupported`].
+    pub address: Extensible<Address>,
+    /// Rules of the tunnel.
+    #[serde(with = "super::extensible::delimited")]
+    pub policy: Policy,
+}
+
+/// Public address of a tunnel, by kind. Kinds to come (TCP and UDP ports, TLS server names, private
+/// names) are appended.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Address {
+    /// A label in front of the edge's domain, for HTTP.
+    Name(Text),
+}
+
+impl Variants for Address {
+    const VARIANTS: u32 = 1;
+}
+
+/// Rules of a tunnel, which the edge applies also while the agent is away. Rules to come are
+/// appended; an edge skips those that it does not know.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
     /// Protocols besides `websocket` that visitors may switch to, by name. The edge ignores HTTP in
     /// another form, such as `h2c`, and any after the eighth.
     pub upgrades: Vec<String>,
@@ -156,7 +180,10 @@ pub struct Welcome {
     /// One grant per requested tunnel, in the same order.
     pub tunnels: Vec<TunnelGrant>,
     /// Limits that the edge enforces.
+    #[serde(with = "super::extensible::delimited")]
     pub limits: Limits,
+    /// Abilities of the edge.
+    pub features: Features,
 }
 
 /// An open tunnel.
@@ -164,10 +191,20 @@ pub struct Welcome {
 pub struct TunnelGrant {
     /// Number that the agent gave it.
     pub tunnel: u32,
-    /// Label in front of the edge's domain.
-    pub name: Text,
+    /// Granted address.
+    pub address: Extensible<Address>,
     /// Public URLs, best first.
     pub urls: Vec<Text>,
+}
+
+impl TunnelGrant {
+    /// Return the label in front of the edge's domain, if the tunnel has one.
+    pub fn name(&self) -> Option<&str> {
+        match &self.address {
+            Extensible::Known(Address::Name(name)) => Some(name.as_str()),
+            Extensible::Unknown => None,
+        }
+    }
 }
 
 /// Limits of the edge that matter to an agent.
@@ -177,6 +214,40 @@ pub struct Limits {
     pub tunnels: u32,
     /// Most concurrent conversations of one session.
     pub streams: u32,
+}
+
+/// Refusal of a hello or a tunnel, as it is sent: an agent that does not know the reason still
+/// knows what to print, and whether to try again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// Reason, with its details.
+    pub reason: Extensible<Refusal>,
+    /// Whether trying again can never help.
+    pub is_permanent: bool,
+    /// The reason in words.
+    pub text: Text,
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        Self {
+            is_permanent: refusal.is_permanent(),
+            text: refusal.to_string().into(),
+            reason: refusal.into(),
+        }
+    }
+}
+
+impl From<Refused> for Refusal {
+    fn from(refused: Refused) -> Self {
+        match refused.reason {
+            Extensible::Known(refusal) => refusal,
+            Extensible::Unknown => Self::Other {
+                is_permanent: refused.is_permanent,
+                text: refused.text,
+            },
+        }
+    }
 }
 
 /// Reason for refusing a hello or a tunnel.
@@ -216,6 +287,41 @@ pub enum Refusal {
         /// Reason, such as that it is draining.
         reason: Text,
     },
+    /// The edge has no tunnels of that kind. Permanent.
+    #[error("the edge has no tunnels of this kind: upgrade the edge (the server's qtunnel)")]
+    Unsupported,
+    /// Reason of a later version of the edge. Not on the wire: made from [`Refused::text`].
+    #[serde(skip)]
+    #[error("the edge refuses: {text}")]
+    Other {
+        /// [`Refused::is_permanent`].
+        is_permanent: bool,
+        /// [`Refused::text`].
+        text: Text,
+    },
+}
+
+impl Refusal {
+    /// Report whether trying again can never help.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Self::Busy { .. } => false,
+            Self::Other { is_permanent, .. } => *is_permanent,
+            _ => true,
+        }
+    }
+}
+
+impl Variants for Refusal {
+    const VARIANTS: u32 = 6;
+}
+
+impl Variants for AgentMessage {
+    const VARIANTS: u32 = 6;
+}
+
+impl Variants for EdgeMessage {
+    const VARIANTS: u32 = 9;
 }
 
 /// A string that is never shown, not even by `Debug`.

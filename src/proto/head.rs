@@ -7,12 +7,24 @@ use ::http::{Method, StatusCode};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{Fields, HEAD_LIMIT, RESPONSE_HEAD_LIMIT};
+use super::{Extensible, Fields, HEAD_LIMIT, RESPONSE_HEAD_LIMIT, Variants};
 
 /// The first value on a stream, in one direction.
-pub trait Head: Serialize + serde::de::DeserializeOwned {
+pub trait Head: Serialize + serde::de::DeserializeOwned + Variants {
     /// Longest encoding, in bytes.
     const LIMIT: usize;
+}
+
+impl Variants for StreamHead {
+    const VARIANTS: u32 = 1;
+}
+
+impl Variants for ResponseHead {
+    const VARIANTS: u32 = 3;
+}
+
+impl Variants for Failure {
+    const VARIANTS: u32 = 9;
 }
 
 impl Head for StreamHead {
@@ -89,7 +101,7 @@ pub enum ResponseHead {
         fields: Fields,
     },
     /// The agent got no response; the edge makes one. Nothing follows.
-    Failed(Failure),
+    Failed(Extensible<Failure>),
 }
 
 /// Failure of an agent to get a response.

@@ -31,9 +31,19 @@
 //!
 //! # Messages and heads
 //! Each is a length (a QUIC variable-length integer, RFC 9000 §16) and that many bytes of
-//! [postcard](https://postcard.jamesmunns.com/wire-format), with nothing left over. The length is
-//! checked against the limit below before anything is allocated. New kinds of message and of head
-//! are appended to their enums; an unknown one closes the connection with [`Close::Protocol`].
+//! [postcard](https://postcard.jamesmunns.com/wire-format). The length is checked against the limit
+//! below before anything is allocated.
+//!
+//! # Later versions
+//! Ends of different ages understand each other by four rules:
+//! - Variants are appended to enums, and fields to the end of messages, heads and what has a length of
+//!   its own in them ([`Extensible`], [`Policy`], [`Limits`]). Nothing is removed or reordered.
+//! - [`Hello::features`] and [`Welcome::features`] say what an end can do. What needs a feature that
+//!   the other end has not offered is never sent to it. Bits that are not known are ignored.
+//! - A receiver skips fields after those it knows, and control messages of a kind it does not know. A
+//!   head of such a kind resets its stream with [`Reset::Unsupported`] and nothing else.
+//! - A request for an address of an unknown kind is answered with [`Refusal::Unsupported`]. A refusal
+//!   or failure that is not known is treated by what stands beside it: [`Refused`], or 502.
 //!
 //! # HTTP on a stream
 //! ```text
@@ -111,6 +121,8 @@ mod codec;
 mod control;
 mod datagrams;
 mod escape;
+mod extensible;
+mod features;
 mod fields;
 mod frame;
 #[cfg(test)]
@@ -124,13 +136,15 @@ pub use self::check::{Check, decimal, is_bodiless, is_reason};
 pub use self::close::{Close, Reset, close_text};
 pub use self::codec::{Splitter, WireError, decode, encode, put_varint};
 pub use self::control::{
-    AgentId, AgentMessage, ClaimMode, EdgeMessage, Hello, Limits, LostSession, Refusal, RunId,
-    Secret, TunnelGrant, TunnelRequest, Welcome, Window,
+    Address, AgentId, AgentMessage, ClaimMode, EdgeMessage, Hello, Limits, LostSession, Policy,
+    Refusal, Refused, RunId, Secret, TunnelGrant, TunnelRequest, Welcome, Window,
 };
 pub use self::datagrams::{
     DATAGRAMS_COUNT, DATAGRAMS_HEADER, DATAGRAMS_LIMIT, Datagrams, DatagramsError,
 };
 pub use self::escape::escape;
+pub use self::extensible::{Extensible, Variants, decode_known};
+pub use self::features::Features;
 pub use self::fields::Fields;
 pub use self::frame::{BodyDecoder, Frame, data_header, trailers};
 pub use self::head::{
@@ -146,7 +160,7 @@ pub const ALPN: &[u8] = b"qtunnel/1";
 pub const ALPN_ANY: &[u8] = b"qtunnel";
 
 /// Longest first message, in bytes: what an unauthenticated agent may make the edge hold.
-pub const HELLO_LIMIT: usize = 4 << 10;
+pub const HELLO_LIMIT: usize = 32 << 10;
 
 /// Longest control message, in bytes: a hundred tunnels in one fit well.
 pub const CONTROL_LIMIT: usize = 64 << 10;

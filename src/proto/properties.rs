@@ -180,14 +180,14 @@ fn agent_message() -> impl Strategy<Value = AgentMessage> {
     let hello = (
         ".{0,20}",
         any::<[u8; 16]>(),
-        any::<(u64, u64)>(),
+        any::<(u64, u64, u64)>(),
         claim_mode(),
         ".{0,20}",
         vec(tunnel_request(), 0..4),
         vec(lost_session(), 0..3),
     )
         .prop_map(
-            |(token, agent, (run, epoch), claim, software, tunnels, lost)| {
+            |(token, agent, (run, epoch, features), claim, software, tunnels, lost)| {
                 AgentMessage::Hello(Hello {
                     token: Secret::new(token),
                     agent: AgentId(agent),
@@ -197,6 +197,7 @@ fn agent_message() -> impl Strategy<Value = AgentMessage> {
                     software: software.into(),
                     tunnels,
                     lost,
+                    features: Features(features),
                 })
             },
         );
@@ -233,12 +234,12 @@ fn lost_session() -> impl Strategy<Value = LostSession> {
 
 fn edge_message() -> impl Strategy<Value = EdgeMessage> {
     let welcome = (
-        any::<u64>(),
+        any::<(u64, u64)>(),
         ".{0,20}",
         vec(tunnel_grant(), 0..4),
         any::<(u32, u32)>(),
     )
-        .prop_map(|(session, software, tunnels, limits)| {
+        .prop_map(|((session, features), software, tunnels, limits)| {
             EdgeMessage::Welcome(Welcome {
                 session,
                 software: software.into(),
@@ -247,16 +248,17 @@ fn edge_message() -> impl Strategy<Value = EdgeMessage> {
                     tunnels: limits.0,
                     streams: limits.1,
                 },
+                features: Features(features),
             })
         });
     prop_oneof![
         welcome,
         window().prop_map(EdgeMessage::Window),
         Just(EdgeMessage::Ping),
-        refusal().prop_map(EdgeMessage::Refused),
+        refused().prop_map(EdgeMessage::Refused),
         tunnel_grant().prop_map(EdgeMessage::Opened),
-        (any::<u32>(), refusal())
-            .prop_map(|(tunnel, refusal)| EdgeMessage::NotOpened { tunnel, refusal }),
+        (any::<u32>(), refused())
+            .prop_map(|(tunnel, refused)| EdgeMessage::NotOpened { tunnel, refused }),
         any::<u64>().prop_map(|deadline_ms| EdgeMessage::Draining { deadline_ms }),
         text().prop_map(EdgeMessage::Notice),
         any::<u64>().prop_map(|deadline_ms| EdgeMessage::Moving { deadline_ms }),
@@ -265,6 +267,10 @@ fn edge_message() -> impl Strategy<Value = EdgeMessage> {
 
 fn text() -> impl Strategy<Value = Text> {
     ".{0,40}".prop_map(Text::from)
+}
+
+fn refused() -> impl Strategy<Value = Refused> {
+    refusal().prop_map(Refused::from)
 }
 
 fn refusal() -> impl Strategy<Value = Refusal> {
@@ -279,6 +285,7 @@ fn refusal() -> impl Strategy<Value = Refusal> {
         texts().prop_map(|(name, reason)| Refusal::NameInvalid { name, reason }),
         any::<u32>().prop_map(|limit| Refusal::TooManyTunnels { limit }),
         text().prop_map(|reason| Refusal::Busy { reason }),
+        Just(Refusal::Unsupported),
     ]
 }
 
@@ -286,8 +293,8 @@ fn tunnel_request() -> impl Strategy<Value = TunnelRequest> {
     (any::<u32>(), text(), vec(".{0,20}", 0..3)).prop_map(|(tunnel, name, upgrades)| {
         TunnelRequest {
             tunnel,
-            name,
-            upgrades,
+            address: Address::Name(name).into(),
+            policy: Policy { upgrades },
         }
     })
 }
@@ -295,7 +302,7 @@ fn tunnel_request() -> impl Strategy<Value = TunnelRequest> {
 fn tunnel_grant() -> impl Strategy<Value = TunnelGrant> {
     (any::<u32>(), text(), vec(text(), 0..3)).prop_map(|(tunnel, name, urls)| TunnelGrant {
         tunnel,
-        name,
+        address: Address::Name(name).into(),
         urls,
     })
 }
@@ -360,7 +367,7 @@ fn response_head() -> impl Strategy<Value = ResponseHead> {
                 fields,
             }
         }),
-        failure.prop_map(ResponseHead::Failed),
+        failure.prop_map(|failure: Failure| ResponseHead::Failed(failure.into())),
     ]
 }
 

@@ -14,7 +14,9 @@ use tokio::time::Instant;
 use super::flow::{LargeHeadsFull, ReceiveWindow, SharedWindow, Unread, WindowExceeded};
 use crate::http::hygiene::sanitize_trailers;
 use crate::proto;
-use crate::proto::{BodyDecoder, BodyLength, Check, HEAD_LIMIT, Head, Reset, Splitter, WireError};
+use crate::proto::{
+    BodyDecoder, BodyLength, Check, HEAD_LIMIT, Head, Reset, Splitter, Variants, WireError,
+};
 
 /// Receive the next message of a stream, or `None` at the stream's end. Cancel-safe: the splitter
 /// keeps what has arrived of it.
@@ -27,12 +29,15 @@ pub async fn next_message<T, E>(
     limit: usize,
 ) -> Result<Option<T>, E>
 where
-    T: DeserializeOwned + Check,
+    T: DeserializeOwned + Check + Variants,
     E: From<WireError> + From<ReadError>,
 {
     loop {
         if let Some(message) = splitter.next(limit)? {
-            let message: T = proto::decode(&message)?;
+            // An end of a later version: what this one does not know is skipped.
+            let Some(message) = proto::decode_known::<T>(&message)? else {
+                continue;
+            };
             message.check()?;
             return Ok(Some(message));
         }
@@ -78,7 +83,7 @@ impl Receiver {
         let mut large = None;
         loop {
             if let Some(head) = self.splitter.next(T::LIMIT)? {
-                let head: T = proto::decode(&head)?;
+                let head: T = proto::decode_known(&head)?.ok_or(WireError::Unknown)?;
                 head.check()?;
                 return Ok(head);
             }

@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use qtunnel::proto::{
-    self, AgentMessage, BodyLength, EdgeMessage, Fields, HEAD_LIMIT, INFORMATIONAL_LIMIT,
-    LostSession, REASON_LIMIT, ResponseHead, TunnelRequest, Window, data_header,
+    self, Address, AgentMessage, BodyLength, EdgeMessage, Fields, HEAD_LIMIT, INFORMATIONAL_LIMIT,
+    LostSession, Policy, REASON_LIMIT, ResponseHead, TunnelRequest, Window, data_header,
 };
 use quinn::{Connection, RecvStream, SendStream, WriteError};
 
@@ -293,8 +293,8 @@ async fn messages_without_end_close_the_session_and_nobody_elses() {
     };
     let open = AgentMessage::Open(TunnelRequest {
         tunnel: 0,
-        name: "shop".into(),
-        upgrades: Vec::new(),
+        address: Address::Name("shop".into()).into(),
+        policy: Policy::default(),
     });
     for (at, (what, message)) in [
         ("windows", window(0)),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use http::Method;
 use qtunnel::Event;
 use qtunnel::proto::{
-    AgentMessage, BodyLength, CONTROL_LIMIT, EdgeMessage, FIRST_WINDOW_LIMIT, MIN_WINDOW,
+    Address, AgentMessage, BodyLength, CONTROL_LIMIT, EdgeMessage, FIRST_WINDOW_LIMIT, MIN_WINDOW,
     REQUEST_FIELDS_LIMIT, Refusal, RequestHead, TARGET_LIMIT, TunnelGrant, Window, encode,
     put_varint,
 };
@@ -162,7 +162,7 @@ async fn an_edge_that_breaks_the_protocol_again_and_again_loses_the_session() {
 async fn messages_without_end_close_the_session_and_take_no_memory() {
     let grant = TunnelGrant {
         tunnel: 0,
-        name: "blog".into(),
+        address: Address::Name("blog".into()).into(),
         urls: Vec::new(),
     };
     let refusal = Refusal::Unauthorized;
@@ -186,11 +186,11 @@ async fn messages_without_end_close_the_session_and_take_no_memory() {
             "not opened",
             EdgeMessage::NotOpened {
                 tunnel: 7,
-                refusal: refusal.clone(),
+                refused: refusal.clone().into(),
             },
             1,
         ),
-        ("refused", EdgeMessage::Refused(refusal), 1),
+        ("refused", EdgeMessage::Refused(refusal.into()), 1),
     ] {
         let upstream = Server::text("fine").await;
         let mut edge = FakeEdge::start();
@@ -273,7 +273,7 @@ async fn a_welcome_that_does_not_answer_the_hello_is_refused() {
         }),
         ("another number", |welcome| welcome.tunnels[0].tunnel = 1),
         ("another name", |welcome| {
-            welcome.tunnels[0].name = "shop".into()
+            welcome.tunnels[0].address = Address::Name("shop".into()).into()
         }),
         ("a script", |welcome| {
             welcome.tunnels[0].urls = vec!["javascript:alert(1)".into()]
@@ -363,11 +363,12 @@ async fn what_an_edge_says_reaches_no_terminal_raw() {
                 _ => {
                     let holder = PLACE.into();
                     let name = "blog".into();
-                    let refused = EdgeMessage::Refused(Refusal::NameTaken {
+                    let taken = Refusal::NameTaken {
                         name,
                         holder,
                         may_take_over: false,
-                    });
+                    };
+                    let refused = EdgeMessage::Refused(taken.into());
                     session.raw(forge(&refused, PLACE, EVIL)).await;
                 }
             }

@@ -222,8 +222,11 @@ async fn a_session_that_comes_late_does_not_supersede_a_newer_one_of_the_same_ru
     let (_third, third) = answer(&lab, &newer).await;
 
     assert!(matches!(first, EdgeMessage::Welcome(_)), "{first:?}");
-    let EdgeMessage::Refused(Refusal::NameTaken { holder, .. }) = second else {
+    let EdgeMessage::Refused(refused) = second else {
         panic!("{second:?}");
+    };
+    let Refusal::NameTaken { holder, .. } = refused.into() else {
+        panic!("another reason");
     };
     assert!(holder.contains("newer session"), "{holder}");
     assert!(matches!(third, EdgeMessage::Welcome(_)), "{third:?}");

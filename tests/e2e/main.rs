@@ -50,5 +50,6 @@ mod upstream_connections;
 mod upstream_heads;
 mod upstream_http2;
 mod upstreams;
+mod versions;
 mod websockets;
 mod workers;

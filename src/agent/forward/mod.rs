@@ -39,10 +39,12 @@ use crate::error_chain::chain;
 use crate::http::cookies;
 use crate::http::forwarded::add_forwarded_headers;
 use crate::http::{Upgrades, is_answer_to};
-use crate::proto::{BodyLength, Failure, MIN_WINDOW, RequestHead, Reset, ResponseHead, StreamHead};
+use crate::proto::{
+    BodyLength, Failure, MIN_WINDOW, RequestHead, Reset, ResponseHead, StreamHead, WireError,
+};
 use crate::stream::{
-    Activity, FlowControl, ReceiveWindow, Receiver, Relayed, SendWindow, Sender, TunnelBody,
-    Unread, relay,
+    Activity, FlowControl, ReceiveError, ReceiveWindow, Receiver, Relayed, SendWindow, Sender,
+    TunnelBody, Unread, relay,
 };
 
 /// A tunnel that the agent serves.
@@ -131,6 +133,14 @@ impl Conversation {
         unread.read(stream);
         let mut head = match head {
             Ok(Ok(StreamHead::Http(head))) => head,
+            Ok(Err(ReceiveError::Wire(WireError::Unknown))) => {
+                debug!(
+                    "the edge is newer and sent a kind of conversation that this agent does not know"
+                );
+                receiver.stop(Reset::Unsupported);
+                sender.reset(Reset::Unsupported);
+                return None;
+            }
             Ok(Err(err)) => {
                 debug!(err = &err as &dyn StdError, "a stream has no valid head");
                 if err.is_violation() {
@@ -148,7 +158,7 @@ impl Conversation {
         let Some(tunnel) = find(head.tunnel) else {
             receiver.stop(Reset::Enough);
             let _ = sender
-                .head(&ResponseHead::Failed(Failure::NoSuchTunnel))
+                .head(&ResponseHead::Failed(Failure::NoSuchTunnel.into()))
                 .await;
             sender.finish();
             return None;
@@ -411,7 +421,10 @@ impl Conversation {
         let failure = err.failure();
         self.status = failure.map(|failure| failure.status().as_u16());
         if let (Some(failure), Some(mut sender)) = (failure, self.sender.take())
-            && sender.head(&ResponseHead::Failed(failure)).await.is_ok()
+            && sender
+                .head(&ResponseHead::Failed(failure.into()))
+                .await
+                .is_ok()
         {
             sender.finish();
         }

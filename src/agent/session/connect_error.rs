@@ -51,6 +51,9 @@ pub enum ConnectError {
     /// The edge refused the session.
     #[error(transparent)]
     Refused(Refusal),
+    /// All tunnels together take a longer first message than an edge reads.
+    #[error("the agent asks for too much at once ({0}): publish fewer tunnels with one agent")]
+    HelloTooLarge(String),
     /// The edge accepted the connection, but did not answer the hello in time.
     #[error("the edge {server} did not answer within {}", humantime::format_duration(*limit))]
     Silent {
@@ -76,8 +79,8 @@ impl ConnectError {
     /// Report whether trying again can never help.
     pub fn is_permanent(&self) -> bool {
         match self {
-            Self::Refused(Refusal::Busy { .. }) => false,
-            Self::Refused(_) | Self::Trust(_) | Self::Version { .. } => true,
+            Self::Refused(refusal) => refusal.is_permanent(),
+            Self::Trust(_) | Self::HelloTooLarge(_) | Self::Version { .. } => true,
             Self::Untrusted { .. } | Self::NotAnEdge { .. } => true,
             Self::Unreachable { .. } | Self::Silent { .. } | Self::Lost { .. } => false,
         }

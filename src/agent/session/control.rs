@@ -3,7 +3,9 @@
 use quinn::{Connection, ConnectionError, RecvStream, SendStream};
 
 use crate::proto;
-use crate::proto::{AgentMessage, CONTROL_LIMIT, EdgeMessage, Splitter, WireError};
+use crate::proto::{
+    AgentMessage, CONTROL_LIMIT, EdgeMessage, HELLO_LIMIT, Hello, Splitter, WireError,
+};
 use crate::stream::{CONTROL_PRIORITY, next_message};
 
 /// The control stream.
@@ -38,6 +40,19 @@ impl Control {
         Ok(())
     }
 
+    /// Send the first message, for which there is a lower limit than for those of an agent that is known.
+    ///
+    /// # Errors
+    /// [`ControlError::HelloTooLarge`] before anything is sent.
+    pub async fn hello(&mut self, hello: Hello) -> Result<(), ControlError> {
+        let bytes = match proto::encode(&AgentMessage::Hello(hello), HELLO_LIMIT) {
+            Err(err @ WireError::TooLong { .. }) => return Err(ControlError::HelloTooLarge(err)),
+            encoded => encoded?,
+        };
+        self.send.write_chunk(bytes).await?;
+        Ok(())
+    }
+
     /// Receive the next message. Cancel safe.
     ///
     /// # Errors
@@ -52,6 +67,9 @@ impl Control {
 /// The control stream has failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
+    /// The hello is longer than an edge reads.
+    #[error("the hello is longer than an edge reads")]
+    HelloTooLarge(#[source] WireError),
     #[error("the message from the edge is invalid")]
     Wire(#[from] WireError),
     #[error("the control stream cannot be read")]

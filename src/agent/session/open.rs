@@ -24,8 +24,8 @@ use crate::carrier::{
     wait_until_delivered,
 };
 use crate::proto::{
-    ALPN, AgentMessage, ClaimMode, Close, EdgeMessage, Hello, LostSession, RunId, Text,
-    TunnelRequest, Welcome, Window, WireError, close_text,
+    ALPN, Address, AgentMessage, ClaimMode, Close, EdgeMessage, Features, Hello, LostSession,
+    Policy, RunId, Text, TunnelRequest, Welcome, Window, WireError, close_text,
 };
 use crate::stream::{Budget, BufferTotal, FlowControl, RateLimit};
 
@@ -121,14 +121,17 @@ impl Session {
                 .zip(&config.tunnels)
                 .map(|(tunnel, requested)| TunnelRequest {
                     tunnel,
-                    name: requested.name.as_str().into(),
-                    upgrades: requested.upgrades.others().to_vec(),
+                    address: Address::Name(requested.name.as_str().into()).into(),
+                    policy: Policy {
+                        upgrades: requested.upgrades.others().to_vec(),
+                    },
                 })
                 .collect(),
             lost: lost.to_vec(),
+            features: Features::ALL,
         };
         let answer = async {
-            control.send(&AgentMessage::Hello(hello)).await?;
+            control.hello(hello).await?;
             control.receive().await
         };
         match timeout(WELCOME_TIMEOUT, answer).await {
@@ -161,10 +164,10 @@ impl Session {
                     welcome,
                 })
             }
-            Ok(Ok(EdgeMessage::Refused(refusal))) => {
+            Ok(Ok(EdgeMessage::Refused(refused))) => {
                 connection.close(Close::Done.code(), b"refused");
                 let _ = timeout(CLOSE_TIMEOUT, endpoint.wait_idle()).await;
-                Err(ConnectError::Refused(refusal))
+                Err(ConnectError::Refused(refused.into()))
             }
             Ok(Ok(_)) => {
                 let err =
@@ -172,7 +175,16 @@ impl Session {
                 connection.close(Close::Protocol.code(), err.to_string().as_bytes());
                 Err(ConnectError::lost(server, ControlError::Wire(err)))
             }
+            Ok(Err(ControlError::HelloTooLarge(hello))) => {
+                connection.close(Close::Done.code(), b"the agent asks for too much at once");
+                Err(ConnectError::HelloTooLarge(hello.to_string()))
+            }
             Ok(Err(err)) => Err(match connection.close_reason() {
+                Some(ConnectionError::ApplicationClosed(close))
+                    if close.error_code == Close::HelloTooLarge.code() =>
+                {
+                    ConnectError::HelloTooLarge(Text::from_bytes(&close.reason).to_string())
+                }
                 Some(reason) => ConnectError::lost(server, close_text(&reason).as_str()),
                 None => {
                     if let ControlError::Wire(wire) = &err {
@@ -504,7 +516,8 @@ fn check_grants(config: &AgentConfig, welcome: &Welcome) -> Result<(), WireError
         && requested
             .zip(granted)
             .all(|((number, requested), granted)| {
-                granted.tunnel == number && granted.name == *requested.name.as_str()
+                let address = Address::Name(requested.name.as_str().into());
+                granted.tunnel == number && granted.address.known() == Some(&address)
             });
     match agrees {
         true => Ok(()),

@@ -29,7 +29,7 @@ impl Control {
             receive,
             splitter: Splitter::default(),
         };
-        match control.receive(HELLO_LIMIT).await? {
+        match control.receive(HELLO_LIMIT).await.map_err(too_large)? {
             Some(AgentMessage::Hello(hello)) => Ok((control, hello)),
             None => Err(WireError::Truncated.into()),
             Some(_) => Err(WireError::Invalid("the first message is not a hello").into()),
@@ -54,6 +54,14 @@ impl Control {
     }
 }
 
+/// Tell a hello that is too long from other violations: the agent can do something about it.
+fn too_large(err: SessionError) -> SessionError {
+    match err {
+        SessionError::Wire(err @ WireError::TooLong { .. }) => SessionError::HelloTooLarge(err),
+        other => other,
+    }
+}
+
 /// Timeout of sending a control message to an agent that does not read.
 const CONTROL_SEND_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -68,6 +76,8 @@ pub enum SessionError {
     Evicted(#[from] Evicted),
     #[error("the agent does not respond in time")]
     Slow,
+    #[error("the agent's first message is too long")]
+    HelloTooLarge(#[source] WireError),
     #[error("the agent violates the protocol")]
     Wire(#[from] WireError),
     #[error("the connection was lost")]
@@ -86,6 +96,7 @@ impl SessionError {
             Self::Refused => Close::Refused,
             Self::Evicted(_) => Close::Busy,
             Self::Slow => Close::Timeout,
+            Self::HelloTooLarge(_) => Close::HelloTooLarge,
             Self::Wire(_) | Self::Connection(_) | Self::Read(_) | Self::Write(_) => Close::Protocol,
         }
     }
@@ -94,7 +105,7 @@ impl SessionError {
     pub fn reason(&self) -> String {
         match self {
             Self::Version => String::from_utf8_lossy(ALPN).into_owned(),
-            Self::Wire(err) => err.to_string(),
+            Self::Wire(err) | Self::HelloTooLarge(err) => err.to_string(),
             _ => self.to_string(),
         }
     }

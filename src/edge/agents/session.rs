@@ -26,8 +26,9 @@ use crate::edge::visitors::conversations::Conversations;
 use crate::edge::workers::{WorkerSlot, Workers};
 use crate::http::Upgrades;
 use crate::proto::{
-    ALPN, AgentMessage, CONTROL_LIMIT, ClaimMode, Close, EdgeMessage, Hello, Limits, LostSession,
-    Refusal, RunId, TunnelGrant, TunnelRequest, Welcome, WireError, close_text,
+    ALPN, Address, AgentMessage, CONTROL_LIMIT, ClaimMode, Close, EdgeMessage, Features, Hello,
+    Limits, LostSession, Refusal, RunId, Text, TunnelGrant, TunnelRequest, Welcome, WireError,
+    close_text,
 };
 use crate::stream::{Budget, BufferTotal, FlowControl, RateLimit};
 
@@ -204,6 +205,7 @@ impl Agents {
                 software,
                 tunnels,
                 limits,
+                features: Features::ALL,
             }))
             .await?;
         self.send_takeover_notices(&mut control, owner, &claims)
@@ -352,8 +354,11 @@ impl Agents {
         context: SessionContext<'_>,
     ) -> Result<Vec<Claim>, Unclaimed> {
         let wanted = requests.iter().map(|request| {
-            let name: Name = request.name.parse().map_err(|err: NameError| {
-                let (name, reason) = (request.name.clone(), err.to_string().into());
+            let Some(Address::Name(wanted)) = request.address.known() else {
+                return Err(Unclaimed::Refused(Refusal::Unsupported));
+            };
+            let name: Name = wanted.parse().map_err(|err: NameError| {
+                let (name, reason) = (wanted.clone(), err.to_string().into());
                 Unclaimed::Refused(Refusal::NameInvalid { name, reason })
             })?;
             let tunnel = LiveTunnel {
@@ -365,7 +370,7 @@ impl Agents {
                 flow: context.flow.clone(),
                 conversations: context.conversations.publish(request.tunnel),
                 worker: context.worker,
-                upgrades: Upgrades::granted(&request.upgrades),
+                upgrades: Upgrades::granted(&request.policy.upgrades),
                 lost: lost.clone(),
             };
             Ok((name, tunnel))
@@ -380,7 +385,7 @@ impl Agents {
         TunnelGrant {
             tunnel: claim.number(),
             urls: self.urls.of(&name).into_iter().map(Into::into).collect(),
-            name: name.into(),
+            address: Address::Name(name.into()).into(),
         }
     }
 
@@ -392,7 +397,7 @@ impl Agents {
         refusal: Refusal,
     ) -> Result<(), SessionError> {
         info!(%refusal, "agent refused");
-        control.send(&EdgeMessage::Refused(refusal)).await?;
+        control.send(&EdgeMessage::Refused(refusal.into())).await?;
         let _ = timeout(REFUSAL_TIMEOUT, connection.closed()).await;
         Err(SessionError::Refused)
     }
@@ -527,8 +532,10 @@ impl Session<'_> {
             claims.map_err(|unclaimed| match unclaimed {
                 Unclaimed::Refused(refusal) => refusal,
                 // Only a new session waits for another's silence.
-                Unclaimed::Contested(_) => Refusal::NameTaken {
-                    name: request.name.clone(),
+                Unclaimed::Contested(contested) => Refusal::NameTaken {
+                    name: contested
+                        .first()
+                        .map_or_else(Text::default, |(name, _)| name.as_str().into()),
                     holder: "another process with the same identity".into(),
                     may_take_over: false,
                 },
@@ -543,7 +550,7 @@ impl Session<'_> {
             }
             Err(refusal) => EdgeMessage::NotOpened {
                 tunnel: request.tunnel,
-                refusal,
+                refused: refusal.into(),
             },
         }
     }

@@ -26,6 +26,7 @@ fn hello() {
                 accepted: 130,
                 unread: vec![5, 128],
             }],
+            features: Features(3),
         }),
         &[
             &[0],            // Hello
@@ -37,14 +38,18 @@ fn hello() {
             b"\x03q/1",      // software
             &[1],            // tunnels: one
             &[1],            // its number
-            b"\x04blog",     // its name
-            b"\x01\x04echo", // its upgrades: one
+            &[6],            // its address: six bytes
+            &[0],            // Name
+            b"\x04blog",     // the name
+            &[6],            // its policy: six bytes
+            b"\x01\x04echo", // upgrades: one
             &[1],            // lost: one
             &[0xab, 2],      // its epoch
             &[0x82, 1],      // accepted
             &[2],            // unread: two
             &[5],            // the first
             &[0x80, 1],      // the second
+            &[3],            // features
         ],
     );
 }
@@ -56,7 +61,10 @@ fn later_messages_of_an_agent() {
         &[
             &[1],            // Open
             &[1],            // tunnel
-            b"\x04blog",     // name
+            &[6],            // address: six bytes
+            &[0],            // Name
+            b"\x04blog",     // the name
+            &[6],            // policy: six bytes
             b"\x01\x04echo", // upgrades: one
         ],
     );
@@ -101,6 +109,7 @@ fn welcome() {
                 tunnels: 100,
                 streams: 1000,
             },
+            features: Features(300),
         }),
         &[
             &[0],               // Welcome
@@ -108,21 +117,42 @@ fn welcome() {
             b"\x03q/1",         // software
             &[1],               // tunnels: one
             &[1],               // its number
-            b"\x04blog",        // its name
+            &[6],               // its address: six bytes
+            &[0],               // Name
+            b"\x04blog",        // the name
             &[1],               // urls: one
             b"\x0bhttps://b.c", // the URL
-            &[100],             // limits: tunnels
-            &[0xe8, 7],         // limits: streams
+            &[3],               // limits: three bytes
+            &[100],             // tunnels
+            &[0xe8, 7],         // streams
+            &[0xac, 2],         // features: 0x2c + (2 << 7)
         ],
     );
 }
 
 #[test]
 fn refusals() {
-    let refused = |refusal, bytes: &[&[u8]]| {
-        golden(EdgeMessage::Refused(refusal), &[&[1], &bytes.concat()]);
+    let refused = |reason: Refusal, bytes: &[&[u8]]| {
+        let bytes = bytes.concat();
+        let is_permanent = reason.is_permanent();
+        let refused = Refused {
+            reason: reason.into(),
+            is_permanent,
+            text: "no".into(),
+        };
+        golden(
+            EdgeMessage::Refused(refused),
+            &[
+                &[1],                      // Refused
+                &[bytes.len() as u8],      // reason: its length
+                &bytes,                    // the reason
+                &[u8::from(is_permanent)], // is_permanent
+                b"\x02no",                 // text
+            ],
+        );
     };
     refused(Refusal::Unauthorized, &[&[0]]);
+    refused(Refusal::Unsupported, &[&[5]]);
     refused(
         Refusal::NameTaken {
             name: "blog".into(),
@@ -172,7 +202,9 @@ fn later_messages_of_an_edge() {
         &[
             &[2],               // Opened
             &[1],               // tunnel
-            b"\x04blog",        // name
+            &[6],               // address: six bytes
+            &[0],               // Name
+            b"\x04blog",        // the name
             &[1],               // urls: one
             b"\x0bhttps://b.c", // the URL
         ],
@@ -180,12 +212,18 @@ fn later_messages_of_an_edge() {
     golden(
         EdgeMessage::NotOpened {
             tunnel: 1,
-            refusal: Refusal::Unauthorized,
+            refused: Refused {
+                reason: Refusal::Unauthorized.into(),
+                is_permanent: true,
+                text: "no".into(),
+            },
         },
         &[
-            &[3], // NotOpened
-            &[1], // tunnel
-            &[0], // refusal: Unauthorized
+            &[3],      // NotOpened
+            &[1],      // tunnel
+            &[1, 0],   // reason: one byte, Unauthorized
+            &[1],      // is_permanent
+            b"\x02no", // text
         ],
     );
     golden(
@@ -226,15 +264,17 @@ fn later_messages_of_an_edge() {
 fn tunnel_request() -> TunnelRequest {
     TunnelRequest {
         tunnel: 1,
-        name: "blog".into(),
-        upgrades: vec!["echo".into()],
+        address: Address::Name("blog".into()).into(),
+        policy: Policy {
+            upgrades: vec!["echo".into()],
+        },
     }
 }
 
 fn tunnel_grant() -> TunnelGrant {
     TunnelGrant {
         tunnel: 1,
-        name: "blog".into(),
+        address: Address::Name("blog".into()).into(),
         urls: vec!["https://b.c".into()],
     }
 }

@@ -112,6 +112,6 @@ fn response_heads() {
         Failure::LoopDetected,
     ];
     for (code, failure) in (0..).zip(failures) {
-        golden(ResponseHead::Failed(failure), &[&[2], &[code]]);
+        golden(ResponseHead::Failed(failure.into()), &[&[2], &[1, code]]);
     }
 }

@@ -23,6 +23,7 @@ fn codes() {
         (Close::Busy, 4),
         (Close::TakenOver, 5),
         (Close::Refused, 401),
+        (Close::HelloTooLarge, 413),
         (Close::Version, 426),
     ];
     for (close, code) in closes {
@@ -30,20 +31,29 @@ fn codes() {
         assert_eq!(Close::from_code(close.code()), Some(close));
     }
     assert_eq!(Close::from_code(6u32.into()), None);
-    let resets = [(Reset::Gone, 1), (Reset::Protocol, 2), (Reset::Enough, 3)];
+    let resets = [
+        (Reset::Gone, 1),
+        (Reset::Protocol, 2),
+        (Reset::Enough, 3),
+        (Reset::Unsupported, 4),
+    ];
     for (reset, code) in resets {
         assert_eq!(reset.code().into_inner(), code);
     }
 }
 
-/// Check that the length and `payload` are `value`, both ways, and that nothing shorter or longer is.
-fn golden<T: Serialize + DeserializeOwned + PartialEq + Debug>(value: T, payload: &[&[u8]]) {
+/// Check that the length and `payload` are `value`, both ways, that nothing shorter is, and that what a
+/// later version appends is skipped.
+fn golden<T>(value: T, payload: &[&[u8]])
+where
+    T: Serialize + DeserializeOwned + Variants + PartialEq + Debug,
+{
     let payload = payload.concat();
     let length = (payload.len() as u32 | 0x8000_0000).to_be_bytes();
     let message = [&length[..], &payload].concat();
 
     assert_eq!(&encode(&value, CONTROL_LIMIT).unwrap()[..], message);
-    assert_eq!(decode::<T>(&payload).unwrap(), value);
+    assert_eq!(decode_known::<T>(&payload).unwrap().as_ref(), Some(&value));
 
     for end in 0..message.len() {
         let mut splitter = Splitter::default();
@@ -51,11 +61,13 @@ fn golden<T: Serialize + DeserializeOwned + PartialEq + Debug>(value: T, payload
         assert_eq!(splitter.next(CONTROL_LIMIT), Ok(None), "{end} bytes");
     }
     for end in 0..payload.len() {
-        let cut = decode::<T>(&payload[..end]);
+        let cut = decode_known::<T>(&payload[..end]);
         assert_eq!(cut, Err(WireError::Malformed), "{end} bytes");
     }
-    let longer = decode::<T>(&[&payload[..], &[0]].concat());
-    assert_eq!(longer, Err(WireError::Malformed));
+    let longer = decode_known::<T>(&[&payload[..], &[0]].concat());
+    assert_eq!(longer, Ok(Some(value)));
+    assert!(u32::from(payload[0]) < T::VARIANTS);
+    assert_eq!(decode_known::<T>(&[T::VARIANTS as u8]), Ok(None));
 }
 
 fn fields(list: &[(&'static str, &[u8])]) -> Fields {

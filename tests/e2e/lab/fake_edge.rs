@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method};
 use qtunnel::proto::{
-    self, AgentMessage, BodyLength, EdgeMessage, Fields, HEAD_LIMIT, Hello, HttpVersion, Limits,
-    MIN_WINDOW, RequestHead, Scheme, StreamHead, TunnelGrant, Welcome,
+    self, Address, AgentMessage, BodyLength, EdgeMessage, Features, Fields, HEAD_LIMIT, Hello,
+    HttpVersion, Limits, MIN_WINDOW, RequestHead, Scheme, StreamHead, TunnelGrant, Welcome,
 };
 use qtunnel::{AgentConfig, Pin, ServerAddr, Trust, Upstream};
 use quinn::{Connection, RecvStream, SendStream};
@@ -136,10 +136,15 @@ pub async fn close(connection: &Connection) -> (u64, String) {
 
 /// The answer that an honest edge would give.
 pub fn welcome(hello: &Hello) -> Welcome {
-    let grants = hello.tunnels.iter().map(|asked| TunnelGrant {
-        tunnel: asked.tunnel,
-        name: asked.name.clone(),
-        urls: vec![format!("https://{}.example.com", asked.name).into()],
+    let grants = hello.tunnels.iter().map(|asked| {
+        let Some(Address::Name(name)) = asked.address.known() else {
+            panic!("{:?}", asked.address);
+        };
+        TunnelGrant {
+            tunnel: asked.tunnel,
+            address: asked.address.clone(),
+            urls: vec![format!("https://{name}.example.com").into()],
+        }
     });
     Welcome {
         session: 1,
@@ -149,6 +154,7 @@ pub fn welcome(hello: &Hello) -> Welcome {
             tunnels: 1,
             streams: 1,
         },
+        features: Features::ALL,
     }
 }
 
@@ -182,12 +188,15 @@ pub fn forge(message: &EdgeMessage, text: &str, with: &[u8]) -> Bytes {
     super::forge(bytes, text, with)
 }
 
+/// Receive a message from an agent.
 async fn hear(receive: &mut RecvStream) -> AgentMessage {
     let mut splitter = proto::Splitter::default();
     within("the agent's message", async {
         loop {
             if let Some(message) = splitter.next(proto::CONTROL_LIMIT).expect("a message") {
-                return proto::decode(&message).expect("a message");
+                return proto::decode_known(&message)
+                    .expect("a message")
+                    .expect("a message of this version");
             }
             let chunk = receive.read_chunk(1024, true).await.expect("a live stream");
             splitter.push(&chunk.expect("more").bytes);

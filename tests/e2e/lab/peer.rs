@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use qtunnel::Pin;
 use qtunnel::proto::{
-    self, AgentId, AgentMessage, ClaimMode, EdgeMessage, Hello, Refusal, RunId, TunnelRequest,
+    self, Address, AgentId, AgentMessage, ClaimMode, EdgeMessage, Features, Hello, Policy, Refusal,
+    RunId, TunnelRequest,
 };
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
@@ -32,7 +33,7 @@ impl Lab {
         say(&mut send, &greeting(&[name])).await;
         match hear(&mut receive).await {
             EdgeMessage::Welcome(_) => Ok(connection),
-            EdgeMessage::Refused(refusal) => Err(refusal),
+            EdgeMessage::Refused(refused) => Err(refused.into()),
             other => panic!("{other:?}"),
         }
     }
@@ -78,11 +79,12 @@ pub fn greeting(names: &[&str]) -> AgentMessage {
             .zip(names)
             .map(|(tunnel, name)| TunnelRequest {
                 tunnel,
-                name: (*name).into(),
-                upgrades: Vec::new(),
+                address: Address::Name((*name).into()).into(),
+                policy: Policy::default(),
             })
             .collect(),
         lost: Vec::new(),
+        features: Features::ALL,
     })
 }
 
@@ -98,7 +100,9 @@ pub async fn hear(receive: &mut RecvStream) -> EdgeMessage {
     within("the edge's message", async {
         loop {
             if let Some(message) = splitter.next(proto::CONTROL_LIMIT).expect("a message") {
-                return proto::decode(&message).expect("a message");
+                return proto::decode_known(&message)
+                    .expect("a message")
+                    .expect("a message of this version");
             }
             let chunk = receive.read_chunk(1024, true).await.expect("a live stream");
             splitter.push(&chunk.expect("more").bytes);

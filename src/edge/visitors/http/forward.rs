@@ -82,7 +82,13 @@ impl PreparedRequest {
                 body,
                 fields,
             } => (status, reason, body, fields.0),
-            ResponseHead::Failed(failure) => return forward.fail(failure.into()),
+            ResponseHead::Failed(failure) => {
+                // An agent of a later version may fail in a way that has no name here.
+                let fault = failure
+                    .known()
+                    .map_or(Fault::UpstreamInvalid, |failure| (*failure).into());
+                return forward.fail(fault);
+            }
             ResponseHead::Informational { .. } => return forward.fail(Fault::Internal),
         };
         if status == StatusCode::SWITCHING_PROTOCOLS {
