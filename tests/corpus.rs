@@ -140,8 +140,8 @@ fn control_seeds() -> Vec<Seed> {
         ("left-over", vec![3, 2, 1, 0], Ok(1)),
         (
             "many-announced",
-            // Opened: one tunnel without a name, and 2^32 - 1 URLs of which none is there.
-            vec![8, 2, 1, 0, 0xff, 0xff, 0xff, 0xff, 0x0f],
+            // Welcome: session 1, no software, and 2^32 - 1 tunnels of which none is there.
+            vec![8, 0, 1, 0, 0xff, 0xff, 0xff, 0xff, 0x0f],
             Err(WireError::Malformed),
         ),
         (

@@ -68,7 +68,9 @@ const NO_LIMITS: &[(&str, &str)] = &[
     ("src/stream/send.rs", "FRESH_BYTES"),
     ("src/stream/send.rs", "STARVATION_TIMEOUT"),
     ("src/proto/codec.rs", "PREFIX"),
+    ("src/proto/control.rs", "VARIANTS"),
     ("src/proto/datagrams.rs", "DATAGRAMS_HEADER"),
+    ("src/proto/head.rs", "VARIANTS"),
     // One of the limits of heads, by their kind.
     ("src/proto/head.rs", "LIMIT"),
 ];
