@@ -116,7 +116,6 @@
 //! | `http` | what both ends do to HTTP messages: hop-by-hop fields, forwarded fields, cookies, upgrades, replays |
 //! | `auth` | tokens and names: who may connect, and what they may claim |
 //! | `carrier` | how packets travel: sockets, transport settings, congestion control |
-//! | `poll_now` | tasks that can be polled out of turn |
 //! | `runtime` | the single-threaded runtime of the program and of each worker |
 //! | `allocator` | the program's memory allocator |
 //! | `error_chain` | errors with their causes, on one line |
@@ -134,7 +133,6 @@ mod carrier;
 mod edge;
 mod error_chain;
 mod http;
-mod poll_now;
 pub mod proto;
 mod runtime;
 mod state;

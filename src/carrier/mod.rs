@@ -46,7 +46,6 @@ pub use self::agent::dial_error::{AttemptError, DialError};
 pub use self::agent::driver::{CarrierState, Driver};
 pub use self::congestion::{CongestionOwner, PathCache, PathMemory, SharedCongestionOwner};
 pub use self::duplicate::duplicator::Duplicator;
-pub use self::duplicate::transmitter::Transmitter;
 pub use self::edge::endpoint::{EdgeKeys, bind_edge_udp, edge_endpoint, edge_udp};
 pub use self::edge::socket::EdgeSocket;
 pub use self::flush::wait_until_delivered;

@@ -94,7 +94,6 @@ impl Session {
             endpoint,
             carrier,
             driver,
-            transmitter,
             duplicator,
         } = dial(config, memory).await?;
         let guard = ConnectionGuard::start(&connection, driver);
@@ -141,8 +140,7 @@ impl Session {
                 let budget = Budget::new(SESSION_BUFFER, BufferTotal::new(SESSION_BUFFER));
                 let ending = duplicator.clone();
                 let flow = FlowControl::for_connection(&connection, budget, move |bytes| {
-                    ending.message_written(bytes);
-                    transmitter.message_written();
+                    ending.message_written(bytes)
                 });
                 Ok(Self {
                     endpoint,

@@ -26,7 +26,6 @@ use super::websocket_tasks::Upgraded;
 use super::{network_watch, refusal};
 use crate::carrier::congestion::PathMemory;
 use crate::carrier::duplicate::duplicator::Duplicator;
-use crate::carrier::duplicate::transmitter::Transmitter;
 use crate::carrier::tcp::connect::{Peer, STEP_TIMEOUT, TcpConnectError, TunnelResponse};
 use crate::carrier::tcp::proxy::{Connected, Proxy};
 use crate::carrier::tcp::{connect, proxy};
@@ -63,7 +62,6 @@ pub struct Dialed {
     pub endpoint: Endpoint,
     pub carrier: watch::Receiver<CarrierState>,
     pub driver: Driver,
-    pub transmitter: Transmitter,
     pub duplicator: Duplicator,
 }
 
@@ -85,7 +83,7 @@ pub async fn dial(config: DialConfig) -> Result<Dialed, DialError> {
         Vec::new()
     });
     let race = race_for(&config, edge);
-    let mut established = match race.run(config.transport, &mut attempts).await {
+    let established = match race.run(config.transport, &mut attempts).await {
         Some(established) => established,
         None => return Err(DialError { host, attempts }),
     };
@@ -99,11 +97,9 @@ pub async fn dial(config: DialConfig) -> Result<Dialed, DialError> {
     };
     let connection = established.connection.clone();
     let endpoint = established.endpoint.clone();
-    let transmitter = std::mem::take(&mut established.transmitter);
     let duplicator = Duplicator::for_agent(&connection, &established.switch);
     let (driver, carrier) = race.drive(established, config.transport, network);
     Ok(Dialed {
-        transmitter,
         duplicator,
         connection,
         endpoint,

@@ -18,7 +18,6 @@ use super::rebind::Rebinding;
 use super::switch::Switch;
 use super::udp_route::UdpRoute;
 use super::websocket_tasks::{Upgraded, WebSocketEvent, WebSocketTasks};
-use crate::carrier::duplicate::transmitter::Transmitter;
 use crate::carrier::selection::progress::Progress;
 use crate::carrier::selection::{Action, Observation, Selector};
 use crate::carrier::tcp::connect::TcpConnectError;
@@ -73,7 +72,6 @@ pub(crate) struct Established {
     pub(crate) endpoint: Endpoint,
     pub(crate) switch: Arc<Switch>,
     pub(crate) rebinding: Arc<Rebinding>,
-    pub(crate) transmitter: Transmitter,
     pub(crate) websocket_tasks: WebSocketTasks,
 }
 

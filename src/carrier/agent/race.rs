@@ -19,7 +19,6 @@ use super::socket::AgentSocket;
 use super::switch::{EDGE, Switch};
 use super::udp_route::UdpRoute;
 use super::websocket_tasks::WebSocketTasks;
-use crate::carrier::duplicate::transmitter::Transmitter;
 use crate::carrier::tcp::happy_eyeballs::CONNECTION_ATTEMPT_DELAY;
 use crate::carrier::transport::agent_transport;
 use crate::carrier::{Carrier, PathKind, PathMemory, Transport};
@@ -176,7 +175,6 @@ impl Race {
             endpoint: handshake.endpoint,
             switch,
             rebinding: handshake.rebinding,
-            transmitter: handshake.transmitter,
             websocket_tasks: WebSocketTasks::default(),
         })
     }
@@ -211,7 +209,6 @@ impl Race {
             endpoint: handshake.endpoint,
             switch,
             rebinding: handshake.rebinding,
-            transmitter: handshake.transmitter,
             websocket_tasks,
         })
     }
@@ -237,17 +234,16 @@ impl Race {
             switch.congestion_owner(),
             &self.memory,
         ));
-        let (connecting, transmitter) =
-            Transmitter::capture(|| endpoint.connect_with(quic, EDGE, &self.server_name));
-        let connecting = connecting.map_err(|err| match err {
-            ConnectError::InvalidServerName(name) => AttemptError::ServerName(name),
-            err => AttemptError::Configuration(err),
-        })?;
+        let connecting = endpoint
+            .connect_with(quic, EDGE, &self.server_name)
+            .map_err(|err| match err {
+                ConnectError::InvalidServerName(name) => AttemptError::ServerName(name),
+                err => AttemptError::Configuration(err),
+            })?;
         Ok(Handshake {
             endpoint,
             connecting,
             rebinding,
-            transmitter,
         })
     }
 }
@@ -257,7 +253,6 @@ struct Handshake {
     endpoint: Endpoint,
     connecting: Connecting,
     rebinding: Arc<Rebinding>,
-    transmitter: Transmitter,
 }
 
 /// The head start of UDP in the race: a handshake on a 100 ms path with a round trip to spare. Where

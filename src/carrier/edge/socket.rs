@@ -20,7 +20,7 @@ use std::{
 
 use bytes::BytesMut;
 use quinn::{
-    AsyncUdpSocket, Endpoint, EndpointConfig, ServerConfig, UdpPoller,
+    AsyncUdpSocket, Endpoint, EndpointConfig, ServerConfig, TokioRuntime, UdpPoller,
     udp::{RecvMeta, Transmit},
 };
 use tokio::{
@@ -29,7 +29,6 @@ use tokio::{
 };
 
 use crate::carrier::duplicate::send_logs::{SendLogHandle, SendLogs};
-use crate::carrier::duplicate::transmitter::TransmitterRuntime;
 use crate::carrier::gso_limit::{GsoLimit, send_over_udp};
 use crate::carrier::receive_queue::{ReceiveQueue, ReceivedPackets};
 use crate::carrier::selection::probe;
@@ -112,7 +111,7 @@ pub(crate) fn edge_endpoint_over(
         config,
         Some(server),
         Arc::new(socket.clone()),
-        Arc::new(TransmitterRuntime),
+        Arc::new(TokioRuntime),
     )?;
     Ok((endpoint, socket))
 }

@@ -16,7 +16,7 @@ use super::unauthenticated::{Admission, Attempt, HandshakePermit, Unauthenticate
 use crate::auth::{Name, NameError, Tokens};
 use crate::carrier::{
     AGENT_STREAMS, Carrier, Duplicator, EdgeSocket, PathCache, PathKind, PathMemory,
-    SharedCongestionOwner, Transmitter, alpn, edge_transport, session_window,
+    SharedCongestionOwner, alpn, edge_transport, session_window,
 };
 use crate::edge::limits::EdgeLimits;
 use crate::edge::listen::urls::Urls;
@@ -118,8 +118,7 @@ impl Agents {
             true => self.quic_loopback.clone(),
             false => self.quic_for(&congestion_owner, &path),
         };
-        let (accepted, transmitter) = Transmitter::capture(|| incoming.accept_with(config));
-        let connecting = match accepted {
+        let connecting = match incoming.accept_with(config) {
             Ok(connecting) => connecting,
             Err(err) => return debug!(%err, "the QUIC handshake failed"),
         };
@@ -134,8 +133,7 @@ impl Agents {
         let duplicator = Arc::new(Duplicator::for_edge(&connection, &self.socket));
         let ending = duplicator.clone();
         let flow = FlowControl::for_connection(&connection, budget, move |bytes| {
-            ending.message_written(bytes);
-            transmitter.message_written();
+            ending.message_written(bytes)
         });
         let context = SessionContext {
             connection: &connection,
