@@ -15,7 +15,7 @@
 //! - `agent`: the agent's end. `dial` and `race` establish a connection; `driver` keeps it alive.
 //! - `edge`: the edge's end, one socket for UDP and any number of WebSockets.
 //! - `websocket`: one WebSocket that carries packets. The message format is in [`crate::proto`].
-//! - `tcp`: the connection below a WebSocket: Happy Eyeballs, proxies, TLS and socket options.
+//! - `tcp`: the connection below a WebSocket: Happy Eyeballs, proxies, TLS and the upgrade.
 //! - `selection`: the choice between the carriers.
 //! - `congestion`: the congestion controller.
 //! - `duplicate`: sending short messages twice, against packet loss.
@@ -33,10 +33,8 @@ mod gso_limit;
 pub(crate) mod handover;
 mod receive_queue;
 mod selection;
-mod subnet;
 mod tcp;
 mod transport;
-mod udp_socket;
 mod websocket;
 mod writable;
 
@@ -46,7 +44,7 @@ pub use self::agent::dial_error::{AttemptError, DialError};
 pub use self::agent::driver::{CarrierState, Driver};
 pub use self::congestion::{CongestionOwner, PathCache, PathMemory, SharedCongestionOwner};
 pub use self::duplicate::duplicator::Duplicator;
-pub use self::edge::endpoint::{EdgeKeys, bind_edge_udp, edge_endpoint, edge_udp};
+pub use self::edge::endpoint::{EdgeKeys, edge_endpoint, edge_udp};
 pub use self::edge::socket::EdgeSocket;
 pub use self::flush::wait_until_delivered;
 #[cfg(unix)]
@@ -59,15 +57,10 @@ pub use self::handover::predecessors::Predecessors;
 pub use self::handover::shared_udp::SharedUdp;
 #[cfg(unix)]
 pub use self::handover::successor::Successor;
-pub use self::subnet::subnet;
-pub use self::tcp::happy_eyeballs::{alternate as alternate_families, connect as connect_to_first};
-pub use self::tcp::options::{
-    congestion_owner, limit_send_queue, limit_visitor_send_queues, request_bbr, unacknowledged,
-};
 pub use self::tcp::outer_tls::outer_tls;
 pub use self::tcp::proxy::Proxy;
 pub use self::transport::{
-    AGENT_STREAMS, ETHERNET_PACKET, PathKind, SESSION_BUFFER, alpn, edge_transport, session_window,
+    AGENT_STREAMS, ETHERNET_PACKET, SESSION_BUFFER, alpn, edge_transport, session_window,
 };
 pub use self::websocket::PeerInfo;
 pub use self::websocket::upgrade::{

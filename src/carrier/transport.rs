@@ -1,37 +1,15 @@
 //! QUIC's transport settings at both ends, each with its reason.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::crypto::rustls::HandshakeData;
 use quinn::{AckFrequencyConfig, Connection, MtuDiscoveryConfig, TransportConfig, VarInt};
-use serde::{Deserialize, Serialize};
 
 use super::congestion;
 use super::congestion::{PathMemory, SharedCongestionOwner};
+use crate::net::path_kind::PathKind;
 use crate::proto::MIN_WINDOW;
-
-/// The kind of path to the peer, which determines the packet size.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum PathKind {
-    /// Any network. It may change during the connection, and the next network may have a smaller MTU:
-    /// no packets larger than Ethernet's are tried.
-    Network,
-    /// The loopback interface of this machine, which carries packets of 64 KiB.
-    Loopback,
-}
-
-impl PathKind {
-    /// Determine the kind of path from the peer's address, which must not be that of a proxy on the
-    /// path.
-    pub fn of(peer: SocketAddr) -> Self {
-        match peer.ip().to_canonical().is_loopback() {
-            true => Self::Loopback,
-            false => Self::Network,
-        }
-    }
-}
 
 /// Return the edge's settings. The edge opens streams; an agent opens only the control stream.
 /// `congestion_owner` says who controls congestion on the path to that agent.

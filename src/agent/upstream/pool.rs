@@ -31,7 +31,7 @@ use super::read_limit::{ActiveConnection, ActiveConnections, CappedReads};
 use super::resolver::Resolver;
 use super::response_head::{Anomaly, HeadError};
 use super::response_reader::{ResponseLink, ResponseReader};
-use crate::carrier::connect_to_first;
+use crate::net::happy_eyeballs;
 use crate::tls::{TrustError, upstream_config};
 
 /// The connection pool of one upstream.
@@ -331,7 +331,7 @@ impl Pool {
             return Err(DialError::Name);
         };
         let addresses = resolver.addresses().await.map_err(DialError::Resolve)?;
-        let (stream, addr) = connect_to_first(&addresses, CONNECT_TIMEOUT)
+        let (stream, addr) = happy_eyeballs::connect(&addresses, CONNECT_TIMEOUT)
             .await
             .map_err(DialError::from_failures)?;
         resolver.connected(addr);

@@ -19,7 +19,7 @@ use super::dial::{DialConfig, Target, dial_websocket};
 use crate::carrier::selection::probe::{FULL_SIZE, Probe};
 use crate::carrier::tcp::connect::{Peer, STEP_TIMEOUT, TcpConnectError};
 use crate::carrier::tcp::{connect, proxy};
-use crate::carrier::udp_socket;
+use crate::net::udp_socket;
 
 impl DialConfig {
     /// Resolve the edge's host name.

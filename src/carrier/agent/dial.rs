@@ -29,10 +29,12 @@ use crate::carrier::duplicate::duplicator::Duplicator;
 use crate::carrier::tcp::connect::{Peer, STEP_TIMEOUT, TcpConnectError, TunnelResponse};
 use crate::carrier::tcp::proxy::{Connected, Proxy};
 use crate::carrier::tcp::{connect, proxy};
-use crate::carrier::transport::{LARGEST_PACKET, PathKind};
+use crate::carrier::transport::LARGEST_PACKET;
 use crate::carrier::websocket::PeerInfo;
 use crate::carrier::websocket::upgrade::{WEBSOCKET_PATH, upgrade_request};
-use crate::carrier::{Carrier, Transport, udp_socket};
+use crate::carrier::{Carrier, Transport};
+use crate::net::path_kind::PathKind;
+use crate::net::udp_socket;
 
 /// The configuration of a dial: which edge, and how to connect to it.
 #[derive(Clone)]

@@ -19,9 +19,10 @@ use super::socket::AgentSocket;
 use super::switch::{EDGE, Switch};
 use super::udp_route::UdpRoute;
 use super::websocket_tasks::WebSocketTasks;
-use crate::carrier::tcp::happy_eyeballs::CONNECTION_ATTEMPT_DELAY;
 use crate::carrier::transport::agent_transport;
-use crate::carrier::{Carrier, PathKind, PathMemory, Transport};
+use crate::carrier::{Carrier, PathMemory, Transport};
+use crate::net::happy_eyeballs::CONNECTION_ATTEMPT_DELAY;
+use crate::net::path_kind::PathKind;
 
 /// The parameters of the handshakes over all carriers.
 pub(crate) struct Race {

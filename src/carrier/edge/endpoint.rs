@@ -1,17 +1,17 @@
 //! The edge's QUIC endpoint, and the keys that survive a restart.
 
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::UdpSocket;
 use std::sync::Arc;
 
 use aws_lc_rs::hmac;
 use quinn::{AsyncUdpSocket, Endpoint, EndpointConfig, Runtime, ServerConfig, TokioRuntime};
 use quinn_proto::HashedConnectionIdGenerator;
-use socket2::{Domain, Protocol, Socket, Type};
 
 use super::socket;
 use super::socket::EdgeSocket;
 use crate::carrier::transport::LARGEST_PACKET;
+use crate::net::udp_socket;
 
 /// The keys that an edge must store so that, after a restart, it can tell agents at once that their old
 /// connections are gone (stateless reset, RFC 9000 §10.3). Both are needed: without the key of the
@@ -86,21 +86,6 @@ pub fn edge_endpoint(
 /// # Errors
 /// If the system refuses what quinn needs.
 pub fn edge_udp(socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
-    crate::carrier::udp_socket::enlarge_buffers(&socket);
+    udp_socket::enlarge_buffers(&socket);
     TokioRuntime.wrap_udp_socket(socket)
-}
-
-/// Bind the UDP socket of an edge.
-///
-/// # Errors
-/// If the address cannot be bound.
-pub fn bind_edge_udp(addr: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
-    if addr.is_ipv6() && addr.ip().is_unspecified() {
-        // One socket for both families, where the system has both.
-        socket.set_only_v6(false)?;
-    }
-    socket.set_nonblocking(true)?;
-    socket.bind(&addr.into())?;
-    Ok(socket.into())
 }

@@ -26,9 +26,8 @@ use crate::carrier::agent::race::Race;
 use crate::carrier::agent::websocket_tasks::Upgraded;
 use crate::carrier::edge::socket::{EdgeSocket, edge_endpoint_over};
 use crate::carrier::tcp::connect::{Peer, TcpConnectError};
-use crate::carrier::{
-    Carrier, CongestionOwner, Duplicator, PathKind, PathMemory, PeerInfo, Transport,
-};
+use crate::carrier::{Carrier, CongestionOwner, Duplicator, PathMemory, PeerInfo, Transport};
+use crate::net::path_kind::PathKind;
 
 /// Address from which the agent's TCP connections appear to come.
 const PEER: ([u8; 4], u16) = ([198, 51, 100, 99], 4000);

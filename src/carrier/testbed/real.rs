@@ -27,9 +27,10 @@ use crate::carrier::edge::socket::edge_endpoint_over;
 use crate::carrier::tcp::outer_tls;
 use crate::carrier::websocket::{Ended, PeerInfo};
 use crate::carrier::{
-    CongestionOwner, EdgeSocket, PathKind, Proxy, Transport, WEBSOCKET_PATH, edge_udp,
-    limit_send_queue, upgrade_response,
+    CongestionOwner, EdgeSocket, Proxy, Transport, WEBSOCKET_PATH, edge_udp, upgrade_response,
 };
+use crate::net::path_kind::PathKind;
+use crate::net::tcp_options::limit_send_queue;
 
 /// Most WebSockets that the edge accepts.
 pub(crate) const WEBSOCKETS: usize = 8;

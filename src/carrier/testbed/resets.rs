@@ -26,9 +26,8 @@ use crate::carrier::agent::driver::CarrierFactory;
 use crate::carrier::agent::race::Race;
 use crate::carrier::agent::websocket_tasks::Upgraded;
 use crate::carrier::tcp::connect::{Peer, TcpConnectError};
-use crate::carrier::{
-    Carrier, EdgeKeys, EdgeSocket, PathKind, PathMemory, Transport, edge_endpoint,
-};
+use crate::carrier::{Carrier, EdgeKeys, EdgeSocket, PathMemory, Transport, edge_endpoint};
+use crate::net::path_kind::PathKind;
 
 const SECOND: Duration = Duration::from_secs(1);
 

@@ -20,7 +20,8 @@ use super::real::{RealEdge, WEBSOCKETS, relay, relay_udp};
 use crate::carrier::agent::dial::{DialConfig, race_for};
 use crate::carrier::edge::socket::{EdgeSocket, TooManyWebSockets, edge_endpoint_over};
 use crate::carrier::websocket::{Ended, PeerInfo};
-use crate::carrier::{Carrier, CongestionOwner, PathKind, Transport, WEBSOCKET_PATH};
+use crate::carrier::{Carrier, CongestionOwner, Transport, WEBSOCKET_PATH};
+use crate::net::path_kind::PathKind;
 use crate::proto::{DATAGRAMS_HEADER, DATAGRAMS_LIMIT, Datagrams};
 
 /// Longer than anything here takes on a busy machine.

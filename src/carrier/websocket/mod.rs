@@ -30,9 +30,9 @@ use tokio::{
 
 use self::frames::{FrameError, Reader, Received, Role};
 use self::send_queue::SendQueue;
+use super::CongestionOwner;
 use super::receive_queue::ReceivedPackets;
-use super::{CongestionOwner, PathKind};
-
+use crate::net::path_kind::PathKind;
 use crate::proto::{DATAGRAMS_HEADER, DATAGRAMS_LIMIT, Datagrams, DatagramsError};
 
 /// The peer at the other end of a carrier.

@@ -15,8 +15,8 @@ use super::session_limit::{SessionLimit, SessionPermit};
 use super::unauthenticated::{Admission, Attempt, HandshakePermit, Unauthenticated};
 use crate::auth::{Name, NameError, Tokens};
 use crate::carrier::{
-    AGENT_STREAMS, Carrier, Duplicator, EdgeSocket, PathCache, PathKind, PathMemory,
-    SharedCongestionOwner, alpn, edge_transport, session_window,
+    AGENT_STREAMS, Carrier, Duplicator, EdgeSocket, PathCache, PathMemory, SharedCongestionOwner,
+    alpn, edge_transport, session_window,
 };
 use crate::edge::limits::EdgeLimits;
 use crate::edge::listen::urls::Urls;
@@ -25,6 +25,7 @@ use crate::edge::shutdown::Draining;
 use crate::edge::visitors::conversations::Conversations;
 use crate::edge::workers::{WorkerSlot, Workers};
 use crate::http::Upgrades;
+use crate::net::path_kind::PathKind;
 use crate::proto::{
     ALPN, AgentMessage, CONTROL_LIMIT, ClaimMode, Close, EdgeMessage, Hello, Limits, LostSession,
     Refusal, RunId, TunnelGrant, TunnelRequest, Welcome, WireError, close_text,

@@ -23,13 +23,14 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug};
 
 use crate::carrier::{
-    CongestionOwner, EdgeSocket, PathKind, PeerInfo, UpgradeError, check_extended_connect,
-    congestion_owner, limit_send_queue, upgrade_response,
+    CongestionOwner, EdgeSocket, PeerInfo, UpgradeError, check_extended_connect, upgrade_response,
 };
 #[cfg(unix)]
 use crate::carrier::{PassedWebSocket, PassedWebSockets, Predecessors};
 use crate::edge::visitors::http::body::VisitorBody;
 use crate::http::forwarded::X_FORWARDED_FOR;
+use crate::net::path_kind::PathKind;
+use crate::net::tcp_options::limit_send_queue;
 
 /// Descriptor of a visitor's TCP connection, which hyper owns and does not give back.
 #[derive(Clone, Copy)]
@@ -129,7 +130,7 @@ impl AgentWebSockets {
                 // SAFETY: `upgraded` owns the connection, whose socket is therefore open.
                 let tcp = unsafe { tcp.borrow() };
                 let path = match is_direct {
-                    true => (PathKind::of(peer), congestion_owner(&tcp, peer)),
+                    true => (PathKind::of(peer), CongestionOwner::of(&tcp, peer)),
                     // The proxy is often on the same machine, and the agent never is.
                     false => (PathKind::Network, CongestionOwner::Quic),
                 };

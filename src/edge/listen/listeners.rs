@@ -14,7 +14,7 @@ use tokio_rustls::TlsAcceptor;
 use super::bind::{self, ListenError};
 use super::sockets::Sockets;
 use crate::carrier;
-use crate::carrier::{EdgeKeys, EdgeSocket, PathKind, PathMemory, SharedCongestionOwner};
+use crate::carrier::{EdgeKeys, EdgeSocket, PathMemory, SharedCongestionOwner};
 #[cfg(unix)]
 use crate::carrier::{Predecessors, SharedUdp};
 use crate::edge::config::EdgeConfig;
@@ -24,6 +24,8 @@ use crate::edge::handover::{HandoverError, HandoverState, Takeover};
 use crate::edge::names::registry::Registry;
 use crate::edge::server::BindError;
 use crate::edge::visitors::accept::Listener;
+use crate::net::path_kind::PathKind;
+use crate::net::{tcp_options, udp_socket};
 use crate::proto::{ALPN, ALPN_ANY};
 use crate::tls::Identity;
 
@@ -200,7 +202,7 @@ impl AgentUdp {
     fn at(addr: SocketAddr, sockets: &mut Sockets, inherited: Inherited) -> io::Result<Self> {
         let socket = match sockets.take_udp(addr) {
             Some(bound) => bound,
-            None => carrier::bind_edge_udp(addr)?,
+            None => udp_socket::bind(addr)?,
         };
         let addr = Some(socket.local_addr()?);
         #[cfg(unix)]
@@ -263,7 +265,7 @@ fn listen_tcp(
     let tcp = listen(sockets.take_tcp(addr));
     let local = tcp.and_then(|tcp| Ok((tcp.local_addr()?, tcp)));
     let (addr, tcp) = local.map_err(|err| ListenError::new("TCP", addr, err))?;
-    carrier::request_bbr(&tcp, addr);
-    carrier::limit_visitor_send_queues(&tcp);
+    tcp_options::request_bbr(&tcp, addr);
+    tcp_options::limit_visitor_send_queues(&tcp);
     Ok((tcp, addr))
 }
