@@ -20,6 +20,9 @@
 //! - `congestion`: the congestion controller.
 //! - `duplicate`: sending short messages twice, against packet loss.
 //! - `handover`: one UDP socket and the WebSockets of two edge processes, during a hot restart.
+//!
+//! Sessions use [`AgentLink`] and [`EdgeLink`]: a connection together with what the layers below it need
+//! to know of its session, such as the ends of messages and who controls congestion.
 
 use std::fmt;
 use std::str::FromStr;
@@ -31,6 +34,7 @@ mod edge;
 mod flush;
 mod gso_limit;
 pub(crate) mod handover;
+mod link;
 mod receive_queue;
 mod selection;
 mod tcp;
@@ -38,34 +42,16 @@ mod transport;
 mod websocket;
 mod writable;
 
-pub use self::agent::check::{MIN_PROBE_SIZE, UDP_ANSWER_TIMEOUT, probe_over_udp};
-pub use self::agent::dial::{DialConfig, Dialed, dial};
-pub use self::agent::dial_error::{AttemptError, DialError};
-pub use self::agent::driver::{CarrierState, Driver};
-pub use self::congestion::{CongestionOwner, PathCache, PathMemory, SharedCongestionOwner};
-pub use self::duplicate::duplicator::Duplicator;
-pub use self::edge::endpoint::{EdgeKeys, edge_endpoint, edge_udp};
-pub use self::edge::socket::EdgeSocket;
-pub use self::flush::wait_until_delivered;
-#[cfg(unix)]
-pub use self::handover::passed_websocket::{PassedWebSocket, PassedWebSockets};
-#[cfg(unix)]
-pub use self::handover::predecessor::Predecessor;
-#[cfg(unix)]
-pub use self::handover::predecessors::Predecessors;
-#[cfg(unix)]
-pub use self::handover::shared_udp::SharedUdp;
-#[cfg(unix)]
-pub use self::handover::successor::Successor;
-pub use self::tcp::outer_tls::outer_tls;
+pub use self::agent::dial::DialConfig;
+pub use self::agent::dial_error::DialError;
+pub use self::agent::driver::CarrierState;
+pub use self::agent::link::AgentLink;
+pub use self::congestion::PathMemory;
+pub use self::edge::endpoint::{EdgeEndpoint, EdgeKeys};
+pub use self::edge::link::EdgeLink;
 pub use self::tcp::proxy::Proxy;
-pub use self::transport::{
-    AGENT_STREAMS, ETHERNET_PACKET, SESSION_BUFFER, alpn, edge_transport, session_window,
-};
 pub use self::websocket::PeerInfo;
-pub use self::websocket::upgrade::{
-    UpgradeError, WEBSOCKET_PATH, check_extended_connect, upgrade_response,
-};
+pub use self::websocket::upgrade::{WEBSOCKET_PATH, answer_upgrade};
 
 #[cfg(test)]
 mod testbed;

@@ -28,7 +28,7 @@ use crate::carrier::congestion::PathMemory;
 use crate::carrier::duplicate::duplicator::Duplicator;
 use crate::carrier::tcp::connect::{Peer, STEP_TIMEOUT, TcpConnectError, TunnelResponse};
 use crate::carrier::tcp::proxy::{Connected, Proxy};
-use crate::carrier::tcp::{connect, proxy};
+use crate::carrier::tcp::{connect, outer_tls, proxy};
 use crate::carrier::transport::LARGEST_PACKET;
 use crate::carrier::websocket::PeerInfo;
 use crate::carrier::websocket::upgrade::{WEBSOCKET_PATH, upgrade_request};
@@ -49,13 +49,20 @@ pub struct DialConfig {
     pub quic: ClientConfig,
     /// The WebSocket's URL, `wss://host:port` or `ws://host:port`: the edge, or a proxy in front of it.
     pub websocket: Uri,
-    /// The TLS configuration for `wss://`: see [`outer_tls`](fn@crate::carrier::outer_tls).
+    /// The TLS configuration for `wss://`: see [`outer_tls`](Self::outer_tls).
     pub websocket_tls: Arc<rustls::ClientConfig>,
     pub proxy: Proxy,
     /// The TLS configuration for an `https://` proxy. It must verify certificates: the proxy gets credentials.
     pub proxy_tls: Arc<rustls::ClientConfig>,
     /// Path measurements of earlier connections to the same edge.
     pub memory: PathMemory,
+}
+
+impl DialConfig {
+    /// Return the TLS configuration for `wss://`: see [`outer_tls`](fn@outer_tls::outer_tls).
+    pub fn outer_tls() -> Arc<rustls::ClientConfig> {
+        outer_tls::outer_tls()
+    }
 }
 
 /// A connection that survives changes of the network, as long as its driver runs.

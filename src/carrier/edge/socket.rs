@@ -28,6 +28,7 @@ use tokio::{
     sync::mpsc,
 };
 
+use crate::carrier::congestion::CongestionOwner;
 use crate::carrier::duplicate::send_logs::{SendLogHandle, SendLogs};
 use crate::carrier::gso_limit::{GsoLimit, send_over_udp};
 use crate::carrier::receive_queue::{ReceiveQueue, ReceivedPackets};
@@ -35,7 +36,7 @@ use crate::carrier::selection::probe;
 use crate::carrier::websocket::frames::Role;
 use crate::carrier::websocket::{Ended, PeerInfo, WebSocketLink};
 use crate::carrier::writable::{Poller, WriteGate, note_blocked};
-use crate::carrier::{Carrier, CongestionOwner, receive_queue, websocket};
+use crate::carrier::{Carrier, receive_queue, websocket};
 use crate::net::path_kind::PathKind;
 use crate::net::subnet::subnet;
 use crate::proto::DATAGRAMS_COUNT;

@@ -131,7 +131,7 @@ mod tests {
     use tokio::task::JoinHandle;
 
     use super::*;
-    use crate::carrier::CongestionOwner;
+    use crate::carrier::congestion::CongestionOwner;
     use crate::carrier::edge::socket::edge_endpoint_over;
     use crate::carrier::handover::passed_websocket::PassedWebSockets;
     use crate::carrier::handover::predecessor::Predecessor;

@@ -24,9 +24,11 @@ use crate::carrier::agent::driver::{CarrierFactory, CarrierState, NetworkWatch};
 use crate::carrier::agent::network_watch::NetworkChange;
 use crate::carrier::agent::race::Race;
 use crate::carrier::agent::websocket_tasks::Upgraded;
+use crate::carrier::congestion::CongestionOwner;
+use crate::carrier::duplicate::duplicator::Duplicator;
 use crate::carrier::edge::socket::{EdgeSocket, edge_endpoint_over};
 use crate::carrier::tcp::connect::{Peer, TcpConnectError};
-use crate::carrier::{Carrier, CongestionOwner, Duplicator, PathMemory, PeerInfo, Transport};
+use crate::carrier::{Carrier, PathMemory, PeerInfo, Transport};
 use crate::net::path_kind::PathKind;
 
 /// Address from which the agent's TCP connections appear to come.

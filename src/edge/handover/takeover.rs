@@ -5,7 +5,8 @@ use std::io;
 use super::listener::connect;
 use super::message::{Channel, HandoverError, Message, REPLY_TIMEOUT, VERSION};
 use super::{SOCKET, SUPPORTED};
-use crate::carrier::{Predecessor, Predecessors};
+use crate::carrier::handover::predecessor::Predecessor;
+use crate::carrier::handover::predecessors::Predecessors;
 use crate::edge::listen::sockets::Sockets;
 use crate::state::StateDir;
 

@@ -6,17 +6,18 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use quinn::AsyncUdpSocket;
 use quinn::crypto::rustls::QuicServerConfig;
-use quinn::{AsyncUdpSocket, Endpoint, ServerConfig};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use super::bind::{self, ListenError};
 use super::sockets::Sockets;
-use crate::carrier;
-use crate::carrier::{EdgeKeys, EdgeSocket, PathMemory, SharedCongestionOwner};
 #[cfg(unix)]
-use crate::carrier::{Predecessors, SharedUdp};
+use crate::carrier::handover::predecessors::Predecessors;
+#[cfg(unix)]
+use crate::carrier::handover::shared_udp::SharedUdp;
+use crate::carrier::{EdgeEndpoint, EdgeKeys};
 use crate::edge::config::EdgeConfig;
 #[cfg(unix)]
 use crate::edge::handover::{HandoverError, HandoverState, Takeover};
@@ -24,7 +25,6 @@ use crate::edge::handover::{HandoverError, HandoverState, Takeover};
 use crate::edge::names::registry::Registry;
 use crate::edge::server::BindError;
 use crate::edge::visitors::accept::Listener;
-use crate::net::path_kind::PathKind;
 use crate::net::{tcp_options, udp_socket};
 use crate::proto::{ALPN, ALPN_ANY};
 use crate::tls::Identity;
@@ -33,12 +33,8 @@ use crate::tls::Identity;
 pub struct Listeners {
     /// Listeners for visitors, and for agents on WebSockets.
     pub visitors: Vec<Listener>,
-    pub endpoint: Endpoint,
-    pub socket: EdgeSocket,
-    /// QUIC settings for agents on other machines.
-    pub quic: ServerConfig,
-    /// QUIC settings for agents on this machine.
-    pub quic_loopback: Arc<ServerConfig>,
+    /// The endpoint for agents.
+    pub endpoint: EdgeEndpoint,
     pub addrs: Addrs,
     #[cfg(unix)]
     pub udp: Option<Arc<SharedUdp>>,
@@ -127,16 +123,13 @@ impl Listeners {
         let predecessors = inherited.clone().unwrap_or_default();
         let agent_udp = AgentUdp::new(config, sockets, inherited)?;
         addrs.quic = agent_udp.addr;
-        let (quic, quic_loopback) = server_configs(identity);
-        let (endpoint, socket) =
-            carrier::edge_endpoint(agent_udp.udp, quic.clone(), keys, config.limits.websockets)
-                .map_err(ListenError::udp(config))?;
+        let tls = identity.agent_config(&[ALPN, ALPN_ANY]);
+        let tls = QuicServerConfig::try_from(tls).expect("the configuration speaks TLS 1.3");
+        let endpoint = EdgeEndpoint::new(agent_udp.udp, tls, keys, config.limits.websockets)
+            .map_err(ListenError::udp(config))?;
         Ok(Self {
             visitors,
             endpoint,
-            socket,
-            quic,
-            quic_loopback: Arc::new(quic_loopback),
             addrs,
             #[cfg(unix)]
             udp: agent_udp.shared,
@@ -207,7 +200,7 @@ impl AgentUdp {
         let addr = Some(socket.local_addr()?);
         #[cfg(unix)]
         let descriptor = Some(socket.as_fd().try_clone_to_owned()?);
-        let udp = carrier::edge_udp(socket)?;
+        let udp = EdgeEndpoint::wrap_udp(socket)?;
         #[cfg(unix)]
         let udp = match inherited {
             Some(predecessors) => SharedUdp::waiting(udp, predecessors),
@@ -225,33 +218,6 @@ impl AgentUdp {
         })
     }
 }
-
-/// Return the QUIC settings for agents on other machines, and for those on this machine.
-fn server_configs(identity: &Identity) -> (ServerConfig, ServerConfig) {
-    let tls = identity.agent_config(&[ALPN, ALPN_ANY]);
-    let tls = QuicServerConfig::try_from(tls).expect("the configuration speaks TLS 1.3");
-    let mut server = ServerConfig::with_crypto(Arc::new(tls));
-    server
-        .max_incoming(MAX_INCOMING)
-        .incoming_buffer_size(INCOMING_BUFFER)
-        .incoming_buffer_size_total(INCOMING_BUFFER_TOTAL);
-    let mut quic_loopback = server.clone();
-    let (ours, memory) = (SharedCongestionOwner::default(), PathMemory::default());
-    let transport = |path_kind| carrier::edge_transport(path_kind, &ours, &memory);
-    server.transport_config(transport(PathKind::Network));
-    quic_loopback.transport_config(transport(PathKind::Loopback));
-    (server, quic_loopback)
-}
-
-/// Most new connections whose first packet waits to be examined, which takes less than a
-/// millisecond. Any more are dropped, and retransmitted by clients that mean it.
-const MAX_INCOMING: usize = 1_024;
-
-/// Bytes buffered for one of them: the rest of a first flight with large keys is one packet.
-const INCOMING_BUFFER: u64 = 16 << 10;
-
-/// Bytes buffered for all of them together.
-const INCOMING_BUFFER_TOTAL: u64 = 4 << 20;
 
 /// Listen for visitors on one address, or use the socket that is bound to it.
 fn listen_tcp(
