@@ -136,6 +136,9 @@ const SEND_WINDOW: u32 = 16 << 20;
 /// path.
 const MAX_ACK_DELAY: Duration = Duration::from_millis(5);
 
+/// An agent's time limit for a QUIC handshake: lost packets are retransmitted after 1, 2 and 4 s.
+pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// The agent's keep-alive interval. It determines how soon an idle agent finds out that its edge was
 /// killed and restarted: only a packet from the agent makes the new process send the stateless reset.
 /// Together with the new handshake that takes less than the promised second. The price is a packet of

@@ -20,9 +20,9 @@ use quinn::{
 use tokio::sync::{mpsc, watch};
 
 use super::dial_error::{AttemptError, DialError};
-use super::driver::{CarrierFactory, CarrierState, Driver, NetworkWatch};
+use super::driver::{CarrierState, Driver, NetworkWatch};
+use super::factory::{CarrierFactory, Upgraded};
 use super::race::Race;
-use super::websocket_tasks::Upgraded;
 use super::{network_watch, refusal};
 use crate::carrier::congestion::PathMemory;
 use crate::carrier::duplicate::duplicator::Duplicator;

@@ -4,9 +4,9 @@ use std::{error::Error, fmt, io, net::SocketAddr, ops::RangeInclusive};
 
 use quinn::{ConnectError, ConnectionError, TransportErrorCode};
 
-use super::race::HANDSHAKE_TIMEOUT;
 use crate::carrier::Carrier;
 use crate::carrier::tcp::connect::{Peer, TcpConnectError};
+use crate::carrier::transport::HANDSHAKE_TIMEOUT;
 
 /// No carrier could connect to the edge.
 #[derive(Debug)]

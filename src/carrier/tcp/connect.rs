@@ -18,7 +18,7 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use crate::carrier::agent::websocket_tasks::ByteStream;
+use crate::carrier::tcp::byte_stream::ByteStream;
 use crate::net::path_kind::PathKind;
 use crate::net::{happy_eyeballs, tcp_options};
 

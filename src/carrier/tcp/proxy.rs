@@ -22,8 +22,8 @@ use tower_service::Service;
 use super::bbr_restart::BbrRestart;
 use super::connect;
 use super::connect::{Peer, STEP_TIMEOUT, TcpConnectError, TunnelResponse};
-use crate::carrier::agent::websocket_tasks::ByteStream;
 use crate::carrier::congestion::CongestionOwner;
+use crate::carrier::tcp::byte_stream::ByteStream;
 
 /// The proxy for WebSockets. UDP never goes through one.
 #[derive(Clone, Default)]
