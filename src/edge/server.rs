@@ -31,8 +31,8 @@ use super::names::lease_file::LeaseFile;
 use super::names::registry::Registry;
 use super::names::waiting::WaitingRequests;
 use super::shutdown::Draining;
-use super::visitors::accept::Visitors;
 use super::visitors::connection_limit::ConnectionLimit;
+use super::visitors::context::Visitors;
 use super::visitors::http::failure_log::FailureLog;
 use super::workers::{WorkerThreads, Workers};
 use crate::auth::Tokens;
@@ -78,7 +78,7 @@ impl Edge {
         let state = StateDir::open(&config.state_dir)?;
         let keys = reset_keys::open(&state)?;
         let edge = Self::prepare(config, &state, |config, identity| {
-            Listeners::start(config, identity, keys, &mut sockets)
+            Ok(Listeners::start(config, identity, keys, &mut sockets)?)
         })?;
         for addr in sockets.addrs() {
             warn!(%addr, "ignoring an inherited socket that matches no configured address");
@@ -101,7 +101,8 @@ impl Edge {
         let mut takeover = Takeover::ask(&state).await?;
         let keys = reset_keys::open(&state)?.with_random_id_key();
         let mut edge = Self::prepare(config, &state, |config, identity| {
-            Listeners::inherit(config, identity, keys, &mut takeover)
+            takeover.check_quic(config.quic)?;
+            Ok(Listeners::inherit(config, identity, keys, &mut takeover)?)
         })?;
         takeover.accept().await?;
 

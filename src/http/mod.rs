@@ -7,6 +7,7 @@ pub(crate) mod hygiene;
 mod replay;
 mod trusted_proxy;
 mod upgrades;
+pub(crate) mod x_forwarded;
 
 pub use self::replay::{Piece, ReplayBody, ReplayBuffer};
 pub(crate) use self::upgrades::is_answer_to;

@@ -26,7 +26,7 @@ use crate::carrier::handover::passed_websocket::{PassedWebSocket, PassedWebSocke
 use crate::carrier::handover::predecessors::Predecessors;
 use crate::carrier::{EdgeEndpoint, PeerInfo, answer_upgrade};
 use crate::edge::visitors::http::body::VisitorBody;
-use crate::http::forwarded::X_FORWARDED_FOR;
+use crate::http::x_forwarded::X_FORWARDED_FOR;
 use crate::net::tcp_options::limit_send_queue;
 
 /// Descriptor of a visitor's TCP connection, which hyper owns and does not give back.

@@ -20,10 +20,9 @@ use crate::carrier::handover::shared_udp::SharedUdp;
 use crate::carrier::{EdgeEndpoint, EdgeKeys};
 use crate::edge::config::EdgeConfig;
 #[cfg(unix)]
-use crate::edge::handover::{HandoverError, HandoverState, Takeover};
+use crate::edge::handover::{HandoverState, Takeover};
 #[cfg(unix)]
 use crate::edge::names::registry::Registry;
-use crate::edge::server::BindError;
 use crate::edge::visitors::accept::Listener;
 use crate::net::{tcp_options, udp_socket};
 use crate::proto::{ALPN, ALPN_ANY};
@@ -68,7 +67,7 @@ impl Listeners {
         identity: &Identity,
         keys: EdgeKeys,
         sockets: &mut Sockets,
-    ) -> Result<Self, BindError> {
+    ) -> Result<Self, ListenError> {
         Self::bind(config, identity, keys, sockets, Inherited::default())
     }
 
@@ -80,17 +79,7 @@ impl Listeners {
         identity: &Identity,
         keys: EdgeKeys,
         from: &mut Takeover,
-    ) -> Result<Self, BindError> {
-        if let Some(running) = from.sockets.udp_addr()
-            && config.quic != Some(running)
-        {
-            let off = || "off".to_owned();
-            return Err(HandoverError::Elsewhere {
-                running: running.to_string(),
-                wanted: config.quic.map_or_else(off, |addr| addr.to_string()),
-            }
-            .into());
-        }
+    ) -> Result<Self, ListenError> {
         let inherited = Some(from.predecessors.clone());
         Self::bind(config, identity, keys, &mut from.sockets, inherited)
     }
@@ -102,7 +91,7 @@ impl Listeners {
         keys: EdgeKeys,
         sockets: &mut Sockets,
         inherited: Inherited,
-    ) -> Result<Self, BindError> {
+    ) -> Result<Self, ListenError> {
         let mut addrs = Addrs::default();
         let mut visitors = Vec::new();
         for addr in &config.http {
