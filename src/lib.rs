@@ -115,8 +115,8 @@
 //! | `stream` | one conversation on a QUIC stream: heads, bodies, raw bytes, flow control |
 //! | `http` | what both ends do to HTTP messages: hop-by-hop fields, forwarded fields, cookies, upgrades, replays |
 //! | `auth` | tokens and names: who may connect, and what they may claim |
-//! | `carrier` | how packets travel: sockets, transport settings, congestion control |
-//! | `poll_now` | tasks that can be polled out of turn |
+//! | `carrier` | how packets travel: UDP and WebSockets, transport settings, congestion control |
+//! | `net` | sockets and addresses: Happy Eyeballs, TCP options, UDP sockets |
 //! | `runtime` | the single-threaded runtime of the program and of each worker |
 //! | `allocator` | the program's memory allocator |
 //! | `error_chain` | errors with their causes, on one line |
@@ -134,7 +134,7 @@ mod carrier;
 mod edge;
 mod error_chain;
 mod http;
-mod poll_now;
+mod net;
 pub mod proto;
 mod runtime;
 mod state;

@@ -1,6 +1,7 @@
-//! Modules import one way. The table is the design; an arrow that it does not have fails here.
+//! Modules import one way, and files not in circles. The table is the design; an arrow that it does not have fails
+//! here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +14,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "stream",
             "auth",
             "carrier",
+            "net",
             "proto",
             "tls",
             "runtime",
@@ -27,9 +29,9 @@ const ARROWS: &[(&str, &[&str])] = &[
             "stream",
             "auth",
             "carrier",
+            "net",
             "proto",
             "tls",
-            "poll_now",
             "state",
             "error_chain",
         ],
@@ -37,11 +39,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("stream", &["http", "proto", "tls", "error_chain"]),
     ("http", &["proto", "tls"]),
     ("auth", &["proto", "tls"]),
-    ("carrier", &["proto", "tls", "poll_now"]),
+    ("carrier", &["net", "proto", "tls"]),
+    // Sockets and addresses, whoever uses them.
+    ("net", &[]),
     ("tls", &["state", "text_file"]),
     ("runtime", &["allocator"]),
     ("allocator", &[]),
-    ("poll_now", &[]),
     ("state", &[]),
     ("error_chain", &[]),
     ("text_file", &[]),
@@ -146,4 +149,189 @@ fn sources(dir: &Path) -> Vec<PathBuf> {
         }
     }
     files
+}
+
+/// The path of a module: `["carrier", "agent", "dial"]`.
+type Module = Vec<String>;
+
+/// Files that import each other can only be understood together. A parent and its children may: they are
+/// one unit anyway.
+#[test]
+fn no_files_import_each_other_in_a_circle() {
+    let imports = imports_of_files(&production_sources());
+    let mut circles = Vec::new();
+    for (from, to) in &imports {
+        for to in to.iter().filter(|to| leads_to(&imports, to, from)) {
+            circles.push(format!("{} → {}", from.join("/"), to.join("/")));
+        }
+    }
+    assert!(circles.is_empty(), "circles:\n{}", circles.join("\n"));
+}
+
+/// Report whether the imports of one file, and those of the imported files, lead to another.
+fn leads_to(imports: &BTreeMap<Module, BTreeSet<Module>>, start: &Module, end: &Module) -> bool {
+    let (mut seen, mut next) = (BTreeSet::from([start]), vec![start]);
+    while let Some(file) = next.pop() {
+        next.extend(imports[file].iter().filter(|import| seen.insert(import)));
+    }
+    seen.contains(end)
+}
+
+#[test]
+fn an_import_leads_to_the_file_that_defines_it() {
+    let source = |module: &str, code: &str| (path(module), code.to_owned());
+    let sources = BTreeMap::from([
+        source("a", "pub use self::inner::Thing;"),
+        source("a::inner", "pub struct Thing;"),
+        source("b", "use crate::{\n    a::{Thing as Other, Unknown},\n};"),
+        source("c::d", "use super::e::Value;\nfn f() -> crate::b::B {}"),
+        source("c::e", "use std::io;"),
+    ]);
+    let imports = imports_of_files(&sources);
+    let of = |module: &str| imports[&path(module)].iter().cloned().collect::<Vec<_>>();
+    assert_eq!(of("a"), Vec::<Module>::new(), "its own child");
+    assert_eq!(of("b"), [path("a"), path("a::inner")]);
+    assert_eq!(of("c::d"), [path("b"), path("c::e")]);
+    assert!(of("c::e").is_empty());
+}
+
+fn path(text: &str) -> Module {
+    text.split("::")
+        .map(|name| name.trim().to_owned())
+        .collect()
+}
+
+/// The code of each file by its module, without comments and tests.
+fn production_sources() -> BTreeMap<Module, String> {
+    let (mut sources_by_module, mut tests) = (BTreeMap::new(), Vec::new());
+    for file in sources(Path::new("src")) {
+        let below = file.strip_prefix("src").expect("a file below src");
+        let names = below.with_extension("");
+        let names = names
+            .components()
+            .map(|name| name.as_os_str().display().to_string());
+        let mut module: Module = names.collect();
+        module.pop_if(|name| name == "mod" || name == "lib");
+        let text = fs::read_to_string(&file).expect("a source file");
+        let lines = text
+            .lines()
+            .map(|line| line.split("//").next().unwrap_or(line));
+        let mut code = lines.collect::<Vec<_>>().join("\n");
+        if let Some(at) = code.find("\n#[cfg(test)]\nmod tests {") {
+            code.truncate(at);
+        }
+        for declared in code.split("#[cfg(test)]\nmod ").skip(1) {
+            let mut test = module.clone();
+            test.push(word(declared));
+            tests.push(test);
+        }
+        sources_by_module.insert(module, code);
+    }
+    sources_by_module.retain(|module, _| !tests.iter().any(|test| module.starts_with(test)));
+    sources_by_module
+}
+
+/// The files that each file names, other than its parents and children.
+fn imports_of_files(sources: &BTreeMap<Module, String>) -> BTreeMap<Module, BTreeSet<Module>> {
+    let absolute = |from: &Module, import: &[String]| {
+        let mut child = from.clone();
+        child.push(import[0].clone());
+        let (mut base, mut rest) = match import[0].as_str() {
+            "crate" => (Module::new(), &import[1..]),
+            "self" => (from.clone(), &import[1..]),
+            "super" => (from.clone(), import),
+            _ if sources.contains_key(&child) => (from.clone(), import),
+            _ => return None,
+        };
+        while rest.first().is_some_and(|name| name == "super") {
+            base.pop();
+            rest = &rest[1..];
+        }
+        Some([&base, rest].concat())
+    };
+    let mut reexports = BTreeMap::new();
+    for (module, code) in sources {
+        for (_, import, name) in uses(code).into_iter().filter(|(public, ..)| *public) {
+            if let Some(defined) = absolute(module, &import) {
+                reexports.insert([&module[..], &[name]].concat(), defined);
+            }
+        }
+    }
+    let file = |import: Module| {
+        let mut import = import;
+        loop {
+            let length = (0..=import.len()).rev();
+            let length = length
+                .into_iter()
+                .find(|n| sources.contains_key(&import[..*n]))?;
+            let item = &import[..import.len().min(length + 1)];
+            match reexports.get(item) {
+                Some(defined) if item.len() > length => {
+                    import = [defined, &import[item.len()..]].concat();
+                }
+                _ => return Some(import[..length].to_vec()),
+            }
+        }
+    };
+    let imports = sources.iter().map(|(from, code)| {
+        let private = uses(code).into_iter().filter(|(public, ..)| !public);
+        let named = private
+            .map(|(_, import, _)| import)
+            .chain(named_paths(code));
+        let absolute = named.filter_map(|import| absolute(from, &import));
+        let files = absolute.filter_map(file);
+        let others = files.filter(|to| !to.starts_with(from) && !from.starts_with(to));
+        (from.clone(), others.collect())
+    });
+    imports.collect()
+}
+
+/// Every `use`: whether it re-exports, the path, and the name that it introduces.
+fn uses(code: &str) -> Vec<(bool, Module, String)> {
+    let statements = code.match_indices("use ").filter_map(|(at, _)| {
+        let line = code[..at].rfind('\n').map_or(0, |end| end + 1);
+        let before = code[line..at].trim();
+        let tree = code[at + "use ".len()..].split(';').next()?;
+        let is_use = before.is_empty() || before.starts_with("pub");
+        is_use.then_some((!before.is_empty(), tree))
+    });
+    let expanded = statements.flat_map(|(public, tree)| {
+        let imports = expand("", tree).into_iter();
+        imports.map(move |(import, name)| (public, import, name))
+    });
+    expanded.collect()
+}
+
+/// The paths of a `use` tree, and the name that each introduces.
+fn expand(prefix: &str, tree: &str) -> Vec<(Module, String)> {
+    let Some((head, list)) = tree.split_once('{') else {
+        let (import, name) = tree.split_once(" as ").unwrap_or((tree, tree));
+        let name = name.rsplit("::").next().unwrap_or(name).trim();
+        return vec![(path(&format!("{prefix}{}", import.trim())), name.to_owned())];
+    };
+    let list = list.rsplit_once('}').map_or(list, |(list, _)| list);
+    let prefix = format!("{prefix}{}", head.trim());
+    let mut depth = 0;
+    let members = list.split(|c| {
+        depth += i32::from(c == '{') - i32::from(c == '}');
+        c == ',' && depth == 0
+    });
+    let members = members.filter(|member| !member.trim().is_empty());
+    members.flat_map(|member| expand(&prefix, member)).collect()
+}
+
+/// The paths from `crate` and `super` that the code names outside `use`, too.
+fn named_paths(code: &str) -> impl Iterator<Item = Module> {
+    let starts = ["crate::", "super::"]
+        .into_iter()
+        .flat_map(|start| code.match_indices(start));
+    let starts = starts.filter(|(at, _)| {
+        let before = code[..*at].chars().next_back();
+        !before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':')
+    });
+    starts.map(|(at, _)| {
+        let is_path = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
+        let named = code[at..].split(|c| !is_path(c)).next().unwrap_or_default();
+        path(named.trim_end_matches(':'))
+    })
 }

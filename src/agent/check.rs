@@ -13,10 +13,7 @@ use super::event::LinkStats;
 use super::session::connect_error::ConnectError;
 use super::session::dial::dial_config;
 use super::session::open::{Session, SessionIdentity};
-use crate::carrier::{
-    DialConfig, ETHERNET_PACKET, MIN_PROBE_SIZE, PathMemory, Transport, UDP_ANSWER_TIMEOUT,
-    probe_over_udp, refused_by_all,
-};
+use crate::carrier::{DialConfig, PathMemory, Transport};
 use crate::error_chain::chain;
 use crate::proto::{AgentId, ClaimMode, Refusal};
 
@@ -135,11 +132,11 @@ async fn probe_udp(
         let why = "no address to ask";
         return (udp.skipped(why), full_size.skipped(why));
     }
-    let (small, large) = (MIN_PROBE_SIZE, usize::from(ETHERNET_PACKET));
+    let (small, large) = (DialConfig::MIN_PROBE_SIZE, DialConfig::MAX_PROBE_SIZE);
     let started = Instant::now();
     let answered = tokio::select! {
-        answered = probe_over_udp(edges, small) => answered,
-        () = refused_by_all(edges) => {
+        answered = DialConfig::probe_udp(edges, small) => answered,
+        () = DialConfig::refused_by_all(edges) => {
             let advice = "start `qtunnel serve` there, or check its --quic; until then agents use the WebSocket";
             return (
                 udp.failed("nothing listens there (connection refused)", advice),
@@ -150,7 +147,10 @@ async fn probe_udp(
     let edge = match answered {
         Ok(Some(edge)) => edge,
         Ok(None) => {
-            let detail = format!("no answer within {} s", UDP_ANSWER_TIMEOUT.as_secs());
+            let detail = format!(
+                "no answer within {} s",
+                DialConfig::UDP_ANSWER_TIMEOUT.as_secs()
+            );
             let advice = format!(
                 "open UDP port {} at the edge and in every firewall on the path{}",
                 dial.port,
@@ -173,7 +173,7 @@ async fn probe_udp(
         }
     };
     let udp = udp.passed(format!("{edge} answers in {}", format_elapsed(started)));
-    let full_size = match probe_over_udp(&[edge], large).await {
+    let full_size = match DialConfig::probe_udp(&[edge], large).await {
         Ok(Some(_)) => full_size.passed(format!("{large} bytes pass")),
         _ => full_size.failed(
             format!("{small} bytes pass, {large} do not"),

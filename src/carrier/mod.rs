@@ -15,11 +15,14 @@
 //! - `agent`: the agent's end. `dial` and `race` establish a connection; `driver` keeps it alive.
 //! - `edge`: the edge's end, one socket for UDP and any number of WebSockets.
 //! - `websocket`: one WebSocket that carries packets. The message format is in [`crate::proto`].
-//! - `tcp`: the connection below a WebSocket: Happy Eyeballs, proxies, TLS and socket options.
+//! - `tcp`: the connection below a WebSocket: Happy Eyeballs, proxies, TLS and the upgrade.
 //! - `selection`: the choice between the carriers.
 //! - `congestion`: the congestion controller.
 //! - `duplicate`: sending short messages twice, against packet loss.
 //! - `handover`: one UDP socket and the WebSockets of two edge processes, during a hot restart.
+//!
+//! Sessions use [`AgentLink`] and [`EdgeLink`]: a connection together with what the layers below it need
+//! to know of its session, such as the ends of messages and who controls congestion.
 
 use std::fmt;
 use std::str::FromStr;
@@ -31,50 +34,24 @@ mod edge;
 mod flush;
 mod gso_limit;
 pub(crate) mod handover;
+mod link;
 mod receive_queue;
 mod selection;
-mod subnet;
 mod tcp;
 mod transport;
-mod udp_socket;
 mod websocket;
 mod writable;
 
-pub use self::agent::check::{MIN_PROBE_SIZE, UDP_ANSWER_TIMEOUT, probe_over_udp};
-pub use self::agent::dial::{DialConfig, Dialed, dial};
-pub use self::agent::dial_error::{AttemptError, DialError};
-pub use self::agent::driver::{CarrierState, Driver};
-pub use self::agent::refusal::refused_by_all;
-pub use self::congestion::{CongestionOwner, PathCache, PathMemory, SharedCongestionOwner};
-pub use self::duplicate::duplicator::Duplicator;
-pub use self::duplicate::transmitter::Transmitter;
-pub use self::edge::endpoint::{EdgeKeys, bind_edge_udp, edge_endpoint, edge_udp};
-pub use self::edge::socket::EdgeSocket;
-pub use self::flush::wait_until_delivered;
-#[cfg(unix)]
-pub use self::handover::passed_websocket::{PassedWebSocket, PassedWebSockets};
-#[cfg(unix)]
-pub use self::handover::predecessor::Predecessor;
-#[cfg(unix)]
-pub use self::handover::predecessors::Predecessors;
-#[cfg(unix)]
-pub use self::handover::shared_udp::SharedUdp;
-#[cfg(unix)]
-pub use self::handover::successor::Successor;
-pub use self::subnet::subnet;
-pub use self::tcp::happy_eyeballs::{alternate as alternate_families, connect as connect_to_first};
-pub use self::tcp::options::{
-    congestion_owner, limit_send_queue, limit_visitor_send_queues, request_bbr, unacknowledged,
-};
-pub use self::tcp::outer_tls::outer_tls;
+pub use self::agent::dial::DialConfig;
+pub use self::agent::dial_error::DialError;
+pub use self::agent::driver::CarrierState;
+pub use self::agent::link::AgentLink;
+pub use self::congestion::PathMemory;
+pub use self::edge::endpoint::{EdgeEndpoint, EdgeKeys};
+pub use self::edge::link::EdgeLink;
 pub use self::tcp::proxy::Proxy;
-pub use self::transport::{
-    AGENT_STREAMS, ETHERNET_PACKET, PathKind, SESSION_BUFFER, alpn, edge_transport, session_window,
-};
 pub use self::websocket::PeerInfo;
-pub use self::websocket::upgrade::{
-    UpgradeError, WEBSOCKET_PATH, check_extended_connect, upgrade_response,
-};
+pub use self::websocket::upgrade::{WEBSOCKET_PATH, answer_upgrade};
 
 #[cfg(test)]
 mod testbed;

@@ -1,37 +1,15 @@
 //! QUIC's transport settings at both ends, each with its reason.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::crypto::rustls::HandshakeData;
 use quinn::{AckFrequencyConfig, Connection, MtuDiscoveryConfig, TransportConfig, VarInt};
-use serde::{Deserialize, Serialize};
 
 use super::congestion;
 use super::congestion::{PathMemory, SharedCongestionOwner};
+use crate::net::path_kind::PathKind;
 use crate::proto::MIN_WINDOW;
-
-/// The kind of path to the peer, which determines the packet size.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum PathKind {
-    /// Any network. It may change during the connection, and the next network may have a smaller MTU:
-    /// no packets larger than Ethernet's are tried.
-    Network,
-    /// The loopback interface of this machine, which carries packets of 64 KiB.
-    Loopback,
-}
-
-impl PathKind {
-    /// Determine the kind of path from the peer's address, which must not be that of a proxy on the
-    /// path.
-    pub fn of(peer: SocketAddr) -> Self {
-        match peer.ip().to_canonical().is_loopback() {
-            true => Self::Loopback,
-            false => Self::Network,
-        }
-    }
-}
 
 /// Return the edge's settings. The edge opens streams; an agent opens only the control stream.
 /// `congestion_owner` says who controls congestion on the path to that agent.
@@ -157,6 +135,9 @@ const SEND_WINDOW: u32 = 16 << 20;
 /// (RFC 9002 §6.2.1); QUIC's default of 25 ms is most of what that costs a short response on a short
 /// path.
 const MAX_ACK_DELAY: Duration = Duration::from_millis(5);
+
+/// An agent's time limit for a QUIC handshake: lost packets are retransmitted after 1, 2 and 4 s.
+pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The agent's keep-alive interval. It determines how soon an idle agent finds out that its edge was
 /// killed and restarted: only a packet from the agent makes the new process send the stateless reset.

@@ -31,14 +31,15 @@ use super::names::lease_file::LeaseFile;
 use super::names::registry::Registry;
 use super::names::waiting::WaitingRequests;
 use super::shutdown::Draining;
-use super::visitors::accept::Visitors;
 use super::visitors::connection_limit::ConnectionLimit;
+use super::visitors::context::Visitors;
 use super::visitors::http::failure_log::FailureLog;
 use super::workers::{WorkerThreads, Workers};
 use crate::auth::Tokens;
-use crate::carrier::PathCache;
 #[cfg(unix)]
-use crate::carrier::{EdgeKeys, SharedUdp};
+use crate::carrier::EdgeKeys;
+#[cfg(unix)]
+use crate::carrier::handover::shared_udp::SharedUdp;
 use crate::proto::Close;
 use crate::state::{StateDir, StateError};
 use crate::stream::BufferTotal;
@@ -77,7 +78,7 @@ impl Edge {
         let state = StateDir::open(&config.state_dir)?;
         let keys = reset_keys::open(&state)?;
         let edge = Self::prepare(config, &state, |config, identity| {
-            Listeners::start(config, identity, keys, &mut sockets)
+            Ok(Listeners::start(config, identity, keys, &mut sockets)?)
         })?;
         for addr in sockets.addrs() {
             warn!(%addr, "ignoring an inherited socket that matches no configured address");
@@ -100,7 +101,8 @@ impl Edge {
         let mut takeover = Takeover::ask(&state).await?;
         let keys = reset_keys::open(&state)?.with_random_id_key();
         let mut edge = Self::prepare(config, &state, |config, identity| {
-            Listeners::inherit(config, identity, keys, &mut takeover)
+            takeover.check_quic(config.quic)?;
+            Ok(Listeners::inherit(config, identity, keys, &mut takeover)?)
         })?;
         takeover.accept().await?;
 
@@ -244,7 +246,7 @@ impl Edge {
         let closing = CancellationToken::new();
         let upgrades = TaskTracker::new();
         let websockets = AgentWebSockets {
-            socket: self.listeners.socket.clone(),
+            endpoint: self.listeners.endpoint.clone(),
             #[cfg(unix)]
             predecessors: self.listeners.predecessors.clone(),
             tasks: TaskTracker::new(),
@@ -252,10 +254,7 @@ impl Edge {
         };
         let agents = Arc::new(Agents {
             registry: registry.clone(),
-            socket: self.listeners.socket,
-            quic: self.listeners.quic,
-            quic_loopback: self.listeners.quic_loopback,
-            paths: PathCache::default(),
+            endpoint: self.listeners.endpoint.clone(),
             tokens: self.tokens,
             limits: self.config.limits,
             unauthenticated: Unauthenticated::new(&self.config.limits),
@@ -289,7 +288,7 @@ impl Edge {
         });
 
         let mut sessions = JoinSet::new();
-        sessions.spawn(agents.clone().accept(self.listeners.endpoint.clone()));
+        sessions.spawn(agents.clone().accept());
         let flush = CancellationToken::new();
         let mut lease_writer = JoinSet::new();
         lease_writer.spawn(registry.write_loop(flush.clone()));
@@ -325,11 +324,9 @@ impl Edge {
         drain(drained, self.config.grace_period, shutdown, orphaned).await;
         closing.cancel();
         listeners.shutdown().await;
-        self.listeners
-            .endpoint
-            .close(Close::Done.code(), b"the edge stops");
-        // Give the agents time to receive the close; do not wait for one that does not respond.
-        let _ = timeout(CLOSE_TIMEOUT, self.listeners.endpoint.wait_idle()).await;
+        // Gives the agents time to receive the close, and does not wait for one that does not respond.
+        let endpoint = self.listeners.endpoint;
+        endpoint.close(Close::Done.code(), b"the edge stops").await;
         websockets.end.cancel();
         websockets.tasks.close();
         websockets.tasks.wait().await;
@@ -392,9 +389,6 @@ async fn orphaned(udp: Option<Arc<SharedUdp>>) {
         None => pending().await,
     }
 }
-
-/// Timeout for agents to acknowledge that the edge closes their connections.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Timeout of the final write to the state directory: its disk may never respond.
 const FINAL_WRITE_TIMEOUT: Duration = Duration::from_secs(2);

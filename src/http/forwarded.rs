@@ -11,6 +11,7 @@ use std::net::Ipv6Addr;
 use ::http::header::{FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue};
 
 use super::trusted_proxy::ForwardedInfo;
+use super::x_forwarded::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, value};
 use crate::proto::Scheme;
 
 /// Connection and host by which a request reached the edge.
@@ -167,11 +168,6 @@ fn address(ip: IpAddr) -> String {
     text
 }
 
-/// Convert text that was made of valid values into a field value without copying.
-pub(crate) fn value(made: String) -> HeaderValue {
-    HeaderValue::from_maybe_shared(bytes::Bytes::from(made)).expect("made of values and addresses")
-}
-
 /// Return the `Forwarded` field where no proxy has sent anything.
 fn element(received: &ReceivedFrom<'_>, peer: &str) -> HeaderValue {
     elements(&[peer], &received.proto(), received.host)
@@ -225,10 +221,6 @@ fn push_node(element: &mut String, address: &str) {
 fn is_token(b: u8) -> bool {
     b.is_ascii_alphanumeric() || b"-._~".contains(&b)
 }
-
-pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-pub(crate) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-pub(crate) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 /// Fields in which proxies give the scheme and the port in other words.
 const CONTRADICTING: [&str; 3] = ["x-forwarded-port", "x-forwarded-scheme", "x-forwarded-ssl"];

@@ -8,6 +8,7 @@ pub(crate) mod hygiene;
 mod replay;
 mod trusted_proxy;
 mod upgrades;
+pub(crate) mod x_forwarded;
 
 pub use self::event_stream::is_event_stream;
 pub use self::replay::{Piece, ReplayBody, ReplayBuffer};

@@ -2,7 +2,7 @@
 
 use ::http::header::{FORWARDED, HeaderMap, HeaderName, HeaderValue};
 
-use super::forwarded::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, value};
+use super::x_forwarded::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, value};
 
 /// Description of a visitor: by `X-Forwarded-*` if there is one of them, else by `Forwarded`.
 #[derive(Debug, Default, PartialEq, Eq)]

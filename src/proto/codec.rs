@@ -147,8 +147,8 @@ pub enum WireError {
     /// A value is not allowed where it stands. The text says which and why.
     #[error("{0}")]
     Invalid(&'static str),
-    /// The head is of a kind that a later version of the protocol has.
-    #[error("a kind of conversation that this version does not know")]
+    /// The head or the first message is of a kind that only a later version of the protocol has.
+    #[error("it is of a kind that this version does not know")]
     Unknown,
     /// Data followed the trailers.
     #[error("data after the trailers")]

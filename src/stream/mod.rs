@@ -10,6 +10,8 @@ pub(crate) use flow::{
     Budget, BufferTotal, FlowControl, ReceiveWindow, SendWindow, SharedWindow, Unread,
 };
 pub(crate) use rate_limit::RateLimit;
-pub(crate) use receive::{Activity, ReceiveError, Receiver, TunnelBody, next_message};
+pub(crate) use receive::{
+    Activity, ReceiveError, Receiver, TunnelBody, first_message, next_message,
+};
 pub(crate) use relay::{Relayed, relay};
 pub(crate) use send::{CONTROL_PRIORITY, SendError, Sender};

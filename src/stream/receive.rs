@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use quinn::{ReadError, RecvStream};
 use serde::de::DeserializeOwned;
@@ -18,8 +19,8 @@ use crate::proto::{
     BodyDecoder, BodyLength, Check, HEAD_LIMIT, Head, Reset, Splitter, Variants, WireError,
 };
 
-/// Receive the next message of a stream, or `None` at the stream's end. Cancel-safe: the splitter
-/// keeps what has arrived of it.
+/// Receive the next message of a stream, or `None` at the stream's end. Messages of a kind that only
+/// later versions know are skipped. Cancel-safe: the splitter keeps what has arrived of a message.
 ///
 /// # Errors
 /// If the stream fails, or the bytes are not a [valid](Check) message of at most `limit` bytes.
@@ -32,14 +33,48 @@ where
     T: DeserializeOwned + Check + Variants,
     E: From<WireError> + From<ReadError>,
 {
-    loop {
-        if let Some(message) = splitter.next(limit)? {
-            // An end of a later version: what this one does not know is skipped.
-            let Some(message) = proto::decode_known::<T>(&message)? else {
-                continue;
-            };
+    while let Some(payload) = next_payload::<E>(stream, splitter, limit).await? {
+        if let Some(message) = proto::decode_known::<T>(&payload)? {
             message.check()?;
             return Ok(Some(message));
+        }
+    }
+    Ok(None)
+}
+
+/// Receive the next message of a stream, which must be of a known kind, or `None` at the stream's end.
+/// Cancel-safe, as [`next_message`].
+///
+/// # Errors
+/// Those of [`next_message`], and [`WireError::Unknown`].
+pub async fn first_message<T, E>(
+    stream: &mut RecvStream,
+    splitter: &mut Splitter,
+    limit: usize,
+) -> Result<Option<T>, E>
+where
+    T: DeserializeOwned + Check + Variants,
+    E: From<WireError> + From<ReadError>,
+{
+    let Some(payload) = next_payload::<E>(stream, splitter, limit).await? else {
+        return Ok(None);
+    };
+    let message = proto::decode_known::<T>(&payload)?.ok_or(WireError::Unknown)?;
+    message.check()?;
+    Ok(Some(message))
+}
+
+async fn next_payload<E>(
+    stream: &mut RecvStream,
+    splitter: &mut Splitter,
+    limit: usize,
+) -> Result<Option<Bytes>, E>
+where
+    E: From<WireError> + From<ReadError>,
+{
+    loop {
+        if let Some(payload) = splitter.next(limit)? {
+            return Ok(Some(payload));
         }
         match stream.read_chunk(limit, true).await? {
             Some(chunk) => splitter.push(&chunk.bytes),

@@ -24,6 +24,7 @@ async fn close_code(connection: &Connection) -> u64 {
 }
 
 const PROTOCOL: u64 = 1;
+const HELLO_TOO_LARGE: u64 = 413;
 const TIMEOUT: u64 = 2;
 
 #[tokio::test]
@@ -53,13 +54,17 @@ async fn an_agent_that_is_not_understood_is_closed_at_once() {
         ("garbage", &[3, 0xff, 0xff, 0xff][..]),
         ("a message of no kind", &[1, 99]),
         ("an empty message", &[0]),
-        ("the announcement of 4 KiB and one byte", &[0x50, 0x01]),
+        ("what is announced as longer", &[0x80, 0, 0x80, 1]),
     ] {
         let connection = lab.dial(&ALPN).await;
         let (mut send, _receive) = connection.open_bi().await.unwrap();
         send.write_all(bytes).await.unwrap();
 
-        assert_eq!(close_code(&connection).await, PROTOCOL, "{what}");
+        let expected = match bytes {
+            [0x80, ..] => HELLO_TOO_LARGE,
+            _ => PROTOCOL,
+        };
+        assert_eq!(close_code(&connection).await, expected, "{what}");
     }
     assert_eq!(lab.visitor("blog").get("/").await.text(), "fine");
 }

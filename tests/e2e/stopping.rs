@@ -277,7 +277,7 @@ fn stuck(home: &Path, args: &[&str]) -> (OwnedFd, Child) {
     fcntl(&writer, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
     let mut command = qtunnel(home, args);
     command
-        .env("RUST_LOG", "qtunnel::edge::bind=info")
+        .env("RUST_LOG", "qtunnel::edge::server=info")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(writer)

@@ -13,7 +13,8 @@ use bytes::Bytes;
 use crate::agent::config::HostHeader;
 use crate::agent::upstream::address::Target;
 use crate::http::cookies;
-use crate::http::forwarded::{X_FORWARDED_HOST, X_FORWARDED_PROTO, replace_forwarded_origin};
+use crate::http::forwarded::replace_forwarded_origin;
+use crate::http::x_forwarded::{X_FORWARDED_HOST, X_FORWARDED_PROTO};
 use crate::proto::RequestHead;
 
 /// The two origins of one service: the public one that the visitor uses, and the one that the upstream knows.

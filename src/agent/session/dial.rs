@@ -2,13 +2,11 @@
 
 use std::sync::Arc;
 
-use quinn::ConnectionError;
 use quinn::crypto::rustls::QuicClientConfig;
 
 use super::connect_error::ConnectError;
 use crate::agent::config::AgentConfig;
-use crate::carrier;
-use crate::carrier::{AttemptError, DialConfig, Dialed, PathMemory};
+use crate::carrier::{AgentLink, DialConfig, PathMemory};
 use crate::proto::{ALPN, ALPN_ANY};
 use crate::tls::{LastRejection, proxy_config};
 
@@ -35,7 +33,7 @@ pub(crate) fn dial_config(
         transport: config.transport,
         quic,
         websocket,
-        websocket_tls: carrier::outer_tls(),
+        websocket_tls: DialConfig::outer_tls(),
         proxy: config.proxy.clone(),
         proxy_tls: Arc::new(proxy_config()),
         memory: memory.clone(),
@@ -47,17 +45,17 @@ pub(crate) fn dial_config(
 pub(crate) async fn dial(
     config: &AgentConfig,
     memory: &PathMemory,
-) -> Result<Dialed, ConnectError> {
+) -> Result<AgentLink, ConnectError> {
     let server = &config.server;
     let (dial_config, last_rejection) = dial_config(config, memory)?;
-    let dialed = carrier::dial(dial_config).await;
+    let dialed = AgentLink::dial(dial_config).await;
     dialed.map_err(|err| match last_rejection.take() {
         Some(rejection) => ConnectError::Untrusted {
             server: server.clone(),
             why: rejection.why,
             advice: rejection.advice,
         },
-        None if err.attempts.iter().any(is_foreign) => ConnectError::NotAnEdge {
+        None if err.is_foreign() => ConnectError::NotAnEdge {
             server: server.clone(),
         },
         None => ConnectError::Unreachable {
@@ -66,20 +64,3 @@ pub(crate) async fn dial(
         },
     })
 }
-
-/// Report whether a QUIC server answered that does not speak this protocol.
-fn is_foreign(attempt: &AttemptError) -> bool {
-    let AttemptError::Quic { err, .. } = attempt else {
-        return false;
-    };
-    match err {
-        ConnectionError::ConnectionClosed(close) => {
-            close.error_code == quinn::TransportErrorCode::crypto(NO_APPLICATION_PROTOCOL)
-        }
-        ConnectionError::VersionMismatch => true,
-        _ => false,
-    }
-}
-
-/// The TLS alert `no_application_protocol`: the server supports none of the offered protocols (RFC 7301 §3.2).
-const NO_APPLICATION_PROTOCOL: u8 = 120;

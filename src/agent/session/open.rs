@@ -4,8 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{ApplicationClose, Connection, ConnectionError, Endpoint, RecvStream, SendStream};
-use tokio::sync::watch;
+use quinn::{ApplicationClose, Connection, ConnectionError, RecvStream, SendStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, warn};
@@ -19,10 +18,7 @@ use crate::agent::event::{Event, LinkStats};
 use crate::agent::forward;
 use crate::agent::forward::ServedTunnel;
 use crate::agent::forward::conversations::{Conversations, Counts};
-use crate::carrier::{
-    CarrierState, Dialed, Driver, Duplicator, PathMemory, SESSION_BUFFER, alpn,
-    wait_until_delivered,
-};
+use crate::carrier::{AgentLink, CarrierState, PathMemory};
 use crate::proto::{
     ALPN, Address, AgentMessage, ClaimMode, Close, EdgeMessage, Features, Hello, LostSession,
     Policy, RunId, Text, TunnelRequest, Welcome, Window, WireError, close_text,
@@ -53,11 +49,7 @@ impl SessionIdentity {
 
 /// An authenticated connection to the edge.
 pub struct Session {
-    endpoint: Endpoint,
-    connection: Connection,
-    /// The carrier in use, and the reason for it.
-    carrier: watch::Receiver<CarrierState>,
-    guard: ConnectionGuard,
+    link: AgentLink,
     control: Control,
     /// The tasks of the conversations.
     conversations: JoinSet<()>,
@@ -66,7 +58,6 @@ pub struct Session {
     /// The streams whose heads have not been read.
     unread: UnreadStreams,
     flow: Arc<FlowControl>,
-    duplicator: Arc<Duplicator>,
     /// A successor of the edge's process has taken over: a newer session exists or is being opened.
     is_replaced: bool,
     /// The number of this session within the run.
@@ -89,17 +80,9 @@ impl Session {
         memory: &PathMemory,
     ) -> Result<Self, ConnectError> {
         let server = &config.server;
-        let Dialed {
-            connection,
-            endpoint,
-            carrier,
-            driver,
-            transmitter,
-            duplicator,
-        } = dial(config, memory).await?;
-        let guard = ConnectionGuard::start(&connection, driver);
-        let duplicator = Arc::new(duplicator);
-        if alpn(&connection).as_deref() != Some(ALPN) {
+        let link = dial(config, memory).await?;
+        let connection = link.connection();
+        if link.alpn().as_deref() != Some(ALPN) {
             // The edge names its version in the reason of the close.
             let reason = timeout(WELCOME_TIMEOUT, connection.closed()).await;
             return Err(ConnectError::Version {
@@ -107,7 +90,7 @@ impl Session {
                 theirs: edge_version(reason.ok()),
             });
         }
-        let mut control = Control::open(&connection)
+        let mut control = Control::open(connection)
             .await
             .map_err(|err| ConnectError::lost(server, err))?;
         let hello = Hello {
@@ -141,19 +124,11 @@ impl Session {
                     connection.close(Close::Protocol.code(), reason.as_bytes());
                     return Err(ConnectError::lost(server, ControlError::Wire(err)));
                 }
-                let budget = Budget::new(SESSION_BUFFER, BufferTotal::new(SESSION_BUFFER));
-                let ending = duplicator.clone();
-                let flow = FlowControl::for_connection(&connection, budget, move |bytes| {
-                    ending.message_written(bytes);
-                    transmitter.message_written();
-                });
+                let budget = Budget::new(AgentLink::BUFFER, BufferTotal::new(AgentLink::BUFFER));
+                let flow = FlowControl::for_connection(connection, budget, link.on_message());
                 Ok(Self {
-                    endpoint,
                     flow,
-                    duplicator,
-                    connection,
-                    carrier,
-                    guard,
+                    link,
                     control,
                     conversations: JoinSet::new(),
                     counts: Conversations::default(),
@@ -165,8 +140,7 @@ impl Session {
                 })
             }
             Ok(Ok(EdgeMessage::Refused(refused))) => {
-                connection.close(Close::Done.code(), b"refused");
-                let _ = timeout(CLOSE_TIMEOUT, endpoint.wait_idle()).await;
+                link.close(Close::Done.code(), b"refused").await;
                 Err(ConnectError::Refused(refused.into()))
             }
             Ok(Ok(_)) => {
@@ -202,18 +176,18 @@ impl Session {
 
     /// Return the carrier in use, with its statistics.
     pub fn link_stats(&self) -> LinkStats {
-        Self::link_stats_of(&self.connection, &self.carrier.borrow())
+        Self::link_stats_of(self.link.connection(), self.link.carrier())
     }
 
     /// Close a session that serves no conversations.
     pub async fn close(self) {
-        self.connection
-            .close(Close::Done.code(), b"the agent leaves");
-        let _ = timeout(CLOSE_TIMEOUT, self.endpoint.wait_idle()).await;
+        self.link
+            .close(Close::Done.code(), b"the agent leaves")
+            .await;
     }
 
     /// Combine the state of the carrier with the statistics of the path.
-    fn link_stats_of(connection: &Connection, state: &CarrierState) -> LinkStats {
+    fn link_stats_of(connection: &Connection, state: CarrierState) -> LinkStats {
         let path = connection.stats().path;
         LinkStats {
             carrier: state.carrier,
@@ -234,8 +208,8 @@ impl Session {
         tunnels: &Arc<Vec<Arc<ServedTunnel>>>,
         shutdown: &mut (impl Future<Output = ()> + Unpin),
     ) -> SessionEnd {
-        let connection = self.connection.clone();
-        let mut reported = self.carrier.borrow().clone();
+        let connection = self.link.connection().clone();
+        let mut reported = self.link.carrier();
         loop {
             // Not a branch of the `select!`: each end would wake this task, and the next stream wakes it anyway.
             while let Some(ended) = self.conversations.try_join_next() {
@@ -252,11 +226,10 @@ impl Session {
                         return session_end(err, self.unread.report(self.epoch));
                     }
                 },
-                Ok(()) = self.carrier.changed(), if !self.is_replaced => {
-                    let state = self.carrier.borrow_and_update().clone();
+                Some(state) = self.link.carrier_changed(), if !self.is_replaced => {
                     if state != reported {
-                        config.observer.emit(Event::Transport(Self::link_stats_of(&self.connection, &state)));
-                        reported = state;
+                        reported = state.clone();
+                        config.observer.emit(Event::Transport(Self::link_stats_of(&connection, state)));
                     }
                     // Its packet shows the edge the new carrier, and so whether QUIC or TCP controls congestion.
                     self.send(&AgentMessage::Ping).await;
@@ -322,14 +295,15 @@ impl Session {
             }
             _ => err.to_string(),
         };
-        self.connection
+        self.link
+            .connection()
             .close(Close::Protocol.code(), reason.as_bytes());
     }
 
     /// Send the last packets of a finished message again, followed by a new packet: a tail loss probe
     /// (RFC 8985 §7).
     async fn probe_tail(&mut self) {
-        self.duplicator.resend_tail();
+        self.link.resend_tail();
         self.send(&AgentMessage::Ping).await;
     }
 
@@ -365,7 +339,7 @@ impl Session {
     /// Shut down in order: the edge is asked for no new conversations; those in progress end, or are cut after
     /// the grace period; then the connection is closed, and the close is delivered.
     async fn drain(mut self, config: &AgentConfig, tunnels: &Arc<Vec<Arc<ServedTunnel>>>) {
-        let connection = self.connection.clone();
+        let connection = self.link.connection().clone();
         let deadline_ms = config.grace_period.as_millis() as u64;
         let _ = self
             .control
@@ -405,14 +379,13 @@ impl Session {
                 }
             }
             // A conversation ends when quinn has buffered its data; megabytes may still be in flight.
-            wait_until_delivered(&connection).await;
+            self.link.wait_until_delivered().await;
         };
         let _ = timeout(config.grace_period, drained).await;
         self.conversations.shutdown().await;
-        self.connection
-            .close(Close::Done.code(), b"the agent stops");
-        let _ = timeout(CLOSE_TIMEOUT, self.endpoint.wait_idle()).await;
-        drop(self.guard);
+        self.link
+            .close(Close::Done.code(), b"the agent stops")
+            .await;
     }
 }
 
@@ -444,25 +417,6 @@ impl IdleTimer {
             };
         }
         self.since.elapsed() >= IDLE_TIMEOUT
-    }
-}
-
-/// Closes the connection when it is dropped. Its carrier is switched by a task until then.
-struct ConnectionGuard(Connection);
-
-impl ConnectionGuard {
-    /// Spawn the carrier driver of a connection.
-    fn start(connection: &Connection, driver: Driver) -> Self {
-        // The driver ends by itself soon after the connection is closed: until the close is delivered, its
-        // carrier is still needed.
-        tokio::spawn(driver.run());
-        Self(connection.clone())
-    }
-}
-
-impl Drop for ConnectionGuard {
-    fn drop(&mut self) {
-        self.0.close(Close::Done.code(), b"the agent is gone");
     }
 }
 
@@ -555,9 +509,6 @@ const IDLE_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Time that the edge has to answer the hello.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Time that the edge has to acknowledge a close.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Time in which streams may still arrive after the edge was told that the agent drains: about a round trip.
 const LATE_STREAMS: Duration = Duration::from_millis(300);

@@ -31,8 +31,7 @@ use super::read_limit::{ActiveConnection, ActiveConnections, CappedReads};
 use super::resolver::Resolver;
 use super::response_head::{Anomaly, HeadError};
 use super::response_reader::{ResponseLink, ResponseReader};
-use crate::carrier::connect_to_first;
-use crate::poll_now::PollNow;
+use crate::net::happy_eyeballs;
 use crate::tls::{TrustError, explain, upstream_config};
 
 /// The connection pool of one upstream.
@@ -65,8 +64,6 @@ pub enum Leased {
 /// An HTTP/1.1 connection.
 pub struct Http1 {
     sender: http1::SendRequest<RequestBody>,
-    /// The handle that polls the connection's task out of turn.
-    task: PollNow,
     /// The shared state of the response reader.
     link: ResponseLink,
     /// The entry among the active connections while this one is leased.
@@ -190,8 +187,6 @@ impl Pool {
     ) -> Result<Response<Incoming>, RequestError> {
         connection.link.expect_response();
         let response = connection.sender.try_send_request(request);
-        // Sent at once: otherwise the request would wait until all data that arrived together has been processed.
-        connection.task.run();
         let response = match reused {
             true => response.await,
             // Boxed because most requests reuse a connection.
@@ -306,16 +301,14 @@ impl Pool {
             .handshake(TokioIo::new(io))
             .await?;
         // The task ends when its sender is dropped, which the pool or a conversation owns.
-        let (poll_now, task) = PollNow::new(Box::pin(async move {
+        tokio::spawn(async move {
             if let Err(err) = connection.with_upgrades().await {
                 debug!(%err, "an upstream connection broke");
             }
-        }));
-        tokio::spawn(task);
+        });
         Ok(Leased::Http1 {
             connection: Http1 {
                 sender,
-                task: poll_now,
                 link,
                 in_use: Some(self.active.enter()),
                 open: self.http1.opened(),
@@ -338,7 +331,7 @@ impl Pool {
             return Err(DialError::Name);
         };
         let addresses = resolver.addresses().await.map_err(DialError::Resolve)?;
-        let (stream, addr) = connect_to_first(&addresses, CONNECT_TIMEOUT)
+        let (stream, addr) = happy_eyeballs::connect(&addresses, CONNECT_TIMEOUT)
             .await
             .map_err(DialError::from_failures)?;
         resolver.connected(addr);

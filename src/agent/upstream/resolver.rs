@@ -11,7 +11,7 @@ use tokio::net::lookup_host;
 use tokio::time::{Instant, timeout};
 use tracing::warn;
 
-use crate::carrier::alternate_families;
+use crate::net::happy_eyeballs;
 
 /// The resolver of one host. It looks the host up for every new connection, because the addresses may change.
 pub struct Resolver {
@@ -66,7 +66,7 @@ impl Resolver {
             // A stable sort: the others stay in the order of the resolver (RFC 6724).
             found.sort_by_key(|addr| addr.ip() != preferred);
         }
-        Ok(alternate_families(found))
+        Ok(happy_eyeballs::alternate(found))
     }
 
     /// Record that an address has accepted a connection. Its preference is not renewed while it lasts, so that the

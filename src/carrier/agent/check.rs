@@ -16,12 +16,24 @@ use quinn::{
 use tokio::time::{sleep, timeout};
 
 use super::dial::{DialConfig, Target, dial_websocket};
+use super::refusal::refused_by_all;
 use crate::carrier::selection::probe::{FULL_SIZE, Probe};
 use crate::carrier::tcp::connect::{Peer, STEP_TIMEOUT, TcpConnectError};
 use crate::carrier::tcp::{connect, proxy};
-use crate::carrier::udp_socket;
+use crate::carrier::transport::ETHERNET_PACKET;
+use crate::net::udp_socket;
 
 impl DialConfig {
+    /// The time limit for an answer to any of the probes over UDP.
+    pub const UDP_ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+
+    /// The smallest datagram that a QUIC server answers with Version Negotiation, in bytes (RFC 9000 §6.1,
+    /// §14.1).
+    pub const MIN_PROBE_SIZE: usize = FULL_SIZE;
+
+    /// The largest datagram that agents send over a network, in bytes.
+    pub const MAX_PROBE_SIZE: usize = ETHERNET_PACKET as usize;
+
     /// Resolve the edge's host name.
     pub async fn look_up(&self) -> Result<Vec<SocketAddr>, TcpConnectError> {
         connect::resolve(&self.host, self.port, STEP_TIMEOUT).await
@@ -63,41 +75,46 @@ impl DialConfig {
     pub async fn reach_websocket(&self) -> Result<(), TcpConnectError> {
         dial_websocket(self).await.map(drop)
     }
-}
 
-/// Probe addresses of an edge over UDP, with unfragmented datagrams of `size` bytes. Return the first
-/// address that answers, or `None` if none does within [`UDP_ANSWER_TIMEOUT`].
-///
-/// # Errors
-/// If there is no UDP socket or no randomness.
-pub async fn probe_over_udp(edges: &[SocketAddr], size: usize) -> io::Result<Option<SocketAddr>> {
-    let socket = TokioRuntime.wrap_udp_socket(udp_socket::bind_any_port()?)?;
-    let probes = edges
-        .iter()
-        .map(|edge| Ok((Probe::new()?, *edge)))
-        .collect::<io::Result<Vec<_>>>()?;
-    let ask = async {
-        loop {
-            for (probe, edge) in &probes {
-                // A probe that cannot be sent counts as unanswered.
-                let _ = socket.try_send(&Transmit {
-                    destination: reachable(*edge, &*socket),
-                    ecn: None,
-                    contents: &probe.padded(size),
-                    segment_size: None,
-                    src_ip: None,
-                });
+    /// Wait until all these UDP ports of an edge are reported closed. Without any port, wait for ever.
+    pub async fn refused_by_all(edges: &[SocketAddr]) {
+        refused_by_all(edges).await;
+    }
+
+    /// Probe addresses of an edge over UDP, with unfragmented datagrams of `size` bytes. Return the first
+    /// address that answers, or `None` if none does within [`UDP_ANSWER_TIMEOUT`](Self::UDP_ANSWER_TIMEOUT).
+    ///
+    /// # Errors
+    /// If there is no UDP socket or no randomness.
+    pub async fn probe_udp(edges: &[SocketAddr], size: usize) -> io::Result<Option<SocketAddr>> {
+        let socket = TokioRuntime.wrap_udp_socket(udp_socket::bind_any_port()?)?;
+        let probes = edges
+            .iter()
+            .map(|edge| Ok((Probe::new()?, *edge)))
+            .collect::<io::Result<Vec<_>>>()?;
+        let ask = async {
+            loop {
+                for (probe, edge) in &probes {
+                    // A probe that cannot be sent counts as unanswered.
+                    let _ = socket.try_send(&Transmit {
+                        destination: reachable(*edge, &*socket),
+                        ecn: None,
+                        contents: &probe.padded(size),
+                        segment_size: None,
+                        src_ip: None,
+                    });
+                }
+                sleep(PROBE_INTERVAL).await;
             }
-            sleep(PROBE_INTERVAL).await;
-        }
-    };
-    let answered = timeout(UDP_ANSWER_TIMEOUT, async {
-        tokio::select! {
-            answered = answer(&socket, &probes) => answered,
-            () = ask => unreachable!("probing never ends"),
-        }
-    });
-    Ok(answered.await.ok())
+        };
+        let answered = timeout(Self::UDP_ANSWER_TIMEOUT, async {
+            tokio::select! {
+                answered = answer(&socket, &probes) => answered,
+                () = ask => unreachable!("probing never ends"),
+            }
+        });
+        Ok(answered.await.ok())
+    }
 }
 
 /// Convert an address to the address family of the socket.
@@ -136,12 +153,5 @@ async fn answer(socket: &Arc<dyn AsyncUdpSocket>, probes: &[(Probe, SocketAddr)]
     }
 }
 
-/// The time limit for an answer to any of the probes over UDP.
-pub const UDP_ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
-
 /// The interval between two probes: a single lost packet must not look like a blocked port.
 const PROBE_INTERVAL: Duration = Duration::from_millis(300);
-
-/// The smallest datagram that a QUIC server answers with Version Negotiation, in bytes (RFC 9000 §6.1,
-/// §14.1).
-pub const MIN_PROBE_SIZE: usize = FULL_SIZE;

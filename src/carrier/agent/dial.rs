@@ -20,20 +20,21 @@ use quinn::{
 use tokio::sync::{mpsc, watch};
 
 use super::dial_error::{AttemptError, DialError};
-use super::driver::{CarrierFactory, CarrierState, Driver, NetworkWatch};
+use super::driver::{CarrierState, Driver, NetworkWatch};
+use super::factory::{CarrierFactory, Upgraded};
 use super::race::Race;
-use super::websocket_tasks::Upgraded;
 use super::{network_watch, refusal};
 use crate::carrier::congestion::PathMemory;
 use crate::carrier::duplicate::duplicator::Duplicator;
-use crate::carrier::duplicate::transmitter::Transmitter;
 use crate::carrier::tcp::connect::{Peer, STEP_TIMEOUT, TcpConnectError, TunnelResponse};
 use crate::carrier::tcp::proxy::{Connected, Proxy};
-use crate::carrier::tcp::{connect, proxy};
-use crate::carrier::transport::{LARGEST_PACKET, PathKind};
+use crate::carrier::tcp::{connect, outer_tls, proxy};
+use crate::carrier::transport::LARGEST_PACKET;
 use crate::carrier::websocket::PeerInfo;
 use crate::carrier::websocket::upgrade::{WEBSOCKET_PATH, upgrade_request};
-use crate::carrier::{Carrier, Transport, udp_socket};
+use crate::carrier::{Carrier, Transport};
+use crate::net::path_kind::PathKind;
+use crate::net::udp_socket;
 
 /// The configuration of a dial: which edge, and how to connect to it.
 #[derive(Clone)]
@@ -48,7 +49,7 @@ pub struct DialConfig {
     pub quic: ClientConfig,
     /// The WebSocket's URL, `wss://host:port` or `ws://host:port`: the edge, or a proxy in front of it.
     pub websocket: Uri,
-    /// The TLS configuration for `wss://`: see [`outer_tls`](fn@crate::carrier::outer_tls).
+    /// The TLS configuration for `wss://`: see [`outer_tls`](Self::outer_tls).
     pub websocket_tls: Arc<rustls::ClientConfig>,
     pub proxy: Proxy,
     /// The TLS configuration for an `https://` proxy. It must verify certificates: the proxy gets credentials.
@@ -57,13 +58,19 @@ pub struct DialConfig {
     pub memory: PathMemory,
 }
 
+impl DialConfig {
+    /// Return the TLS configuration for `wss://`: see [`outer_tls`](fn@outer_tls::outer_tls).
+    pub fn outer_tls() -> Arc<rustls::ClientConfig> {
+        outer_tls::outer_tls()
+    }
+}
+
 /// A connection that survives changes of the network, as long as its driver runs.
 pub struct Dialed {
     pub connection: Connection,
     pub endpoint: Endpoint,
     pub carrier: watch::Receiver<CarrierState>,
     pub driver: Driver,
-    pub transmitter: Transmitter,
     pub duplicator: Duplicator,
 }
 
@@ -85,7 +92,7 @@ pub async fn dial(config: DialConfig) -> Result<Dialed, DialError> {
         Vec::new()
     });
     let race = race_for(&config, edge);
-    let mut established = match race.run(config.transport, &mut attempts).await {
+    let established = match race.run(config.transport, &mut attempts).await {
         Some(established) => established,
         None => return Err(DialError { host, attempts }),
     };
@@ -99,11 +106,9 @@ pub async fn dial(config: DialConfig) -> Result<Dialed, DialError> {
     };
     let connection = established.connection.clone();
     let endpoint = established.endpoint.clone();
-    let transmitter = std::mem::take(&mut established.transmitter);
     let duplicator = Duplicator::for_agent(&connection, &established.switch);
     let (driver, carrier) = race.drive(established, config.transport, network);
     Ok(Dialed {
-        transmitter,
         duplicator,
         connection,
         endpoint,

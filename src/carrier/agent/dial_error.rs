@@ -2,11 +2,11 @@
 
 use std::{error::Error, fmt, io, net::SocketAddr, ops::RangeInclusive};
 
-use quinn::{ConnectError, ConnectionError};
+use quinn::{ConnectError, ConnectionError, TransportErrorCode};
 
-use super::race::HANDSHAKE_TIMEOUT;
 use crate::carrier::Carrier;
 use crate::carrier::tcp::connect::{Peer, TcpConnectError};
+use crate::carrier::transport::HANDSHAKE_TIMEOUT;
 
 /// No carrier could connect to the edge.
 #[derive(Debug)]
@@ -59,6 +59,20 @@ impl DialError {
                 err: ConnectionError::TransportError(err),
                 ..
             } => CERTIFICATE_ALERTS.contains(&u64::from(err.code)),
+            _ => false,
+        })
+    }
+
+    /// Report whether a QUIC server answered that does not speak this protocol.
+    pub fn is_foreign(&self) -> bool {
+        self.attempts.iter().any(|attempt| match attempt {
+            AttemptError::Quic { err, .. } => match err {
+                ConnectionError::ConnectionClosed(close) => {
+                    close.error_code == TransportErrorCode::crypto(NO_APPLICATION_PROTOCOL)
+                }
+                ConnectionError::VersionMismatch => true,
+                _ => false,
+            },
             _ => false,
         })
     }
@@ -156,3 +170,6 @@ impl Error for DialError {}
 /// QUIC error codes of the TLS alerts about a certificate, from `bad_certificate` to `decrypt_error` (a
 /// wrong signature): 0x100 plus the alert (RFC 9001 §4.8, RFC 8446 §6).
 const CERTIFICATE_ALERTS: RangeInclusive<u64> = 0x12a..=0x133;
+
+/// The TLS alert `no_application_protocol`: the server supports none of the offered protocols (RFC 7301 §3.2).
+const NO_APPLICATION_PROTOCOL: u8 = 120;

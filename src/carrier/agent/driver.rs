@@ -3,40 +3,25 @@
 //! [`Driver`] passes observations to the [`Selector`], performs the actions that it decides on, and
 //! publishes the current carrier. It owns the WebSocket tasks. A [`CarrierFactory`] creates carriers.
 
-use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
-use quinn::{AsyncUdpSocket, Connection, Endpoint};
+use quinn::{Connection, Endpoint};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep, timeout},
 };
 use tracing::{debug, info};
 
+use super::factory::CarrierFactory;
 use super::network_watch::NetworkChange;
 use super::rebind::Rebinding;
 use super::switch::Switch;
 use super::udp_route::UdpRoute;
-use super::websocket_tasks::{Upgraded, WebSocketEvent, WebSocketTasks};
-use crate::carrier::duplicate::transmitter::Transmitter;
+use super::websocket_tasks::{WebSocketEvent, WebSocketTasks};
 use crate::carrier::selection::progress::Progress;
 use crate::carrier::selection::{Action, Observation, Selector};
-use crate::carrier::tcp::connect::TcpConnectError;
 use crate::carrier::{Carrier, Transport};
-
-/// Creates an agent's carriers.
-pub(crate) trait CarrierFactory: Send + Sync + 'static {
-    /// Bind a UDP socket on the current network.
-    fn bind(&self) -> io::Result<Arc<dyn AsyncUdpSocket>>;
-
-    /// Dial a WebSocket.
-    fn dial(&self) -> BoxFuture<'static, Result<Upgraded, TcpConnectError>>;
-
-    /// Wait until an address reports that its port is closed. Most networks never report that.
-    fn refused(&self, _to: SocketAddr) -> BoxFuture<'static, io::Error> {
-        Box::pin(std::future::pending())
-    }
-}
 
 /// The carrier in use, and the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,7 +58,6 @@ pub(crate) struct Established {
     pub(crate) endpoint: Endpoint,
     pub(crate) switch: Arc<Switch>,
     pub(crate) rebinding: Arc<Rebinding>,
-    pub(crate) transmitter: Transmitter,
     pub(crate) websocket_tasks: WebSocketTasks,
 }
 

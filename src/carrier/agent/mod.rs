@@ -4,6 +4,8 @@ pub(crate) mod check;
 pub(crate) mod dial;
 pub(crate) mod dial_error;
 pub(crate) mod driver;
+pub(crate) mod factory;
+pub(crate) mod link;
 pub(crate) mod network_watch;
 pub(crate) mod race;
 pub(crate) mod rebind;

@@ -13,16 +13,17 @@ use tokio::{
 };
 
 use super::dial_error::AttemptError;
-use super::driver::{CarrierFactory, CarrierState, Driver, Established, NetworkWatch};
+use super::driver::{CarrierState, Driver, Established, NetworkWatch};
+use super::factory::CarrierFactory;
 use super::rebind::Rebinding;
 use super::socket::AgentSocket;
 use super::switch::{EDGE, Switch};
 use super::udp_route::UdpRoute;
 use super::websocket_tasks::WebSocketTasks;
-use crate::carrier::duplicate::transmitter::Transmitter;
-use crate::carrier::tcp::happy_eyeballs::CONNECTION_ATTEMPT_DELAY;
-use crate::carrier::transport::agent_transport;
-use crate::carrier::{Carrier, PathKind, PathMemory, Transport};
+use crate::carrier::transport::{HANDSHAKE_TIMEOUT, agent_transport};
+use crate::carrier::{Carrier, PathMemory, Transport};
+use crate::net::happy_eyeballs::CONNECTION_ATTEMPT_DELAY;
+use crate::net::path_kind::PathKind;
 
 /// The parameters of the handshakes over all carriers.
 pub(crate) struct Race {
@@ -176,7 +177,6 @@ impl Race {
             endpoint: handshake.endpoint,
             switch,
             rebinding: handshake.rebinding,
-            transmitter: handshake.transmitter,
             websocket_tasks: WebSocketTasks::default(),
         })
     }
@@ -211,7 +211,6 @@ impl Race {
             endpoint: handshake.endpoint,
             switch,
             rebinding: handshake.rebinding,
-            transmitter: handshake.transmitter,
             websocket_tasks,
         })
     }
@@ -237,17 +236,16 @@ impl Race {
             switch.congestion_owner(),
             &self.memory,
         ));
-        let (connecting, transmitter) =
-            Transmitter::capture(|| endpoint.connect_with(quic, EDGE, &self.server_name));
-        let connecting = connecting.map_err(|err| match err {
-            ConnectError::InvalidServerName(name) => AttemptError::ServerName(name),
-            err => AttemptError::Configuration(err),
-        })?;
+        let connecting = endpoint
+            .connect_with(quic, EDGE, &self.server_name)
+            .map_err(|err| match err {
+                ConnectError::InvalidServerName(name) => AttemptError::ServerName(name),
+                err => AttemptError::Configuration(err),
+            })?;
         Ok(Handshake {
             endpoint,
             connecting,
             rebinding,
-            transmitter,
         })
     }
 }
@@ -257,15 +255,11 @@ struct Handshake {
     endpoint: Endpoint,
     connecting: Connecting,
     rebinding: Arc<Rebinding>,
-    transmitter: Transmitter,
 }
 
 /// The head start of UDP in the race: a handshake on a 100 ms path with a round trip to spare. Where
 /// UDP is blocked, every start takes this much longer.
 const HEAD_START: Duration = Duration::from_millis(250);
-
-/// The time limit of a QUIC handshake: lost packets are retransmitted after 1, 2 and 4 s.
-pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The time between the starts of two handshakes with the same address. QUIC's own retransmissions come
 /// at doubling intervals; new handshakes find an edge sooner that is just starting (RFC 6298 §2.1 gives

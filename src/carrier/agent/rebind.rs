@@ -24,7 +24,6 @@ use quinn::{AsyncTimer, AsyncUdpSocket, Endpoint, Runtime, TokioRuntime};
 use tokio::task::coop::unconstrained;
 
 use super::socket::AgentSocket;
-use crate::carrier::duplicate::transmitter;
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -84,7 +83,7 @@ impl Runtime for Rebinding {
 
     fn spawn(&self, task: Task) {
         let first = !self.0.endpoint_runs.swap(true, Ordering::Relaxed);
-        transmitter::spawn(match first {
+        TokioRuntime.spawn(match first {
             true => task,
             false => Box::pin(ConnectionTask {
                 task,

@@ -21,6 +21,9 @@ use tokio::{
 };
 
 use super::udp_route::UdpRoute;
+use crate::carrier::Carrier;
+use crate::carrier::congestion::CongestionOwner;
+use crate::carrier::congestion::SharedCongestionOwner;
 use crate::carrier::duplicate::saved_transmit::SavedTransmit;
 use crate::carrier::duplicate::send_log::SendLog;
 use crate::carrier::gso_limit::send_over_udp;
@@ -29,7 +32,6 @@ use crate::carrier::selection::probe::Probe;
 use crate::carrier::selection::receive_monitor::{ReceiveActivity, ReceiveMonitor};
 use crate::carrier::websocket::WebSocketLink;
 use crate::carrier::writable::{WriteGate, note_blocked};
-use crate::carrier::{Carrier, CongestionOwner, SharedCongestionOwner};
 use crate::proto::DATAGRAMS_COUNT;
 
 /// Both carriers of one connection.

@@ -4,29 +4,17 @@ use std::{net::SocketAddr, panic, sync::Arc};
 
 use bytes::BytesMut;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
     sync::mpsc,
     task::{AbortHandle, JoinSet},
 };
 
-use super::driver::CarrierFactory;
+use super::factory::{CarrierFactory, Upgraded};
 use super::switch::EDGE;
 use crate::carrier::receive_queue::ReceivedPackets;
 use crate::carrier::tcp::connect::TcpConnectError;
 use crate::carrier::websocket;
 use crate::carrier::websocket::frames::Role;
-use crate::carrier::websocket::{Ended, PeerInfo, WebSocketLink};
-
-/// A byte stream that can carry WebSocket messages.
-pub(crate) trait ByteStream: AsyncRead + AsyncWrite + Unpin + Send {}
-
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> ByteStream for T {}
-
-/// A connection that has been upgraded to a WebSocket.
-pub(crate) struct Upgraded {
-    pub(crate) io: Box<dyn ByteStream>,
-    pub(crate) peer: PeerInfo,
-}
+use crate::carrier::websocket::{Ended, WebSocketLink};
 
 /// The task that runs the WebSocket of a connection, and the one that dials a new one.
 #[derive(Default)]

@@ -9,11 +9,16 @@
 //! path hold a few milliseconds of data, hold half a second of it, and every small request waits
 //! behind that. There the model keeps control of the window, and so of what is in those buffers.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use socket2::SockRef;
+
+use crate::net::path_kind::PathKind;
+use crate::net::tcp_options;
 
 /// Layer that controls congestion.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +28,18 @@ pub enum CongestionOwner {
     Quic,
     /// TCP: the kernel at this end of a connection that reaches to the other end of the session.
     Tcp,
+}
+
+impl CongestionOwner {
+    /// Determine whether QUIC can leave congestion control to the kernel's TCP on a connection to this
+    /// address, which must lead there without a proxy: it can if the connection uses BBR, which keeps the
+    /// queues in the network short.
+    pub(crate) fn of<'s>(tcp: impl Into<SockRef<'s>>, peer: SocketAddr) -> Self {
+        match PathKind::of(peer) == PathKind::Network && tcp_options::is_on_bbr(&tcp.into()) {
+            true => Self::Tcp,
+            false => Self::Quic,
+        }
+    }
 }
 
 /// Owner of congestion control on the path that a connection uses now. Clones share it.

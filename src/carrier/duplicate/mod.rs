@@ -4,4 +4,3 @@ pub(crate) mod duplicator;
 pub(crate) mod saved_transmit;
 pub(crate) mod send_log;
 pub(crate) mod send_logs;
-pub(crate) mod transmitter;

@@ -20,7 +20,7 @@ use std::{
 
 use bytes::BytesMut;
 use quinn::{
-    AsyncUdpSocket, Endpoint, EndpointConfig, ServerConfig, UdpPoller,
+    AsyncUdpSocket, Endpoint, EndpointConfig, ServerConfig, TokioRuntime, UdpPoller,
     udp::{RecvMeta, Transmit},
 };
 use tokio::{
@@ -28,16 +28,17 @@ use tokio::{
     sync::mpsc,
 };
 
+use crate::carrier::congestion::CongestionOwner;
 use crate::carrier::duplicate::send_logs::{SendLogHandle, SendLogs};
-use crate::carrier::duplicate::transmitter::TransmitterRuntime;
 use crate::carrier::gso_limit::{GsoLimit, send_over_udp};
 use crate::carrier::receive_queue::{ReceiveQueue, ReceivedPackets};
 use crate::carrier::selection::probe;
-use crate::carrier::subnet::subnet;
 use crate::carrier::websocket::frames::Role;
 use crate::carrier::websocket::{Ended, PeerInfo, WebSocketLink};
 use crate::carrier::writable::{Poller, WriteGate, note_blocked};
-use crate::carrier::{Carrier, CongestionOwner, PathKind, receive_queue, websocket};
+use crate::carrier::{Carrier, receive_queue, websocket};
+use crate::net::path_kind::PathKind;
+use crate::net::subnet::subnet;
 use crate::proto::DATAGRAMS_COUNT;
 
 /// The carrier of an agent's packets, as the edge sees it.
@@ -112,7 +113,7 @@ pub(crate) fn edge_endpoint_over(
         config,
         Some(server),
         Arc::new(socket.clone()),
-        Arc::new(TransmitterRuntime),
+        Arc::new(TokioRuntime),
     )?;
     Ok((endpoint, socket))
 }

@@ -11,8 +11,8 @@ use socket2::SockRef;
 use tokio::net::UnixStream;
 
 use super::{descriptors, packet_header, passed_websocket};
-use crate::carrier::PathKind;
 use crate::carrier::websocket::PeerInfo;
+use crate::net::path_kind::PathKind;
 
 /// An older process, to which the packets and WebSockets of its connections are passed on.
 #[derive(Debug)]

@@ -131,13 +131,14 @@ mod tests {
     use tokio::task::JoinHandle;
 
     use super::*;
+    use crate::carrier::congestion::CongestionOwner;
     use crate::carrier::edge::socket::edge_endpoint_over;
     use crate::carrier::handover::passed_websocket::PassedWebSockets;
     use crate::carrier::handover::predecessor::Predecessor;
     use crate::carrier::handover::successor::Successor;
     use crate::carrier::testbed::certificate;
     use crate::carrier::websocket::frames::{Encoder, Role};
-    use crate::carrier::{CongestionOwner, PathKind};
+    use crate::net::path_kind::PathKind;
     use crate::proto::Datagrams;
 
     /// The newer process, and an agent's WebSocket that it has accepted.

@@ -90,7 +90,7 @@ mod linux {
     use tokio::net::TcpStream;
     use tracing::debug;
 
-    use crate::carrier::tcp::options;
+    use crate::net::tcp_options;
 
     /// The state of the BBR resets of one socket.
     pub(crate) struct Bbr {
@@ -100,7 +100,7 @@ mod linux {
 
     impl Bbr {
         pub(crate) fn of(tcp: &TcpStream) -> Self {
-            let is_on_bbr = options::is_on_bbr(&SockRef::from(tcp));
+            let is_on_bbr = tcp_options::is_on_bbr(&SockRef::from(tcp));
             Self {
                 last_check: is_on_bbr.then(Instant::now),
             }
@@ -130,7 +130,7 @@ mod linux {
     /// system no longer permits BBR, the socket stays with the other one.
     fn reset_bbr(tcp: &SockRef) -> io::Result<()> {
         tcp.set_tcp_congestion(b"reno")?;
-        options::set_bbr(tcp)
+        tcp_options::set_bbr(tcp)
     }
 
     /// The first part of the kernel's `struct tcp_info` (`linux/tcp.h`), as far as it is needed. Its fields never

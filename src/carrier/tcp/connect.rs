@@ -18,9 +18,9 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use super::{happy_eyeballs, options};
-use crate::carrier::PathKind;
-use crate::carrier::agent::websocket_tasks::ByteStream;
+use crate::carrier::tcp::byte_stream::ByteStream;
+use crate::net::path_kind::PathKind;
+use crate::net::{happy_eyeballs, tcp_options};
 use crate::tls::explain;
 
 /// A TCP connection to the edge, or the WebSocket on it, could not be established.
@@ -146,12 +146,12 @@ pub(crate) async fn connect(
             });
         }
     };
-    options::request_bbr(&tcp, addr);
+    tcp_options::request_bbr(&tcp, addr);
     let path_kind = match peer {
         Peer::Edge(_) => PathKind::of(addr),
         Peer::Proxy(_) => PathKind::Network,
     };
-    options::limit_send_queue(&tcp, path_kind);
+    tcp_options::limit_send_queue(&tcp, path_kind);
     Ok(tcp)
 }
 

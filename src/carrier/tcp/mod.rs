@@ -1,8 +1,7 @@
-//! TCP connections: Happy Eyeballs, proxies, TLS, and socket options.
+//! TCP connections to the edge: Happy Eyeballs, proxies, TLS, and the upgrade.
 
 pub(crate) mod bbr_restart;
+pub(crate) mod byte_stream;
 pub(crate) mod connect;
-pub(crate) mod happy_eyeballs;
-pub(crate) mod options;
 pub(crate) mod outer_tls;
 pub(crate) mod proxy;

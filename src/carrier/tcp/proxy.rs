@@ -20,10 +20,10 @@ use tower::service_fn;
 use tower_service::Service;
 
 use super::bbr_restart::BbrRestart;
+use super::connect;
 use super::connect::{Peer, STEP_TIMEOUT, TcpConnectError, TunnelResponse};
-use super::{connect, options};
-use crate::carrier::CongestionOwner;
-use crate::carrier::agent::websocket_tasks::ByteStream;
+use crate::carrier::congestion::CongestionOwner;
+use crate::carrier::tcp::byte_stream::ByteStream;
 
 /// The proxy for WebSockets. UDP never goes through one.
 #[derive(Clone, Default)]
@@ -139,7 +139,7 @@ async fn direct(peer: &Peer, host: &str, port: u16) -> Result<Connected, TcpConn
     let tcp = connect::connect(peer, addresses).await?;
     let address = tcp.peer_addr().unwrap_or(first);
     Ok(Connected {
-        congestion: options::congestion_owner(&tcp, address),
+        congestion: CongestionOwner::of(&tcp, address),
         io: Box::new(BbrRestart::new(tcp)),
         address,
     })

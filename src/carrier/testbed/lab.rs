@@ -20,15 +20,17 @@ use super::random::pattern;
 use super::udp::MemoryUdp;
 use super::{certificate, pipe};
 use crate::carrier::agent::dial_error::AttemptError;
-use crate::carrier::agent::driver::{CarrierFactory, CarrierState, NetworkWatch};
+use crate::carrier::agent::driver::{CarrierState, NetworkWatch};
+use crate::carrier::agent::factory::CarrierFactory;
+use crate::carrier::agent::factory::Upgraded;
 use crate::carrier::agent::network_watch::NetworkChange;
 use crate::carrier::agent::race::Race;
-use crate::carrier::agent::websocket_tasks::Upgraded;
+use crate::carrier::congestion::CongestionOwner;
+use crate::carrier::duplicate::duplicator::Duplicator;
 use crate::carrier::edge::socket::{EdgeSocket, edge_endpoint_over};
 use crate::carrier::tcp::connect::{Peer, TcpConnectError};
-use crate::carrier::{
-    Carrier, CongestionOwner, Duplicator, PathKind, PathMemory, PeerInfo, Transport,
-};
+use crate::carrier::{Carrier, PathMemory, PeerInfo, Transport};
+use crate::net::path_kind::PathKind;
 
 /// Address from which the agent's TCP connections appear to come.
 const PEER: ([u8; 4], u16) = ([198, 51, 100, 99], 4000);

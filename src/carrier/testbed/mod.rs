@@ -23,7 +23,10 @@ use quinn::{
 };
 use rustls::{RootCertStore, pki_types::PrivateKeyDer, version::TLS13};
 
-use super::{PathKind, PathMemory, SharedCongestionOwner, edge_transport};
+use super::PathMemory;
+use crate::carrier::congestion::SharedCongestionOwner;
+use crate::carrier::transport::edge_transport;
+use crate::net::path_kind::PathKind;
 use crate::tls;
 
 /// Configurations of both ends for one self-signed certificate for `edge.test`.

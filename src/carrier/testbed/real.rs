@@ -22,14 +22,16 @@ use super::lab::serve;
 use super::{Certificate, certificate};
 use crate::carrier::agent::dial::{DialConfig, Dialed, dial};
 use crate::carrier::agent::dial_error::DialError;
-use crate::carrier::agent::websocket_tasks::ByteStream;
+use crate::carrier::congestion::CongestionOwner;
+use crate::carrier::edge::socket::EdgeSocket;
 use crate::carrier::edge::socket::edge_endpoint_over;
+use crate::carrier::tcp::byte_stream::ByteStream;
 use crate::carrier::tcp::outer_tls;
+use crate::carrier::websocket::upgrade::upgrade_response;
 use crate::carrier::websocket::{Ended, PeerInfo};
-use crate::carrier::{
-    CongestionOwner, EdgeSocket, PathKind, Proxy, Transport, WEBSOCKET_PATH, edge_udp,
-    limit_send_queue, upgrade_response,
-};
+use crate::carrier::{EdgeEndpoint, Proxy, Transport, WEBSOCKET_PATH};
+use crate::net::path_kind::PathKind;
+use crate::net::tcp_options::limit_send_queue;
 
 /// Most WebSockets that the edge accepts.
 pub(crate) const WEBSOCKETS: usize = 8;
@@ -55,7 +57,7 @@ impl RealEdge {
         let udp = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let addr = udp.local_addr().unwrap();
         let config = EndpointConfig::default();
-        let udp = edge_udp(udp).unwrap();
+        let udp = EdgeEndpoint::wrap_udp(udp).unwrap();
         let (endpoint, socket) =
             edge_endpoint_over(Some(udp), config, certificate.server.clone(), WEBSOCKETS).unwrap();
         let (report, ended) = mpsc::unbounded_channel();

@@ -22,13 +22,14 @@ use tokio::{
 use super::certificate;
 use super::network::{EDGE, Network};
 use super::udp::MemoryUdp;
-use crate::carrier::agent::driver::CarrierFactory;
+use crate::carrier::agent::factory::CarrierFactory;
+use crate::carrier::agent::factory::Upgraded;
 use crate::carrier::agent::race::Race;
-use crate::carrier::agent::websocket_tasks::Upgraded;
+use crate::carrier::edge::endpoint::edge_endpoint;
+use crate::carrier::edge::socket::EdgeSocket;
 use crate::carrier::tcp::connect::{Peer, TcpConnectError};
-use crate::carrier::{
-    Carrier, EdgeKeys, EdgeSocket, PathKind, PathMemory, Transport, edge_endpoint,
-};
+use crate::carrier::{Carrier, EdgeKeys, PathMemory, Transport};
+use crate::net::path_kind::PathKind;
 
 const SECOND: Duration = Duration::from_secs(1);
 

@@ -18,9 +18,11 @@ use super::certificate;
 use super::lab::{converse, serve};
 use super::real::{RealEdge, WEBSOCKETS, relay, relay_udp};
 use crate::carrier::agent::dial::{DialConfig, race_for};
+use crate::carrier::congestion::CongestionOwner;
 use crate::carrier::edge::socket::{EdgeSocket, TooManyWebSockets, edge_endpoint_over};
 use crate::carrier::websocket::{Ended, PeerInfo};
-use crate::carrier::{Carrier, CongestionOwner, PathKind, Transport, WEBSOCKET_PATH};
+use crate::carrier::{Carrier, Transport, WEBSOCKET_PATH};
+use crate::net::path_kind::PathKind;
 use crate::proto::{DATAGRAMS_HEADER, DATAGRAMS_LIMIT, Datagrams};
 
 /// Longer than anything here takes on a busy machine.
@@ -218,7 +220,7 @@ async fn a_malformed_message_closes_the_websocket_and_no_other() {
 }
 
 /// Start an edge without UDP, on paused time.
-fn quiet_edge(limit: usize) -> (quinn::Endpoint, crate::carrier::EdgeSocket) {
+fn quiet_edge(limit: usize) -> (quinn::Endpoint, EdgeSocket) {
     edge_endpoint_over(None, EndpointConfig::default(), certificate().server, limit).unwrap()
 }
 

@@ -22,6 +22,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::mpsc,
@@ -31,8 +32,8 @@ use tokio::{
 use self::frames::{FrameError, Reader, Received, Role};
 use self::send_queue::SendQueue;
 use super::receive_queue::ReceivedPackets;
-use super::{CongestionOwner, PathKind};
-
+use crate::carrier::congestion::CongestionOwner;
+use crate::net::path_kind::PathKind;
 use crate::proto::{DATAGRAMS_HEADER, DATAGRAMS_LIMIT, Datagrams, DatagramsError};
 
 /// The peer at the other end of a carrier.
@@ -44,6 +45,27 @@ pub struct PeerInfo {
     pub path_kind: PathKind,
     /// The owner of congestion control on the path.
     pub congestion: CongestionOwner,
+}
+
+impl PeerInfo {
+    /// Describe an agent whose connection comes from `peer`, and not through a proxy.
+    pub fn direct<'s>(agent: SocketAddr, tcp: impl Into<SockRef<'s>>, peer: SocketAddr) -> Self {
+        Self {
+            address: agent,
+            path_kind: PathKind::of(peer),
+            congestion: CongestionOwner::of(tcp, peer),
+        }
+    }
+
+    /// Describe an agent whose connection comes through a proxy. The proxy is often on the same machine,
+    /// and the agent never is.
+    pub fn proxied(agent: SocketAddr) -> Self {
+        Self {
+            address: agent,
+            path_kind: PathKind::Network,
+            congestion: CongestionOwner::Quic,
+        }
+    }
 }
 
 /// One WebSocket, as quinn's socket sees it.

@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 
 use super::frames::{Encoder, Role};
 use super::record_size::RecordSizer;
-use crate::carrier::PathKind;
+use crate::net::path_kind::PathKind;
 use crate::proto::Datagrams;
 
 /// Frames that wait to be written to one WebSocket.

@@ -5,9 +5,11 @@
 use aws_lc_rs::digest;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{
-    HeaderMap, HeaderValue, StatusCode,
+    HeaderMap, HeaderValue, Method, StatusCode,
     header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE},
+    request::Parts,
 };
+use hyper::{ext::Protocol, upgrade::OnUpgrade};
 
 /// A request is not a valid WebSocket upgrade.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -39,8 +41,32 @@ impl UpgradeError {
     }
 }
 
+/// Answer a request for a WebSocket: return the status and the headers of the response, and the upgrade. Over
+/// HTTP/1.1, the connection can be upgraded only if `expects_upgrade`.
+///
+/// # Errors
+/// [`UpgradeError`] if it is not a valid one.
+pub fn answer_upgrade(
+    request: &mut Parts,
+    expects_upgrade: bool,
+) -> Result<(StatusCode, HeaderMap, OnUpgrade), UpgradeError> {
+    let protocol = request.extensions.get::<Protocol>();
+    let is_websocket = protocol.is_some_and(|protocol| protocol.as_str() == "websocket");
+    let (status, headers) = if request.method == Method::CONNECT && is_websocket {
+        check_extended_connect(&request.headers)?;
+        (StatusCode::OK, HeaderMap::new())
+    } else if expects_upgrade {
+        let headers = upgrade_response(&request.headers)?;
+        (StatusCode::SWITCHING_PROTOCOLS, headers)
+    } else {
+        return Err(UpgradeError::NoUpgrade);
+    };
+    let on_upgrade = request.extensions.remove::<OnUpgrade>();
+    Ok((status, headers, on_upgrade.ok_or(UpgradeError::NoUpgrade)?))
+}
+
 /// Check an HTTP/1.1 upgrade request, and return the headers of the `101` response.
-pub fn upgrade_response(request: &HeaderMap) -> Result<HeaderMap, UpgradeError> {
+pub(crate) fn upgrade_response(request: &HeaderMap) -> Result<HeaderMap, UpgradeError> {
     if !has_token(request, UPGRADE, "websocket") || !has_token(request, CONNECTION, "upgrade") {
         return Err(UpgradeError::NoUpgrade);
     }
@@ -58,7 +84,7 @@ pub fn upgrade_response(request: &HeaderMap) -> Result<HeaderMap, UpgradeError> 
 }
 
 /// Check an HTTP/2 extended CONNECT request whose `:protocol` is `websocket`. The response is a bare `200`.
-pub fn check_extended_connect(request: &HeaderMap) -> Result<(), UpgradeError> {
+fn check_extended_connect(request: &HeaderMap) -> Result<(), UpgradeError> {
     check_version(request)
 }
 

@@ -10,7 +10,7 @@ use crate::proto;
 use crate::proto::{
     ALPN, AgentMessage, CONTROL_LIMIT, Close, EdgeMessage, HELLO_LIMIT, Hello, Splitter, WireError,
 };
-use crate::stream::{CONTROL_PRIORITY, next_message};
+use crate::stream::{CONTROL_PRIORITY, first_message, next_message};
 
 /// The edge's end of a control stream.
 pub struct Control {
@@ -29,7 +29,9 @@ impl Control {
             receive,
             splitter: Splitter::default(),
         };
-        match control.receive(HELLO_LIMIT).await.map_err(too_large)? {
+        let (receive, splitter) = (&mut control.receive, &mut control.splitter);
+        let first = first_message::<AgentMessage, SessionError>(receive, splitter, HELLO_LIMIT);
+        match first.await.map_err(too_large)? {
             Some(AgentMessage::Hello(hello)) => Ok((control, hello)),
             None => Err(WireError::Truncated.into()),
             Some(_) => Err(WireError::Invalid("the first message is not a hello").into()),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use quinn::{Connection, Endpoint, Incoming, ServerConfig};
+use quinn::{Connection, Incoming};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{Instrument, debug, error, info, info_span, warn};
@@ -14,13 +14,11 @@ use super::control::{Control, SessionError};
 use super::session_limit::{SessionLimit, SessionPermit};
 use super::unauthenticated::{Admission, Attempt, HandshakePermit, Unauthenticated};
 use crate::auth::{Name, NameError, Tokens};
-use crate::carrier::{
-    AGENT_STREAMS, Carrier, Duplicator, EdgeSocket, PathCache, PathKind, PathMemory,
-    SharedCongestionOwner, Transmitter, alpn, edge_transport, session_window,
-};
+use crate::carrier::{Carrier, EdgeEndpoint, EdgeLink};
 use crate::edge::limits::EdgeLimits;
 use crate::edge::listen::urls::Urls;
-use crate::edge::names::registry::{Claim, LiveTunnel, Owner, Registry, Unclaimed};
+use crate::edge::names::registry::{Claim, Registry, Unclaimed};
+use crate::edge::names::tunnel::{LiveTunnel, Owner};
 use crate::edge::shutdown::Draining;
 use crate::edge::visitors::conversations::Conversations;
 use crate::edge::workers::{WorkerSlot, Workers};
@@ -35,14 +33,8 @@ use crate::stream::{Budget, BufferTotal, FlowControl, RateLimit};
 /// State shared by all agents' sessions.
 pub struct Agents {
     pub registry: Registry,
-    /// The QUIC endpoint's socket, which knows the carrier of each agent's packets.
-    pub socket: EdgeSocket,
-    /// QUIC settings for agents on other machines.
-    pub quic: ServerConfig,
-    /// QUIC settings for agents on this machine.
-    pub quic_loopback: Arc<ServerConfig>,
-    /// Congestion estimates of the paths to agents, by address.
-    pub paths: PathCache,
+    /// The QUIC endpoint, which knows the carrier of each agent's packets.
+    pub endpoint: EdgeEndpoint,
     pub tokens: Tokens,
     pub limits: EdgeLimits,
     pub unauthenticated: Unauthenticated,
@@ -57,7 +49,7 @@ pub struct Agents {
 
 impl Agents {
     /// Accept agents until the endpoint is closed.
-    pub async fn accept(self: Arc<Self>, endpoint: Endpoint) {
+    pub async fn accept(self: Arc<Self>) {
         let mut sessions = JoinSet::new();
         loop {
             tokio::select! {
@@ -66,9 +58,9 @@ impl Agents {
                         error!(%err, "a session panicked");
                     }
                 }
-                incoming = endpoint.accept() => match incoming {
+                incoming = self.endpoint.accept() => match incoming {
                     Some(incoming) if self.draining.has_started() => incoming.refuse(),
-                    Some(incoming) => match self.admit_connection(&incoming, &endpoint) {
+                    Some(incoming) => match self.admit_connection(&incoming) {
                         Admission::Accept(permit) => {
                             let span = info_span!("agent", addr = %incoming.remote_address());
                             let slot = self.workers.slot();
@@ -89,62 +81,39 @@ impl Agents {
     }
 
     /// Decide whether to accept a QUIC connection, whose agent is not authenticated yet.
-    fn admit_connection(&self, incoming: &Incoming, endpoint: &Endpoint) -> Admission {
-        let remote = incoming.remote_address();
-        let Some(link) = self.socket.carrier(remote) else {
+    fn admit_connection(&self, incoming: &Incoming) -> Admission {
+        let Some(carrier) = self.endpoint.carrier(incoming) else {
             return Admission::Ignore;
         };
         let attempt = Attempt {
-            from: link.peer.address.ip(),
-            remote,
+            from: carrier.peer.address.ip(),
+            remote: incoming.remote_address(),
             id: incoming.orig_dst_cid(),
             // A TCP handshake has validated the address.
-            is_validated: incoming.remote_address_validated() || link.carrier == Carrier::WebSocket,
+            is_validated: incoming.remote_address_validated()
+                || carrier.carrier == Carrier::WebSocket,
         };
         let known = self.sessions.len() + self.unauthenticated.len();
-        let lingering = endpoint.open_connections().saturating_sub(known);
+        let lingering = self.endpoint.open_connections().saturating_sub(known);
         self.unauthenticated.admit(&attempt, lingering)
     }
 
     /// Complete the QUIC handshake and serve the session on the connection until it ends.
     async fn serve(self: Arc<Self>, incoming: Incoming, slot: WorkerSlot, permit: HandshakePermit) {
-        let link = self.socket.carrier(incoming.remote_address());
-        let is_local = link.is_some_and(|link| link.peer.path_kind == PathKind::Loopback);
-        let congestion_owner = SharedCongestionOwner::default();
-        let agent = self.socket.udp_address(incoming.remote_address());
-        let path = agent
-            .map(|agent| self.paths.recall(agent))
-            .unwrap_or_default();
-        let config = match is_local {
-            true => self.quic_loopback.clone(),
-            false => self.quic_for(&congestion_owner, &path),
-        };
-        let (accepted, transmitter) = Transmitter::capture(|| incoming.accept_with(config));
-        let connecting = match accepted {
-            Ok(connecting) => connecting,
-            Err(err) => return debug!(%err, "the QUIC handshake failed"),
-        };
+        let connecting = self.endpoint.handshake(incoming);
         let handshake = permit.run(timeout(self.limits.handshake, connecting));
-        let connection = match handshake.await {
-            Ok(Ok(Ok(connection))) => connection,
+        let link = match handshake.await {
+            Ok(Ok(Ok(link))) => link,
             Ok(Ok(Err(err))) => return debug!(%err, "the QUIC handshake failed"),
             Ok(Err(_)) => return debug!("the QUIC handshake timed out"),
             Err(err) => return debug!(%err, "the QUIC handshake failed"),
         };
         let budget = Budget::new(self.limits.session_buffer, self.buffer.clone());
-        let duplicator = Arc::new(Duplicator::for_edge(&connection, &self.socket));
-        let ending = duplicator.clone();
-        let flow = FlowControl::for_connection(&connection, budget, move |bytes| {
-            ending.message_written(bytes);
-            transmitter.message_written();
-        });
+        let flow = FlowControl::for_connection(link.connection(), budget, link.on_message());
         let context = SessionContext {
-            connection: &connection,
-            congestion_owner: &congestion_owner,
+            link: &link,
             flow: &flow,
-            conversations: &Conversations::new(AGENT_STREAMS as usize),
-            duplicator: &duplicator,
-            path: &path,
+            conversations: &Conversations::new(EdgeLink::MAX_STREAMS as usize),
             worker: slot.worker,
         };
         if let Err(err) = self.session(context, permit).await {
@@ -154,6 +123,7 @@ impl Agents {
                 }
                 err => debug!(%err, "the session failed"),
             }
+            let connection = link.connection();
             connection.close(err.close().code(), err.reason().as_bytes());
         }
     }
@@ -164,8 +134,8 @@ impl Agents {
         context: SessionContext<'_>,
         permit: HandshakePermit,
     ) -> Result<(), SessionError> {
-        let connection = context.connection;
-        if alpn(connection).as_deref() != Some(ALPN) {
+        let (link, connection) = (context.link, context.link.connection());
+        if link.alpn().as_deref() != Some(ALPN) {
             return Err(SessionError::Version);
         }
         let hello = timeout(self.limits.hello, Control::accept(connection));
@@ -180,22 +150,19 @@ impl Agents {
         };
         // The agent is authenticated: free its place among those that are not.
         drop(permit);
-        self.socket.session_started(connection.remote_address());
+        link.authenticated();
         let claims = match self.admit(&hello, owner, context).await {
             Ok(claims) => claims,
             Err(refusal) => return self.refuse(control, connection, refusal).await,
         };
-        if let Some(agent) = self.socket.udp_address(connection.remote_address()) {
-            self.paths.store(agent, context.path);
-        }
+        link.share_path();
         self.registry.flushed().await;
-        // Grant the agent the full window of a session.
-        connection.set_receive_window(session_window(self.limits.session_buffer));
+        link.grant_window(self.limits.session_buffer);
 
         let session = SESSIONS.fetch_add(1, Ordering::Relaxed);
         let limits = Limits {
             tunnels: self.limits.tunnels_per_agent,
-            streams: AGENT_STREAMS,
+            streams: EdgeLink::MAX_STREAMS,
         };
         let tunnels = claims.iter().map(|claim| self.grant(claim)).collect();
         let software = SOFTWARE.into();
@@ -212,14 +179,14 @@ impl Agents {
             .await?;
 
         let names: Vec<_> = claims.iter().map(|claim| claim.name().as_str()).collect();
-        let link = self.socket.carrier(connection.remote_address());
+        let carrier = link.carrier();
         info!(
             agent = %owner.agent,
             session,
             tunnels = names.join(","),
             software = %hello.software,
-            carrier = link.map(|link| link.carrier.to_string()),
-            peer = link.map(|link| link.peer.address.to_string()),
+            carrier = carrier.map(|carrier| carrier.carrier.to_string()),
+            peer = carrier.map(|carrier| carrier.peer.address.to_string()),
             "agent connected"
         );
         let session = Session {
@@ -334,17 +301,6 @@ impl Agents {
         Ok(())
     }
 
-    /// Return the QUIC settings for one agent on another machine.
-    fn quic_for(
-        &self,
-        congestion_owner: &SharedCongestionOwner,
-        path: &PathMemory,
-    ) -> Arc<ServerConfig> {
-        let mut config = self.quic.clone();
-        config.transport_config(edge_transport(PathKind::Network, congestion_owner, path));
-        Arc::new(config)
-    }
-
     /// Claim the names of these requests, all or none.
     fn claim(
         &self,
@@ -366,7 +322,7 @@ impl Agents {
                 run: claimant.run,
                 epoch: claimant.epoch,
                 number: request.tunnel,
-                connection: context.connection.clone(),
+                connection: context.link.connection().clone(),
                 flow: context.flow.clone(),
                 conversations: context.conversations.publish(request.tunnel),
                 worker: context.worker,
@@ -403,17 +359,12 @@ impl Agents {
     }
 }
 
-/// The parts of one session's connection.
+/// The connection of one session, and what is shared by its conversations.
 #[derive(Clone, Copy)]
 struct SessionContext<'a> {
-    connection: &'a Connection,
-    /// The owner of congestion control on the path to the agent: QUIC, or the kernel's TCP.
-    congestion_owner: &'a SharedCongestionOwner,
+    link: &'a EdgeLink,
     flow: &'a Arc<FlowControl>,
     conversations: &'a Arc<Conversations>,
-    duplicator: &'a Duplicator,
-    /// Congestion estimates of the path to the agent.
-    path: &'a PathMemory,
     /// Index of the worker that the session runs on.
     worker: usize,
 }
@@ -443,7 +394,7 @@ impl Session<'_> {
         let mut announced = false;
         let mut quota = RateLimit::new(CONTROL_BURST, CONTROL_INTERVAL);
         loop {
-            self.update_congestion_owner();
+            self.context.link.update_congestion_owner();
             let message = tokio::select! {
                 () = self.agents.draining.started(), if !announced => {
                     announced = true;
@@ -462,7 +413,7 @@ impl Session<'_> {
                     continue;
                 }
                 () = self.context.flow.tail_probe_due() => {
-                    self.context.duplicator.resend_tail();
+                    self.context.link.resend_tail();
                     control.send(&EdgeMessage::Ping).await?;
                     continue;
                 }
@@ -496,21 +447,6 @@ impl Session<'_> {
                 None => return Ok(()),
             }
         }
-    }
-
-    /// Update who controls congestion on the carrier that the agent uses now. An agent that has
-    /// moved to another carrier sends a message afterwards.
-    fn update_congestion_owner(&self) {
-        let (socket, remote) = (
-            &self.agents.socket,
-            self.context.connection.remote_address(),
-        );
-        socket.session_started(remote);
-        let link = socket.carrier(remote);
-        let congestion = link.map(|link| link.peer.congestion);
-        self.context
-            .congestion_owner
-            .set(congestion.unwrap_or_default());
     }
 
     /// Open one more tunnel, and return the reply.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::edge::limits::EdgeLimits;
-use crate::edge::names::registry::Owner;
+use crate::edge::names::tunnel::Owner;
 use crate::proto::Refusal;
 
 /// Counter and limit of authenticated sessions.

@@ -14,8 +14,8 @@ use quinn::ConnectionId;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::carrier::subnet;
 use crate::edge::limits::EdgeLimits;
+use crate::net::subnet::subnet;
 
 /// The unauthenticated connections.
 #[derive(Clone)]

@@ -10,11 +10,9 @@ use std::os::windows::io::{AsRawSocket, BorrowedSocket, RawSocket};
 #[cfg(unix)]
 use std::time::Duration;
 
+use ::http::Response;
 use ::http::header::{FORWARDED, HeaderMap, HeaderName};
 use ::http::request::Parts;
-use ::http::{Method, Response, StatusCode};
-use hyper::ext::Protocol;
-use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use ipnet::IpNet;
 use tokio::net::TcpStream;
@@ -22,14 +20,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug};
 
-use crate::carrier::{
-    CongestionOwner, EdgeSocket, PathKind, PeerInfo, UpgradeError, check_extended_connect,
-    congestion_owner, limit_send_queue, upgrade_response,
-};
 #[cfg(unix)]
-use crate::carrier::{PassedWebSocket, PassedWebSockets, Predecessors};
+use crate::carrier::handover::passed_websocket::{PassedWebSocket, PassedWebSockets};
+#[cfg(unix)]
+use crate::carrier::handover::predecessors::Predecessors;
+use crate::carrier::{EdgeEndpoint, PeerInfo, answer_upgrade};
 use crate::edge::visitors::http::body::VisitorBody;
-use crate::http::forwarded::X_FORWARDED_FOR;
+use crate::http::x_forwarded::X_FORWARDED_FOR;
+use crate::net::tcp_options::limit_send_queue;
 
 /// Descriptor of a visitor's TCP connection, which hyper owns and does not give back.
 #[derive(Clone, Copy)]
@@ -75,7 +73,7 @@ impl RawTcp {
 /// The WebSockets that carry QUIC packets of agents.
 #[derive(Clone)]
 pub struct AgentWebSockets {
-    pub socket: EdgeSocket,
+    pub endpoint: EdgeEndpoint,
     /// The edges before this one, some of whose agents connect here.
     #[cfg(unix)]
     pub predecessors: Predecessors,
@@ -96,22 +94,12 @@ impl AgentWebSockets {
         expects_upgrade: bool,
     ) -> Response<VisitorBody> {
         let mut response = Response::new(VisitorBody::Empty);
-        let websocket = parts
-            .extensions
-            .get::<Protocol>()
-            .is_some_and(|protocol| protocol.as_str() == "websocket");
-        let headers = if parts.method == Method::CONNECT && websocket {
-            check_extended_connect(&parts.headers).map(|()| HeaderMap::new())
-        } else if expects_upgrade {
-            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-            upgrade_response(&parts.headers)
-        } else {
-            Err(UpgradeError::NoUpgrade)
-        };
-        let (headers, on_upgrade) = match (headers, parts.extensions.remove::<OnUpgrade>()) {
-            (Ok(headers), Some(on_upgrade)) => (headers, on_upgrade),
-            (headers, _) => {
-                let refusal = headers.err().unwrap_or(UpgradeError::NoUpgrade);
+        let (headers, on_upgrade) = match answer_upgrade(&mut parts, expects_upgrade) {
+            Ok((status, headers, on_upgrade)) => {
+                *response.status_mut() = status;
+                (headers, on_upgrade)
+            }
+            Err(refusal) => {
                 *response.status_mut() = refusal.status();
                 *response.headers_mut() = refusal.required();
                 return response;
@@ -125,28 +113,22 @@ impl AgentWebSockets {
                 Ok(upgraded) => upgraded,
                 Err(err) => return debug!(%err, "the websocket upgrade failed"),
             };
-            let (path_kind, congestion) = {
+            let peer = {
                 // SAFETY: `upgraded` owns the connection, whose socket is therefore open.
                 let tcp = unsafe { tcp.borrow() };
-                let path = match is_direct {
-                    true => (PathKind::of(peer), congestion_owner(&tcp, peer)),
-                    // The proxy is often on the same machine, and the agent never is.
-                    false => (PathKind::Network, CongestionOwner::Quic),
+                let peer = match is_direct {
+                    true => PeerInfo::direct(agent, &tcp, peer),
+                    false => PeerInfo::proxied(agent),
                 };
                 // Packets must not grow stale in the kernel's send queue.
-                limit_send_queue(&tcp, path.0);
-                path
+                limit_send_queue(&tcp, peer.path_kind);
+                peer
             };
-            let (socket, io) = (&websockets.socket, TokioIo::new(upgraded));
-            let peer = PeerInfo {
-                address: agent,
-                path_kind,
-                congestion,
-            };
+            let (endpoint, io) = (&websockets.endpoint, TokioIo::new(upgraded));
             #[cfg(unix)]
-            let carrying = socket.accept_or_relay(&websockets.predecessors, io, peer);
+            let carrying = endpoint.carry_or_relay(&websockets.predecessors, io, peer);
             #[cfg(not(unix))]
-            let carrying = socket.accept(io, peer);
+            let carrying = endpoint.carry(io, peer);
             websockets.pump(carrying).await;
         };
         self.tasks.spawn(task.in_current_span());
@@ -181,7 +163,7 @@ impl AgentWebSockets {
     fn carry(&self, passed: PassedWebSocket) {
         let websockets = self.clone();
         self.tasks.spawn(async move {
-            let carrying = websockets.socket.accept(passed.stream, passed.peer);
+            let carrying = websockets.endpoint.carry(passed.stream, passed.peer);
             websockets.pump(carrying).await;
         });
     }

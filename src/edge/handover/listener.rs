@@ -14,7 +14,10 @@ use tracing::{debug, warn};
 
 use super::SOCKET;
 use super::message::{Channel, HandoverError, MAX_DESCRIPTORS, Message, REPLY_TIMEOUT, VERSION};
-use crate::carrier::{PassedWebSockets, Predecessors, SharedUdp, Successor};
+use crate::carrier::handover::passed_websocket::PassedWebSockets;
+use crate::carrier::handover::predecessors::Predecessors;
+use crate::carrier::handover::shared_udp::SharedUdp;
+use crate::carrier::handover::successor::Successor;
 use crate::edge::names::registry::Registry;
 use crate::state::StateDir;
 

@@ -1,11 +1,13 @@
 //! The successor's side of a handover.
 
 use std::io;
+use std::net::SocketAddr;
 
 use super::listener::connect;
 use super::message::{Channel, HandoverError, Message, REPLY_TIMEOUT, VERSION};
 use super::{SOCKET, SUPPORTED};
-use crate::carrier::{Predecessor, Predecessors};
+use crate::carrier::handover::predecessor::Predecessor;
+use crate::carrier::handover::predecessors::Predecessors;
 use crate::edge::listen::sockets::Sockets;
 use crate::state::StateDir;
 
@@ -58,6 +60,21 @@ impl Takeover {
                 .map(|(ids, pipes)| Predecessor::new(ids, pipes))
                 .collect(),
         })
+    }
+
+    /// Check that the running edge listens for agents on the address that this edge is configured for, which
+    /// agents could not follow otherwise.
+    ///
+    /// # Errors
+    /// [`HandoverError::Elsewhere`] if it does not.
+    pub fn check_quic(&self, configured: Option<SocketAddr>) -> Result<(), HandoverError> {
+        match self.sockets.udp_addr() {
+            Some(running) if configured != Some(running) => Err(HandoverError::Elsewhere {
+                running: running.to_string(),
+                wanted: configured.map_or_else(|| "off".to_owned(), |addr| addr.to_string()),
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Take over, now that everything that can fail is done.

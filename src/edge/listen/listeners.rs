@@ -6,24 +6,25 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use quinn::AsyncUdpSocket;
 use quinn::crypto::rustls::QuicServerConfig;
-use quinn::{AsyncUdpSocket, Endpoint, ServerConfig};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use super::bind::{self, ListenError};
 use super::sockets::Sockets;
-use crate::carrier;
-use crate::carrier::{EdgeKeys, EdgeSocket, PathKind, PathMemory, SharedCongestionOwner};
 #[cfg(unix)]
-use crate::carrier::{Predecessors, SharedUdp};
+use crate::carrier::handover::predecessors::Predecessors;
+#[cfg(unix)]
+use crate::carrier::handover::shared_udp::SharedUdp;
+use crate::carrier::{EdgeEndpoint, EdgeKeys};
 use crate::edge::config::EdgeConfig;
 #[cfg(unix)]
-use crate::edge::handover::{HandoverError, HandoverState, Takeover};
+use crate::edge::handover::{HandoverState, Takeover};
 #[cfg(unix)]
 use crate::edge::names::registry::Registry;
-use crate::edge::server::BindError;
 use crate::edge::visitors::accept::Listener;
+use crate::net::{tcp_options, udp_socket};
 use crate::proto::{ALPN, ALPN_ANY};
 use crate::tls::Identity;
 
@@ -31,12 +32,8 @@ use crate::tls::Identity;
 pub struct Listeners {
     /// Listeners for visitors, and for agents on WebSockets.
     pub visitors: Vec<Listener>,
-    pub endpoint: Endpoint,
-    pub socket: EdgeSocket,
-    /// QUIC settings for agents on other machines.
-    pub quic: ServerConfig,
-    /// QUIC settings for agents on this machine.
-    pub quic_loopback: Arc<ServerConfig>,
+    /// The endpoint for agents.
+    pub endpoint: EdgeEndpoint,
     pub addrs: Addrs,
     #[cfg(unix)]
     pub udp: Option<Arc<SharedUdp>>,
@@ -70,7 +67,7 @@ impl Listeners {
         identity: &Identity,
         keys: EdgeKeys,
         sockets: &mut Sockets,
-    ) -> Result<Self, BindError> {
+    ) -> Result<Self, ListenError> {
         Self::bind(config, identity, keys, sockets, Inherited::default())
     }
 
@@ -82,17 +79,7 @@ impl Listeners {
         identity: &Identity,
         keys: EdgeKeys,
         from: &mut Takeover,
-    ) -> Result<Self, BindError> {
-        if let Some(running) = from.sockets.udp_addr()
-            && config.quic != Some(running)
-        {
-            let off = || "off".to_owned();
-            return Err(HandoverError::Elsewhere {
-                running: running.to_string(),
-                wanted: config.quic.map_or_else(off, |addr| addr.to_string()),
-            }
-            .into());
-        }
+    ) -> Result<Self, ListenError> {
         let inherited = Some(from.predecessors.clone());
         Self::bind(config, identity, keys, &mut from.sockets, inherited)
     }
@@ -104,7 +91,7 @@ impl Listeners {
         keys: EdgeKeys,
         sockets: &mut Sockets,
         inherited: Inherited,
-    ) -> Result<Self, BindError> {
+    ) -> Result<Self, ListenError> {
         let mut addrs = Addrs::default();
         let mut visitors = Vec::new();
         for addr in &config.http {
@@ -125,16 +112,13 @@ impl Listeners {
         let predecessors = inherited.clone().unwrap_or_default();
         let agent_udp = AgentUdp::new(config, sockets, inherited)?;
         addrs.quic = agent_udp.addr;
-        let (quic, quic_loopback) = server_configs(identity);
-        let (endpoint, socket) =
-            carrier::edge_endpoint(agent_udp.udp, quic.clone(), keys, config.limits.websockets)
-                .map_err(ListenError::udp(config))?;
+        let tls = identity.agent_config(&[ALPN, ALPN_ANY]);
+        let tls = QuicServerConfig::try_from(tls).expect("the configuration speaks TLS 1.3");
+        let endpoint = EdgeEndpoint::new(agent_udp.udp, tls, keys, config.limits.websockets)
+            .map_err(ListenError::udp(config))?;
         Ok(Self {
             visitors,
             endpoint,
-            socket,
-            quic,
-            quic_loopback: Arc::new(quic_loopback),
             addrs,
             #[cfg(unix)]
             udp: agent_udp.shared,
@@ -200,12 +184,12 @@ impl AgentUdp {
     fn at(addr: SocketAddr, sockets: &mut Sockets, inherited: Inherited) -> io::Result<Self> {
         let socket = match sockets.take_udp(addr) {
             Some(bound) => bound,
-            None => carrier::bind_edge_udp(addr)?,
+            None => udp_socket::bind(addr)?,
         };
         let addr = Some(socket.local_addr()?);
         #[cfg(unix)]
         let descriptor = Some(socket.as_fd().try_clone_to_owned()?);
-        let udp = carrier::edge_udp(socket)?;
+        let udp = EdgeEndpoint::wrap_udp(socket)?;
         #[cfg(unix)]
         let udp = match inherited {
             Some(predecessors) => SharedUdp::waiting(udp, predecessors),
@@ -224,33 +208,6 @@ impl AgentUdp {
     }
 }
 
-/// Return the QUIC settings for agents on other machines, and for those on this machine.
-fn server_configs(identity: &Identity) -> (ServerConfig, ServerConfig) {
-    let tls = identity.agent_config(&[ALPN, ALPN_ANY]);
-    let tls = QuicServerConfig::try_from(tls).expect("the configuration speaks TLS 1.3");
-    let mut server = ServerConfig::with_crypto(Arc::new(tls));
-    server
-        .max_incoming(MAX_INCOMING)
-        .incoming_buffer_size(INCOMING_BUFFER)
-        .incoming_buffer_size_total(INCOMING_BUFFER_TOTAL);
-    let mut quic_loopback = server.clone();
-    let (ours, memory) = (SharedCongestionOwner::default(), PathMemory::default());
-    let transport = |path_kind| carrier::edge_transport(path_kind, &ours, &memory);
-    server.transport_config(transport(PathKind::Network));
-    quic_loopback.transport_config(transport(PathKind::Loopback));
-    (server, quic_loopback)
-}
-
-/// Most new connections whose first packet waits to be examined, which takes less than a
-/// millisecond. Any more are dropped, and retransmitted by clients that mean it.
-const MAX_INCOMING: usize = 1_024;
-
-/// Bytes buffered for one of them: the rest of a first flight with large keys is one packet.
-const INCOMING_BUFFER: u64 = 16 << 10;
-
-/// Bytes buffered for all of them together.
-const INCOMING_BUFFER_TOTAL: u64 = 4 << 20;
-
 /// Listen for visitors on one address, or use the socket that is bound to it.
 fn listen_tcp(
     addr: SocketAddr,
@@ -263,7 +220,7 @@ fn listen_tcp(
     let tcp = listen(sockets.take_tcp(addr));
     let local = tcp.and_then(|tcp| Ok((tcp.local_addr()?, tcp)));
     let (addr, tcp) = local.map_err(|err| ListenError::new("TCP", addr, err))?;
-    carrier::request_bbr(&tcp, addr);
-    carrier::limit_visitor_send_queues(&tcp);
+    tcp_options::request_bbr(&tcp, addr);
+    tcp_options::limit_visitor_send_queues(&tcp);
     Ok((tcp, addr))
 }

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::info;
 
-use super::registry::{LiveTunnel, Owner};
+use super::tunnel::{LiveTunnel, Owner};
 use crate::auth::Name;
 use crate::proto::{ClaimMode, Close};
 

@@ -9,7 +9,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tracing::warn;
 
-use super::registry::Owner;
+use super::tunnel::Owner;
 use crate::auth::{Name, TokenId};
 use crate::proto::AgentId;
 use crate::state::{StateDir, StateError};

@@ -3,4 +3,5 @@
 pub(crate) mod lease;
 pub(crate) mod lease_file;
 pub(crate) mod registry;
+pub(crate) mod tunnel;
 pub(crate) mod waiting;

@@ -6,7 +6,8 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
-use super::registry::{LiveTunnel, Registry};
+use super::registry::Registry;
+use super::tunnel::LiveTunnel;
 use crate::edge::fault::Fault;
 use crate::edge::limits::EdgeLimits;
 use crate::edge::visitors::client::Client;

@@ -11,59 +11,27 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use ipnet::IpNet;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, debug, debug_span, error, warn};
 
-use super::client::ConnectionId;
-use super::connection_limit::ConnectionLimit;
+use super::connection_id::ConnectionId;
+use super::context::{Visit, Visitors};
 use super::http::error_page::ErrorFormat;
-use super::http::failure_log::FailureLog;
 use super::http::guard::Guard;
+use super::http::head_limits::MAX_FIELD_LIST;
 use super::http::http2::{Expired, Http2Connection, Http2Stream, ObservedIo, StreamExecutor};
 use super::http::idle::IDLE_TIMEOUT;
-use super::http::route::Visit;
-use super::http::validate::MAX_FIELD_LIST;
 use super::socket::{ReceivedBytes, VisitorSocket};
-use crate::edge::agents::websockets::{AgentWebSockets, RawTcp};
+use crate::edge::agents::websockets::RawTcp;
 use crate::edge::fault::Fault;
 use crate::edge::limits::EdgeLimits;
-use crate::edge::names::waiting::WaitingRequests;
-use crate::edge::shutdown::Draining;
-use crate::edge::workers::Workers;
 use crate::error_chain::chain;
 use crate::proto::Scheme;
-
-/// State shared by all visitors' connections.
-pub struct Visitors {
-    /// Finds the tunnels, including those whose agents are away.
-    pub waiting: WaitingRequests,
-    /// The domain of the tunnels, in lower case.
-    pub domain: String,
-    pub limits: EdgeLimits,
-    pub connection_limit: ConnectionLimit,
-    /// Log of failed requests.
-    pub failure_log: FailureLog,
-    pub workers: Workers,
-    /// Proxies whose forwarded fields are believed.
-    pub trusted_proxies: Vec<IpNet>,
-    /// The agents' WebSockets.
-    pub websockets: AgentWebSockets,
-    /// The HTTPS port, if plain HTTP is answered with a redirect.
-    pub redirect: Option<u16>,
-    /// Upgraded conversations, which have outlived their HTTP connection.
-    pub upgrades: TaskTracker,
-    /// Draining: no new conversations are accepted.
-    pub draining: Draining,
-    /// Cancelled to cut the conversations that are left.
-    pub closing: CancellationToken,
-}
 
 /// A listening socket for visitors.
 pub struct Listener {

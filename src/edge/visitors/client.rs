@@ -3,27 +3,14 @@
 
 use std::net::IpAddr;
 use std::net::Ipv6Addr;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::Relaxed;
 
 use ::http::HeaderMap;
 use ::http::header::FORWARDED;
 use ipnet::IpNet;
 
+use super::connection_id::ConnectionId;
 use super::fair_share::Holder;
-use crate::http::forwarded::X_FORWARDED_FOR;
-
-/// Identifier of a visitor's connection, unique in the process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct ConnectionId(u64);
-
-impl ConnectionId {
-    /// Return an identifier that no other connection has.
-    pub fn next() -> Self {
-        static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
-        Self(CONNECTIONS.fetch_add(1, Relaxed))
-    }
-}
+use crate::http::x_forwarded::X_FORWARDED_FOR;
 
 /// A client, as a holder of shares: a subscriber, and the network that the subscriber is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,7 +125,12 @@ mod tests {
             .iter()
             .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
             .collect();
-        Client::of(peer.parse().unwrap(), ConnectionId(7), &proxies, &fields)
+        Client::of(
+            peer.parse().unwrap(),
+            ConnectionId::from_number(7),
+            &proxies,
+            &fields,
+        )
     }
 
     fn at(address: &str) -> Client {
@@ -179,7 +171,7 @@ mod tests {
 
     #[test]
     fn without_an_address_each_connection_counts_on_its_own() {
-        let connection = Holder::Connection(ConnectionId(7));
+        let connection = Holder::Connection(ConnectionId::from_number(7));
 
         for (peer, fields) in [
             ("127.0.0.1", &[][..]),

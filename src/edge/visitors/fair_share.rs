@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::net::Ipv6Addr;
 
-use super::client::ConnectionId;
+use super::connection_id::ConnectionId;
 
 /// A party whose places are counted together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

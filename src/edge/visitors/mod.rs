@@ -2,7 +2,9 @@
 
 pub(crate) mod accept;
 pub(crate) mod client;
+pub(crate) mod connection_id;
 pub(crate) mod connection_limit;
+pub(crate) mod context;
 pub(crate) mod conversations;
 pub(crate) mod fair_share;
 pub(crate) mod http;

@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::lazy_deadline::LazyDeadline;
-use crate::carrier::unacknowledged;
+use crate::net::tcp_options::unacknowledged;
 
 /// A visitor's TCP connection.
 pub struct VisitorSocket {

@@ -3,7 +3,7 @@
 use tokio::net::TcpStream;
 use tokio_rustls::rustls::server::Acceptor;
 
-use super::accept::Visitors;
+use super::context::Visitors;
 
 impl Visitors {
     /// Peek at the first bytes of a connection, and find the worker that has the session of the

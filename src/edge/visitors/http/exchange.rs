@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::http::StatusCode;
+use ::http::{HeaderMap, StatusCode};
 use bytes::Bytes;
 use http_body::Body;
 use quinn::{ReadError, RecvStream, SendStream, WriteError};
@@ -15,12 +15,11 @@ use tracing::{Instrument, debug};
 
 use super::body::TunnelResponse;
 use super::body::VisitorBody;
-use super::forward::Forward;
 use super::idle::idle_after_stop;
 use super::paced_body::BodyError;
 use super::request_body::RequestBody;
 use crate::edge::fault::Fault;
-use crate::edge::names::registry::LiveTunnel;
+use crate::edge::names::tunnel::LiveTunnel;
 use crate::edge::shutdown::Draining;
 use crate::edge::visitors::conversations::ConversationPermit;
 use crate::error_chain::chain;
@@ -184,9 +183,12 @@ pub struct PendingResponse {
 }
 
 impl PendingResponse {
-    /// Send the body and wait for the final head, passing informational ones on. Fails with `None`
-    /// if the session is lost.
-    pub async fn head(&mut self, forward: &Forward) -> Result<ResponseHead, Option<Fault>> {
+    /// Send the body and wait for the final head, passing informational (1xx) ones to `inform`. Fails
+    /// with `None` if the session is lost.
+    pub async fn head(
+        &mut self,
+        inform: impl Fn(StatusCode, HeaderMap),
+    ) -> Result<ResponseHead, Option<Fault>> {
         let mut informational = 0;
         loop {
             let head = tokio::select! {
@@ -210,7 +212,7 @@ impl PendingResponse {
                     ..
                 }) => self.body_wanted.notify_one(),
                 Ok(ResponseHead::Informational { status, fields }) => {
-                    forward.send_informational(status, fields.0)
+                    inform(status, fields.0);
                 }
                 Ok(head) => return Ok(head),
                 Err(ReceiveError::Wire(err)) => {

@@ -22,11 +22,11 @@ use super::exchange::{AdmittedStream, DeliveryError, Outbound, PendingResponse};
 use super::http2::UpgradedStream;
 use super::idle::idle_after_stop;
 use super::request_body::RequestBody;
-use super::route::Visit;
 use super::validate::Authority;
 use crate::edge::fault::Fault;
-use crate::edge::names::registry::LiveTunnel;
+use crate::edge::names::tunnel::LiveTunnel;
 use crate::edge::visitors::client::Client;
+use crate::edge::visitors::context::Visit;
 use crate::edge::visitors::conversations::Evict;
 use crate::http::cookies;
 use crate::http::forwarded;
@@ -272,7 +272,8 @@ impl Forward {
             receive,
         };
         let mut pending = request.send(tunnel, admitted, continue_timeout).await?;
-        match pending.head(self).await {
+        let informational = |status, fields| self.send_informational(status, fields);
+        match pending.head(informational).await {
             Ok(head) => Ok((pending, head)),
             Err(None) => Err(DeliveryError::Lost { stream }),
             Err(Some(fault)) => Err(DeliveryError::Fault(fault)),
@@ -374,7 +375,7 @@ impl Forward {
 
     /// Pass an informational (1xx) response on over HTTP/1.1. hyper's HTTP/2 server cannot send
     /// any.
-    pub fn send_informational(&self, status: StatusCode, mut fields: HeaderMap) {
+    fn send_informational(&self, status: StatusCode, mut fields: HeaderMap) {
         strip_hop_by_hop(&mut fields);
         cookies::remove_parent_domain_cookies(&mut fields, &self.authority.host);
         if let Some(verdicts) = &self.visit.verdicts {

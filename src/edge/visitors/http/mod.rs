@@ -6,6 +6,7 @@ pub(crate) mod exchange;
 pub(crate) mod failure_log;
 pub(crate) mod forward;
 pub(crate) mod guard;
+pub(crate) mod head_limits;
 pub(crate) mod host;
 pub(crate) mod http2;
 pub(crate) mod idle;

@@ -1,10 +1,8 @@
 //! One request: checked, routed, and answered.
 
 use std::future::poll_fn;
-use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
-use std::sync::Arc;
 use std::task::Poll;
 
 use ::http::header::{CONNECTION, LOCATION};
@@ -17,35 +15,16 @@ use super::body::VisitorBody;
 use super::error_page::ErrorFormat;
 use super::forward::{Forward, PreparedRequest};
 use super::guard::Verdicts;
-use super::http2::Http2Stream;
 use super::request_body::RequestBody;
 use super::validate;
 use super::validate::Authority;
 use super::violation::Violation;
 use crate::carrier::WEBSOCKET_PATH;
-use crate::edge::agents::websockets::{RawTcp, agent_address};
+use crate::edge::agents::websockets::agent_address;
 use crate::edge::fault::Fault;
-use crate::edge::visitors::accept::Visitors;
 use crate::edge::visitors::client::Client;
-use crate::edge::visitors::client::ConnectionId;
-use crate::edge::visitors::socket::ReceivedBytes;
+use crate::edge::visitors::context::Visit;
 use crate::proto::Scheme;
-
-/// A request's visitor, and the connection that it came on.
-pub struct Visit {
-    pub visitors: Arc<Visitors>,
-    pub visitor: SocketAddr,
-    pub connection: ConnectionId,
-    pub scheme: Scheme,
-    /// The connection's socket, valid as long as the connection.
-    pub tcp: RawTcp,
-    /// The guard's verdicts; HTTP/2 has no guard.
-    pub verdicts: Option<Verdicts>,
-    /// Counter of the bytes received on the connection.
-    pub received: ReceivedBytes,
-    /// The HTTP/2 stream; `None` over HTTP/1.
-    pub stream: Option<Arc<Http2Stream>>,
-}
 
 impl Visit {
     /// Answer a request. A panic on the way ends this request alone.

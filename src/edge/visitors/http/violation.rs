@@ -4,7 +4,7 @@
 
 use ::http::StatusCode;
 
-use super::validate::{MAX_FIELDS, MAX_HEAD, MAX_TARGET};
+use super::head_limits::{MAX_FIELDS, MAX_HEAD, MAX_TARGET};
 
 /// A rule of HTTP that a request head breaks, or a limit that it exceeds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

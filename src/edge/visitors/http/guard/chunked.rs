@@ -3,7 +3,7 @@
 //! Nothing is decoded here: hyper does that with the same bytes. What hyper tolerates is refused
 //! here.
 
-use crate::edge::visitors::http::validate::MAX_TRAILERS;
+use crate::edge::visitors::http::head_limits::MAX_TRAILERS;
 
 /// Scanner for a chunked body: the position of the next byte.
 #[derive(Clone, Copy, Debug)]

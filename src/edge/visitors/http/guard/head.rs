@@ -6,8 +6,9 @@ use httparse::{Header, Request, Status};
 
 use super::target::RequestTarget;
 use super::verdicts::HeadFacts;
+use crate::edge::visitors::http::head_limits::MAX_FIELDS;
 use crate::edge::visitors::http::host::Host;
-use crate::edge::visitors::http::validate::{MAX_FIELDS, content_length, imitates_framing};
+use crate::edge::visitors::http::validate::{content_length, imitates_framing};
 use crate::edge::visitors::http::violation::Violation;
 
 /// Framing of the body that follows a head.

@@ -34,7 +34,7 @@ use self::chunked::FramingError;
 use self::scanner::{Scanner, Stop};
 use self::search::substitute;
 pub(crate) use self::verdicts::Verdicts;
-use super::validate::MAX_HEAD;
+use super::head_limits::MAX_HEAD;
 use super::violation::Violation;
 use crate::edge::limits::EdgeLimits;
 use crate::edge::visitors::lazy_deadline::LazyDeadline;

@@ -1,7 +1,7 @@
 //! The search for the end of a request head, and the request that hyper reads in place of a refused
 //! one.
 
-use crate::edge::visitors::http::validate::MAX_HEAD;
+use crate::edge::visitors::http::head_limits::MAX_HEAD;
 use crate::edge::visitors::http::violation::Violation;
 
 /// Progress of the search for the end of a head.

@@ -1,7 +1,7 @@
 //! The request target (RFC 9112 §3.2).
 
+use crate::edge::visitors::http::head_limits::MAX_TARGET;
 use crate::edge::visitors::http::host::Host;
-use crate::edge::visitors::http::validate::MAX_TARGET;
 use crate::edge::visitors::http::violation::Violation;
 
 /// The forms of a target that an origin server accepts.

@@ -11,7 +11,7 @@ use proptest::sample::Index;
 
 use super::verdicts::HeadFacts;
 use super::*;
-use crate::edge::visitors::http::validate::{MAX_FIELDS, MAX_TARGET, MAX_TRAILERS};
+use crate::edge::visitors::http::head_limits::{MAX_FIELDS, MAX_TARGET, MAX_TRAILERS};
 
 /// A visitor's connection that delivers the given pieces, and then ends.
 struct Pieces(VecDeque<Vec<u8>>);

@@ -9,7 +9,7 @@ use ::http::{HeaderMap, StatusCode};
 use bytes::BytesMut;
 use tracing::debug;
 
-use crate::edge::visitors::http::validate::MAX_HEAD;
+use crate::edge::visitors::http::head_limits::MAX_HEAD;
 use crate::edge::visitors::http::violation::Violation;
 
 /// Facts about a request that the guard learnt from its head.

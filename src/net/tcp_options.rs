@@ -6,7 +6,7 @@ use std::sync::Once;
 use socket2::SockRef;
 use tracing::debug;
 
-use crate::carrier::{CongestionOwner, PathKind};
+use super::path_kind::PathKind;
 
 /// Request BBR, a congestion control that does not take every loss for a full queue, for a connection to
 /// this address or a listener on it. Accepted connections inherit it from their listener.
@@ -21,16 +21,6 @@ pub fn request_bbr<'s>(tcp: impl Into<SockRef<'s>>, addr: SocketAddr) {
         // Logged once: the result is the same for every socket.
         static LOGGED: Once = Once::new();
         LOGGED.call_once(|| debug!(%err, "TCP sockets keep the system's congestion control"));
-    }
-}
-
-/// Determine whether QUIC can leave congestion control to the kernel's TCP on a connection to this address,
-/// which must lead there without a proxy: it can if the connection uses BBR, which keeps the queues in the
-/// network short.
-pub fn congestion_owner<'s>(tcp: impl Into<SockRef<'s>>, peer: SocketAddr) -> CongestionOwner {
-    match PathKind::of(peer) == PathKind::Network && is_on_bbr(&tcp.into()) {
-        true => CongestionOwner::Tcp,
-        false => CongestionOwner::Quic,
     }
 }
 
@@ -54,19 +44,22 @@ pub fn unacknowledged<'s>(_: impl Into<SockRef<'s>>) -> Option<u32> {
     None
 }
 
+/// Report whether a connection uses BBR.
 #[cfg(any(target_os = "linux", target_os = "freebsd"))]
-pub(crate) fn is_on_bbr(tcp: &SockRef) -> bool {
+pub fn is_on_bbr(tcp: &SockRef) -> bool {
     tcp.tcp_congestion()
         .is_ok_and(|name| name.split(|byte| *byte == 0).next() == Some(b"bbr"))
 }
 
+/// Report whether a connection uses BBR.
 #[cfg(not(any(target_os = "linux", target_os = "freebsd")))]
-fn is_on_bbr(_: &SockRef) -> bool {
+pub fn is_on_bbr(_: &SockRef) -> bool {
     false
 }
 
+/// Use BBR for a connection or a listener.
 #[cfg(any(target_os = "linux", target_os = "freebsd"))]
-pub(crate) fn set_bbr(tcp: &SockRef) -> std::io::Result<()> {
+pub fn set_bbr(tcp: &SockRef) -> std::io::Result<()> {
     tcp.set_tcp_congestion(b"bbr")
 }
 

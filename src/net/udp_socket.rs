@@ -8,8 +8,8 @@ use std::{
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tracing::debug;
 
-/// Bind an agent's UDP socket to an unspecified port, for both address families where the system supports that.
-pub(crate) fn bind_any_port() -> io::Result<UdpSocket> {
+/// Bind a UDP socket to a port of the system's choice, for both address families where the system supports that.
+pub fn bind_any_port() -> io::Result<UdpSocket> {
     dual_stack().or_else(|_| {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
         enlarge_buffers(&socket);
@@ -26,8 +26,23 @@ fn dual_stack() -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
+/// Bind a UDP socket to this address: for both address families if it is `[::]`.
+///
+/// # Errors
+/// If the address cannot be bound.
+pub fn bind(addr: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
+    if addr.is_ipv6() && addr.ip().is_unspecified() {
+        // One socket for both families, where the system has both.
+        socket.set_only_v6(false)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&addr.into())?;
+    Ok(socket.into())
+}
+
 /// Request large socket buffers. The kernel may grant less; failure is only logged.
-pub(crate) fn enlarge_buffers(socket: &UdpSocket) {
+pub fn enlarge_buffers(socket: &UdpSocket) {
     let socket = SockRef::from(socket);
     let asked = socket
         .set_recv_buffer_size(UDP_BUFFER)
