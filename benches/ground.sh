@@ -3,10 +3,10 @@
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 TOOLS=$ROOT/target/lab/release                             # attack, link, origin, report, visitors
-AGENTS=$ROOT/target/release/examples/lab-agents            # many of qtunnel's in one process
+AGENTS=$ROOT/target/dist/examples/lab-agents            # many of qtunnel's in one process
 RUN=$ROOT/target/lab/run                                   # configurations, logs and pids; goes at the end
 PEERS=${XDG_CACHE_HOME:-$HOME/.cache}/qtunnel-lab/peers    # what cargo installs; stays
-QTUNNEL=${QTUNNEL:-$ROOT/target/release/qtunnel}
+QTUNNEL=${QTUNNEL:-$ROOT/target/dist/qtunnel}
 
 # The visitor and the public end live in A, the agent's end and the origin in B. On the clean ground
 # both are the loopback of A.

@@ -32,7 +32,7 @@ wants_many_agents() {
   for row in "${SCALE_OWN_ROWS[@]}"; do wanted "$row" && return; done
   return 1
 }
-build_ours() { cargo build -q --release --locked --manifest-path "$ROOT/Cargo.toml" "$@"; }
+build_ours() { cargo build -q --profile dist --locked --manifest-path "$ROOT/Cargo.toml" "$@"; }
 
 install_tools() {
   local tool packages=()
@@ -57,4 +57,4 @@ install_peers() {
   done
 }
 
-built_here() { [ "$QTUNNEL" = "$ROOT/target/release/qtunnel" ]; }
+built_here() { [ "$QTUNNEL" = "$ROOT/target/dist/qtunnel" ]; }
