@@ -48,6 +48,7 @@ const NO_LIMITS: &[(&str, &str)] = &[
     // Computed from MAX_HEAD.
     ("src/edge/visitors/http/validate.rs", "MAX_FIELD_LIST"),
     ("src/edge/visitors/socket.rs", "LOOKS"),
+    ("src/stream/ahead.rs", "SMALL"),
     ("src/stream/flow/budget.rs", "AMPLE"),
     ("src/stream/flow/budget.rs", "NEW"),
     ("src/stream/flow/budget.rs", "NEW_PART"),

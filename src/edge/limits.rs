@@ -7,6 +7,8 @@ use std::time::Duration;
 pub struct EdgeLimits {
     /// Connections of one visitor (an IPv4 address or an IPv6 /64) at the same time.
     pub connections_per_visitor: usize,
+    /// Conversations of one visitor at the same time, with all agents together.
+    pub conversations_per_visitor: usize,
     /// Connections of all visitors together.
     pub connections: usize,
     /// Sessions of agents at the same time.
@@ -77,6 +79,8 @@ impl Default for EdgeLimits {
     fn default() -> Self {
         Self {
             connections_per_visitor: 64,
+            // As many as one agent has.
+            conversations_per_visitor: 1_024,
             connections: 10_000,
             sessions: 10_000,
             sessions_per_agent: 64,

@@ -237,6 +237,7 @@ impl Edge {
             pumps: TaskTracker::new(),
             end: CancellationToken::new(),
         };
+        let buffer = BufferTotal::new(self.config.limits.buffer);
         let agents = Arc::new(Agents {
             registry: registry.clone(),
             socket: self.listening.socket,
@@ -248,7 +249,7 @@ impl Edge {
             unauthenticated: Unauthenticated::new(&self.config.limits),
             sessions: Sessions::new(&self.config.limits),
             workers: self.workers.clone(),
-            buffer: BufferTotal::new(self.config.limits.buffer),
+            buffer: buffer.clone(),
             urls: Urls::new(&self.config, &self.listening.addrs),
             draining: draining.clone(),
             grace_period: self.config.grace_period,
@@ -258,6 +259,7 @@ impl Edge {
             hold: Hold::new(registry.clone(), self.config.hold, &self.config.limits),
             domain: self.config.domain.to_ascii_lowercase(),
             limits: self.config.limits,
+            buffer,
             crowd: Crowd::default(),
             failures: failures.clone(),
             workers: self.workers,

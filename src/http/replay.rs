@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
 
-use crate::stream::flow::Unread;
+use crate::stream::flow::{BufferTotal, Unread};
 
 /// A body of which the beginning is kept until it is certain that nobody needs it again.
 pub struct ReplayBuffer<B>(Arc<Mutex<State<B>>>);
@@ -16,6 +16,8 @@ struct State<B> {
     body: B,
     kept: Vec<Bytes>,
     size: usize,
+    /// Where that counts as long as it is kept.
+    buffer: Option<Arc<BufferTotal>>,
     /// What has been read is no longer kept as a whole.
     spent: bool,
     /// The number of the latest reading.
@@ -25,10 +27,20 @@ struct State<B> {
 impl<B> ReplayBuffer<B> {
     /// Begin to keep.
     pub fn new(body: B) -> Self {
+        Self::with(None, body)
+    }
+
+    /// Begin to keep as long as a budget has room.
+    pub fn within(buffer: Arc<BufferTotal>, body: B) -> Self {
+        Self::with(Some(buffer), body)
+    }
+
+    fn with(buffer: Option<Arc<BufferTotal>>, body: B) -> Self {
         Self(Arc::new(Mutex::new(State {
             body,
             kept: Vec::new(),
             size: 0,
+            buffer,
             spent: false,
             reading: 0,
         })))
@@ -68,18 +80,38 @@ impl<B> ReplayBuffer<B> {
 
 impl<B> State<B> {
     fn keep(&mut self, data: Bytes) {
-        self.size += data.len();
-        if self.size > MOST_KEPT {
-            self.spend();
+        if self.spent {
+            return;
         }
-        if !self.spent {
-            self.kept.push(data);
+        let size = self.size + data.len();
+        let buffer = self.buffer.as_ref();
+        if size > MOST_KEPT || buffer.is_some_and(|buffer| !buffer.has_room_beside(size as u64)) {
+            return self.spend();
         }
+        if let Some(buffer) = buffer {
+            buffer.take(data.len() as u64);
+        }
+        self.size = size;
+        self.kept.push(data);
     }
 
     fn spend(&mut self) {
         self.spent = true;
         self.kept = Vec::new();
+        self.release();
+    }
+
+    fn release(&mut self) {
+        let kept = std::mem::take(&mut self.size);
+        if let Some(buffer) = &self.buffer {
+            buffer.give_back(kept as u64);
+        }
+    }
+}
+
+impl<B> Drop for State<B> {
+    fn drop(&mut self) {
+        self.release();
     }
 }
 
@@ -229,6 +261,23 @@ mod tests {
         assert_eq!(whole.len(), MOST_KEPT + 6);
         assert_eq!(rewind.kept(), None);
         assert_eq!(rewind.read().collect().await.unwrap().to_bytes().len(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_counts_in_the_budget_and_nothing_is_kept_beyond_it() {
+        let buffer = BufferTotal::new(100);
+        let frames =
+            [10; 3].map(|size| Ok::<_, Infallible>(Frame::data(Bytes::from(vec![7; size]))));
+        let body = StreamBody::new(futures_util::stream::iter(frames));
+        let rewind = ReplayBuffer::<_>::within(buffer.clone(), body);
+        let mut reading = rewind.read();
+
+        for used in [10, 20, 0] {
+            reading.frame().await.unwrap().unwrap();
+            assert_eq!(buffer.used(), used);
+        }
+
+        assert_eq!(rewind.kept(), None);
     }
 
     #[tokio::test]

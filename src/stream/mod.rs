@@ -1,5 +1,6 @@
 //! One conversation on a QUIC stream, whatever it carries: heads, bodies, raw bytes, flow control.
 
+mod ahead;
 pub(crate) mod flow;
 mod quota;
 mod receive;

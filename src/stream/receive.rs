@@ -1,16 +1,19 @@
 //! The receiving half of a conversation's stream.
 
+use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use ::http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use quinn::{ReadError, RecvStream};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
+use super::ahead::Ahead;
 use super::flow::{Crowded, Exceeded, ReceiveWindow, SharedWindow, Unread};
 use crate::http::hygiene::sanitize_trailers;
 use crate::proto;
@@ -48,6 +51,8 @@ pub struct Receiver {
     stream: RecvStream,
     window: SharedWindow,
     splitter: Splitter,
+    /// Raw bytes that were taken off the stream to see how many there are.
+    ahead: Option<Box<Ahead<Result<(), ReceiveError>>>>,
 }
 
 impl Receiver {
@@ -57,6 +62,7 @@ impl Receiver {
             stream,
             window: SharedWindow::new(window),
             splitter: Splitter::default(),
+            ahead: None,
         }
     }
 
@@ -111,6 +117,8 @@ impl Receiver {
             left,
             ended: length == BodyLength::Empty,
             next: None,
+            ahead: None,
+            trailers: None,
             violated: false,
             activity,
         }
@@ -133,14 +141,39 @@ impl Receiver {
 
     async fn next_raw(&mut self) -> Result<Option<Unread>, ReceiveError> {
         let rest = std::mem::take(&mut self.splitter).into_rest();
-        let bytes = if rest.is_empty() {
-            let chunk = self.stream.read_chunk(RAW_READ, true).await?;
-            chunk.map(|chunk| chunk.bytes)
+        let ahead = self.ahead.as_mut();
+        let piece = if !rest.is_empty() {
+            self.window.receive(rest)?
+        } else if let Some(piece) = ahead.and_then(|ahead| ahead.next(RAW_READ)) {
+            piece
+        } else if let Some(end) = self.ahead.as_mut().and_then(|ahead| ahead.end()) {
+            return end.map(|()| None);
         } else {
-            Some(rest)
+            match self.stream.read_chunk(RAW_READ, true).await? {
+                Some(chunk) => self.window.receive(chunk.bytes)?,
+                None => return Ok(None),
+            }
         };
-        let unread = bytes.map(|bytes| self.window.receive(bytes));
-        Ok(unread.transpose()?)
+        poll_fn(|cx| Poll::Ready(self.look_ahead(cx))).await?;
+        Ok(Some(piece))
+    }
+
+    /// Take what has come off the stream, before anything is read that lets the sender send more: nobody but a
+    /// liar has sent more than the window by now.
+    fn look_ahead(&mut self, cx: &mut Context<'_>) -> Result<(), Exceeded> {
+        while !self.ahead.as_ref().is_some_and(|ahead| ahead.has_ended()) {
+            let Poll::Ready(read) = pin!(self.stream.read_chunk(RAW_READ, true)).poll(cx) else {
+                break;
+            };
+            let new = || Box::new(Ahead::new(self.window.clone()));
+            let ahead = self.ahead.get_or_insert_with(new);
+            match read {
+                Ok(Some(chunk)) => ahead.push(chunk.bytes)?,
+                Ok(None) => ahead.finish(Ok(())),
+                Err(err) => ahead.finish(Err(err.into())),
+            }
+        }
+        Ok(())
     }
 
     /// Note that the other end has broken the protocol on this stream.
@@ -160,11 +193,15 @@ pub struct TunnelBody {
     stream: RecvStream,
     window: SharedWindow,
     decoder: BodyDecoder,
-    /// What a known length leaves to come.
+    /// What a known length leaves to come off the stream.
     left: Option<u64>,
     ended: bool,
     /// What came after the last byte that was announced: an error, or trailers.
     next: Option<Box<Result<Frame<Unread>, ReceiveError>>>,
+    /// What was taken off the stream to see how much there is.
+    ahead: Option<Box<Ahead<Option<Result<proto::Frame, ReceiveError>>>>>,
+    /// Trailers, until it is certain that nothing follows them.
+    trailers: Option<Box<HeaderMap>>,
     /// Whether the sender has broken the protocol.
     violated: bool,
     activity: Arc<Activity>,
@@ -175,28 +212,69 @@ impl TunnelBody {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Unread>, ReceiveError>>> {
-        loop {
-            match self.decoder.next_frame()? {
-                Some(proto::Frame::Data(data)) => {
-                    if let Some(left) = &mut self.left {
-                        *left = left
-                            .checked_sub(data.len() as u64)
-                            .ok_or(ReceiveError::Length)?;
-                    }
-                    self.activity.record(data.len());
-                    let unread = self.window.receive(data)?;
-                    return Poll::Ready(Some(Ok(Frame::data(unread))));
-                }
-                Some(proto::Frame::Trailers(mut fields)) => {
-                    sanitize_trailers(&mut fields);
-                    return Poll::Ready(Some(Ok(Frame::trailers(fields))));
-                }
-                None => {}
+        let most = match self.window.is_scarce() {
+            true => SCARCE_READ,
+            false => RAW_READ,
+        };
+        let piece = loop {
+            let ahead = self.ahead.as_mut();
+            if let Some(piece) = ahead.and_then(|ahead| ahead.next(most)) {
+                break piece;
             }
-            let most = match self.window.is_scarce() {
-                true => SCARCE_READ,
-                false => RAW_READ,
+            let next = match self.ahead.as_mut().and_then(|ahead| ahead.end()) {
+                Some(end) => end,
+                None => ready!(self.poll_stream(cx, most)),
             };
+            match next {
+                Some(Ok(proto::Frame::Data(data))) => break self.window.receive(data)?,
+                Some(Ok(proto::Frame::Trailers(mut fields))) => {
+                    sanitize_trailers(&mut fields);
+                    self.trailers = Some(Box::new(fields));
+                }
+                Some(Err(err)) => return Poll::Ready(Some(Err(err))),
+                None => {
+                    let trailers = self.trailers.take();
+                    return Poll::Ready(trailers.map(|fields| Ok(Frame::trailers(*fields))));
+                }
+            }
+        };
+        self.look_ahead(cx)?;
+        self.activity.record(piece.len());
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
+
+    /// Take what has come off the stream, before anything is read that lets the sender send more: nobody but a
+    /// liar has sent more than the window by now.
+    fn look_ahead(&mut self, cx: &mut Context<'_>) -> Result<(), Exceeded> {
+        while !self.ahead.as_ref().is_some_and(|ahead| ahead.has_ended()) {
+            let Poll::Ready(next) = self.poll_stream(cx, RAW_READ) else {
+                break;
+            };
+            let new = || Box::new(Ahead::new(self.window.clone()));
+            let ahead = self.ahead.get_or_insert_with(new);
+            match next {
+                Some(Ok(proto::Frame::Data(data))) => ahead.push(data)?,
+                end => ahead.finish(end),
+            }
+        }
+        Ok(())
+    }
+
+    /// Decode what comes next on the stream.
+    fn poll_stream(
+        &mut self,
+        cx: &mut Context<'_>,
+        most: usize,
+    ) -> Poll<Option<Result<proto::Frame, ReceiveError>>> {
+        loop {
+            if let Some(frame) = self.decoder.next_frame()? {
+                if let (proto::Frame::Data(data), Some(left)) = (&frame, &mut self.left) {
+                    *left = left
+                        .checked_sub(data.len() as u64)
+                        .ok_or(ReceiveError::Length)?;
+                }
+                return Poll::Ready(Some(Ok(frame)));
+            }
             // The future keeps no state between polls, so it may be made anew for each.
             match ready!(pin!(self.stream.read_chunk(most, true)).poll(cx))? {
                 Some(chunk) => self.decoder.push(chunk.bytes),
@@ -209,6 +287,11 @@ impl TunnelBody {
                 }
             }
         }
+    }
+
+    /// What is here and not given out yet, in bytes.
+    fn waiting(&self) -> u64 {
+        self.ahead.as_ref().map_or(0, |ahead| ahead.len())
     }
 }
 
@@ -228,7 +311,7 @@ impl Body for TunnelBody {
             None => ready!(self.poll_next(cx)),
         };
         self.ended = !matches!(frame, Some(Ok(_)));
-        if self.left == Some(0) && !self.ended {
+        if self.left == Some(0) && self.waiting() == 0 && !self.ended {
             // The end came with the last piece, most likely: then whoever writes it knows at once.
             match self.poll_next(cx) {
                 Poll::Ready(None) => self.ended = true,
@@ -254,7 +337,7 @@ impl Body for TunnelBody {
 
     fn size_hint(&self) -> SizeHint {
         match self.left {
-            Some(left) => SizeHint::with_exact(left),
+            Some(left) => SizeHint::with_exact(left + self.waiting()),
             None => SizeHint::default(),
         }
     }
@@ -268,7 +351,7 @@ impl Drop for TunnelBody {
         } else if !self.ended {
             // Whoever knows the length stops reading when it is reached, before the stream's own end.
             let reset = match self.left {
-                Some(0) => Reset::Enough,
+                Some(0) if self.waiting() == 0 => Reset::Enough,
                 _ => Reset::Gone,
             };
             // It fails only if the stream is closed already.

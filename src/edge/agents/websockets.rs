@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 #[cfg(windows)]
 use std::os::windows::io::{AsRawSocket, BorrowedSocket, RawSocket};
 #[cfg(unix)]
+use std::sync::Arc;
 use std::time::Duration;
 
 use ::http::header::{FORWARDED, HeaderMap, HeaderName};
@@ -29,6 +30,7 @@ use crate::carrier::{
 #[cfg(unix)]
 use crate::carrier::{PassedWebSocket, PassedWebSockets, Predecessors};
 use crate::edge::visitors::http::body::VisitorBody;
+use crate::edge::visitors::http::http2::{CountedReads, Stream};
 use crate::http::forwarded::X_FORWARDED_FOR;
 
 /// The socket of a visitor's connection, which hyper has and does not give back.
@@ -91,7 +93,7 @@ impl Carriers {
         &self,
         mut parts: Parts,
         agent: SocketAddr,
-        (peer, tcp): (SocketAddr, RawTcp),
+        (peer, tcp, stream): (SocketAddr, RawTcp, Option<Arc<Stream>>),
         expects_upgrade: bool,
     ) -> Response<VisitorBody> {
         let mut response = Response::new(VisitorBody::Empty);
@@ -136,7 +138,8 @@ impl Carriers {
                 shorten_send_queue(&tcp, way.0);
                 way
             };
-            let (socket, io) = (&carriers.socket, TokioIo::new(upgraded));
+            let io = CountedReads::new(TokioIo::new(upgraded), stream);
+            let socket = &carriers.socket;
             let peer = PeerInfo {
                 peer: agent,
                 reach,

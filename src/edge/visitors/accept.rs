@@ -26,7 +26,7 @@ use super::connection_limit::Crowd;
 use super::http::error_page::{ErrorFormat, Fault};
 use super::http::failure_log::Failures;
 use super::http::guard::Guard;
-use super::http::http2::{Connection, Expired, ObservedIo, Stream, StreamExecutor};
+use super::http::http2::{Connection, Expired, ObservedIo, SentAhead, Stream, StreamExecutor};
 use super::http::route::Visit;
 use super::http::validate::MAX_FIELD_LIST;
 use super::socket::{Received, VisitorSocket};
@@ -37,6 +37,7 @@ use crate::edge::shutdown::Draining;
 use crate::edge::workers::Workers;
 use crate::error_chain::chain;
 use crate::proto::Scheme;
+use crate::stream::BufferTotal;
 
 /// What all visitors' connections share.
 pub struct Visitors {
@@ -45,6 +46,8 @@ pub struct Visitors {
     /// In lower case.
     pub domain: String,
     pub limits: EdgeLimits,
+    /// What may wait for its readers, of all visitors and agents together.
+    pub buffer: Arc<BufferTotal>,
     pub crowd: Crowd,
     /// What the operator is told.
     pub failures: Failures,
@@ -242,11 +245,12 @@ impl Visitors {
         let (draining, closing) = (self.draining.clone(), self.closing.clone());
         let connection = ConnectionId::next();
         let limits = self.limits;
-        let observed = Connection::new();
+        let observed = Connection::new(SentAhead::new(self.buffer.clone(), H2_CONNECTION_WINDOW));
         let io = ObservedIo::new(io, observed.clone());
         let executor = StreamExecutor::new(observed.clone(), &limits);
+        let streams = observed.clone();
         let service = service_fn(move |request| {
-            let stream = Arc::<Stream>::default();
+            let stream = Stream::new(streams.clone());
             let visit = Visit {
                 visitors: self.clone(),
                 visitor: way.visitor,

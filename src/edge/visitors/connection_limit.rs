@@ -1,13 +1,15 @@
-//! How many visitors' connections there are, and whose.
+//! How many connections and conversations of visitors there are, and whose.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::client::Client;
+use super::fair_share::Holder;
 use super::http::error_page::Fault;
 use crate::edge::limits::EdgeLimits;
 
-/// How many connections there are, and whose.
+/// How many connections and conversations there are, and whose.
 #[derive(Debug, Clone, Default)]
 pub struct Crowd(Arc<Mutex<Present>>);
 
@@ -15,6 +17,7 @@ pub struct Crowd(Arc<Mutex<Present>>);
 struct Present {
     all: usize,
     households: HashMap<IpAddr, usize>,
+    conversations: HashMap<Holder, usize>,
 }
 
 impl Crowd {
@@ -44,6 +47,41 @@ impl Crowd {
             crowd: self.clone(),
             house,
         })
+    }
+
+    /// Count a conversation until the returned value is dropped, with whatever agent it is, unless its visitor has
+    /// too many.
+    pub fn converse(&self, client: Client, limits: &EdgeLimits) -> Result<Turn, Fault> {
+        let holder = client.holder();
+        let mut present = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let conversations = present.conversations.entry(holder).or_default();
+        if *conversations >= limits.conversations_per_visitor {
+            return Err(Fault::TooManyConversations);
+        }
+        *conversations += 1;
+        Ok(Turn {
+            crowd: self.clone(),
+            holder,
+        })
+    }
+}
+
+/// A conversation of a visitor's.
+#[derive(Debug)]
+pub struct Turn {
+    crowd: Crowd,
+    holder: Holder,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut present = self.crowd.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(conversations) = present.conversations.get_mut(&self.holder) {
+            *conversations -= 1;
+            if *conversations == 0 {
+                present.conversations.remove(&self.holder);
+            }
+        }
     }
 }
 
@@ -81,6 +119,34 @@ fn client_subnet(visitor: IpAddr) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::edge::visitors::client::ConnectionId;
+
+    #[test]
+    fn a_visitor_has_so_many_conversations_and_others_have_theirs() {
+        let limits = EdgeLimits {
+            conversations_per_visitor: 1,
+            ..EdgeLimits::default()
+        };
+        let crowd = Crowd::default();
+        let converse = |visitor: [u8; 4]| {
+            let fields = Default::default();
+            let client = Client::of(visitor.into(), ConnectionId::next(), &[], &fields);
+            crowd.converse(client, &limits)
+        };
+
+        let first = converse([192, 0, 2, 1]);
+
+        assert_eq!(
+            converse([192, 0, 2, 1]).unwrap_err(),
+            Fault::TooManyConversations
+        );
+        assert!(converse([192, 0, 2, 2]).is_ok());
+        drop(first);
+        assert!(
+            converse([192, 0, 2, 1]).is_ok(),
+            "one that has ended is free"
+        );
+    }
 
     #[test]
     fn a_visitor_has_so_many_connections_and_others_have_theirs() {

@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
 use super::client::Client;
+use super::connection_limit::Turn;
 use super::fair_share::{Denied, FairShare, Holder};
 use super::http::error_page::Fault;
 
@@ -164,6 +165,7 @@ impl State {
             conversations: conversations.clone(),
             id: self.id(),
             holders,
+            turn: None,
         }
     }
 
@@ -275,9 +277,16 @@ pub struct Admission {
     conversations: Arc<Conversations>,
     id: u64,
     holders: Holders,
+    /// What it counts for with all agents together.
+    turn: Option<Turn>,
 }
 
 impl Admission {
+    /// Let it count, for as long as it lasts, with all agents together.
+    pub fn count(&mut self, turn: Turn) {
+        self.turn = Some(turn);
+    }
+
     /// Let the answer be given up when its visitor does not read it and others need the place.
     pub fn watch(&self, body: Weak<dyn Evict>) {
         if let Some(holder) = self.holders.first() {

@@ -21,6 +21,31 @@ impl BufferTotal {
             used: AtomicU64::new(0),
         })
     }
+
+    /// Count bytes that wait for their reader outside of any session's windows.
+    pub fn take(&self, bytes: u64) {
+        self.used.fetch_add(bytes, Relaxed);
+    }
+
+    /// Count them no longer.
+    pub fn give_back(&self, bytes: u64) {
+        self.used.fetch_sub(bytes, Relaxed);
+    }
+
+    /// Report whether who has so much leaves enough to others: see [`Budget::try_take`].
+    pub fn has_room_beside(&self, bytes: u64) -> bool {
+        bytes <= self.free() / PART
+    }
+
+    fn free(&self) -> u64 {
+        self.limit.saturating_sub(self.used.load(Relaxed))
+    }
+
+    /// Return how much is in use, in bytes.
+    #[cfg(test)]
+    pub fn used(&self) -> u64 {
+        self.used.load(Relaxed)
+    }
 }
 
 /// What the conversations of one session may have in windows, in bytes.

@@ -82,7 +82,7 @@ impl FlowControl {
         Self::new(move || path.rtt(), is_lossy, close, budget, ended)
     }
 
-    fn new(
+    pub(crate) fn new(
         round_trip: impl Fn() -> Duration + Send + Sync + 'static,
         is_lossy: impl Fn() -> bool + Send + Sync + 'static,
         close: impl Fn(Close, &str) + Send + Sync + 'static,

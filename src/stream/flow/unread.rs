@@ -41,19 +41,31 @@ impl SharedWindow {
     /// # Errors
     /// If more has come than was allowed.
     pub fn receive(&self, bytes: Bytes) -> Result<Unread, Exceeded> {
-        let counted = bytes.len() as u64;
+        self.count(bytes.len())?;
+        Ok(self.unread(bytes))
+    }
+
+    /// Count bytes that have come, of which pieces are made later, or which are [taken](Self::take).
+    ///
+    /// # Errors
+    /// If more has come than was allowed.
+    pub fn count(&self, bytes: usize) -> Result<(), Exceeded> {
         let mut state = self.lock();
-        state.window.receive(counted)?;
+        state.window.receive(bytes as u64)?;
         if state.unread == 0 {
             state.progress = Instant::now();
         }
-        state.unread += counted;
-        drop(state);
-        Ok(Unread {
+        state.unread += bytes as u64;
+        Ok(())
+    }
+
+    /// Make a piece of bytes that are counted.
+    pub fn unread(&self, bytes: Bytes) -> Unread {
+        Unread {
+            counted: bytes.len() as u64,
             bytes,
-            counted,
             window: Some(self.clone()),
-        })
+        }
     }
 
     /// Reserve room for a head of this length: see [`ReceiveWindow::large_head`].
@@ -95,7 +107,8 @@ impl SharedWindow {
         (state.unread > 0).then_some(state.progress)
     }
 
-    fn take(&self, bytes: u64) {
+    /// Note that counted bytes need not wait any longer.
+    pub fn take(&self, bytes: u64) {
         let mut state = self.lock();
         state.unread = state.unread.saturating_sub(bytes);
         state.progress = Instant::now();

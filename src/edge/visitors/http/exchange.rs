@@ -27,7 +27,7 @@ use crate::proto::{
     BodyLength, HttpVersion, INFORMATIONAL_LIMIT, RequestHead, ResponseHead, StreamHead, WireError,
 };
 use crate::stream::{
-    Activity, ReceiveError, ReceiveWindow, Receiver, SendError, SendWindow, Sender,
+    Activity, BufferTotal, ReceiveError, ReceiveWindow, Receiver, SendError, SendWindow, Sender,
 };
 
 /// A request that can be sent, and sent again as long as little of its body is gone.
@@ -55,11 +55,16 @@ pub enum DeliveryError {
 
 impl Outbound {
     /// Prepare a request.
-    pub fn new(head: RequestHead, body: RequestBody, expects: bool) -> Self {
+    pub fn new(
+        head: RequestHead,
+        body: RequestBody,
+        buffer: &Arc<BufferTotal>,
+        expects: bool,
+    ) -> Self {
         let (length, wanted) = (head.body, head.upgrade.clone());
+        let has_body = wanted.is_none() && length != BodyLength::Empty;
         Self {
-            body: (wanted.is_none() && length != BodyLength::Empty)
-                .then(|| ReplayBuffer::new(body)),
+            body: has_body.then(|| ReplayBuffer::within(buffer.clone(), body)),
             head: StreamHead::Http(head),
             wanted,
             expects,

@@ -19,11 +19,12 @@ use super::body::UpgradedAnswer;
 use super::body::VisitorBody;
 use super::error_page::{ErrorFormat, Fault};
 use super::exchange::{DeliveryError, Outbound, PendingResponse, Place};
-use super::http2::UpgradedStream;
+use super::http2::{CountedReads, UpgradedStream};
 use super::request_body::RequestBody;
 use super::route::Visit;
 use super::validate::Authority;
 use crate::edge::names::registry::LiveTunnel;
+use crate::edge::visitors::accept::Visitors;
 use crate::edge::visitors::client::Client;
 use crate::edge::visitors::conversations::Evict;
 use crate::http::cookies;
@@ -127,7 +128,12 @@ impl Forward {
         Box::new(Loaded {
             on_upgrade,
             version,
-            request: Some(Outbound::new(head, body, expects)),
+            request: Some(Outbound::new(
+                head,
+                body,
+                &self.visit.visitors.buffer,
+                expects,
+            )),
             forward: self,
         })
     }
@@ -242,14 +248,18 @@ impl Forward {
         tunnel: &LiveTunnel,
         request: &mut Outbound,
     ) -> Result<(PendingResponse, ResponseHead), DeliveryError> {
+        let Visitors { crowd, limits, .. } = &*self.visit.visitors;
+        let turn = crowd.converse(self.client, limits);
+        let turn = turn.map_err(DeliveryError::Fault)?;
         let admission = tunnel.conversations.admit(self.client).await;
-        let admission = admission.map_err(DeliveryError::Fault)?;
+        let mut admission = admission.map_err(DeliveryError::Fault)?;
+        admission.count(turn);
         let (send, receive) = timeout(OPEN_STREAM, tunnel.connection.open_bi())
             .await
             .map_err(|_| DeliveryError::Fault(Fault::Busy))?
             .map_err(|_| DeliveryError::NotSent)?;
         let stream = send.id().index();
-        let patience = self.visit.visitors.limits.expectation;
+        let patience = limits.expectation;
         let place = Place {
             admission,
             send,
@@ -291,11 +301,13 @@ impl Forward {
             // The socket has one of its own.
             _ => Duration::MAX,
         };
+        let stream = self.visit.stream.clone();
         let relayed = async move {
             let _admission = admission;
             match on_upgrade.await {
                 Ok(upgraded) => {
-                    let io = UpgradedStream::new(TokioIo::new(upgraded), stall_limit);
+                    let io = CountedReads::new(TokioIo::new(upgraded), stream);
+                    let io = UpgradedStream::new(io, stall_limit);
                     tokio::select! {
                         _ = relay(io, sender, receiver) => {}
                         () = upgraded_answer.evicted() => {}

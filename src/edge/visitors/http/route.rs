@@ -98,7 +98,7 @@ impl Visit {
             let carriers = &self.visitors.carriers;
             let proxies = &self.visitors.trusted_proxies;
             let agent = agent_address(self.visitor, proxies, &parts.headers);
-            let way_in = (self.visitor, self.tcp);
+            let way_in = (self.visitor, self.tcp, self.stream);
             return Routed::Answer(carriers.accept(parts, agent, way_in, may_upgrade));
         }
         if parts.uri.path().starts_with(OWN_PATHS) {

@@ -1,4 +1,4 @@
-//! What an HTTP/2 connection does, as far as its time limits have to know.
+//! What an HTTP/2 connection does, as far as its limits have to know.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -7,6 +7,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use super::frames::{Found, FrameScanner, kind};
+use super::sent_ahead::SentAhead;
 use crate::edge::limits::EdgeLimits;
 
 /// The state of one connection.
@@ -28,17 +29,18 @@ struct State {
     streams: usize,
     /// When a stream was last begun, ended, or written to.
     active: Instant,
+    sent_ahead: SentAhead,
     /// What the visitor's window for the whole connection still takes.
     window: i64,
-    /// Bytes of DATA that have been sent.
-    data_sent: u64,
+    /// When DATA was last sent, on any stream.
+    data_sent: Instant,
     /// Whether the visitor's socket takes nothing at the moment.
     is_write_blocked: bool,
 }
 
 impl Connection {
     /// Begin with a fresh connection.
-    pub fn new() -> Arc<Self> {
+    pub fn new(sent_ahead: SentAhead) -> Arc<Self> {
         let now = Instant::now();
         Arc::new(Self {
             state: Mutex::new(State {
@@ -48,8 +50,9 @@ impl Connection {
                 unfinished: None,
                 streams: 0,
                 active: now,
+                sent_ahead,
                 window: INITIAL_WINDOW,
-                data_sent: 0,
+                data_sent: now,
                 is_write_blocked: false,
             }),
             changed: Notify::new(),
@@ -60,12 +63,18 @@ impl Connection {
     pub fn received(&self, bytes: &[u8]) {
         let mut state = self.lock();
         let State {
-            received, window, ..
+            received,
+            window,
+            sent_ahead,
+            ..
         } = &mut *state;
-        received.scan(bytes, |found| {
-            if let Found::Window(more) = found {
-                *window = window.saturating_add(more.into());
-            }
+        received.scan(bytes, |found| match found {
+            Found::Window(more) => *window = window.saturating_add(more.into()),
+            Found::Frame {
+                kind: kind::DATA,
+                length,
+            } => sent_ahead.came(length),
+            Found::Frame { .. } => {}
         });
         if !state.received.is_unfinished() {
             state.unfinished = None;
@@ -83,6 +92,7 @@ impl Connection {
             sent,
             window,
             data_sent,
+            sent_ahead,
             ..
         } = &mut *state;
         let mut is_active = false;
@@ -93,17 +103,33 @@ impl Connection {
             } => {
                 is_active = true;
                 *window -= i64::from(length);
-                *data_sent += u64::from(length);
+                *data_sent = Instant::now();
             }
             Found::Frame {
                 kind: kind::HEADERS,
                 ..
             } => is_active = true,
-            _ => {}
+            Found::Window(more) => sent_ahead.raised(more),
+            Found::Frame { .. } => {}
         });
         if is_active {
             state.active = Instant::now();
         }
+    }
+
+    /// Note that bytes of a request's body have been read.
+    pub fn read(&self, bytes: usize) {
+        self.lock().sent_ahead.read(bytes);
+    }
+
+    /// Report whether more may come from the visitor. While it may not, nothing is late.
+    pub fn has_room(&self) -> bool {
+        let mut state = self.lock();
+        let has_room = !state.sent_ahead.is_too_much();
+        if !has_room {
+            state.unfinished = None;
+        }
+        has_room
     }
 
     /// Note whether the visitor's socket takes what is written.
@@ -116,11 +142,14 @@ impl Connection {
         self.lock().is_write_blocked
     }
 
-    /// Return how many bytes of DATA have been sent on all streams, and whether the window for the
-    /// whole connection takes none at the moment.
-    pub fn progress(&self) -> (u64, bool) {
+    /// Return until when a stream may have waited for others of the connection: for what the visitor's
+    /// socket, or its window for the whole connection, does not take.
+    pub fn busy_until(&self) -> Option<Instant> {
         let state = self.lock();
-        (state.data_sent, state.window <= 0)
+        if state.is_write_blocked {
+            return Some(Instant::now());
+        }
+        (state.window <= 0).then_some(state.data_sent)
     }
 
     /// Report whether a stream is being served.
@@ -204,6 +233,9 @@ impl Drop for ActiveStream {
     fn drop(&mut self) {
         let mut state = self.connection.lock();
         state.streams -= 1;
+        if state.streams == 0 {
+            state.sent_ahead.settle();
+        }
         if !self.has_stalled {
             state.active = Instant::now();
         } else if state.streams == 0 {
@@ -225,7 +257,7 @@ pub enum Expired {
 }
 
 /// That of a connection before it is raised (RFC 9113 §6.9.2).
-const INITIAL_WINDOW: i64 = 65_535;
+pub const INITIAL_WINDOW: i64 = 65_535;
 
 /// A limit of nothing would have it asked without a pause.
 const SHORTEST_IDLE: Duration = Duration::from_millis(10);
@@ -235,12 +267,17 @@ mod tests {
     use tokio::time::{sleep, timeout};
 
     use super::*;
+    use crate::stream::BufferTotal;
 
     const SETTINGS: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
     const PING: &[u8] = &[0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
     const HEADERS: &[u8] = &[0, 0, 1, 1, 4, 0, 0, 0, 1, 0x88];
     const HALF: &[u8] = &[0, 0, 1, 1, 0, 0, 0, 0, 1, 0x88];
     const MOMENT: Duration = Duration::from_millis(10);
+
+    fn fresh() -> Arc<Connection> {
+        Connection::new(SentAhead::new(BufferTotal::new(1 << 20), 1 << 20))
+    }
 
     /// Wait for the end, and return when and why it came.
     async fn end(connection: &Connection) -> (Duration, Expired) {
@@ -257,11 +294,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn without_a_preface_a_connection_ends_and_with_one_it_is_idle() {
         let limits = EdgeLimits::default();
-        let silent = Connection::new();
+        let silent = fresh();
         silent.received(&SETTINGS[..30]);
         about(limits.preface, end(&silent).await, Expired::Preface);
 
-        let idle = Connection::new();
+        let idle = fresh();
         idle.received(SETTINGS);
         about(limits.idle, end(&idle).await, Expired::Idle);
     }
@@ -269,12 +306,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn half_a_head_ends_a_connection_and_the_rest_in_time_does_not() {
         let limits = EdgeLimits::default();
-        let connection = Connection::new();
+        let connection = fresh();
         connection.received(SETTINGS);
         connection.received(HALF);
         about(limits.head, end(&connection).await, Expired::Head);
 
-        let connection = Connection::new();
+        let connection = fresh();
         connection.received(SETTINGS);
         connection.received(HALF);
         let finish = async {
@@ -288,7 +325,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn pings_do_not_keep_a_connection_and_streams_and_answers_do() {
         let limits = EdgeLimits::default();
-        let connection = Connection::new();
+        let connection = fresh();
         connection.received(SETTINGS);
         let pinging = async {
             loop {
@@ -303,14 +340,14 @@ mod tests {
         };
         about(limits.idle, ended, Expired::Idle);
 
-        let connection = Connection::new();
+        let connection = fresh();
         connection.received(SETTINGS);
         let stream = connection.begin_stream();
         assert!(timeout(limits.idle * 20, end(&connection)).await.is_err());
         drop(stream);
         about(limits.idle, end(&connection).await, Expired::Idle);
 
-        let connection = Connection::new();
+        let connection = fresh();
         connection.received(SETTINGS);
         sleep(limits.idle / 2).await;
         connection.sent(HEADERS);
@@ -320,7 +357,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_stream_that_stalled_does_not_make_its_connection_young_again() {
         let limits = EdgeLimits::default();
-        let connection = Connection::new();
+        let connection = fresh();
         connection.received(SETTINGS);
         let mut stream = connection.begin_stream();
         let stall = async {
@@ -334,9 +371,9 @@ mod tests {
         about(limits.idle * 2, ended, Expired::Idle);
     }
 
-    #[test]
-    fn the_window_of_the_connection_is_counted() {
-        let connection = Connection::new();
+    #[tokio::test(start_paused = true)]
+    async fn while_the_window_of_the_connection_is_used_up_its_streams_wait_for_one_another() {
+        let connection = fresh();
         let data = |length: u32| {
             let [_, a, b, c] = length.to_be_bytes();
             let mut frame = vec![a, b, c, 0, 0, 0, 0, 0, 1];
@@ -344,11 +381,15 @@ mod tests {
             frame
         };
         connection.sent(&data(65_000));
-        assert_eq!(connection.progress(), (65_000, false));
+        assert_eq!(connection.busy_until(), None);
         connection.sent(&data(535));
-        assert_eq!(connection.progress(), (65_535, true));
+        let used_up = Instant::now();
+        sleep(MOMENT).await;
+        assert_eq!(connection.busy_until(), Some(used_up));
         connection.received(SETTINGS);
         connection.received(&[0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
-        assert_eq!(connection.progress(), (65_535, false));
+        assert_eq!(connection.busy_until(), None);
+        connection.write_blocked(true);
+        assert_eq!(connection.busy_until(), Some(Instant::now()));
     }
 }

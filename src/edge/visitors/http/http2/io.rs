@@ -3,22 +3,40 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
 
 use super::connection::Connection;
 
-/// A connection whose frames are counted.
+/// A connection whose frames are counted, and that is not read while too much of what has come is unread.
 pub struct ObservedIo<S> {
     io: S,
     connection: Arc<Connection>,
+    /// While nothing is read.
+    pause: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> ObservedIo<S> {
     /// Count the frames of a connection.
     pub fn new(io: S, connection: Arc<Connection>) -> Self {
-        Self { io, connection }
+        Self {
+            io,
+            connection,
+            pause: None,
+        }
+    }
+
+    /// Wait while too much is unread.
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while !self.connection.has_room() {
+            let pause = self.pause.get_or_insert_with(|| Box::pin(sleep(PAUSE)));
+            ready!(pause.as_mut().poll(cx));
+            self.pause = None;
+        }
+        Poll::Ready(())
     }
 
     fn wrote<'a>(
@@ -50,6 +68,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for ObservedIo<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        ready!(self.poll_room(cx));
         let before = buf.filled().len();
         let read = Pin::new(&mut self.io).poll_read(cx, buf);
         let fresh = &buf.filled()[before..];
@@ -95,3 +114,6 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ObservedIo<S> {
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
+
+/// How long nothing is read before it is seen again whether there is room.
+const PAUSE: Duration = Duration::from_millis(100);

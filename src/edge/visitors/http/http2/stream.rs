@@ -1,14 +1,14 @@
 //! One stream of an HTTP/2 connection, from its request to what is left when it has been answered.
 
 use std::convert::Infallible;
+use std::io::IoSlice;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use ::http::Response;
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -23,16 +23,14 @@ use super::connection::{ActiveStream, Connection};
 use crate::edge::limits::EdgeLimits;
 use crate::edge::visitors::http::body::VisitorBody;
 use crate::edge::visitors::lazy_deadline::LazyDeadline;
-use crate::stream::{ReceiveError, Unread as Piece};
+use crate::stream::{ReceiveError, Unread as Unsent};
 
 /// What the two ends of a stream's task know of each other: hyper, which has the response, and the
 /// executor, which has hyper.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Stream {
-    /// Pieces of the answer that hyper has asked for.
-    asked: AtomicU64,
-    /// Whether hyper has a piece that it has not sent.
-    is_sending: AtomicBool,
+    connection: Arc<Connection>,
+    progress: Arc<Progress>,
     unread: Mutex<Unread>,
     returned: Notify,
 }
@@ -50,6 +48,21 @@ enum Unread {
 }
 
 impl Stream {
+    /// Begin with a request of a connection.
+    pub fn new(connection: Arc<Connection>) -> Arc<Self> {
+        Arc::new(Self {
+            connection,
+            progress: Arc::default(),
+            unread: Mutex::default(),
+            returned: Notify::new(),
+        })
+    }
+
+    /// Note that bytes of the request's body have been read.
+    pub fn read(&self, bytes: usize) {
+        self.connection.read(bytes);
+    }
+
     /// Note that somebody has the request's body, who will [`give_back`](Self::give_back) it.
     pub fn lend(&self) {
         *self.unread() = Unread::Lent;
@@ -72,6 +85,8 @@ impl Stream {
         // A task of ours: hyper has no others for requests.
         let _ = SLOT.try_with(|slot| slot.set(self.clone()));
         let response = response.await;
+        // hyper asks for the first piece when the window takes a byte, as it does for every other.
+        self.progress.taken();
         Ok(response.map(|body| Answer {
             body,
             last: None,
@@ -80,7 +95,7 @@ impl Stream {
     }
 
     fn unread(&self) -> MutexGuard<'_, Unread> {
-        self.unread.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.unread)
     }
 
     /// Report whether the request's body may not have been read to its end.
@@ -116,6 +131,27 @@ impl Stream {
     }
 }
 
+/// Since when the visitor has taken nothing of an answer, unless there is nothing to take.
+///
+/// h2 has it with the pieces, and holds a lock while it drops them: it must own nothing that is h2's.
+#[derive(Debug, Default)]
+struct Progress(Mutex<Option<Instant>>);
+
+impl Progress {
+    /// Note that the visitor has taken something, and is to take more.
+    fn taken(&self) {
+        self.set(Some(Instant::now()));
+    }
+
+    fn set(&self, since: Option<Instant>) {
+        *lock(&self.0) = since;
+    }
+
+    fn untaken_since(&self) -> Option<Instant> {
+        *lock(&self.0)
+    }
+}
+
 tokio::task_local! {
     /// Where the service names its stream to the executor. Between the two is hyper's future.
     static SLOT: Arc<OnceLock<Arc<Stream>>>;
@@ -125,8 +161,33 @@ tokio::task_local! {
 pub struct Answer {
     body: VisitorBody,
     /// The end of the last piece.
-    last: Option<Piece>,
+    last: Option<Unsent>,
     stream: Arc<Stream>,
+}
+
+/// A piece of an answer. h2 takes as much of it as the visitor's window allows.
+pub struct Piece {
+    bytes: Unsent,
+    progress: Arc<Progress>,
+}
+
+impl Buf for Piece {
+    fn remaining(&self) -> usize {
+        self.bytes.remaining()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.bytes.chunk()
+    }
+
+    fn chunks_vectored<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        self.bytes.chunks_vectored(slices)
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.bytes.advance(count);
+        self.progress.taken();
+    }
 }
 
 impl Body for Answer {
@@ -138,13 +199,12 @@ impl Body for Answer {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Piece>, ReceiveError>>> {
         let this = self.get_mut();
-        this.stream.asked.fetch_add(1, Ordering::Relaxed);
-        this.stream.is_sending.store(false, Ordering::Relaxed);
+        this.stream.progress.set(None);
         let mut frame = match this.last.take() {
             Some(last) => Some(Ok(Frame::data(last))),
             None => ready!(Pin::new(&mut this.body).poll_frame(cx)),
         };
-        this.stream.is_sending.store(true, Ordering::Relaxed);
+        this.stream.progress.taken();
         // hyper gives the last piece away whole as soon as the window takes a byte of it, and then
         // nobody knows any more whether it is read.
         if let Some(Ok(data)) = &mut frame
@@ -154,7 +214,11 @@ impl Body for Answer {
         {
             this.last = Some(data.split_off(data.len() - 1));
         }
-        Poll::Ready(frame)
+        let piece = |bytes| Piece {
+            bytes,
+            progress: this.stream.progress.clone(),
+        };
+        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(piece))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -198,7 +262,7 @@ where
             serving: Some(SLOT.scope(Arc::clone(&slot), future)),
             slot,
             active: self.connection.begin_stream(),
-            blocked: Blocked::default(),
+            stall: Stall::default(),
             discarding: None,
             executor: self.clone(),
         });
@@ -214,7 +278,7 @@ pin_project! {
         serving: Option<TaskLocalFuture<Arc<OnceLock<Arc<Stream>>>, F>>,
         slot: Arc<OnceLock<Arc<Stream>>>,
         active: ActiveStream,
-        blocked: Blocked,
+        stall: Stall,
         discarding: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
         executor: StreamExecutor,
     }
@@ -230,7 +294,7 @@ impl<F: Future<Output = ()>> Future for StreamTask<F> {
                 let Some(stream) = this.slot.get() else {
                     return Poll::Pending;
                 };
-                ready!(this.executor.poll_stall(stream, this.blocked, cx));
+                ready!(this.executor.poll_stall(stream, this.stall, cx));
                 debug!("the visitor reads nothing of a stream, which is reset");
                 this.active.stalled();
                 return Poll::Ready(());
@@ -249,42 +313,33 @@ impl<F: Future<Output = ()>> Future for StreamTask<F> {
     }
 }
 
-/// A piece of an answer that hyper cannot send.
+/// When an answer of which the visitor takes nothing is given up.
 #[derive(Default)]
-struct Blocked {
-    /// Which piece it is.
-    piece: u64,
-    /// What had been sent on all streams of the connection when the deadline was set.
-    sent: u64,
+struct Stall {
+    /// Until when other streams were served in its place.
+    excused: Option<Instant>,
     deadline: LazyDeadline,
 }
 
 impl StreamExecutor {
-    /// Wait until nothing of a stream has been sent for too long, although there is something to send
+    /// Wait until nothing of a stream has been taken for too long, although there is something to take
     /// and nothing but the visitor's window stands against it.
-    fn poll_stall(&self, stream: &Stream, blocked: &mut Blocked, cx: &mut Context<'_>) -> Poll<()> {
-        if !stream.is_sending.load(Ordering::Relaxed) {
-            blocked.deadline.clear();
-            return Poll::Pending;
-        }
-        let limit = self.write_stall;
-        let piece = stream.asked.load(Ordering::Relaxed);
-        if !blocked.deadline.is_set() || blocked.piece != piece {
-            blocked.piece = piece;
-            blocked.sent = self.connection.progress().0;
-            blocked.deadline.set(Instant::now() + limit);
-        }
+    fn poll_stall(&self, stream: &Stream, stall: &mut Stall, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            ready!(blocked.deadline.poll(cx));
-            let (sent, is_window_used_up) = self.connection.progress();
+            let Some(untaken_since) = stream.progress.untaken_since() else {
+                stall.deadline.clear();
+                return Poll::Pending;
+            };
+            let since = stall
+                .excused
+                .map_or(untaken_since, |excused| excused.max(untaken_since));
+            stall.deadline.set(since + self.write_stall);
+            ready!(stall.deadline.poll(cx));
             // A slow visitor with many streams serves them in turn.
-            let waits_for_others =
-                self.connection.is_write_blocked() || (is_window_used_up && sent != blocked.sent);
-            if !waits_for_others {
-                return Poll::Ready(());
+            match self.connection.busy_until() {
+                Some(busy) if busy > since => stall.excused = Some(busy),
+                _ => return Poll::Ready(()),
             }
-            blocked.sent = sent;
-            blocked.deadline.set(Instant::now() + limit);
         }
     }
 
@@ -300,6 +355,7 @@ impl StreamExecutor {
             match timeout_at(deadline, body.frame()).await {
                 Ok(Some(Ok(frame))) => {
                     let bytes = frame.data_ref().map_or(0, Bytes::len);
+                    stream.read(bytes);
                     left = left.saturating_sub(bytes as u64);
                 }
                 // It has ended, or the visitor has reset the stream.
@@ -317,6 +373,11 @@ impl StreamExecutor {
         }
         // As the body is dropped the stream is reset, with NO_ERROR (RFC 9113 §8.1).
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing that holds one panics half-way through a change.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What of an answer nobody watches any more: little enough for a visitor that never reads to keep it.
