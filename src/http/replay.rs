@@ -7,6 +7,8 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
 
+use crate::stream::flow::BufferTotal;
+
 /// A body whose beginning is buffered until no replay can be needed any more.
 pub struct ReplayBuffer<B>(Arc<Mutex<State<B>>>);
 
@@ -14,6 +16,8 @@ struct State<B> {
     body: B,
     buffered: Vec<Bytes>,
     size: usize,
+    /// Memory that the buffered bytes count in; `None` if they count nowhere.
+    total: Option<Arc<BufferTotal>>,
     /// The buffered prefix was dropped; the body cannot be replayed.
     discarded: bool,
     /// Number of the latest reader.
@@ -23,10 +27,20 @@ struct State<B> {
 impl<B> ReplayBuffer<B> {
     /// Start buffering.
     pub fn new(body: B) -> Self {
+        Self::with(None, body)
+    }
+
+    /// Start buffering, as long as `total` has room.
+    pub fn within(total: Arc<BufferTotal>, body: B) -> Self {
+        Self::with(Some(total), body)
+    }
+
+    fn with(total: Option<Arc<BufferTotal>>, body: B) -> Self {
         Self(Arc::new(Mutex::new(State {
             body,
             buffered: Vec::new(),
             size: 0,
+            total,
             discarded: false,
             reader: 0,
         })))
@@ -66,18 +80,38 @@ impl<B> ReplayBuffer<B> {
 
 impl<B> State<B> {
     fn buffer(&mut self, data: Bytes) {
-        self.size += data.len();
-        if self.size > MAX_BUFFERED {
-            self.discard();
+        if self.discarded {
+            return;
         }
-        if !self.discarded {
-            self.buffered.push(data);
+        let size = self.size + data.len();
+        let total = self.total.as_ref();
+        if size > MAX_BUFFERED || total.is_some_and(|total| !total.is_within_share(size as u64)) {
+            return self.discard();
         }
+        if let Some(total) = total {
+            total.take(data.len() as u64);
+        }
+        self.size = size;
+        self.buffered.push(data);
     }
 
     fn discard(&mut self) {
         self.discarded = true;
         self.buffered = Vec::new();
+        self.release();
+    }
+
+    fn release(&mut self) {
+        let size = std::mem::take(&mut self.size);
+        if let Some(total) = &self.total {
+            total.release(size as u64);
+        }
+    }
+}
+
+impl<B> Drop for State<B> {
+    fn drop(&mut self) {
+        self.release();
     }
 }
 
@@ -223,6 +257,23 @@ mod tests {
         assert_eq!(whole.len(), MAX_BUFFERED + 6);
         assert_eq!(buffer.buffered(), None);
         assert_eq!(buffer.read().collect().await.unwrap().to_bytes().len(), 0);
+    }
+
+    #[tokio::test]
+    async fn buffered_bytes_count_in_the_total_and_nothing_is_buffered_beyond_it() {
+        let total = BufferTotal::new(100);
+        let frames =
+            [10; 3].map(|size| Ok::<_, Infallible>(Frame::data(Bytes::from(vec![7; size]))));
+        let body = StreamBody::new(futures_util::stream::iter(frames));
+        let buffer = ReplayBuffer::<_>::within(total.clone(), body);
+        let mut reader = buffer.read();
+
+        for used in [10, 20, 0] {
+            reader.frame().await.unwrap().unwrap();
+            assert_eq!(total.used(), used);
+        }
+
+        assert_eq!(buffer.buffered(), None);
     }
 
     #[tokio::test]

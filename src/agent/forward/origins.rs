@@ -330,11 +330,11 @@ mod tests {
     }
 
     fn rewritten_request(name: &'static str, value: &'static str) -> String {
-        changed(name, value, |fields| origins().request(fields))
+        changed(name, value, |fields| origins().rewrite_request(fields))
     }
 
     fn rewritten_response(name: &'static str, value: &'static str) -> String {
-        changed(name, value, |fields| origins().response(fields))
+        changed(name, value, |fields| origins().rewrite_response(fields))
     }
 
     fn changed(name: &'static str, value: &'static str, change: impl Fn(&mut HeaderMap)) -> String {

@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 #[cfg(windows)]
 use std::os::windows::io::{AsRawSocket, BorrowedSocket, RawSocket};
 #[cfg(unix)]
+use std::sync::Arc;
 use std::time::Duration;
 
 use ::http::header::{FORWARDED, HeaderMap, HeaderName};
@@ -29,6 +30,7 @@ use crate::carrier::{
 #[cfg(unix)]
 use crate::carrier::{PassedWebSocket, PassedWebSockets, Predecessors};
 use crate::edge::visitors::http::body::VisitorBody;
+use crate::edge::visitors::http::http2::{CountedReads, Http2Stream};
 use crate::http::forwarded::X_FORWARDED_FOR;
 
 /// Descriptor of a visitor's TCP connection, which hyper owns and does not give back.
@@ -92,7 +94,7 @@ impl AgentWebSockets {
         &self,
         mut parts: Parts,
         agent: SocketAddr,
-        (peer, tcp): (SocketAddr, RawTcp),
+        (peer, tcp, stream): (SocketAddr, RawTcp, Option<Arc<Http2Stream>>),
         expects_upgrade: bool,
     ) -> Response<VisitorBody> {
         let mut response = Response::new(VisitorBody::Empty);
@@ -137,7 +139,8 @@ impl AgentWebSockets {
                 limit_send_queue(&tcp, path.0);
                 path
             };
-            let (socket, io) = (&websockets.socket, TokioIo::new(upgraded));
+            let io = CountedReads::new(TokioIo::new(upgraded), stream);
+            let socket = &websockets.socket;
             let peer = PeerInfo {
                 address: agent,
                 path_kind,

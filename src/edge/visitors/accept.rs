@@ -26,7 +26,9 @@ use super::connection_limit::ConnectionLimit;
 use super::http::error_page::ErrorFormat;
 use super::http::failure_log::FailureLog;
 use super::http::guard::Guard;
-use super::http::http2::{Expired, Http2Connection, Http2Stream, ObservedIo, StreamExecutor};
+use super::http::http2::{
+    Expired, Http2Connection, Http2Stream, ObservedIo, SentAhead, StreamExecutor,
+};
 use super::http::route::Visit;
 use super::http::validate::MAX_FIELD_LIST;
 use super::socket::{ReceivedBytes, VisitorSocket};
@@ -38,6 +40,7 @@ use crate::edge::shutdown::Draining;
 use crate::edge::workers::Workers;
 use crate::error_chain::chain;
 use crate::proto::Scheme;
+use crate::stream::BufferTotal;
 
 /// State shared by all visitors' connections.
 pub struct Visitors {
@@ -46,6 +49,8 @@ pub struct Visitors {
     /// The domain of the tunnels, in lower case.
     pub domain: String,
     pub limits: EdgeLimits,
+    /// Memory of all bodies that wait for their readers, of visitors and agents together.
+    pub buffer: Arc<BufferTotal>,
     pub connection_limit: ConnectionLimit,
     /// Log of failed requests.
     pub failure_log: FailureLog,
@@ -251,11 +256,13 @@ impl Visitors {
         let (draining, closing) = (self.draining.clone(), self.closing.clone());
         let connection = ConnectionId::next();
         let limits = self.limits;
-        let observed = Http2Connection::new();
+        let sent_ahead = SentAhead::new(self.buffer.clone(), H2_CONNECTION_WINDOW);
+        let observed = Http2Connection::new(sent_ahead);
         let io = ObservedIo::new(io, observed.clone());
         let executor = StreamExecutor::new(observed.clone(), &limits);
+        let streams = observed.clone();
         let service = service_fn(move |request| {
-            let stream = Arc::<Http2Stream>::default();
+            let stream = Http2Stream::new(streams.clone());
             let visit = Visit {
                 visitors: self.clone(),
                 visitor: info.visitor,

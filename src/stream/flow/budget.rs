@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use super::FIRST_WINDOW;
 use crate::proto::MIN_WINDOW;
 
-/// Window memory of all sessions in a process, in bytes.
+/// Memory of all bodies that wait for their readers in a process, in bytes: the windows of all
+/// sessions, and what waits outside of them.
 #[derive(Debug)]
 pub struct BufferTotal {
     limit: u64,
@@ -20,6 +21,31 @@ impl BufferTotal {
             limit,
             used: AtomicU64::new(0),
         })
+    }
+
+    /// Reserve bytes that wait for their reader outside of any session's windows.
+    pub fn take(&self, bytes: u64) {
+        self.used.fetch_add(bytes, Relaxed);
+    }
+
+    /// Release reserved bytes.
+    pub fn release(&self, bytes: u64) {
+        self.used.fetch_sub(bytes, Relaxed);
+    }
+
+    /// Report whether a holder of this many bytes leaves enough to others: see [`Budget::try_take`].
+    pub fn is_within_share(&self, bytes: u64) -> bool {
+        bytes <= self.free() / WINDOW_SHARE
+    }
+
+    fn free(&self) -> u64 {
+        self.limit.saturating_sub(self.used.load(Relaxed))
+    }
+
+    /// Return the number of reserved bytes.
+    #[cfg(test)]
+    pub fn used(&self) -> u64 {
+        self.used.load(Relaxed)
     }
 }
 

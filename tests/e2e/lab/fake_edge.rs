@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method};
 use qtunnel::proto::{
-    self, AgentMessage, BodyLength, EdgeMessage, Fields, HEAD_LIMIT, Hello, HttpVersion,
-    MIN_WINDOW, Limits, RequestHead, Scheme, StreamHead, TunnelGrant, Welcome,
+    self, AgentMessage, BodyLength, EdgeMessage, Fields, HEAD_LIMIT, Hello, HttpVersion, Limits,
+    MIN_WINDOW, RequestHead, Scheme, StreamHead, TunnelGrant, Welcome,
 };
 use qtunnel::{AgentConfig, Pin, ServerAddr, Trust, Upstream};
 use quinn::{Connection, RecvStream, SendStream};
