@@ -31,7 +31,8 @@ impl RequestBody {
         received: ReceivedBytes,
         stream: Option<Arc<Http2Stream>>,
     ) -> Self {
-        let mut body = PacedBody::new(body, limits, received);
+        let pauses = stream.as_ref().map(|stream| stream.read_pauses());
+        let mut body = PacedBody::new(body, limits, received, pauses);
         if may_pause(fields) {
             body.unlimit();
         }

@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep_until};
 use super::frames::{Found, FrameScanner, kind};
 use super::sent_ahead::SentAhead;
 use crate::edge::limits::EdgeLimits;
+use crate::edge::visitors::http::read_pauses::ReadPauses;
 
 /// The state of one HTTP/2 connection.
 #[derive(Debug)]
@@ -31,6 +32,13 @@ struct State {
     active: Instant,
     /// Unread bytes of request bodies.
     sent_ahead: SentAhead,
+    /// Last time at which the connection was not read, because too much was unread.
+    unread_at: Option<Instant>,
+    /// The connection is not read at the moment.
+    is_read_paused: bool,
+    /// Times at which the visitor may not send: the connection is not read, or its window for all
+    /// streams is exhausted.
+    pauses: ReadPauses,
     /// Rest of the visitor's window for the whole connection, in bytes.
     window: i64,
     /// Last time at which a DATA frame was sent, on any stream.
@@ -52,6 +60,9 @@ impl Http2Connection {
                 streams: 0,
                 active: now,
                 sent_ahead,
+                unread_at: None,
+                is_read_paused: false,
+                pauses: ReadPauses::default(),
                 window: INITIAL_WINDOW,
                 data_sent: now,
                 is_write_blocked: false,
@@ -77,6 +88,7 @@ impl Http2Connection {
             } => sent_ahead.received(length),
             Found::Frame { .. } => {}
         });
+        state.update_pauses();
         if !state.received.is_unfinished() {
             state.unfinished = None;
         } else if state.unfinished.is_none() {
@@ -116,6 +128,12 @@ impl Http2Connection {
         if is_active {
             state.active = Instant::now();
         }
+        state.update_pauses();
+    }
+
+    /// Return the clock of the times at which the visitor may not send.
+    pub fn read_pauses(&self) -> ReadPauses {
+        self.lock().pauses.clone()
     }
 
     /// Record that bytes of a request's body have been read.
@@ -127,9 +145,12 @@ impl Http2Connection {
     pub fn has_room(&self) -> bool {
         let mut state = self.lock();
         let has_room = !state.sent_ahead.exceeds_share();
+        state.is_read_paused = !has_room;
         if !has_room {
             state.unfinished = None;
+            state.unread_at = Some(Instant::now());
         }
+        state.update_pauses();
         has_room
     }
 
@@ -145,13 +166,14 @@ impl Http2Connection {
 
     /// Return the last time at which a stream may have had to wait for the others of the
     /// connection, because the visitor's socket, or its window for the whole connection, accepts no
-    /// data; `None` if both do.
+    /// data, or because the connection was not read, and so no update of a window.
     pub fn busy_until(&self) -> Option<Instant> {
         let state = self.lock();
         if state.is_write_blocked {
             return Some(Instant::now());
         }
-        (state.window <= 0).then_some(state.data_sent)
+        let window_used_up = (state.window <= 0).then_some(state.data_sent);
+        window_used_up.max(state.unread_at)
     }
 
     /// Report whether any stream is being served.
@@ -192,6 +214,11 @@ impl Http2Connection {
 }
 
 impl State {
+    fn update_pauses(&self) {
+        let is_window_exhausted = self.sent_ahead.is_window_exhausted();
+        self.pauses.set(self.is_read_paused || is_window_exhausted);
+    }
+
     /// Return the limit that has expired, or when to check again.
     fn next_deadline(&self, limits: &EdgeLimits, now: Instant) -> Result<Instant, Expired> {
         let preface = Some(self.started + limits.preface).filter(|_| !self.received.has_preface());
@@ -394,5 +421,45 @@ mod tests {
         assert_eq!(connection.busy_until(), None);
         connection.write_blocked(true);
         assert_eq!(connection.busy_until(), Some(Instant::now()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_too_much_is_unread_its_streams_wait_and_the_visitor_is_not_late() {
+        let connection = fresh();
+        let pauses = connection.read_pauses();
+        connection.sent(&[0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 0x0e, 0xff, 0xff]);
+        connection.received(SETTINGS);
+        for _ in 0..13 {
+            let mut data = vec![0; 9 + 0x4000];
+            data[..9].copy_from_slice(&[0, 0x40, 0, 0, 0, 0, 0, 0, 1]);
+            assert!(connection.has_room() && !pauses.is_paused());
+            connection.received(&data);
+        }
+
+        assert!(!connection.has_room() && pauses.is_paused());
+        assert_eq!(connection.busy_until(), Some(Instant::now()));
+        connection.read(1 << 18);
+
+        assert!(connection.has_room() && !pauses.is_paused());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_visitor_without_a_window_is_not_late() {
+        let connection = fresh();
+        let pauses = connection.read_pauses();
+        connection.received(SETTINGS);
+        for length in [0x4000_u16, 0x4000, 0x4000, 0x3fff] {
+            assert!(!pauses.is_paused());
+            let [high, low] = length.to_be_bytes();
+            let mut data = vec![0; 9 + usize::from(length)];
+            data[..9].copy_from_slice(&[0, high, low, 0, 0, 0, 0, 0, 1]);
+            connection.received(&data);
+        }
+
+        assert!(pauses.is_paused());
+        assert_eq!(connection.busy_until(), None, "the connection is read");
+        connection.sent(&[0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+
+        assert!(!pauses.is_paused());
     }
 }

@@ -120,4 +120,4 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ObservedIo<S> {
 }
 
 /// Interval at which a connection that is not read is checked again for room.
-const ROOM_CHECK_INTERVAL: Duration = Duration::from_millis(100);
+pub const ROOM_CHECK_INTERVAL: Duration = Duration::from_millis(100);

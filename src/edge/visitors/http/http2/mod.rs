@@ -11,7 +11,7 @@ pub(crate) mod upgraded;
 
 pub use self::connection::{Expired, Http2Connection};
 pub use self::counted_reads::CountedReads;
-pub use self::io::ObservedIo;
+pub use self::io::{ObservedIo, ROOM_CHECK_INTERVAL};
 pub use self::sent_ahead::SentAhead;
 pub use self::stream::{Http2Stream, StreamExecutor};
 pub use self::upgraded::UpgradedStream;

@@ -60,6 +60,11 @@ impl SentAhead {
         self.unread > MIN_WINDOW && !self.total.is_within_share(self.unread)
     }
 
+    /// Report whether the visitor may send nothing before it gets a WINDOW_UPDATE.
+    pub fn is_window_exhausted(&self) -> bool {
+        self.window <= 0
+    }
+
     fn set(&mut self, unread: u64) {
         let max_unread = u64::try_from(self.full_window - self.window).unwrap_or(0);
         let unread = unread.min(max_unread);

@@ -22,6 +22,7 @@ use tracing::debug;
 use super::connection::{ActiveStream, Http2Connection};
 use crate::edge::limits::EdgeLimits;
 use crate::edge::visitors::http::body::VisitorBody;
+use crate::edge::visitors::http::read_pauses::ReadPauses;
 use crate::edge::visitors::lazy_deadline::LazyDeadline;
 use crate::stream::{ReceiveError, Unread};
 
@@ -56,6 +57,11 @@ impl Http2Stream {
             request_body: Mutex::default(),
             returned: Notify::new(),
         })
+    }
+
+    /// Return the clock of the times at which the visitor may not send.
+    pub fn read_pauses(&self) -> ReadPauses {
+        self.connection.read_pauses()
     }
 
     /// Record that bytes of the request's body have been read.
