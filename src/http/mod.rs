@@ -8,6 +8,6 @@ mod replay;
 mod trusted_proxy;
 mod upgrades;
 
-pub use self::replay::{Piece, ReplayBody, ReplayBuffer};
+pub use self::replay::{BufferLimit, Piece, ReplayBody, ReplayBuffer};
 pub(crate) use self::upgrades::is_answer_to;
 pub use self::upgrades::{UpgradeError, UpgradeName, Upgrades};

@@ -287,7 +287,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 pub const SINGLE_THREADED_IDLE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The idle timeout for a server with TLS: it is hardly single-threaded, and a new connection costs much more.
-pub const TLS_IDLE_TIMEOUT: Duration = IDLE_TIMEOUT;
+pub const TLS_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// The most idle connections: as many as there usually are concurrent conversations.
 const MAX_IDLE: usize = 256;

@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 
+use crate::http::BufferLimit;
 use crate::proto::MIN_WINDOW;
 use crate::stream::BufferTotal;
 
