@@ -61,6 +61,7 @@ const NO_LIMITS: &[(&str, &str)] = &[
     ("src/stream/flow/receive_window.rs", "SLOW_READER_WINDOW"),
     ("src/stream/flow/receive_window.rs", "UPDATES_PER_WINDOW"),
     ("src/stream/flow/tail.rs", "LOSS_CHECK_MESSAGES"),
+    ("src/stream/read_ahead.rs", "SMALL_PIECE"),
     ("src/stream/receive.rs", "MAX_READ"),
     ("src/stream/receive.rs", "SCARCE_READ"),
     ("src/stream/relay.rs", "READ_SIZE"),

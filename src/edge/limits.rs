@@ -7,6 +7,8 @@ use std::time::Duration;
 pub struct EdgeLimits {
     /// Concurrent connections of one visitor (an IPv4 address or an IPv6 /64).
     pub connections_per_visitor: usize,
+    /// Concurrent conversations of one visitor, with all agents together.
+    pub conversations_per_visitor: usize,
     /// Concurrent connections of all visitors together.
     pub connections: usize,
     /// Concurrent sessions of all agents.
@@ -78,6 +80,8 @@ impl Default for EdgeLimits {
     fn default() -> Self {
         Self {
             connections_per_visitor: 64,
+            // As many as one agent has.
+            conversations_per_visitor: 1_024,
             connections: 10_000,
             sessions: 10_000,
             sessions_per_agent: 64,

@@ -252,6 +252,7 @@ impl Edge {
             tasks: TaskTracker::new(),
             end: CancellationToken::new(),
         };
+        let buffer = BufferTotal::new(self.config.limits.buffer);
         let agents = Arc::new(Agents {
             registry: registry.clone(),
             endpoint: self.listeners.endpoint.clone(),
@@ -260,7 +261,7 @@ impl Edge {
             unauthenticated: Unauthenticated::new(&self.config.limits),
             sessions: SessionLimit::new(&self.config.limits),
             workers: self.workers.clone(),
-            buffer: BufferTotal::new(self.config.limits.buffer),
+            buffer: buffer.clone(),
             urls: Urls::new(&self.config, &self.listeners.addrs),
             draining: draining.clone(),
             grace_period: self.config.grace_period,
@@ -270,6 +271,7 @@ impl Edge {
             waiting: WaitingRequests::new(registry.clone(), self.config.hold, &self.config.limits),
             domain: self.config.domain.to_ascii_lowercase(),
             limits: self.config.limits,
+            buffer,
             connection_limit: ConnectionLimit::default(),
             failure_log: failure_log.clone(),
             workers: self.workers,

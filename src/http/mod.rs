@@ -11,6 +11,6 @@ mod upgrades;
 pub(crate) mod x_forwarded;
 
 pub use self::event_stream::is_event_stream;
-pub use self::replay::{Piece, ReplayBody, ReplayBuffer};
+pub use self::replay::{BufferLimit, Piece, ReplayBody, ReplayBuffer};
 pub(crate) use self::upgrades::is_answer_to;
 pub use self::upgrades::{UpgradeError, UpgradeName, Upgrades};

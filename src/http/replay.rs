@@ -14,6 +14,8 @@ struct State<B> {
     body: B,
     buffered: Vec<Bytes>,
     size: usize,
+    /// Memory that the buffered bytes count in; `None` if they count nowhere.
+    total: Option<Arc<dyn BufferLimit>>,
     /// The buffered prefix was dropped; the body cannot be replayed.
     discarded: bool,
     /// Number of the latest reader.
@@ -23,10 +25,20 @@ struct State<B> {
 impl<B> ReplayBuffer<B> {
     /// Start buffering.
     pub fn new(body: B) -> Self {
+        Self::with(None, body)
+    }
+
+    /// Start buffering, as long as `total` has room.
+    pub fn within(total: Arc<dyn BufferLimit>, body: B) -> Self {
+        Self::with(Some(total), body)
+    }
+
+    fn with(total: Option<Arc<dyn BufferLimit>>, body: B) -> Self {
         Self(Arc::new(Mutex::new(State {
             body,
             buffered: Vec::new(),
             size: 0,
+            total,
             discarded: false,
             reader: 0,
         })))
@@ -66,18 +78,38 @@ impl<B> ReplayBuffer<B> {
 
 impl<B> State<B> {
     fn buffer(&mut self, data: Bytes) {
-        self.size += data.len();
-        if self.size > MAX_BUFFERED {
-            self.discard();
+        if self.discarded {
+            return;
         }
-        if !self.discarded {
-            self.buffered.push(data);
+        let size = self.size + data.len();
+        let total = self.total.as_ref();
+        if size > MAX_BUFFERED || total.is_some_and(|total| !total.is_within_share(size as u64)) {
+            return self.discard();
         }
+        if let Some(total) = total {
+            total.take(data.len() as u64);
+        }
+        self.size = size;
+        self.buffered.push(data);
     }
 
     fn discard(&mut self) {
         self.discarded = true;
         self.buffered = Vec::new();
+        self.release();
+    }
+
+    fn release(&mut self) {
+        let size = std::mem::take(&mut self.size);
+        if let Some(total) = &self.total {
+            total.release(size as u64);
+        }
+    }
+}
+
+impl<B> Drop for State<B> {
+    fn drop(&mut self) {
+        self.release();
     }
 }
 
@@ -156,6 +188,18 @@ impl Piece for Bytes {
     fn share(&self) -> Bytes {
         self.clone()
     }
+}
+
+/// Memory that buffered bytes count in, in bytes.
+pub trait BufferLimit: Send + Sync {
+    /// Report whether a holder of this many bytes leaves enough to others.
+    fn is_within_share(&self, bytes: u64) -> bool;
+
+    /// Reserve bytes.
+    fn take(&self, bytes: u64);
+
+    /// Release reserved bytes.
+    fn release(&self, bytes: u64);
 }
 
 /// Most bytes to buffer of one body: enough for most forms and API calls, and little enough for

@@ -2,6 +2,7 @@
 
 pub(crate) mod flow;
 mod rate_limit;
+mod read_ahead;
 mod receive;
 mod relay;
 mod send;

@@ -1,11 +1,13 @@
 //! Receiving half of a conversation's stream.
 
+use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use ::http::HeaderMap;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use quinn::{ReadError, RecvStream};
@@ -13,6 +15,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use super::flow::{LargeHeadsFull, ReceiveWindow, SharedWindow, Unread, WindowExceeded};
+use super::read_ahead::ReadAhead;
 use crate::http::hygiene::sanitize_trailers;
 use crate::proto;
 use crate::proto::{
@@ -88,6 +91,8 @@ pub struct Receiver {
     stream: RecvStream,
     window: SharedWindow,
     splitter: Splitter,
+    /// Raw bytes read from the stream before their reader asked for them, and what ended them.
+    ahead: Option<Box<ReadAhead<Result<(), ReceiveError>>>>,
 }
 
 impl Receiver {
@@ -97,6 +102,7 @@ impl Receiver {
             stream,
             window: SharedWindow::new(window),
             splitter: Splitter::default(),
+            ahead: None,
         }
     }
 
@@ -151,6 +157,8 @@ impl Receiver {
             left,
             ended: length == BodyLength::Empty,
             next: None,
+            ahead: None,
+            trailers: None,
             violated: false,
             activity,
         }
@@ -173,14 +181,39 @@ impl Receiver {
 
     async fn next_raw(&mut self) -> Result<Option<Unread>, ReceiveError> {
         let rest = std::mem::take(&mut self.splitter).into_rest();
-        let bytes = if rest.is_empty() {
-            let chunk = self.stream.read_chunk(MAX_READ, true).await?;
-            chunk.map(|chunk| chunk.bytes)
+        let ahead = self.ahead.as_mut();
+        let piece = if !rest.is_empty() {
+            self.window.receive(rest)?
+        } else if let Some(piece) = ahead.and_then(|ahead| ahead.next(MAX_READ)) {
+            piece
+        } else if let Some(end) = self.ahead.as_mut().and_then(|ahead| ahead.end()) {
+            return end.map(|()| None);
         } else {
-            Some(rest)
+            match self.stream.read_chunk(MAX_READ, true).await? {
+                Some(chunk) => self.window.receive(chunk.bytes)?,
+                None => return Ok(None),
+            }
         };
-        let unread = bytes.map(|bytes| self.window.receive(bytes));
-        Ok(unread.transpose()?)
+        poll_fn(|cx| Poll::Ready(self.read_ahead(cx))).await?;
+        Ok(Some(piece))
+    }
+
+    /// Read everything that has arrived, before a piece is given out whose reader lets the sender
+    /// send more: what exceeds the window until then was sent against the protocol.
+    fn read_ahead(&mut self, cx: &mut Context<'_>) -> Result<(), WindowExceeded> {
+        while !self.ahead.as_ref().is_some_and(|ahead| ahead.has_ended()) {
+            let Poll::Ready(read) = pin!(self.stream.read_chunk(MAX_READ, true)).poll(cx) else {
+                break;
+            };
+            let new = || Box::new(ReadAhead::new(self.window.clone()));
+            let ahead = self.ahead.get_or_insert_with(new);
+            match read {
+                Ok(Some(chunk)) => ahead.push(chunk.bytes)?,
+                Ok(None) => ahead.finish(Ok(())),
+                Err(err) => ahead.finish(Err(err.into())),
+            }
+        }
+        Ok(())
     }
 
     /// Report that the other end has violated the protocol on this stream.
@@ -200,11 +233,15 @@ pub struct TunnelBody {
     stream: RecvStream,
     window: SharedWindow,
     decoder: BodyDecoder,
-    /// Bytes still to come, if the length is known.
+    /// Bytes still to be read from the stream, if the length is known.
     left: Option<u64>,
     ended: bool,
     /// Error or trailers that came after the last announced byte.
     next: Option<Box<Result<Frame<Unread>, ReceiveError>>>,
+    /// Frames read from the stream before their reader asked for them, and what ended them.
+    ahead: Option<Box<ReadAhead<NextFrame>>>,
+    /// Trailers, until it is certain that nothing follows them.
+    trailers: Option<Box<HeaderMap>>,
     /// Set once the sender has violated the protocol.
     violated: bool,
     activity: Arc<Activity>,
@@ -215,28 +252,65 @@ impl TunnelBody {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Unread>, ReceiveError>>> {
-        loop {
-            match self.decoder.next_frame()? {
-                Some(proto::Frame::Data(data)) => {
-                    if let Some(left) = &mut self.left {
-                        *left = left
-                            .checked_sub(data.len() as u64)
-                            .ok_or(ReceiveError::Length)?;
-                    }
-                    self.activity.record(data.len());
-                    let unread = self.window.receive(data)?;
-                    return Poll::Ready(Some(Ok(Frame::data(unread))));
-                }
-                Some(proto::Frame::Trailers(mut fields)) => {
-                    sanitize_trailers(&mut fields);
-                    return Poll::Ready(Some(Ok(Frame::trailers(fields))));
-                }
-                None => {}
+        let limit = match self.window.is_scarce() {
+            true => SCARCE_READ,
+            false => MAX_READ,
+        };
+        let piece = loop {
+            let ahead = self.ahead.as_mut();
+            if let Some(piece) = ahead.and_then(|ahead| ahead.next(limit)) {
+                break piece;
             }
-            let limit = match self.window.is_scarce() {
-                true => SCARCE_READ,
-                false => MAX_READ,
+            let next = match self.ahead.as_mut().and_then(|ahead| ahead.end()) {
+                Some(end) => end,
+                None => ready!(self.poll_stream(cx, limit)),
             };
+            match next {
+                Some(Ok(proto::Frame::Data(data))) => break self.window.receive(data)?,
+                Some(Ok(proto::Frame::Trailers(mut fields))) => {
+                    sanitize_trailers(&mut fields);
+                    self.trailers = Some(Box::new(fields));
+                }
+                Some(Err(err)) => return Poll::Ready(Some(Err(err))),
+                None => {
+                    let trailers = self.trailers.take();
+                    return Poll::Ready(trailers.map(|fields| Ok(Frame::trailers(*fields))));
+                }
+            }
+        };
+        self.read_ahead(cx)?;
+        self.activity.record(piece.len());
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
+
+    /// Read everything that has arrived, before a piece is given out whose reader lets the sender
+    /// send more: what exceeds the window until then was sent against the protocol.
+    fn read_ahead(&mut self, cx: &mut Context<'_>) -> Result<(), WindowExceeded> {
+        while !self.ahead.as_ref().is_some_and(|ahead| ahead.has_ended()) {
+            let Poll::Ready(next) = self.poll_stream(cx, MAX_READ) else {
+                break;
+            };
+            let new = || Box::new(ReadAhead::new(self.window.clone()));
+            let ahead = self.ahead.get_or_insert_with(new);
+            match next {
+                Some(Ok(proto::Frame::Data(data))) => ahead.push(data)?,
+                end => ahead.finish(end),
+            }
+        }
+        Ok(())
+    }
+
+    /// Read and decode the next frame of the stream.
+    fn poll_stream(&mut self, cx: &mut Context<'_>, limit: usize) -> Poll<NextFrame> {
+        loop {
+            if let Some(frame) = self.decoder.next_frame()? {
+                if let (proto::Frame::Data(data), Some(left)) = (&frame, &mut self.left) {
+                    *left = left
+                        .checked_sub(data.len() as u64)
+                        .ok_or(ReceiveError::Length)?;
+                }
+                return Poll::Ready(Some(Ok(frame)));
+            }
             // The future keeps no state between polls, so a new one may be made for each.
             match ready!(pin!(self.stream.read_chunk(limit, true)).poll(cx))? {
                 Some(chunk) => self.decoder.push(chunk.bytes),
@@ -249,6 +323,11 @@ impl TunnelBody {
                 }
             }
         }
+    }
+
+    /// Return the number of bytes that were read ahead and not given out yet.
+    fn waiting(&self) -> u64 {
+        self.ahead.as_ref().map_or(0, |ahead| ahead.len())
     }
 }
 
@@ -268,7 +347,7 @@ impl Body for TunnelBody {
             None => ready!(self.poll_next(cx)),
         };
         self.ended = !matches!(frame, Some(Ok(_)));
-        if self.left == Some(0) && !self.ended {
+        if self.left == Some(0) && self.waiting() == 0 && !self.ended {
             // The end has most likely come with the last piece: report it together with that piece.
             match self.poll_next(cx) {
                 Poll::Ready(None) => self.ended = true,
@@ -294,7 +373,7 @@ impl Body for TunnelBody {
 
     fn size_hint(&self) -> SizeHint {
         match self.left {
-            Some(left) => SizeHint::with_exact(left),
+            Some(left) => SizeHint::with_exact(left + self.waiting()),
             None => SizeHint::default(),
         }
     }
@@ -308,7 +387,7 @@ impl Drop for TunnelBody {
         } else if !self.ended {
             // A reader that knows the length stops reading there, before the stream's own end.
             let reset = match self.left {
-                Some(0) => Reset::Enough,
+                Some(0) if self.waiting() == 0 => Reset::Enough,
                 _ => Reset::Gone,
             };
             // Fails only if the stream is already closed.
@@ -316,6 +395,9 @@ impl Drop for TunnelBody {
         }
     }
 }
+
+/// Next frame of a body, an error, or the end of the stream.
+type NextFrame = Option<Result<proto::Frame, ReceiveError>>;
 
 /// Bytes that a body has moved, and when, for timeouts and logs.
 #[derive(Debug)]

@@ -3,6 +3,7 @@
 use std::future::pending;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -26,7 +27,10 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_rustls::client::TlsStream;
 
+use crate::lab::EdgeProcess;
+use crate::lab::Http2;
 use crate::lab::Lab;
+use crate::lab::Running;
 use crate::lab::Server;
 use crate::lab::eventually;
 use crate::lab::http2::start_tls;
@@ -234,6 +238,53 @@ async fn what_visitors_over_http2_do_not_read_stays_within_the_budget() {
     );
 }
 
+#[tokio::test]
+async fn what_visitors_send_ahead_over_http2_stays_within_the_budget_and_others_are_served() {
+    let home = tempfile::tempdir().unwrap();
+    let edge = EdgeProcess::start_with_https(home.path(), &["--buffer", "16"]).await;
+    let https = edge.https.expect("visitors come over TLS");
+    let held = Arc::new(Mutex::new(Vec::new()));
+    let holding = held.clone();
+    let deaf = Service::new(move |request| {
+        // Kept, and never read.
+        holding.lock().unwrap().push(request);
+        pending()
+    });
+    let upstream = Server::text("fine").await;
+    let mut config = edge.agent_config("deaf", Upstream::Service(deaf));
+    config.tunnels.push(Lab::tunnel("calm", &upstream));
+    let _agent = Running::start(config).await;
+    let before = edge.process.peak_memory();
+    let given = Arc::new(AtomicU64::new(0));
+
+    let mut uploads = JoinSet::new();
+    for _ in 0..24 {
+        let visitor = Http2::connect(https, "deaf.localhost", &edge.ca()).await;
+        for _ in 0..4 {
+            let (visitor, counted) = (visitor.clone(), given.clone());
+            let pieces = std::iter::repeat_with(move || {
+                counted.fetch_add(PIECE as u64, Relaxed);
+                Ok::<_, std::io::Error>(Frame::data(Bytes::from_static(&[7; PIECE])))
+            });
+            let body = StreamBody::new(futures_util::stream::iter(pieces));
+            uploads.spawn(async move {
+                let request = Request::post(visitor.uri("/"));
+                visitor.ask(request, body).await.map(drop)
+            });
+        }
+    }
+    settled(&given).await;
+
+    let calm = Http2::connect(https, "calm.localhost", &edge.ca()).await;
+    let upload = calm.deliver(Request::post(calm.uri("/")), vec![7; 8 << 20].into());
+    assert_eq!(upload.await.unwrap().status(), 200);
+    let reply = edge.visitor("calm").get("/").await;
+    assert_eq!((reply.status, reply.text()), (200, "fine"));
+    let more = (edge.process.peak_memory() - before) >> 10;
+    assert!(more < 48, "{more} MiB more");
+    assert!(uploads.try_join_next().is_none(), "no upload ends early");
+}
+
 /// Wait until nothing more moves.
 async fn settled(given: &AtomicU64) {
     let quiet = Duration::from_millis(500);
@@ -296,4 +347,47 @@ async fn behind_a_trusted_proxy_an_address_gets_no_more_than_it_leaves_to_others
         .await
         .unwrap()
         .forget();
+}
+
+#[tokio::test]
+async fn a_visitor_has_so_many_conversations_with_all_agents_together() {
+    let loopback = "127.0.0.0/8".parse().expect("a network");
+    let lab = Lab::with(|edge| {
+        edge.trusted_proxies = vec![loopback];
+        edge.limits.conversations_per_visitor = 2;
+    })
+    .await;
+    let arrivals = Arc::new(Semaphore::new(0));
+    let silent = || {
+        let arrived = arrivals.clone();
+        Upstream::Service(Service::new(move |_| {
+            arrived.add_permits(1);
+            pending()
+        }))
+    };
+    let _one = lab.agent("one", silent()).await;
+    let _other = lab.agent("other", silent()).await;
+    let [one, other] = ["one", "other"].map(|name| format!("{name}.{}", lab.domain));
+    let first = ask_as(lab.http, &one, "192.0.2.1").await;
+    let _second = ask_as(lab.http, &other, "192.0.2.1").await;
+    let both = within("both conversations", arrivals.acquire_many(2)).await;
+    both.unwrap().forget();
+
+    for host in [&one, &other] {
+        let mut refused = ask_as(lab.http, host, "192.0.2.1").await;
+        let response = beginning(&mut refused).await;
+        assert!(response.starts_with("HTTP/1.1 429 "), "{response}");
+        assert!(response.contains("too_many_conversations"), "{response}");
+    }
+    let _neighbour = ask_as(lab.http, &one, "192.0.2.2").await;
+    let served = within("another visitor's conversation", arrivals.acquire()).await;
+    served.unwrap().forget();
+
+    drop(first);
+    eventually("room for one more", || async {
+        let _again = ask_as(lab.http, &other, "192.0.2.1").await;
+        let served = tokio::time::timeout(Duration::from_millis(200), arrivals.acquire());
+        served.await.is_ok()
+    })
+    .await;
 }

@@ -10,10 +10,12 @@ use quinn::{Connection, RecvStream, SendStream, WriteError};
 
 use crate::lab::edge_process::EdgeProcess;
 use crate::lab::fake_edge::close;
-use crate::lab::peer::{ALPN, dial, greeting, hear, say};
+use crate::lab::peer::{ALPN, dial, flood, greeting, hear, say};
 use crate::lab::{Lab, Server, forge, within};
 
 const CLOSE_PROTOCOL: u64 = 1;
+const RESET_PROTOCOL: u32 = 2;
+
 /// An agent in the test's own hands, which was welcomed.
 struct Liar {
     connection: Connection,
@@ -161,6 +163,66 @@ async fn heads_that_no_agent_may_send_reach_no_visitor() {
         let (got, _) = tokio::join!(visitor.get("/"), liar.answer(ok()));
         assert_eq!(got.status, 200);
     }
+}
+
+#[tokio::test]
+async fn bodies_that_are_not_what_was_announced_are_cut_visibly() {
+    for (what, body, sent) in [
+        ("more", BodyLength::Known(5), data(b"123456")),
+        ("less", BodyLength::Known(5), data(b"1234")),
+        ("after trailers", BodyLength::Unknown, {
+            let trailers = proto::trailers(HeaderMap::new()).unwrap();
+            [&data(b"1")[..], &trailers, &data(b"2")].concat()
+        }),
+    ] {
+        let lab = Lab::start().await;
+        let liar = Liar::of(&lab, "blog").await;
+        let mut visitor = lab.visitor("blog").wire().await;
+        visitor
+            .send("GET / HTTP/1.1\r\nhost: blog.localhost\r\n\r\n")
+            .await;
+        let answer = [answer(200, body, &[]), sent.clone()].concat();
+
+        let (got, _) = tokio::join!(visitor.rest(), liar.answer(answer));
+        let body_at = got.windows(4).position(|at| at == b"\r\n\r\n");
+        let got = body_at.map_or(&[][..], |at| &got[at + 4..]);
+
+        let whole = match body {
+            BodyLength::Known(length) => what == "less" && got.len() as u64 >= length,
+            _ => got.ends_with(b"0\r\n\r\n"),
+        };
+        assert!(
+            !whole && got.len() < sent.len() + 64,
+            "{what}: {}",
+            got.len()
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_agent_that_sent_more_than_its_window_is_caught_when_the_visitor_reads_on() {
+    let lab = Lab::with(|edge| {
+        edge.limits.buffer = 1 << 20;
+        edge.limits.session_buffer = 1 << 20;
+    })
+    .await;
+    let liar = Liar::of(&lab, "blog").await;
+    let mut visitor = lab.visitor("blog").wire().await;
+    visitor
+        .send("GET / HTTP/1.1\r\nhost: blog.localhost\r\n\r\n")
+        .await;
+    let (mut send, _receive) = within("a request", liar.connection.accept_bi())
+        .await
+        .unwrap();
+    let answer = answer(200, BodyLength::Unknown, &[]);
+    send.write_all(&answer).await.unwrap();
+
+    flood(&mut send).await;
+    let got = visitor.rest().await;
+
+    let stopped = within("the edge's word on it", send.stopped()).await;
+    assert_eq!(stopped.unwrap(), Some(RESET_PROTOCOL.into()));
+    assert!(!got.ends_with(b"0\r\n\r\n"));
 }
 
 #[tokio::test]

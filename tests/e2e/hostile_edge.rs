@@ -1,17 +1,22 @@
 //! An edge that lies to an agent: nothing of it reaches the upstream or the terminal, and it costs the agent nothing.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use http::Method;
-use qtunnel::Event;
+use http_body_util::{BodyExt, Empty};
 use qtunnel::proto::{
     Address, AgentMessage, BodyLength, CONTROL_LIMIT, EdgeMessage, FIRST_WINDOW_LIMIT, MIN_WINDOW,
-    REQUEST_FIELDS_LIMIT, Refusal, RequestHead, TARGET_LIMIT, TunnelGrant, Window, encode,
-    put_varint,
+    REQUEST_FIELDS_LIMIT, Refusal, RequestHead, TARGET_LIMIT, TunnelGrant, Window, data_header,
+    encode, put_varint,
 };
+use qtunnel::{Event, Service, Upstream, UpstreamBody};
 use quinn::{ReadError, RecvStream, VarInt};
+use tokio::sync::{Notify, mpsc};
 
 use crate::lab::fake_edge::{FakeEdge, Greeted, forge, request, welcome};
+use crate::lab::peer::flood;
 use crate::lab::process::Process;
 use crate::lab::{Running, Server, within};
 
@@ -156,6 +161,59 @@ async fn an_edge_that_breaks_the_protocol_again_and_again_loses_the_session() {
     }
 
     assert_eq!(session.closed().await.0, CLOSE_PROTOCOL);
+}
+
+#[tokio::test]
+async fn more_or_less_body_than_announced_is_never_a_whole_request() {
+    for sent in [6, 4] {
+        let (upstream, mut wires) = Server::by_hand().await;
+        let mut edge = FakeEdge::start();
+        let (_agent, session) = told(&mut edge, &upstream).await;
+        let mut head = request(Method::POST, "/", &[("host", "blog.example.com")]);
+        head.body = BodyLength::Known(5);
+        let (mut send, _receive) = session.ask(head).await;
+        let mut wire = wires.next().await;
+        wire.head().await;
+
+        let data = Bytes::from(vec![b'x'; sent]);
+        let mut frame = [data_header(data.len()), data];
+        send.write_all_chunks(&mut frame).await.unwrap();
+        let _ = send.finish();
+
+        let got = wire.rest().await;
+        assert!(got.len() < 5, "{sent}: {}", got.len());
+    }
+}
+
+#[tokio::test]
+async fn an_edge_that_sent_more_than_its_window_is_caught_when_the_upstream_reads_on() {
+    let may_read = Arc::new(Notify::new());
+    let reading = may_read.clone();
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let service = Service::new(move |request: http::Request<UpstreamBody>| {
+        let (reading, tell) = (reading.clone(), tell.clone());
+        async move {
+            reading.notified().await;
+            let _ = tell.send(request.into_body().collect().await.is_ok());
+            Ok(http::Response::new(
+                UpstreamBody::new(Empty::<Bytes>::new()),
+            ))
+        }
+    });
+    let mut edge = FakeEdge::start();
+    let config = edge.agent_config("blog", Upstream::Service(service));
+    let (_agent, session) = tokio::join!(Running::start(config), edge.welcomed());
+    let mut head = request(Method::POST, "/", &[("host", "blog.example.com")]);
+    head.body = BodyLength::Unknown;
+    let (mut send, _receive) = session.ask(head).await;
+
+    flood(&mut send).await;
+    may_read.notify_one();
+
+    let is_whole = within("the upstream's word on the body", told.recv()).await;
+    assert_eq!(is_whole, Some(false));
+    let stopped = within("the agent's word on it", send.stopped()).await;
+    assert_eq!(stopped.unwrap(), Some(RESET_PROTOCOL.into()));
 }
 
 #[tokio::test]

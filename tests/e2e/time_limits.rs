@@ -96,22 +96,27 @@ async fn half_a_head_over_http2_ends_the_connection_and_a_whole_one_in_time_does
     let lab = lab(|limits| limits.head = LIMIT).await;
     let mut half = lab.frames("nobody").await;
     half.begin(&[]).await;
-    let fields = half.request("GET", &[]);
-    let head = frame(HEADERS, END_STREAM, 1, &fields[..20]);
     let mut whole = lab.frames("nobody").await;
     whole.begin(&[]).await;
+    for visitor in [&mut half, &mut whole] {
+        // Its settings are acknowledged by the way: within a head, nothing may come between.
+        visitor.get(1).await;
+        visitor.body(1).await;
+    }
+    let fields = half.request("GET", &[]);
+    let head = frame(HEADERS, END_STREAM, 3, &fields[..20]);
     let began = Instant::now();
 
     half.send(&head).await;
     whole.send(&head).await;
     sleep(LIMIT / 2).await;
     whole
-        .send(&frame(CONTINUATION, END_HEADERS, 1, &fields[20..]))
+        .send(&frame(CONTINUATION, END_HEADERS, 3, &fields[20..]))
         .await;
 
-    assert_eq!(whole.next_of(1).await.kind, HEADERS);
+    assert_eq!(whole.next_of(3).await.kind, HEADERS);
     half.rest().await;
-    assert!(began.elapsed() >= LIMIT / 2);
+    assert!(began.elapsed() >= LIMIT);
 }
 
 #[tokio::test]
@@ -170,6 +175,45 @@ async fn an_answer_that_is_never_read_is_cut_and_one_that_is_read_slowly_is_not(
         rest.is_err(),
         "the kernel keeps an answer that nobody reads"
     );
+}
+
+on_each_carrier!(a_stream_whose_window_stays_shut_is_reset_and_its_neighbours_are_not);
+async fn a_stream_whose_window_stays_shut_is_reset_and_its_neighbours_are_not(carrier: Carrier) {
+    let lab = lab(|limits| limits.write_stall = LIMIT).await.over(carrier);
+    let (upstream, mut wires) = Server::by_hand().await;
+    let _agent = lab.agent("blog", &upstream).await;
+    let mut visitor = lab.frames("blog").await;
+    // SETTINGS_INITIAL_WINDOW_SIZE: nothing, until a stream is opened by hand.
+    visitor.begin(&[(4, 0)]).await;
+
+    let started = Instant::now();
+    visitor.get(1).await;
+    let shut = endless(&mut wires).await;
+    visitor.get(3).await;
+    let _open = endless(&mut wires).await;
+    let (mut received, mut reset) = (0, None);
+    while started.elapsed() < 3 * LIMIT || reset.is_none() {
+        visitor.open(3, 100).await;
+        loop {
+            let frame = visitor.next().await.expect("a sound connection");
+            match (frame.kind, frame.stream) {
+                (DATA, 3) => received += frame.payload.len(),
+                (RST_STREAM, 1) => reset = Some((frame.payload, started.elapsed())),
+                (HEADERS, _) => continue,
+                other => panic!("{other:?}"),
+            }
+            if frame.stream == 3 {
+                break;
+            }
+        }
+        sleep(LIMIT / 10).await;
+    }
+
+    let (code, after) = reset.unwrap();
+    assert_eq!(code, [0, 0, 0, 8], "CANCEL");
+    assert!(after >= LIMIT, "{after:?}");
+    assert!(received >= 300, "{received}");
+    within("the upstream's end", shut).await.unwrap();
 }
 
 #[tokio::test]

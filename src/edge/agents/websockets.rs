@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 #[cfg(windows)]
 use std::os::windows::io::{AsRawSocket, BorrowedSocket, RawSocket};
 #[cfg(unix)]
+use std::sync::Arc;
 use std::time::Duration;
 
 use ::http::Response;
@@ -26,6 +27,7 @@ use crate::carrier::handover::passed_websocket::{PassedWebSocket, PassedWebSocke
 use crate::carrier::handover::predecessors::Predecessors;
 use crate::carrier::{EdgeEndpoint, PeerInfo, answer_upgrade};
 use crate::edge::visitors::http::body::VisitorBody;
+use crate::edge::visitors::http::http2::{CountedReads, Http2Stream};
 use crate::http::x_forwarded::X_FORWARDED_FOR;
 use crate::net::tcp_options::limit_send_queue;
 
@@ -90,7 +92,7 @@ impl AgentWebSockets {
         &self,
         mut parts: Parts,
         agent: SocketAddr,
-        (peer, tcp): (SocketAddr, RawTcp),
+        (peer, tcp, stream): (SocketAddr, RawTcp, Option<Arc<Http2Stream>>),
         expects_upgrade: bool,
     ) -> Response<VisitorBody> {
         let mut response = Response::new(VisitorBody::Empty);
@@ -124,7 +126,8 @@ impl AgentWebSockets {
                 limit_send_queue(&tcp, peer.path_kind);
                 peer
             };
-            let (endpoint, io) = (&websockets.endpoint, TokioIo::new(upgraded));
+            let io = CountedReads::new(TokioIo::new(upgraded), stream);
+            let endpoint = &websockets.endpoint;
             #[cfg(unix)]
             let carrying = endpoint.carry_or_relay(&websockets.predecessors, io, peer);
             #[cfg(not(unix))]

@@ -24,7 +24,9 @@ use super::context::{Visit, Visitors};
 use super::http::error_page::ErrorFormat;
 use super::http::guard::Guard;
 use super::http::head_limits::MAX_FIELD_LIST;
-use super::http::http2::{Expired, Http2Connection, Http2Stream, ObservedIo, StreamExecutor};
+use super::http::http2::{
+    Expired, Http2Connection, Http2Stream, ObservedIo, SentAhead, StreamExecutor,
+};
 use super::http::idle::IDLE_TIMEOUT;
 use super::socket::{ReceivedBytes, VisitorSocket};
 use crate::edge::agents::websockets::RawTcp;
@@ -224,11 +226,13 @@ impl Visitors {
         let (draining, closing) = (self.draining.clone(), self.closing.clone());
         let connection = ConnectionId::next();
         let limits = self.limits;
-        let observed = Http2Connection::new();
+        let sent_ahead = SentAhead::new(self.buffer.clone(), H2_CONNECTION_WINDOW);
+        let observed = Http2Connection::new(sent_ahead);
         let io = ObservedIo::new(io, observed.clone());
         let executor = StreamExecutor::new(observed.clone(), &limits);
+        let streams = observed.clone();
         let service = service_fn(move |request| {
-            let stream = Arc::<Http2Stream>::default();
+            let stream = Http2Stream::new(streams.clone());
             let visit = Visit {
                 visitors: self.clone(),
                 visitor: info.visitor,

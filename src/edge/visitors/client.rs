@@ -64,6 +64,11 @@ impl Client {
         }
     }
 
+    /// Return the subscriber, or the connection, that a request of this client counts for.
+    pub fn holder(self) -> Holder {
+        self.holder
+    }
+
     /// Return all holders that a request of this client counts for.
     pub fn holders(self) -> impl Iterator<Item = Holder> + Clone {
         [Some(self.holder), self.network].into_iter().flatten()

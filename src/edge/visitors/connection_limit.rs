@@ -1,13 +1,15 @@
-//! Limits on visitors' connections: in all, and per visitor.
+//! Limits on visitors' connections and conversations: in all, and per visitor.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::client::Client;
+use super::fair_share::Holder;
 use crate::edge::fault::Fault;
 use crate::edge::limits::EdgeLimits;
 
-/// Counter and limit of visitors' connections (nginx: `limit_conn`).
+/// Counter and limit of visitors' connections and conversations (nginx: `limit_conn`).
 #[derive(Debug, Clone, Default)]
 pub struct ConnectionLimit(Arc<Mutex<Counts>>);
 
@@ -15,6 +17,7 @@ pub struct ConnectionLimit(Arc<Mutex<Counts>>);
 struct Counts {
     all: usize,
     subnets: HashMap<IpAddr, usize>,
+    conversations: HashMap<Holder, usize>,
 }
 
 impl ConnectionLimit {
@@ -45,6 +48,47 @@ impl ConnectionLimit {
             limit: self.clone(),
             subnet,
         })
+    }
+
+    /// Reserve a place for a conversation with any agent, released when the permit is dropped.
+    ///
+    /// # Errors
+    /// [`Fault::TooManyConversations`] if the client has too many with all agents together.
+    pub fn acquire_conversation(
+        &self,
+        client: Client,
+        limits: &EdgeLimits,
+    ) -> Result<VisitorPermit, Fault> {
+        let holder = client.holder();
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let conversations = counts.conversations.entry(holder).or_default();
+        if *conversations >= limits.conversations_per_visitor {
+            return Err(Fault::TooManyConversations);
+        }
+        *conversations += 1;
+        Ok(VisitorPermit {
+            limit: self.clone(),
+            holder,
+        })
+    }
+}
+
+/// The place of one conversation among those of its visitor, released when this is dropped.
+#[derive(Debug)]
+pub struct VisitorPermit {
+    limit: ConnectionLimit,
+    holder: Holder,
+}
+
+impl Drop for VisitorPermit {
+    fn drop(&mut self) {
+        let mut counts = self.limit.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(conversations) = counts.conversations.get_mut(&self.holder) {
+            *conversations -= 1;
+            if *conversations == 0 {
+                counts.conversations.remove(&self.holder);
+            }
+        }
     }
 }
 
@@ -83,6 +127,31 @@ fn client_subnet(visitor: IpAddr) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::edge::visitors::connection_id::ConnectionId;
+
+    #[test]
+    fn each_visitor_has_its_own_limit_of_conversations() {
+        let limits = EdgeLimits {
+            conversations_per_visitor: 1,
+            ..EdgeLimits::default()
+        };
+        let limit = ConnectionLimit::default();
+        let acquire = |visitor: [u8; 4]| {
+            let fields = Default::default();
+            let client = Client::of(visitor.into(), ConnectionId::next(), &[], &fields);
+            limit.acquire_conversation(client, &limits)
+        };
+
+        let first = acquire([192, 0, 2, 1]);
+
+        assert_eq!(
+            acquire([192, 0, 2, 1]).unwrap_err(),
+            Fault::TooManyConversations
+        );
+        assert!(acquire([192, 0, 2, 2]).is_ok());
+        drop(first);
+        assert!(acquire([192, 0, 2, 1]).is_ok(), "a released place is free");
+    }
 
     #[test]
     fn each_visitor_has_its_own_limit() {

@@ -19,6 +19,7 @@ use crate::edge::names::waiting::WaitingRequests;
 use crate::edge::shutdown::Draining;
 use crate::edge::workers::Workers;
 use crate::proto::Scheme;
+use crate::stream::BufferTotal;
 
 /// State shared by all visitors' connections.
 pub struct Visitors {
@@ -27,6 +28,8 @@ pub struct Visitors {
     /// The domain of the tunnels, in lower case.
     pub domain: String,
     pub limits: EdgeLimits,
+    /// Memory of all bodies that wait for their readers, of visitors and agents together.
+    pub buffer: Arc<BufferTotal>,
     pub connection_limit: ConnectionLimit,
     /// Log of failed requests.
     pub failure_log: FailureLog,

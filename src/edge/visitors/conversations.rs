@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
 use super::client::Client;
+use super::connection_limit::VisitorPermit;
 use super::fair_share::{Denied, FairShare, Holder};
 use crate::edge::fault::Fault;
 
@@ -178,6 +179,7 @@ impl State {
             conversations: conversations.clone(),
             id: self.id(),
             holders,
+            visitor: None,
         }
     }
 
@@ -291,9 +293,17 @@ pub struct ConversationPermit {
     conversations: Arc<Conversations>,
     id: u64,
     holders: Holders,
+    /// Place among the visitor's conversations with all agents.
+    visitor: Option<VisitorPermit>,
 }
 
 impl ConversationPermit {
+    /// Attach the permit for the same conversation among those with all agents, to be released
+    /// together with this one.
+    pub fn attach(&mut self, visitor: VisitorPermit) {
+        self.visitor = Some(visitor);
+    }
+
     /// Allow the response to be evicted when its visitor does not read it and others need the
     /// place.
     pub fn watch(&self, body: Weak<dyn Evict>) {

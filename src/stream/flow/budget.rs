@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::FIRST_WINDOW;
+use crate::http::BufferLimit;
 use crate::proto::MIN_WINDOW;
 
-/// Window memory of all sessions in a process, in bytes.
+/// Memory of all bodies that wait for their readers in a process, in bytes: the windows of all
+/// sessions, and what waits outside of them.
 #[derive(Debug)]
 pub struct BufferTotal {
     limit: u64,
@@ -20,6 +22,31 @@ impl BufferTotal {
             limit,
             used: AtomicU64::new(0),
         })
+    }
+
+    fn free(&self) -> u64 {
+        self.limit.saturating_sub(self.used.load(Relaxed))
+    }
+
+    /// Return the number of reserved bytes.
+    #[cfg(test)]
+    pub fn used(&self) -> u64 {
+        self.used.load(Relaxed)
+    }
+}
+
+impl BufferLimit for BufferTotal {
+    /// See [`Budget::try_take`].
+    fn is_within_share(&self, bytes: u64) -> bool {
+        bytes <= self.free() / WINDOW_SHARE
+    }
+
+    fn take(&self, bytes: u64) {
+        self.used.fetch_add(bytes, Relaxed);
+    }
+
+    fn release(&self, bytes: u64) {
+        self.used.fetch_sub(bytes, Relaxed);
     }
 }
 
@@ -115,3 +142,32 @@ const NEW_WINDOW_SHARE: u64 = 16;
 
 /// Divisor: while less than this part is in use, any window may grow.
 const AMPLE_SHARE: u64 = 8;
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use bytes::Bytes;
+    use http_body::Frame;
+    use http_body_util::{BodyExt, StreamBody};
+
+    use super::*;
+    use crate::http::ReplayBuffer;
+
+    #[tokio::test]
+    async fn buffered_bytes_count_in_the_total_and_nothing_is_buffered_beyond_it() {
+        let total = BufferTotal::new(100);
+        let frames =
+            [10; 3].map(|size| Ok::<_, Infallible>(Frame::data(Bytes::from(vec![7; size]))));
+        let body = StreamBody::new(futures_util::stream::iter(frames));
+        let buffer = ReplayBuffer::<_>::within(total.clone(), body);
+        let mut reader = buffer.read();
+
+        for used in [10, 20, 0] {
+            reader.frame().await.unwrap().unwrap();
+            assert_eq!(total.used(), used);
+        }
+
+        assert_eq!(buffer.buffered(), None);
+    }
+}

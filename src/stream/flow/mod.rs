@@ -88,7 +88,7 @@ impl FlowControl {
         )
     }
 
-    fn new(
+    pub(crate) fn new(
         round_trip: impl Fn() -> Duration + Send + Sync + 'static,
         is_lossy: impl Fn() -> bool + Send + Sync + 'static,
         close: impl Fn(Close, &str) + Send + Sync + 'static,

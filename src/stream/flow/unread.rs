@@ -43,19 +43,32 @@ impl SharedWindow {
     /// # Errors
     /// If more was received than the window allows.
     pub fn receive(&self, bytes: Bytes) -> Result<Unread, WindowExceeded> {
-        let counted = bytes.len() as u64;
+        self.count(bytes.len())?;
+        Ok(self.unread(bytes))
+    }
+
+    /// Count received bytes that become pieces later, or are [taken](Self::take) without becoming
+    /// any.
+    ///
+    /// # Errors
+    /// If more was received than the window allows.
+    pub fn count(&self, bytes: usize) -> Result<(), WindowExceeded> {
         let mut state = self.lock();
-        state.window.receive(counted)?;
+        state.window.receive(bytes as u64)?;
         if state.unread == 0 {
             state.progress = Instant::now();
         }
-        state.unread += counted;
-        drop(state);
-        Ok(Unread {
+        state.unread += bytes as u64;
+        Ok(())
+    }
+
+    /// Make a piece of bytes that are already counted.
+    pub fn unread(&self, bytes: Bytes) -> Unread {
+        Unread {
+            counted: bytes.len() as u64,
             bytes,
-            counted,
             window: Some(self.clone()),
-        })
+        }
     }
 
     /// Reserve memory for a head of this length: see [`ReceiveWindow::large_head`].
@@ -97,7 +110,8 @@ impl SharedWindow {
         (state.unread > 0).then_some(state.progress)
     }
 
-    fn take(&self, bytes: u64) {
+    /// Record that counted bytes wait no longer.
+    pub fn take(&self, bytes: u64) {
         let mut state = self.lock();
         state.unread = state.unread.saturating_sub(bytes);
         state.progress = Instant::now();

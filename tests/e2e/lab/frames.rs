@@ -113,6 +113,12 @@ impl Frames {
         self.send(&frame).await;
     }
 
+    /// Send a WINDOW_UPDATE for a stream, or for the connection (0).
+    pub async fn open(&mut self, stream: u32, window: u32) {
+        let frame = frame(WINDOW_UPDATE, 0, stream, &window.to_be_bytes());
+        self.send(&frame).await;
+    }
+
     /// Receive the next frame; `None` at the end of the connection. Settings and pings are answered by the
     /// way.
     pub async fn next(&mut self) -> Option<Frame> {

@@ -60,10 +60,18 @@ impl Http2 {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
+        within("the response's head", self.ask(request, body)).await
+    }
+
+    /// The same, however long it takes.
+    pub async fn ask<B>(&self, request: Builder, body: B) -> hyper::Result<Response<Incoming>>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
         let body = body.map_err(Into::into).boxed_unsync();
         let request = request.body(body).expect("a valid request");
-        let mut sender = self.sender.clone();
-        within("the response's head", sender.send_request(request)).await
+        self.sender.clone().send_request(request).await
     }
 
     /// Send a request with a large body, and return once the head of the response is here, however long it

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use qtunnel::Pin;
 use qtunnel::proto::{
@@ -14,6 +15,7 @@ use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::time::timeout;
 
 use super::{Lab, way, within};
 
@@ -156,3 +158,16 @@ impl Drop for Stranger {
         self.task.abort();
     }
 }
+
+/// Send frames of a body, whatever the window allows, until the other end stops the stream or takes
+/// nothing more.
+pub async fn flood(send: &mut SendStream) {
+    let piece = [&proto::data_header(PIECE)[..], &[b'x'; PIECE]].concat();
+    while let Ok(Ok(())) = timeout(QUIET, send.write_all(&piece)).await {}
+}
+
+/// Payload bytes of one frame.
+const PIECE: usize = 4096;
+
+/// Time without progress after which the other end takes nothing more.
+const QUIET: Duration = Duration::from_millis(500);

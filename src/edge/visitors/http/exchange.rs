@@ -28,7 +28,7 @@ use crate::proto::{
     BodyLength, HttpVersion, INFORMATIONAL_LIMIT, RequestHead, ResponseHead, StreamHead, WireError,
 };
 use crate::stream::{
-    Activity, ReceiveError, ReceiveWindow, Receiver, SendError, SendWindow, Sender,
+    Activity, BufferTotal, ReceiveError, ReceiveWindow, Receiver, SendError, SendWindow, Sender,
 };
 
 /// A request that can be sent, and sent again as long as the beginning of its body is buffered.
@@ -55,13 +55,18 @@ pub enum DeliveryError {
 }
 
 impl Outbound {
-    /// Create a request from its head and body. `expects_continue` means that the visitor waits for `100
-    /// Continue`.
-    pub fn new(head: RequestHead, body: RequestBody, expects_continue: bool) -> Self {
+    /// Create a request from its head and body, whose beginning is buffered as long as `total` has
+    /// room. `expects_continue` means that the visitor waits for `100 Continue`.
+    pub fn new(
+        head: RequestHead,
+        body: RequestBody,
+        total: &Arc<BufferTotal>,
+        expects_continue: bool,
+    ) -> Self {
         let (length, requested_upgrade) = (head.body, head.upgrade.clone());
+        let has_body = requested_upgrade.is_none() && length != BodyLength::Empty;
         Self {
-            body: (requested_upgrade.is_none() && length != BodyLength::Empty)
-                .then(|| ReplayBuffer::new(body)),
+            body: has_body.then(|| ReplayBuffer::within(total.clone(), body)),
             head: StreamHead::Http(head),
             requested_upgrade,
             expects_continue,

@@ -19,7 +19,7 @@ use super::body::UpgradedConversation;
 use super::body::VisitorBody;
 use super::error_page::ErrorFormat;
 use super::exchange::{AdmittedStream, DeliveryError, Outbound, PendingResponse};
-use super::http2::UpgradedStream;
+use super::http2::{CountedReads, UpgradedStream};
 use super::idle::idle_after_stop;
 use super::request_body::RequestBody;
 use super::validate::Authority;
@@ -143,7 +143,12 @@ impl Forward {
         Box::new(PreparedRequest {
             on_upgrade,
             version,
-            request: Some(Outbound::new(head, body, expects_continue)),
+            request: Some(Outbound::new(
+                head,
+                body,
+                &self.visit.visitors.buffer,
+                expects_continue,
+            )),
             forward: self,
         })
     }
@@ -258,14 +263,20 @@ impl Forward {
         tunnel: &LiveTunnel,
         request: &mut Outbound,
     ) -> Result<(PendingResponse, ResponseHead), DeliveryError> {
+        let visitors = &*self.visit.visitors;
+        let visitor_permit = visitors
+            .connection_limit
+            .acquire_conversation(self.client, &visitors.limits)
+            .map_err(DeliveryError::Fault)?;
         let permit = tunnel.conversations.admit(self.client).await;
-        let permit = permit.map_err(DeliveryError::Fault)?;
+        let mut permit = permit.map_err(DeliveryError::Fault)?;
+        permit.attach(visitor_permit);
         let (send, receive) = timeout(OPEN_STREAM_TIMEOUT, tunnel.connection.open_bi())
             .await
             .map_err(|_| DeliveryError::Fault(Fault::Busy))?
             .map_err(|_| DeliveryError::NotSent)?;
         let stream = send.id().index();
-        let continue_timeout = self.visit.visitors.limits.continue_timeout;
+        let continue_timeout = visitors.limits.continue_timeout;
         let admitted = AdmittedStream {
             permit,
             send,
@@ -310,11 +321,13 @@ impl Forward {
         };
         let activity = Arc::new(Activity::start());
         let idle = idle_after_stop(self.visit.visitors.draining.clone(), activity.clone());
+        let stream = self.visit.stream.clone();
         let relayed = async move {
             let _permit = permit;
             match on_upgrade.await {
                 Ok(upgraded) => {
-                    let io = UpgradedStream::new(TokioIo::new(upgraded), stall_limit, activity);
+                    let io = CountedReads::new(TokioIo::new(upgraded), stream);
+                    let io = UpgradedStream::new(io, stall_limit, activity);
                     tokio::select! {
                         _ = relay(io, sender, receiver) => {}
                         () = conversation.evicted() => {}

@@ -1,8 +1,9 @@
 //! Enforcement of a lowest rate for a request's body.
 //!
 //! Time counts only while somebody waits for the visitor: a body that is not read, because the
-//! tunnel or the upstream is slow, may take forever. Waiting is paid for with a credit of time:
-//! there is an initial grace, and each byte buys more.
+//! tunnel or the upstream is slow, may take forever. Nor does it count while the edge lets the
+//! visitor send nothing. Waiting is paid for with a credit of time: there is an initial grace, and
+//! each byte buys more.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -12,6 +13,8 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 
+use super::http2::ROOM_CHECK_INTERVAL;
+use super::read_pauses::ReadPauses;
 use crate::edge::limits::EdgeLimits;
 use crate::edge::visitors::lazy_deadline::LazyDeadline;
 use crate::edge::visitors::socket::ReceivedBytes;
@@ -33,20 +36,36 @@ struct Pace {
     seen: u64,
     /// Time for which the visitor may still be waited for.
     credit: Duration,
-    /// Start of the wait, while the visitor is being waited for.
-    waiting: Option<Instant>,
+    /// Times at which the visitor could not send; `None` over HTTP/1, which has none.
+    pauses: Option<ReadPauses>,
+    /// Set while the visitor is being waited for.
+    waiting: Option<Wait>,
     deadline: LazyDeadline,
+}
+
+/// A wait for the visitor.
+#[derive(Clone, Copy)]
+struct Wait {
+    since: Instant,
+    /// Length of the connection's pauses before the wait.
+    paused: Duration,
 }
 
 impl<B> PacedBody<B> {
     /// Limit the time that a body is waited for.
-    pub fn new(body: B, limits: &EdgeLimits, received: ReceivedBytes) -> Self {
+    pub fn new(
+        body: B,
+        limits: &EdgeLimits,
+        received: ReceivedBytes,
+        pauses: Option<ReadPauses>,
+    ) -> Self {
         let pace = Pace {
             seen: received.bytes(),
             received,
             credit: limits.body_grace,
             rate: limits.body_rate.max(1),
             max_credit: limits.body_pause.max(limits.body_grace),
+            pauses,
             waiting: None,
             deadline: LazyDeadline::default(),
         };
@@ -70,8 +89,10 @@ impl<B> PacedBody<B> {
 impl Pace {
     /// Record that a piece of the body has arrived.
     fn note_received(&mut self, bytes: usize) {
-        if let Some(since) = self.waiting.take() {
-            self.credit = self.credit.saturating_sub(since.elapsed());
+        if let Some(wait) = self.waiting.take() {
+            let waited = wait.since.elapsed();
+            let waited = waited.saturating_sub(self.paused(wait));
+            self.credit = self.credit.saturating_sub(waited);
         }
         self.credit = self.credit_with(bytes as u64);
         self.seen = self.received.bytes();
@@ -83,16 +104,36 @@ impl Pace {
         self.credit.saturating_add(bought).min(self.max_credit)
     }
 
+    /// Return the length of the pauses during a wait.
+    fn paused(&self, wait: Wait) -> Duration {
+        let total = self.pauses.as_ref().map(ReadPauses::total);
+        total.unwrap_or_default().saturating_sub(wait.paused)
+    }
+
+    fn start_wait(&self) -> Wait {
+        let total = self.pauses.as_ref().map(ReadPauses::total);
+        Wait {
+            since: Instant::now(),
+            paused: total.unwrap_or_default(),
+        }
+    }
+
     /// Wait until the visitor has been waited for too long.
     fn poll_too_slow(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let since = *self.waiting.get_or_insert_with(Instant::now);
+        let wait = self.waiting.unwrap_or_else(|| self.start_wait());
+        self.waiting = Some(wait);
         loop {
             let unfinished = (self.received.bytes() - self.seen).min(MAX_UNFINISHED);
-            let deadline = since + self.credit_with(unfinished);
+            let paused = self.paused(wait);
+            let mut deadline = wait.since + paused + self.credit_with(unfinished);
+            if self.pauses.as_ref().is_some_and(ReadPauses::is_paused) {
+                // It moves with the time.
+                deadline = deadline.max(Instant::now() + ROOM_CHECK_INTERVAL);
+            }
             self.deadline.set(deadline);
             ready!(self.deadline.poll(cx));
             let received = (self.received.bytes() - self.seen).min(MAX_UNFINISHED);
-            if received <= unfinished {
+            if received <= unfinished && self.paused(wait) <= paused {
                 return Poll::Ready(());
             }
         }
@@ -163,7 +204,12 @@ mod tests {
     fn body() -> (Sender<Bytes>, PacedBody<Channel<Bytes>>, EdgeLimits) {
         let (sender, body) = Channel::new(8);
         let limits = EdgeLimits::default();
-        let paced = PacedBody::new(body, &limits, ReceivedBytes::default());
+        let paced = PacedBody::new(
+            body,
+            &limits,
+            ReceivedBytes::default(),
+            Some(ReadPauses::default()),
+        );
         (sender, paced, limits)
     }
 
@@ -256,6 +302,50 @@ mod tests {
 
             assert!(body.frame().await.unwrap().is_ok());
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn time_in_which_the_edge_lets_the_visitor_send_nothing_does_not_count() {
+        let (mut sender, mut body, limits) = body();
+        let pauses = body.pace.as_ref().unwrap().pauses.clone().unwrap();
+        let started = Instant::now();
+        let pause = Duration::from_secs(3600);
+        let pausing = async {
+            sleep(limits.body_grace / 2).await;
+            pauses.set(true);
+            sleep(pause).await;
+            pauses.set(false);
+        };
+
+        let (is_slow, ()) = tokio::join!(is_too_slow(&mut body), pausing);
+
+        let took = started.elapsed().saturating_sub(pause);
+        assert!(is_slow);
+        assert!(took >= limits.body_grace && took < limits.body_grace + 2 * ROOM_CHECK_INTERVAL);
+        pauses.set(true);
+        sender.send_data("piece".into()).await.unwrap();
+        assert!(body.frame().await.unwrap().is_ok());
+        let waited = timeout(pause, body.frame()).await;
+        assert!(waited.is_err(), "the pause is not over");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_takes_nothing_from_the_credit() {
+        let (mut sender, mut body, limits) = body();
+        let pauses = body.pace.as_ref().unwrap().pauses.clone().unwrap();
+        pauses.set(true);
+        let sending = async {
+            sleep(Duration::from_secs(3600)).await;
+            pauses.set(false);
+            sender.send_data("piece".into()).await.unwrap();
+        };
+        let (piece, ()) = tokio::join!(body.frame(), sending);
+        assert!(piece.unwrap().is_ok());
+        let started = Instant::now();
+
+        assert!(is_too_slow(&mut body).await);
+
+        assert!(started.elapsed() >= limits.body_grace);
     }
 
     #[tokio::test(start_paused = true)]

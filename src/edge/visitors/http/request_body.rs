@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use ::http::HeaderMap;
 use ::http::header::CONTENT_TYPE;
@@ -31,7 +31,8 @@ impl RequestBody {
         received: ReceivedBytes,
         stream: Option<Arc<Http2Stream>>,
     ) -> Self {
-        let mut body = PacedBody::new(body, limits, received);
+        let pauses = stream.as_ref().map(|stream| stream.read_pauses());
+        let mut body = PacedBody::new(body, limits, received, pauses);
         if may_pause(fields) {
             body.unlimit();
         }
@@ -61,10 +62,14 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        match &mut self.body {
-            Some(body) => Pin::new(body).poll_frame(cx),
-            None => Poll::Ready(None),
+        let Some(body) = &mut self.body else {
+            return Poll::Ready(None);
+        };
+        let frame = ready!(Pin::new(body).poll_frame(cx));
+        if let (Some(Ok(frame)), Some(stream)) = (&frame, &self.stream) {
+            stream.read(frame.data_ref().map_or(0, Bytes::len));
         }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {

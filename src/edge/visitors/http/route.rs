@@ -80,7 +80,7 @@ impl Visit {
             let websockets = &self.visitors.websockets;
             let proxies = &self.visitors.trusted_proxies;
             let agent = agent_address(self.visitor, proxies, &parts.headers);
-            let connection = (self.visitor, self.tcp);
+            let connection = (self.visitor, self.tcp, self.stream);
             return Routed::Respond(websockets.accept(parts, agent, connection, may_upgrade));
         }
         if parts.uri.path().starts_with(OWN_PATHS) {

@@ -1,4 +1,4 @@
-//! The state of an HTTP/2 connection, as far as its time limits depend on it.
+//! The state of an HTTP/2 connection, as far as its limits depend on it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -7,7 +7,9 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use super::frames::{Found, FrameScanner, kind};
+use super::sent_ahead::SentAhead;
 use crate::edge::limits::EdgeLimits;
+use crate::edge::visitors::http::read_pauses::ReadPauses;
 
 /// The state of one HTTP/2 connection.
 #[derive(Debug)]
@@ -28,17 +30,26 @@ struct State {
     streams: usize,
     /// Last time at which a stream started, ended, or was written to.
     active: Instant,
+    /// Unread bytes of request bodies.
+    sent_ahead: SentAhead,
+    /// Last time at which the connection was not read, because too much was unread.
+    unread_at: Option<Instant>,
+    /// The connection is not read at the moment.
+    is_read_paused: bool,
+    /// Times at which the visitor may not send: the connection is not read, or its window for all
+    /// streams is exhausted.
+    pauses: ReadPauses,
     /// Rest of the visitor's window for the whole connection, in bytes.
     window: i64,
-    /// Payload bytes of DATA frames sent.
-    data_sent: u64,
+    /// Last time at which a DATA frame was sent, on any stream.
+    data_sent: Instant,
     /// The visitor's socket accepts no data at the moment.
     is_write_blocked: bool,
 }
 
 impl Http2Connection {
     /// Create the state of a new connection.
-    pub fn new() -> Arc<Self> {
+    pub fn new(sent_ahead: SentAhead) -> Arc<Self> {
         let now = Instant::now();
         Arc::new(Self {
             state: Mutex::new(State {
@@ -48,8 +59,12 @@ impl Http2Connection {
                 unfinished: None,
                 streams: 0,
                 active: now,
+                sent_ahead,
+                unread_at: None,
+                is_read_paused: false,
+                pauses: ReadPauses::default(),
                 window: INITIAL_WINDOW,
-                data_sent: 0,
+                data_sent: now,
                 is_write_blocked: false,
             }),
             changed: Notify::new(),
@@ -60,13 +75,20 @@ impl Http2Connection {
     pub fn received(&self, bytes: &[u8]) {
         let mut state = self.lock();
         let State {
-            received, window, ..
+            received,
+            window,
+            sent_ahead,
+            ..
         } = &mut *state;
-        received.scan(bytes, |found| {
-            if let Found::Window(more) = found {
-                *window = window.saturating_add(more.into());
-            }
+        received.scan(bytes, |found| match found {
+            Found::Window(more) => *window = window.saturating_add(more.into()),
+            Found::Frame {
+                kind: kind::DATA,
+                length,
+            } => sent_ahead.received(length),
+            Found::Frame { .. } => {}
         });
+        state.update_pauses();
         if !state.received.is_unfinished() {
             state.unfinished = None;
         } else if state.unfinished.is_none() {
@@ -83,6 +105,7 @@ impl Http2Connection {
             sent,
             window,
             data_sent,
+            sent_ahead,
             ..
         } = &mut *state;
         let mut is_active = false;
@@ -93,17 +116,42 @@ impl Http2Connection {
             } => {
                 is_active = true;
                 *window -= i64::from(length);
-                *data_sent += u64::from(length);
+                *data_sent = Instant::now();
             }
             Found::Frame {
                 kind: kind::HEADERS,
                 ..
             } => is_active = true,
-            _ => {}
+            Found::Window(more) => sent_ahead.window_updated(more),
+            Found::Frame { .. } => {}
         });
         if is_active {
             state.active = Instant::now();
         }
+        state.update_pauses();
+    }
+
+    /// Return the clock of the times at which the visitor may not send.
+    pub fn read_pauses(&self) -> ReadPauses {
+        self.lock().pauses.clone()
+    }
+
+    /// Record that bytes of a request's body have been read.
+    pub fn read(&self, bytes: usize) {
+        self.lock().sent_ahead.read(bytes);
+    }
+
+    /// Report whether more may be received from the visitor. While it may not, no head is late.
+    pub fn has_room(&self) -> bool {
+        let mut state = self.lock();
+        let has_room = !state.sent_ahead.exceeds_share();
+        state.is_read_paused = !has_room;
+        if !has_room {
+            state.unfinished = None;
+            state.unread_at = Some(Instant::now());
+        }
+        state.update_pauses();
+        has_room
     }
 
     /// Record whether the visitor's socket accepts data.
@@ -116,11 +164,16 @@ impl Http2Connection {
         self.lock().is_write_blocked
     }
 
-    /// Return how many bytes of DATA have been sent on all streams, and whether the window for the
-    /// whole connection is exhausted.
-    pub fn progress(&self) -> (u64, bool) {
+    /// Return the last time at which a stream may have had to wait for the others of the
+    /// connection, because the visitor's socket, or its window for the whole connection, accepts no
+    /// data, or because the connection was not read, and so no update of a window.
+    pub fn busy_until(&self) -> Option<Instant> {
         let state = self.lock();
-        (state.data_sent, state.window <= 0)
+        if state.is_write_blocked {
+            return Some(Instant::now());
+        }
+        let window_used_up = (state.window <= 0).then_some(state.data_sent);
+        window_used_up.max(state.unread_at)
     }
 
     /// Report whether any stream is being served.
@@ -161,6 +214,11 @@ impl Http2Connection {
 }
 
 impl State {
+    fn update_pauses(&self) {
+        let is_window_exhausted = self.sent_ahead.is_window_exhausted();
+        self.pauses.set(self.is_read_paused || is_window_exhausted);
+    }
+
     /// Return the limit that has expired, or when to check again.
     fn next_deadline(&self, limits: &EdgeLimits, now: Instant) -> Result<Instant, Expired> {
         let preface = Some(self.started + limits.preface).filter(|_| !self.received.has_preface());
@@ -205,6 +263,9 @@ impl Drop for ActiveStream {
     fn drop(&mut self) {
         let mut state = self.connection.lock();
         state.streams -= 1;
+        if state.streams == 0 {
+            state.sent_ahead.clear();
+        }
         if !self.has_stalled {
             state.active = Instant::now();
         } else if state.streams == 0 {
@@ -226,7 +287,7 @@ pub enum Expired {
 }
 
 /// Initial window of a connection (RFC 9113 §6.9.2).
-const INITIAL_WINDOW: i64 = 65_535;
+pub const INITIAL_WINDOW: i64 = 65_535;
 
 /// Lower bound of the interval of checks: a zero limit would mean a busy loop.
 const MIN_IDLE: Duration = Duration::from_millis(10);
@@ -236,12 +297,17 @@ mod tests {
     use tokio::time::{sleep, timeout};
 
     use super::*;
+    use crate::stream::BufferTotal;
 
     const SETTINGS: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
     const PING: &[u8] = &[0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
     const HEADERS: &[u8] = &[0, 0, 1, 1, 4, 0, 0, 0, 1, 0x88];
     const HALF: &[u8] = &[0, 0, 1, 1, 0, 0, 0, 0, 1, 0x88];
     const MOMENT: Duration = Duration::from_millis(10);
+
+    fn fresh() -> Arc<Http2Connection> {
+        Http2Connection::new(SentAhead::new(BufferTotal::new(1 << 20), 1 << 20))
+    }
 
     /// Wait for the end, and return when and why it came.
     async fn end(connection: &Http2Connection) -> (Duration, Expired) {
@@ -258,11 +324,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn without_a_preface_a_connection_ends_and_with_one_it_is_idle() {
         let limits = EdgeLimits::default();
-        let silent = Http2Connection::new();
+        let silent = fresh();
         silent.received(&SETTINGS[..30]);
         about(limits.preface, end(&silent).await, Expired::Preface);
 
-        let idle = Http2Connection::new();
+        let idle = fresh();
         idle.received(SETTINGS);
         about(limits.idle, end(&idle).await, Expired::Idle);
     }
@@ -270,12 +336,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn half_a_head_ends_a_connection_and_the_rest_in_time_does_not() {
         let limits = EdgeLimits::default();
-        let connection = Http2Connection::new();
+        let connection = fresh();
         connection.received(SETTINGS);
         connection.received(HALF);
         about(limits.head, end(&connection).await, Expired::Head);
 
-        let connection = Http2Connection::new();
+        let connection = fresh();
         connection.received(SETTINGS);
         connection.received(HALF);
         let finish = async {
@@ -289,7 +355,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn pings_do_not_keep_a_connection_open_but_streams_and_responses_do() {
         let limits = EdgeLimits::default();
-        let connection = Http2Connection::new();
+        let connection = fresh();
         connection.received(SETTINGS);
         let pinging = async {
             loop {
@@ -304,14 +370,14 @@ mod tests {
         };
         about(limits.idle, ended, Expired::Idle);
 
-        let connection = Http2Connection::new();
+        let connection = fresh();
         connection.received(SETTINGS);
         let stream = connection.start_stream();
         assert!(timeout(limits.idle * 20, end(&connection)).await.is_err());
         drop(stream);
         about(limits.idle, end(&connection).await, Expired::Idle);
 
-        let connection = Http2Connection::new();
+        let connection = fresh();
         connection.received(SETTINGS);
         sleep(limits.idle / 2).await;
         connection.sent(HEADERS);
@@ -321,7 +387,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_stalled_stream_is_no_activity_of_its_connection() {
         let limits = EdgeLimits::default();
-        let connection = Http2Connection::new();
+        let connection = fresh();
         connection.received(SETTINGS);
         let mut stream = connection.start_stream();
         let stall = async {
@@ -335,9 +401,9 @@ mod tests {
         about(limits.idle * 2, ended, Expired::Idle);
     }
 
-    #[test]
-    fn the_window_of_the_connection_is_tracked() {
-        let connection = Http2Connection::new();
+    #[tokio::test(start_paused = true)]
+    async fn while_the_window_of_the_connection_is_exhausted_its_streams_wait_for_one_another() {
+        let connection = fresh();
         let data = |length: u32| {
             let [_, a, b, c] = length.to_be_bytes();
             let mut frame = vec![a, b, c, 0, 0, 0, 0, 0, 1];
@@ -345,11 +411,55 @@ mod tests {
             frame
         };
         connection.sent(&data(65_000));
-        assert_eq!(connection.progress(), (65_000, false));
+        assert_eq!(connection.busy_until(), None);
         connection.sent(&data(535));
-        assert_eq!(connection.progress(), (65_535, true));
+        let used_up = Instant::now();
+        sleep(MOMENT).await;
+        assert_eq!(connection.busy_until(), Some(used_up));
         connection.received(SETTINGS);
         connection.received(&[0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
-        assert_eq!(connection.progress(), (65_535, false));
+        assert_eq!(connection.busy_until(), None);
+        connection.write_blocked(true);
+        assert_eq!(connection.busy_until(), Some(Instant::now()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_too_much_is_unread_its_streams_wait_and_the_visitor_is_not_late() {
+        let connection = fresh();
+        let pauses = connection.read_pauses();
+        connection.sent(&[0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 0x0e, 0xff, 0xff]);
+        connection.received(SETTINGS);
+        for _ in 0..13 {
+            let mut data = vec![0; 9 + 0x4000];
+            data[..9].copy_from_slice(&[0, 0x40, 0, 0, 0, 0, 0, 0, 1]);
+            assert!(connection.has_room() && !pauses.is_paused());
+            connection.received(&data);
+        }
+
+        assert!(!connection.has_room() && pauses.is_paused());
+        assert_eq!(connection.busy_until(), Some(Instant::now()));
+        connection.read(1 << 18);
+
+        assert!(connection.has_room() && !pauses.is_paused());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_visitor_without_a_window_is_not_late() {
+        let connection = fresh();
+        let pauses = connection.read_pauses();
+        connection.received(SETTINGS);
+        for length in [0x4000_u16, 0x4000, 0x4000, 0x3fff] {
+            assert!(!pauses.is_paused());
+            let [high, low] = length.to_be_bytes();
+            let mut data = vec![0; 9 + usize::from(length)];
+            data[..9].copy_from_slice(&[0, high, low, 0, 0, 0, 0, 0, 1]);
+            connection.received(&data);
+        }
+
+        assert!(pauses.is_paused());
+        assert_eq!(connection.busy_until(), None, "the connection is read");
+        connection.sent(&[0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+
+        assert!(!pauses.is_paused());
     }
 }

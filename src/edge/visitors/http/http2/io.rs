@@ -3,22 +3,43 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
 
 use super::connection::Http2Connection;
 
-/// A connection whose frames are observed.
+/// A connection whose frames are observed, and which is not read while too much of what it has
+/// received is unread.
 pub struct ObservedIo<S> {
     io: S,
     connection: Arc<Http2Connection>,
+    /// Time of the next check, while the connection is not read.
+    recheck: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> ObservedIo<S> {
     /// Observe the frames of a connection.
     pub fn new(io: S, connection: Arc<Http2Connection>) -> Self {
-        Self { io, connection }
+        Self {
+            io,
+            connection,
+            recheck: None,
+        }
+    }
+
+    /// Wait while too much is unread.
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while !self.connection.has_room() {
+            let recheck = self
+                .recheck
+                .get_or_insert_with(|| Box::pin(sleep(ROOM_CHECK_INTERVAL)));
+            ready!(recheck.as_mut().poll(cx));
+            self.recheck = None;
+        }
+        Poll::Ready(())
     }
 
     /// Record the result of a write.
@@ -51,6 +72,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for ObservedIo<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        ready!(self.poll_room(cx));
         let before = buf.filled().len();
         let read = Pin::new(&mut self.io).poll_read(cx, buf);
         let fresh = &buf.filled()[before..];
@@ -96,3 +118,6 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ObservedIo<S> {
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
+
+/// Interval at which a connection that is not read is checked again for room.
+pub const ROOM_CHECK_INTERVAL: Duration = Duration::from_millis(100);

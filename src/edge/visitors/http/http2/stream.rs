@@ -1,14 +1,14 @@
 //! One stream of an HTTP/2 connection, from its request to what is left after the response.
 
 use std::convert::Infallible;
+use std::io::IoSlice;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use ::http::Response;
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -22,17 +22,16 @@ use tracing::debug;
 use super::connection::{ActiveStream, Http2Connection};
 use crate::edge::limits::EdgeLimits;
 use crate::edge::visitors::http::body::VisitorBody;
+use crate::edge::visitors::http::read_pauses::ReadPauses;
 use crate::edge::visitors::lazy_deadline::LazyDeadline;
-use crate::stream::{ReceiveError, Unread as Piece};
+use crate::stream::{ReceiveError, Unread};
 
 /// State shared by the two ends of a stream's task: the response body, which hyper polls, and the
 /// executor, which polls hyper.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Http2Stream {
-    /// Pieces of the response that hyper has asked for.
-    pieces_requested: AtomicU64,
-    /// hyper has a piece that it has not sent yet.
-    is_sending: AtomicBool,
+    connection: Arc<Http2Connection>,
+    progress: Arc<Progress>,
     request_body: Mutex<RequestBodyState>,
     returned: Notify,
 }
@@ -50,6 +49,26 @@ enum RequestBodyState {
 }
 
 impl Http2Stream {
+    /// Create the state of a stream of this connection.
+    pub fn new(connection: Arc<Http2Connection>) -> Arc<Self> {
+        Arc::new(Self {
+            connection,
+            progress: Arc::default(),
+            request_body: Mutex::default(),
+            returned: Notify::new(),
+        })
+    }
+
+    /// Return the clock of the times at which the visitor may not send.
+    pub fn read_pauses(&self) -> ReadPauses {
+        self.connection.read_pauses()
+    }
+
+    /// Record that bytes of the request's body have been read.
+    pub fn read(&self, bytes: usize) {
+        self.connection.read(bytes);
+    }
+
     /// Record that somebody reads the request's body, who will [`return_body`](Self::return_body).
     pub fn mark_body_in_use(&self) {
         *self.request_body() = RequestBodyState::InUse;
@@ -73,6 +92,8 @@ impl Http2Stream {
         // This runs in a task of our executor: hyper has no others for requests.
         let _ = SLOT.try_with(|slot| slot.set(self.clone()));
         let response = response.await;
+        // hyper asks for the first piece once the window accepts a byte, as for every other.
+        self.progress.record();
         Ok(response.map(|body| Http2ResponseBody {
             body,
             tail: None,
@@ -81,9 +102,7 @@ impl Http2Stream {
     }
 
     fn request_body(&self) -> MutexGuard<'_, RequestBodyState> {
-        self.request_body
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        lock(&self.request_body)
     }
 
     /// Report whether the request's body may not have been read to its end.
@@ -119,6 +138,28 @@ impl Http2Stream {
     }
 }
 
+/// Time since which the visitor has taken nothing of a response; `None` if there is nothing to take.
+///
+/// Each piece has a reference to it, and h2 holds a lock while it drops pieces: it must own nothing
+/// that belongs to h2.
+#[derive(Debug, Default)]
+struct Progress(Mutex<Option<Instant>>);
+
+impl Progress {
+    /// Record that the visitor has taken something, and that there is more to take.
+    fn record(&self) {
+        self.set(Some(Instant::now()));
+    }
+
+    fn set(&self, since: Option<Instant>) {
+        *lock(&self.0) = since;
+    }
+
+    fn untaken_since(&self) -> Option<Instant> {
+        *lock(&self.0)
+    }
+}
+
 tokio::task_local! {
     /// Slot in which the service leaves its stream for the executor. Between the two is hyper's
     /// future.
@@ -130,8 +171,33 @@ tokio::task_local! {
 pub struct Http2ResponseBody {
     body: VisitorBody,
     /// The last byte of the last piece, held back.
-    tail: Option<Piece>,
+    tail: Option<Unread>,
     stream: Arc<Http2Stream>,
+}
+
+/// Piece of a response, of which h2 takes as much as the visitor's window accepts.
+pub struct Piece {
+    bytes: Unread,
+    progress: Arc<Progress>,
+}
+
+impl Buf for Piece {
+    fn remaining(&self) -> usize {
+        self.bytes.remaining()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.bytes.chunk()
+    }
+
+    fn chunks_vectored<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        self.bytes.chunks_vectored(slices)
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.bytes.advance(count);
+        self.progress.record();
+    }
 }
 
 impl Body for Http2ResponseBody {
@@ -143,13 +209,12 @@ impl Body for Http2ResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Piece>, ReceiveError>>> {
         let this = self.get_mut();
-        this.stream.pieces_requested.fetch_add(1, Ordering::Relaxed);
-        this.stream.is_sending.store(false, Ordering::Relaxed);
+        this.stream.progress.set(None);
         let mut frame = match this.tail.take() {
             Some(tail) => Some(Ok(Frame::data(tail))),
             None => ready!(Pin::new(&mut this.body).poll_frame(cx)),
         };
-        this.stream.is_sending.store(true, Ordering::Relaxed);
+        this.stream.progress.record();
         // hyper hands the last piece over whole as soon as the window accepts a byte of it, and
         // then nothing shows any more whether it is read.
         if let Some(Ok(data)) = &mut frame
@@ -159,7 +224,11 @@ impl Body for Http2ResponseBody {
         {
             this.tail = Some(data.split_off(data.len() - 1));
         }
-        Poll::Ready(frame)
+        let piece = |bytes| Piece {
+            bytes,
+            progress: this.stream.progress.clone(),
+        };
+        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(piece))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -203,7 +272,7 @@ where
             serving: Some(SLOT.scope(Arc::clone(&slot), future)),
             slot,
             active: self.connection.start_stream(),
-            blocked: Blocked::default(),
+            stall: Stall::default(),
             discarding: None,
             executor: self.clone(),
         });
@@ -219,7 +288,7 @@ pin_project! {
         serving: Option<TaskLocalFuture<Arc<OnceLock<Arc<Http2Stream>>>, F>>,
         slot: Arc<OnceLock<Arc<Http2Stream>>>,
         active: ActiveStream,
-        blocked: Blocked,
+        stall: Stall,
         discarding: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
         executor: StreamExecutor,
     }
@@ -235,7 +304,7 @@ impl<F: Future<Output = ()>> Future for StreamTask<F> {
                 let Some(stream) = this.slot.get() else {
                     return Poll::Pending;
                 };
-                ready!(this.executor.poll_stall(stream, this.blocked, cx));
+                ready!(this.executor.poll_stall(stream, this.stall, cx));
                 debug!("resetting a stream whose response the visitor does not read");
                 this.active.stalled();
                 return Poll::Ready(());
@@ -254,47 +323,38 @@ impl<F: Future<Output = ()>> Future for StreamTask<F> {
     }
 }
 
-/// A piece of a response that hyper cannot send.
+/// State of the watch over a response of which the visitor takes nothing.
 #[derive(Default)]
-struct Blocked {
-    /// Number of the piece.
-    piece: u64,
-    /// Bytes sent on all streams of the connection when the deadline was set.
-    sent: u64,
+struct Stall {
+    /// Last time at which the stream had to wait for others of its connection.
+    excused: Option<Instant>,
     deadline: LazyDeadline,
 }
 
 impl StreamExecutor {
-    /// Wait until nothing of a stream has been sent for too long, although there is something to
-    /// send and only the visitor's window prevents it.
+    /// Wait until nothing of a stream has been taken for too long, although there is something to
+    /// take and only the visitor's window prevents it.
     fn poll_stall(
         &self,
         stream: &Http2Stream,
-        blocked: &mut Blocked,
+        stall: &mut Stall,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
-        if !stream.is_sending.load(Ordering::Relaxed) {
-            blocked.deadline.clear();
-            return Poll::Pending;
-        }
-        let limit = self.write_stall;
-        let piece = stream.pieces_requested.load(Ordering::Relaxed);
-        if !blocked.deadline.is_set() || blocked.piece != piece {
-            blocked.piece = piece;
-            blocked.sent = self.connection.progress().0;
-            blocked.deadline.set(Instant::now() + limit);
-        }
         loop {
-            ready!(blocked.deadline.poll(cx));
-            let (sent, is_window_used_up) = self.connection.progress();
+            let Some(untaken_since) = stream.progress.untaken_since() else {
+                stall.deadline.clear();
+                return Poll::Pending;
+            };
+            let since = stall
+                .excused
+                .map_or(untaken_since, |excused| excused.max(untaken_since));
+            stall.deadline.set(since + self.write_stall);
+            ready!(stall.deadline.poll(cx));
             // A slow visitor with many streams reads them in turn.
-            let waits_for_others =
-                self.connection.is_write_blocked() || (is_window_used_up && sent != blocked.sent);
-            if !waits_for_others {
-                return Poll::Ready(());
+            match self.connection.busy_until() {
+                Some(busy) if busy > since => stall.excused = Some(busy),
+                _ => return Poll::Ready(()),
             }
-            blocked.sent = sent;
-            blocked.deadline.set(Instant::now() + limit);
         }
     }
 
@@ -310,6 +370,7 @@ impl StreamExecutor {
             match timeout_at(deadline, body.frame()).await {
                 Ok(Some(Ok(frame))) => {
                     let bytes = frame.data_ref().map_or(0, Bytes::len);
+                    stream.read(bytes);
                     left = left.saturating_sub(bytes as u64);
                 }
                 // The body has ended, or the visitor has reset the stream.
@@ -327,6 +388,11 @@ impl StreamExecutor {
         }
         // Dropping the body resets the stream with NO_ERROR (RFC 9113 §8.1).
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // No code panics half-way through a change while it holds the lock.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Bytes at the end of a response whose delivery is not watched: few enough to be kept for a
