@@ -80,7 +80,7 @@ async fn a_process_of_another_version_is_told_so() {
     let mut answer = [0; 4096];
     let length = asking.read(&mut answer).unwrap();
     let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
-    assert!(answer.contains("in version 2, not 99"), "{answer}");
+    assert!(answer.contains("version 2, not 99"), "{answer}");
 }
 
 #[tokio::test]
