@@ -27,10 +27,7 @@ const NO_LIMITS: &[(&str, &str)] = &[
     ("src/edge/visitors/http/exchange.rs", "FIELD_MEMORY"),
     ("src/edge/handover/message.rs", "CONTROL_MESSAGE_SIZE"),
     ("src/edge/handover/message.rs", "VERSION"),
-    (
-        "src/edge/visitors/http/http2/connection.rs",
-        "INITIAL_WINDOW",
-    ),
+    ("src/edge/visitors/http/http2/frames.rs", "INITIAL_WINDOW"),
     ("src/edge/visitors/http/http2/connection.rs", "MIN_IDLE"),
     ("src/edge/visitors/http/http2/frames.rs", "CONTINUATION"),
     ("src/edge/visitors/http/http2/frames.rs", "DATA"),

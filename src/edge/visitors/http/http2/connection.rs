@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-use super::frames::{Found, FrameScanner, kind};
+use super::frames::{Found, FrameScanner, INITIAL_WINDOW, kind};
 use super::sent_ahead::SentAhead;
 use crate::edge::limits::EdgeLimits;
 use crate::edge::visitors::http::read_pauses::ReadPauses;
@@ -285,9 +285,6 @@ pub enum Expired {
     #[error("the connection is idle")]
     Idle,
 }
-
-/// Initial window of a connection (RFC 9113 §6.9.2).
-pub const INITIAL_WINDOW: i64 = 65_535;
 
 /// Lower bound of the interval of checks: a zero limit would mean a busy loop.
 const MIN_IDLE: Duration = Duration::from_millis(10);

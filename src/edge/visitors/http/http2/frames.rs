@@ -136,6 +136,9 @@ const END_HEADERS: u8 = 4;
 /// Mask of 31 bits: the first bit of the field is reserved.
 const WINDOW_MASK: u32 = 0x7fff_ffff;
 
+/// Initial window of a connection (RFC 9113 §6.9.2).
+pub const INITIAL_WINDOW: i64 = 65_535;
+
 #[cfg(test)]
 mod tests {
     use super::*;

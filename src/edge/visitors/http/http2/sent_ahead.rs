@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 
+use super::frames::INITIAL_WINDOW;
 use crate::http::BufferLimit;
 use crate::proto::MIN_WINDOW;
 use crate::stream::BufferTotal;
@@ -30,7 +31,7 @@ impl SentAhead {
             total,
             unread: 0,
             full_window: window.into(),
-            window: super::connection::INITIAL_WINDOW,
+            window: INITIAL_WINDOW,
         }
     }
 
@@ -83,7 +84,6 @@ impl Drop for SentAhead {
 
 #[cfg(test)]
 mod tests {
-    use super::super::connection::INITIAL_WINDOW;
     use super::*;
 
     const WINDOW: u32 = 1 << 20;
