@@ -37,6 +37,8 @@ settings.configure(
             },
         }
     ],
+    # A million rounds of a real one would be most of the test's time.
+    PASSWORD_HASHERS=["django.contrib.auth.hashers.MD5PasswordHasher"],
     LOGIN_URL="/login/",
     LOGIN_REDIRECT_URL="/",
 )
