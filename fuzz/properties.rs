@@ -13,7 +13,7 @@ use std::fmt::Debug;
 use bytes::Bytes;
 use http::HeaderMap;
 use qtunnel::proto::{
-    AgentMessage, BodyDecoder, CONTROL_LIMIT, DATAGRAMS_COUNT, DATAGRAMS_HEADER, Datagrams,
+    AgentMessage, BodyDecoder, CONTROL_LIMIT, Check, DATAGRAMS_COUNT, DATAGRAMS_HEADER, Datagrams,
     DatagramsError, EdgeMessage, Frame, HEAD_LIMIT, RESPONSE_HEAD_LIMIT, ResponseHead, Splitter,
     StreamHead, WireError, data_header, decode, encode, trailers,
 };
@@ -100,14 +100,15 @@ fn split<'a>(
 /// Report whether the payload is a `T`, which must then survive.
 fn understood<T>(payload: &[u8], limit: usize) -> bool
 where
-    T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + Debug,
+    T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + Debug + Check,
 {
     let Ok(value) = decode::<T>(payload) else {
         return false;
     };
-    // The shortest encoding is never longer than the one that arrived.
-    let again = encode(&value, limit).expect("it fitted before");
+    // The shortest encoding is never longer than the one that arrived, except for what became of texts.
+    let again = encode(&value, 8 * limit).expect("it fitted before");
     assert_eq!(decode::<T>(&again[4..]).expect("just encoded"), value);
+    let _ = value.check();
     true
 }
 

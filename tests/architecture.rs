@@ -46,6 +46,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("error_chain", &[]),
     ("text_file", &[]),
     ("proto", &[]),
+    // What must hold for any bytes: nothing of it is in the program.
+    (
+        "fuzzing",
+        &["edge", "agent", "carrier", "http", "tls", "text_file"],
+    ),
     // The program: it sees the library from outside, as `qtunnel::…`.
     ("cli", &[]),
     ("main", &["cli"]),

@@ -233,6 +233,7 @@ fn constants() -> BTreeMap<Place, String> {
             "/golden/",
             "tests.rs",
             "served.rs",
+            "fuzzing.rs",
         ]
         .iter()
         .any(|test| path.contains(test))

@@ -24,6 +24,8 @@ mod congestion;
 mod duplicate;
 mod edge;
 mod flush;
+#[cfg(all(unix, any(test, fuzzing)))]
+pub mod fuzzing;
 mod gso_limit;
 pub(crate) mod handover;
 mod receive_queue;

@@ -2,6 +2,8 @@
 
 mod agents;
 mod config;
+#[cfg(all(unix, any(test, fuzzing)))]
+pub mod fuzzing;
 #[cfg(unix)]
 mod handover;
 mod limits;

@@ -171,9 +171,8 @@ fn require(holds: bool, otherwise: &'static str) -> Result<(), WireError> {
     }
 }
 
-/// A QUIC stream carries no more (RFC 9000 §4.5), and it fits everybody's signed arithmetic.
 fn check_length(body: BodyLength) -> Result<(), WireError> {
-    let fits = !matches!(body, BodyLength::Known(length) if length >= 1 << 62);
+    let fits = !matches!(body, BodyLength::Known(length) if length >= BODY_LIMIT);
     require(fits, "the body is longer than a stream")
 }
 
@@ -193,8 +192,9 @@ fn is_origin_form(target: &str) -> bool {
     target.starts_with('/') && target.bytes().all(allowed)
 }
 
-/// One name, or several with commas, of what `Upgrade` and `:protocol` may say (RFC 9110 §7.8).
-fn is_protocol(protocol: &str) -> bool {
+/// Report whether this may stand for protocols to switch to: one name, or several with commas, of what `Upgrade`
+/// and `:protocol` may say (RFC 9110 §7.8).
+pub fn is_protocol(protocol: &str) -> bool {
     let allowed = |b: u8| matches!(b, b'!'..=b'~' | b' ');
     (1..=UPGRADE_LIMIT).contains(&protocol.len())
         && protocol.bytes().all(allowed)
@@ -266,8 +266,11 @@ pub fn decimal(value: &[u8]) -> Option<u64> {
 
 const WINDOWS: RangeInclusive<u64> = LEAST_WINDOW..=FIRST_WINDOW_LIMIT;
 
+/// Each body is shorter: a QUIC stream carries no more (RFC 9000 §4.5), and it fits everybody's signed arithmetic.
+pub const BODY_LIMIT: u64 = 1 << 62;
+
 /// The longest registered method has 17 characters; nobody sends longer ones than this.
-const METHOD_LIMIT: usize = 256;
+pub const METHOD_LIMIT: usize = 256;
 
 /// The longest name of DNS (255), and a port.
 const HOST_LIMIT: usize = 270;

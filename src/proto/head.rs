@@ -7,10 +7,10 @@ use ::http::{Method, StatusCode};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{Fields, HEAD_LIMIT, RESPONSE_HEAD_LIMIT};
+use super::{Check, Fields, HEAD_LIMIT, RESPONSE_HEAD_LIMIT};
 
 /// What stands at the beginning of a stream, in one direction.
-pub trait Head: Serialize + serde::de::DeserializeOwned {
+pub trait Head: Check + Serialize + serde::de::DeserializeOwned {
     /// The most bytes that it takes.
     const LIMIT: usize;
 }

@@ -81,7 +81,8 @@
 //! Each end treats the other as hostile. A message or head that is well-formed and still wrong ([`Check`]) is
 //! [`WireError::Invalid`]: on the control stream it closes the connection with [`Close::Protocol`], on a
 //! conversation's stream it resets that with [`Reset::Protocol`], and whoever does it too often loses the
-//! connection. Either is logged with what was wrong. Text is made safe to show as it is decoded ([`Text`]).
+//! connection. Either is logged with what was wrong. Heads are made of what strangers say, so each end also checks
+//! its own before it sends them: no visitor and no upstream can make it break the protocol. Text is made safe to show as it is decoded ([`Text`]).
 //!
 #![doc = include_str!("fields.md")]
 //!
@@ -98,7 +99,9 @@
 //! | trailers | [`TRAILERS_LIMIT`] |
 //! | packets in a WebSocket message | [`DATAGRAMS_LIMIT`] |
 //! | a text in a message | [`TEXT_LIMIT`] |
+//! | a request's method | [`METHOD_LIMIT`] |
 //! | a request's target | [`TARGET_LIMIT`] |
+//! | a body | [`BODY_LIMIT`] |
 //! | a reason phrase | [`REASON_LIMIT`] |
 //! | what a window begins with | [`FIRST_WINDOW_LIMIT`] |
 
@@ -117,7 +120,9 @@ mod head;
 mod properties;
 mod text;
 
-pub use self::check::{Check, decimal, is_bodiless, is_reason};
+pub use self::check::{
+    BODY_LIMIT, Check, METHOD_LIMIT, decimal, is_bodiless, is_protocol, is_reason,
+};
 pub use self::close::{Close, Reset, close_text};
 pub use self::codec::{Splitter, WireError, decode, encode, put_varint};
 pub use self::control::{

@@ -48,10 +48,9 @@ impl Sender {
     /// Send a head.
     ///
     /// # Errors
-    /// [`SendError::Wire`] if it is larger than a head may be; nothing is sent then.
+    /// [`SendError::Wire`] if it is none that the receiver takes; nothing is sent then.
     pub async fn head<T: Head>(&mut self, head: &T) -> Result<(), SendError> {
-        let head = proto::encode(head, T::LIMIT)?;
-        self.stream.write_chunk(head).await?;
+        self.stream.write_chunk(encode(head)?).await?;
         Ok(())
     }
 
@@ -59,9 +58,9 @@ impl Sender {
     /// that is about to come: one packet instead of two, and one wake-up at the other end.
     ///
     /// # Errors
-    /// [`SendError::Wire`] if it is larger than a head may be; nothing is sent then.
+    /// [`SendError::Wire`] if it is none that the receiver takes; nothing is sent then.
     pub fn head_with_body<T: Head>(&mut self, head: &T) -> Result<(), SendError> {
-        self.held = Some(proto::encode(head, T::LIMIT)?);
+        self.held = Some(encode(head)?);
         Ok(())
     }
 
@@ -291,6 +290,13 @@ impl Drop for Sender {
     }
 }
 
+/// Encode a head that was made of what strangers say, if the receiver will not take it for a breach of the
+/// protocol.
+fn encode<T: Head>(head: &T) -> Result<Bytes, WireError> {
+    head.check()?;
+    proto::encode(head, T::LIMIT)
+}
+
 /// Why sending ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum SendError {
@@ -301,7 +307,7 @@ pub enum SendError {
     #[error("the body broke off")]
     Body(#[source] Box<dyn StdError + Send + Sync>),
     /// What was to be sent does not fit the wire.
-    #[error("too large for the tunnel")]
+    #[error("it cannot go through the tunnel")]
     Wire(#[from] WireError),
 }
 

@@ -3,6 +3,8 @@
 mod ca;
 mod cipher;
 mod distrust;
+#[cfg(all(unix, any(test, fuzzing)))]
+pub mod fuzzing;
 mod identity;
 mod per_name;
 mod pin;

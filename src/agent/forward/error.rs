@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::agent::upstream::http2;
 use crate::agent::upstream::pool::DialError;
 use crate::agent::upstream::response_head::HeadError;
-use crate::proto::Failure;
+use crate::proto::{Failure, WireError};
 use crate::stream::SendError;
 
 /// Why a conversation did not end as it should.
@@ -85,7 +85,10 @@ impl ForwardError {
             | Self::OtherProtocol
             | Self::NoUpgrade
             | Self::Target => Some(Failure::UpstreamInvalid),
-            Self::Tunnel(SendError::Wire(_)) => Some(Failure::UpstreamHeadTooLarge),
+            Self::Tunnel(SendError::Wire(WireError::TooLong { .. })) => {
+                Some(Failure::UpstreamHeadTooLarge)
+            }
+            Self::Tunnel(SendError::Wire(_)) => Some(Failure::UpstreamHeadInvalid),
             Self::Tunnel(_) => None,
         }
     }

@@ -43,8 +43,8 @@ use crate::proto::{
     BodyLength, Failure, LEAST_WINDOW, RequestHead, Reset, ResponseHead, StreamHead,
 };
 use crate::stream::{
-    Activity, FlowControl, ReceiveWindow, Receiver, Relayed, SendWindow, Sender, TunnelBody,
-    Unread, relay,
+    Activity, FlowControl, ReceiveWindow, Receiver, Relayed, SendError, SendWindow, Sender,
+    TunnelBody, Unread, relay,
 };
 
 /// A tunnel that is being served.
@@ -296,7 +296,11 @@ impl Conversation {
                 biased;
                 hint = hints.next() => {
                     if let Some(sender) = &mut self.sender {
-                        Box::pin(sender.head(&hint)).await.map_err(ForwardError::Tunnel)?;
+                        match Box::pin(sender.head(&hint)).await {
+                            // The answer itself may still be one.
+                            Err(SendError::Wire(err)) => debug!(%err, "a 1xx answer is left out"),
+                            sent => sent.map_err(ForwardError::Tunnel)?,
+                        }
                     }
                 }
                 asked = &mut asked => return asked,

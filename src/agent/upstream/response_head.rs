@@ -9,6 +9,8 @@ use ::http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
 use ::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use memchr::memchr;
 
+use crate::proto::BODY_LIMIT;
+
 /// A head that has been read.
 #[derive(Debug)]
 pub struct AnswerHead {
@@ -262,8 +264,8 @@ fn length(fields: &HeaderMap) -> Result<Option<u64>, HeadError> {
             let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
             let said = std::str::from_utf8(text).ok().filter(|_| digits);
             let said = said.and_then(|text| text.parse::<u64>().ok());
-            // The largest two are hyper's for other things.
-            let said = said.filter(|said| *said < u64::MAX - 1);
+            // A stream carries no more, and the largest two numbers are hyper's for other things.
+            let said = said.filter(|said| *said < BODY_LIMIT);
             let said = said.ok_or(HeadError::Length)?;
             if length.is_some_and(|length| length != said) {
                 return Err(HeadError::Lengths);
@@ -339,7 +341,7 @@ pub enum HeadError {
     TooManyFields,
     #[error("its answer has no status: its first line is \"{0}\"")]
     Status(String),
-    #[error("the field content-length of its answer is not a number")]
+    #[error("the field content-length of its answer is not the length of a body")]
     Length,
     #[error("its answer has fields content-length that contradict each other")]
     Lengths,
@@ -482,10 +484,22 @@ mod tests {
         );
         let wrong = framing("Content-Length: 5\r\nContent-Length: 6\r\n");
         assert_eq!(wrong, Err(HeadError::Lengths));
-        for wrong in ["+5", "-1", "5 5", "0x5", "", "5,", "18446744073709551616"] {
+        let too_long = BODY_LIMIT.to_string();
+        for wrong in [
+            "+5",
+            "-1",
+            "5 5",
+            "0x5",
+            "",
+            "5,",
+            &too_long,
+            "18446744073709551616",
+        ] {
             let wrong = framing(&format!("Content-Length: {wrong}\r\n"));
             assert_eq!(wrong, Err(HeadError::Length));
         }
+        let longest = framing(&format!("Content-Length: {}\r\n", BODY_LIMIT - 1));
+        assert_eq!(longest, Ok(Framing::Length(BODY_LIMIT - 1)));
         for wrong in [
             "Content-Length\x0b: 5\r\n",
             "Content-Length: 5\r\x016\r\n",

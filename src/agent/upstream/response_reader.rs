@@ -172,7 +172,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for AnswerReader<S> {
 
 /// Report whether the bytes begin with the whole head of a final answer that hyper reads in no other way than
 /// [`response_head::read`] does.
-fn is_plain(bytes: &[u8]) -> bool {
+pub(crate) fn is_plain(bytes: &[u8]) -> bool {
     let mut fields = [const { MaybeUninit::uninit() }; HYPERS_FIELDS];
     let mut answer = httparse::Response::new(&mut []);
     let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(
@@ -188,7 +188,7 @@ fn is_plain(bytes: &[u8]) -> bool {
     for field in &*answer.headers {
         if field.name.eq_ignore_ascii_case("content-length") {
             lengths += 1;
-            if !matches!(field.value.len(), 1..=19) || !field.value.iter().all(u8::is_ascii_digit) {
+            if !matches!(field.value.len(), 1..=18) || !field.value.iter().all(u8::is_ascii_digit) {
                 return false;
             }
         } else if field.name.eq_ignore_ascii_case("transfer-encoding") {
@@ -274,7 +274,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for AnswerReader<S> {
 }
 
 /// As many fields as hyper reads of one head.
-const HYPERS_FIELDS: usize = 100;
+pub(crate) const HYPERS_FIELDS: usize = 100;
 
 /// Oddities of one answer, and of those before it, that are told.
 const MOST_ODDITIES: usize = 8;

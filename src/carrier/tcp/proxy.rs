@@ -216,3 +216,24 @@ fn without_credentials(url: &str) -> String {
         (_, None) => url.into(),
     }
 }
+
+/// What proxies of each kind are taken to have said.
+#[cfg(all(unix, any(test, fuzzing)))]
+pub(crate) mod fuzzing {
+    use super::*;
+
+    pub(crate) async fn answers(io: impl Fn() -> Box<dyn Io>) -> Vec<Result<(), TcpConnectError>> {
+        let hop = Peer::Proxy("proxy:1".into());
+        let mut answers = Vec::new();
+        let connected = tunnel(&hop, io(), "edge.example", 443, None).await;
+        answers.push(connected.map(drop));
+        for url in ["socks5://proxy:1", "socks5://user:password@proxy:1"] {
+            let proxy = Proxy::Url(url.into()).intercept(true, "edge.example", 443);
+            if let Ok(Some(proxy)) = proxy {
+                let connected = socks5(&hop, io(), "edge.example", 443, &proxy).await;
+                answers.push(connected.map(drop));
+            }
+        }
+        answers
+    }
+}

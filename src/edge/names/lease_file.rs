@@ -117,7 +117,7 @@ struct Entry {
     agent: String,
 }
 
-fn print(mut held: Vec<(Name, Owner)>) -> Vec<u8> {
+pub(crate) fn print(mut held: Vec<(Name, Owner)>) -> Vec<u8> {
     held.sort_by(|(one, _), (other, _)| one.cmp(other));
     let entry = |(name, owner): (Name, Owner)| Entry {
         name: name.to_string(),
@@ -128,7 +128,7 @@ fn print(mut held: Vec<(Name, Owner)>) -> Vec<u8> {
     serde_json::to_vec_pretty(&Contents { leases }).expect("strings can be written")
 }
 
-fn parse(bytes: &[u8]) -> Option<Vec<(Name, Owner)>> {
+pub(crate) fn parse(bytes: &[u8]) -> Option<Vec<(Name, Owner)>> {
     let contents: Contents = serde_json::from_slice(bytes).ok()?;
     let lease = |entry: Entry| {
         let owner = Owner {

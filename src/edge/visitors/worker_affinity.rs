@@ -26,7 +26,7 @@ impl Visitors {
 }
 
 /// The server name of a ClientHello (RFC 6066 §3), if it is there already.
-fn server_name(mut first: &[u8]) -> Option<String> {
+pub(crate) fn server_name(mut first: &[u8]) -> Option<String> {
     let mut acceptor = Acceptor::default();
     acceptor.read_tls(&mut first).ok()?;
     let hello = acceptor.accept().ok()??;
@@ -35,7 +35,7 @@ fn server_name(mut first: &[u8]) -> Option<String> {
 
 /// The host of a request, without its port, if it is there already. Whether it is a valid one is
 /// found out later.
-fn host(first: &[u8]) -> Option<String> {
+pub(crate) fn host(first: &[u8]) -> Option<String> {
     let mut fields = [httparse::EMPTY_HEADER; 100];
     let mut request = httparse::Request::new(&mut fields);
     // What is there of an unfinished head will do.

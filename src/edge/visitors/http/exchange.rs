@@ -123,9 +123,12 @@ impl Outbound {
         sender.head(&self.head).await.map_err(|err| {
             debug!(err = &err as &dyn std::error::Error, "head not sent");
             match err {
-                SendError::Wire(_) => DeliveryError::Fault(Fault::BadRequest(
-                    StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-                )),
+                SendError::Wire(WireError::TooLong { .. }) => DeliveryError::Fault(
+                    Fault::BadRequest(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE),
+                ),
+                SendError::Wire(_) => {
+                    DeliveryError::Fault(Fault::BadRequest(StatusCode::BAD_REQUEST))
+                }
                 SendError::Stream(WriteError::ConnectionLost(_)) => DeliveryError::NotSent,
                 _ => DeliveryError::Fault(Fault::AgentLost),
             }

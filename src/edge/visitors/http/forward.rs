@@ -1,5 +1,6 @@
 //! One request on its way through the tunnel, and its response on the way back.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,7 +32,7 @@ use crate::http::forwarded;
 use crate::http::forwarded::{Arrival, append_forwarded};
 use crate::http::hygiene::{join_cookies, keep_one_length, strip_hop_by_hop};
 use crate::http::is_answer_to;
-use crate::proto::{BodyLength, RequestHead, ResponseHead};
+use crate::proto::{BodyLength, RequestHead, ResponseHead, Scheme};
 use crate::stream::relay;
 
 /// A request that has found its tunnel.
@@ -134,68 +135,20 @@ impl Forward {
 
     /// Make the head that the agent gets.
     fn head(&self, parts: Parts, body: &RequestBody) -> RequestHead {
-        let Parts {
-            mut method,
-            uri,
-            version,
-            mut headers,
-            extensions,
-            ..
-        } = parts;
-        let hop = strip_hop_by_hop(&mut headers);
-        let mut body = match body.size_hint().exact() {
+        let body = match body.size_hint().exact() {
             _ if body.is_end_stream() => BodyLength::Empty,
             Some(length) => BodyLength::Known(length),
             None => BodyLength::Unknown,
         };
-        let mut upgrade = hop
-            .upgrade
-            .filter(|_| self.may_upgrade)
-            .and_then(|protocol| protocol.to_str().ok().map(str::to_owned));
-        if let Some(protocol) = extensions.get::<Protocol>() {
-            // RFC 8441: what HTTP/1.1 calls a GET with Upgrade. The "body" is the conversation.
-            upgrade = Some(protocol.as_str().to_owned());
-            method = Method::GET;
-            body = BodyLength::Empty;
-        }
-        join_cookies(&mut headers);
-        if hop.takes_trailers {
-            // gRPC servers refuse requests without it.
-            headers.insert(TE, HeaderValue::from_static("trailers"));
-        }
-        headers.insert(HOST, self.authority.raw.clone());
         let peer = self.visit.visitor.ip();
         let mut proxies = self.visit.visitors.trusted_proxies.iter();
-        if proxies.any(|net| net.contains(&peer)) {
-            let arrival = Arrival {
-                peer,
-                scheme: self.visit.scheme,
-                host: &self.authority.raw,
-            };
-            append_forwarded(&mut headers, &arrival);
-        } else {
-            forwarded::remove(&mut headers);
-        }
-        let target = match uri.path_and_query().map(|target| target.as_str()) {
-            None | Some("") => "/".to_owned(),
-            // Absolute form without a path: the query belongs to the root.
-            Some(query) if query.starts_with('?') => format!("/{query}"),
-            Some(target) => target.to_owned(),
-        };
-        RequestHead {
-            // That of the session which will get it.
-            tunnel: 0,
+        let origin = Origin {
             visitor: self.visit.visitor,
             scheme: self.visit.scheme,
-            version: version.into(),
-            method,
-            target,
-            upgrade,
-            body,
-            // That of the stream which will carry it.
-            window: 0,
-            fields: crate::proto::Fields(headers),
-        }
+            is_trusted: proxies.any(|net| net.contains(&peer)),
+            may_upgrade: self.may_upgrade,
+        };
+        request_head(parts, body, &self.authority, &origin)
     }
 
     /// Send the request to the agent and wait for its answer, holding it while the agent is away.
@@ -358,6 +311,80 @@ impl Forward {
         if let Some(verdicts) = &self.visit.verdicts {
             verdicts.inform(status, &fields);
         }
+    }
+}
+
+/// Where a request comes from, and what follows from that.
+pub(crate) struct Origin {
+    pub(crate) visitor: SocketAddr,
+    pub(crate) scheme: Scheme,
+    /// It is a proxy, whose word is taken for who the visitor is.
+    pub(crate) is_trusted: bool,
+    /// The guard waits to be told what follows the head (HTTP/1.1).
+    pub(crate) may_upgrade: bool,
+}
+
+/// Make the head that the agent gets of a request that was found to be valid.
+pub(crate) fn request_head(
+    parts: Parts,
+    mut body: BodyLength,
+    authority: &Authority,
+    origin: &Origin,
+) -> RequestHead {
+    let Parts {
+        mut method,
+        uri,
+        version,
+        mut headers,
+        extensions,
+        ..
+    } = parts;
+    let hop = strip_hop_by_hop(&mut headers);
+    let mut upgrade = hop
+        .upgrade
+        .filter(|_| origin.may_upgrade)
+        .and_then(|protocol| protocol.to_str().ok().map(str::to_owned));
+    if let Some(protocol) = extensions.get::<Protocol>() {
+        // RFC 8441: what HTTP/1.1 calls a GET with Upgrade. The "body" is the conversation.
+        upgrade = Some(protocol.as_str().to_owned());
+        method = Method::GET;
+        body = BodyLength::Empty;
+    }
+    join_cookies(&mut headers);
+    if hop.takes_trailers {
+        // gRPC servers refuse requests without it.
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    headers.insert(HOST, authority.raw.clone());
+    if origin.is_trusted {
+        let arrival = Arrival {
+            peer: origin.visitor.ip(),
+            scheme: origin.scheme,
+            host: &authority.raw,
+        };
+        append_forwarded(&mut headers, &arrival);
+    } else {
+        forwarded::remove(&mut headers);
+    }
+    let target = match uri.path_and_query().map(|target| target.as_str()) {
+        None | Some("") => "/".to_owned(),
+        // Absolute form without a path: the query belongs to the root.
+        Some(query) if query.starts_with('?') => format!("/{query}"),
+        Some(target) => target.to_owned(),
+    };
+    RequestHead {
+        // That of the session which will get it.
+        tunnel: 0,
+        visitor: origin.visitor,
+        scheme: origin.scheme,
+        version: version.into(),
+        method,
+        target,
+        upgrade,
+        body,
+        // That of the stream which will carry it.
+        window: 0,
+        fields: crate::proto::Fields(headers),
     }
 }
 

@@ -13,6 +13,8 @@ pub(crate) enum Violation {
     MalformedRequestLine,
     #[error("only HTTP/1.0, HTTP/1.1 and HTTP/2 are spoken here")]
     UnsupportedVersion,
+    #[error("the request's method is longer than 256 bytes")]
+    MethodTooLong,
     #[error("the request target is malformed")]
     MalformedTarget,
     #[error("the request target is longer than 8 KiB")]
@@ -68,8 +70,8 @@ impl Violation {
             Self::HeadTooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
             Self::HeadTooLarge | Self::TooManyFields => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            // RFC 9112 §6.1: the answer to a transfer coding that is not understood.
-            Self::UnsupportedTransferCoding => StatusCode::NOT_IMPLEMENTED,
+            // RFC 9112 §3 and §6.1: the answer to what is not implemented.
+            Self::MethodTooLong | Self::UnsupportedTransferCoding => StatusCode::NOT_IMPLEMENTED,
             Self::UnsupportedVersion => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
             // Two views of one connection disagree, which no visitor can bring about.
             Self::Unexamined => StatusCode::INTERNAL_SERVER_ERROR,
