@@ -32,6 +32,8 @@ mod congestion;
 mod duplicate;
 mod edge;
 mod flush;
+#[cfg(all(unix, any(test, fuzzing)))]
+pub mod fuzzing;
 mod gso_limit;
 pub(crate) mod handover;
 mod link;
