@@ -13,7 +13,7 @@ use std::fmt::Debug;
 use bytes::Bytes;
 use http::HeaderMap;
 use qtunnel::proto::{
-    AgentMessage, BodyDecoder, CONTROL_LIMIT, DATAGRAMS_COUNT, DATAGRAMS_HEADER, Datagrams,
+    AgentMessage, BodyDecoder, CONTROL_LIMIT, Check, DATAGRAMS_COUNT, DATAGRAMS_HEADER, Datagrams,
     DatagramsError, EdgeMessage, Frame, HEAD_LIMIT, RESPONSE_HEAD_LIMIT, ResponseHead, Splitter,
     StreamHead, Variants, WireError, data_header, decode_known, encode, trailers,
 };
@@ -100,17 +100,19 @@ fn split<'a>(
 /// Report whether the payload is a `T` of this version, which must then survive, or of a later one.
 fn understood<T>(payload: &[u8], limit: usize) -> bool
 where
-    T: serde::Serialize + serde::de::DeserializeOwned + Variants + PartialEq + Debug,
+    T: serde::Serialize + serde::de::DeserializeOwned + Variants + PartialEq + Debug + Check,
 {
     let value = match decode_known::<T>(payload) {
         Ok(Some(value)) => value,
         Ok(None) => return true,
         Err(_) => return false,
     };
+    let _ = value.check();
     // What contains a part of an unknown kind cannot be sent on. Without one, the shortest encoding may still be
-    // longer than the one that arrived: a refusal in words has its mark of a cut.
-    if let Ok(again) = encode(&value, 2 * limit) {
-        assert_eq!(decode_known::<T>(&again[4..]), Ok(Some(value)));
+    // longer than the one that arrived, for what became of texts: a refusal in words has its mark of a cut.
+    match encode(&value, 8 * limit) {
+        Ok(again) => assert_eq!(decode_known::<T>(&again[4..]), Ok(Some(value))),
+        Err(err) => assert_eq!(err, WireError::Malformed),
     }
     true
 }

@@ -133,6 +133,9 @@ mod auth;
 mod carrier;
 mod edge;
 mod error_chain;
+#[cfg(all(unix, any(test, fuzzing)))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod http;
 mod net;
 pub mod proto;

@@ -49,6 +49,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("error_chain", &[]),
     ("text_file", &[]),
     ("proto", &[]),
+    // Properties that hold for any bytes, which are not part of the program.
+    (
+        "fuzzing",
+        &["edge", "agent", "carrier", "http", "tls", "text_file"],
+    ),
     // The program: it sees the library from outside, as `qtunnel::…`.
     ("cli", &[]),
     ("main", &["cli"]),
@@ -227,7 +232,11 @@ fn production_sources() -> BTreeMap<Module, String> {
         }
         sources_by_module.insert(module, code);
     }
-    sources_by_module.retain(|module, _| !tests.iter().any(|test| module.starts_with(test)));
+    // The properties for fuzzing are tests, too.
+    let is_fuzzing = |module: &Module| module.last().is_some_and(|name| name == "fuzzing");
+    sources_by_module.retain(|module, _| {
+        !is_fuzzing(module) && !tests.iter().any(|test| module.starts_with(test))
+    });
     sources_by_module
 }
 

@@ -5,6 +5,8 @@ mod config;
 mod connect;
 mod event;
 mod forward;
+#[cfg(all(unix, any(test, fuzzing)))]
+pub mod fuzzing;
 mod session;
 mod upstream;
 

@@ -32,6 +32,8 @@ mod congestion;
 mod duplicate;
 mod edge;
 mod flush;
+#[cfg(all(unix, any(test, fuzzing)))]
+pub mod fuzzing;
 mod gso_limit;
 pub(crate) mod handover;
 mod link;
@@ -59,7 +61,9 @@ mod testbed;
 /// A way to move the packets of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Carrier {
+    /// UDP datagrams.
     Udp,
+    /// Messages of a WebSocket.
     WebSocket,
 }
 

@@ -3,6 +3,8 @@
 mod agents;
 mod config;
 mod fault;
+#[cfg(all(unix, any(test, fuzzing)))]
+pub mod fuzzing;
 #[cfg(unix)]
 mod handover;
 mod limits;

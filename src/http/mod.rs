@@ -4,6 +4,8 @@
 pub(crate) mod cookies;
 mod event_stream;
 pub(crate) mod forwarded;
+#[cfg(all(unix, any(test, fuzzing)))]
+pub mod fuzzing;
 pub(crate) mod hygiene;
 mod replay;
 mod trusted_proxy;

@@ -7,6 +7,8 @@
 
 use std::str::FromStr;
 
+use crate::proto::{UPGRADE_LIMIT, is_protocol};
+
 /// Protocols that visitors of one tunnel may switch to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Upgrades {
@@ -47,14 +49,17 @@ impl Upgrades {
         &self.others
     }
 
-    /// Return the allowed protocols of an `Upgrade` field, in their order, or `None`.
+    /// Return the allowed protocols of an `Upgrade` field that fit a request head, in their order, or `None`.
     pub(crate) fn select(&self, asked: &str) -> Option<String> {
         let mut kept = String::new();
         for protocol in protocols(asked).filter(|protocol| self.has(name(protocol))) {
-            if !kept.is_empty() {
-                kept.push_str(", ");
+            let separator = if kept.is_empty() { "" } else { ", " };
+            let fits = kept.len() + separator.len() + protocol.len() <= UPGRADE_LIMIT;
+            // The version behind a name is the visitor's text.
+            if fits && is_protocol(protocol) {
+                kept.push_str(separator);
+                kept.push_str(protocol);
             }
-            kept.push_str(protocol);
         }
         (!kept.is_empty()).then_some(kept)
     }
@@ -174,6 +179,26 @@ mod tests {
             Some("websocket, spdy/3")
         );
         assert_eq!(usual.select(""), None);
+    }
+
+    #[test]
+    fn what_is_kept_fits_into_a_head_whatever_stands_behind_the_names() {
+        let usual = Upgrades::default();
+        let long = format!("websocket/{}", "1".repeat(UPGRADE_LIMIT));
+        let many = "websocket, ".repeat(UPGRADE_LIMIT);
+
+        for odd in [
+            "websocket/;",
+            "websocket/\"1\"",
+            "websocket/a\tb",
+            "websocket/é",
+            &long,
+        ] {
+            assert_eq!(usual.select(odd), None, "{odd}");
+            let beside = format!("{odd}, websocket");
+            assert_eq!(usual.select(&beside).as_deref(), Some("websocket"), "{odd}");
+        }
+        assert!(usual.select(&many).is_some_and(|kept| is_protocol(&kept)));
     }
 
     #[test]

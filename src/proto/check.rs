@@ -173,9 +173,9 @@ fn require(holds: bool, otherwise: &'static str) -> Result<(), WireError> {
     }
 }
 
-/// Check that the body fits a QUIC stream (RFC 9000 §4.5), and everybody's signed arithmetic.
+/// Check that the body fits a stream.
 fn check_length(body: BodyLength) -> Result<(), WireError> {
-    let fits = !matches!(body, BodyLength::Known(length) if length >= 1 << 62);
+    let fits = !matches!(body, BodyLength::Known(length) if length >= BODY_LIMIT);
     require(fits, "the body is longer than a stream can be")
 }
 
@@ -197,7 +197,7 @@ fn is_origin_form(target: &str) -> bool {
 
 /// Report whether this is one protocol, or several with commas, as in `Upgrade` and `:protocol`
 /// (RFC 9110 §7.8).
-fn is_protocol(protocol: &str) -> bool {
+pub fn is_protocol(protocol: &str) -> bool {
     let allowed = |b: u8| matches!(b, b'!'..=b'~' | b' ');
     (1..=UPGRADE_LIMIT).contains(&protocol.len())
         && protocol.bytes().all(allowed)
@@ -269,8 +269,12 @@ pub fn decimal(value: &[u8]) -> Option<u64> {
 /// Valid initial windows, in bytes.
 const WINDOWS: RangeInclusive<u64> = MIN_WINDOW..=FIRST_WINDOW_LIMIT;
 
+/// Length in bytes that every body stays below: a QUIC stream carries no more (RFC 9000 §4.5), and it fits
+/// everybody's signed arithmetic.
+pub const BODY_LIMIT: u64 = 1 << 62;
+
 /// Longest method, in bytes. The longest registered one has 17 characters.
-const METHOD_LIMIT: usize = 256;
+pub const METHOD_LIMIT: usize = 256;
 
 /// Longest host, in bytes: a DNS name (255) and a port.
 const HOST_LIMIT: usize = 270;

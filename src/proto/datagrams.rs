@@ -14,12 +14,16 @@ pub struct Datagrams {
 /// Reason for refusing a message; the WebSocket that sent it is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DatagramsError {
+    /// No packets.
     #[error("the message has no packets")]
     Empty,
+    /// More than [`DATAGRAMS_LIMIT`] bytes.
     #[error("the message has more than {DATAGRAMS_LIMIT} bytes of packets")]
     TooLong,
+    /// More than [`DATAGRAMS_COUNT`] packets.
     #[error("the message has more than {DATAGRAMS_COUNT} packets")]
     TooManyPackets,
+    /// A packet size that is zero, or larger than the message.
     #[error("the segment size is 0 or exceeds the message")]
     SegmentSize,
 }

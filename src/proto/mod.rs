@@ -93,8 +93,10 @@
 //! Each end treats the other as hostile. A message or head that is well-formed and still invalid
 //! ([`Check`]) is [`WireError::Invalid`]: on the control stream it closes the connection with
 //! [`Close::Protocol`], on a conversation's stream it resets that with [`Reset::Protocol`], and an
-//! end that does it too often loses the connection. Either is logged with the violation. Text is
-//! made safe to show as it is decoded ([`Text`]).
+//! end that does it too often loses the connection. Either is logged with the violation. Visitors
+//! and upstreams determine what heads contain, so each end also checks its own heads before it
+//! sends them: neither can make it violate the protocol. Text is made safe to show as it is
+//! decoded ([`Text`]).
 //!
 #![doc = include_str!("fields.md")]
 //!
@@ -111,7 +113,9 @@
 //! | trailers | [`TRAILERS_LIMIT`] |
 //! | packets in a WebSocket message | [`DATAGRAMS_LIMIT`] |
 //! | a text in a message | [`TEXT_LIMIT`] |
+//! | a request's method | [`METHOD_LIMIT`] |
 //! | a request's target | [`TARGET_LIMIT`] |
+//! | a body | [`BODY_LIMIT`] |
 //! | a reason phrase | [`REASON_LIMIT`] |
 //! | what a window begins with | [`FIRST_WINDOW_LIMIT`] |
 
@@ -132,7 +136,9 @@ mod head;
 mod properties;
 mod text;
 
-pub use self::check::{Check, decimal, is_bodiless, is_reason};
+pub use self::check::{
+    BODY_LIMIT, Check, METHOD_LIMIT, decimal, is_bodiless, is_protocol, is_reason,
+};
 pub use self::close::{Close, Reset, close_text};
 pub use self::codec::{Splitter, WireError, decode, encode, put_varint};
 pub use self::control::{

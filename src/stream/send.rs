@@ -15,7 +15,7 @@ use super::Activity;
 use super::flow::SendWindow;
 use crate::http::hygiene::sanitize_trailers;
 use crate::proto;
-use crate::proto::{Head, Reset, WireError};
+use crate::proto::{Check, Head, Reset, WireError};
 
 /// Sending half of a stream. Dropped before [`finish`](Self::finish), it resets the stream, so that
 /// the far end can tell an aborted message from a complete one.
@@ -48,10 +48,9 @@ impl Sender {
     /// Send a head.
     ///
     /// # Errors
-    /// [`SendError::Wire`] if it is larger than a head may be; nothing is sent then.
-    pub async fn head<T: Head>(&mut self, head: &T) -> Result<(), SendError> {
-        let head = proto::encode(head, T::LIMIT)?;
-        self.stream.write_chunk(head).await?;
+    /// [`SendError::Wire`] if it is none that the receiver takes; nothing is sent then.
+    pub async fn head<T: Head + Check>(&mut self, head: &T) -> Result<(), SendError> {
+        self.stream.write_chunk(encode(head)?).await?;
         Ok(())
     }
 
@@ -59,9 +58,9 @@ impl Sender {
     /// available at once: one packet instead of two, and one wake-up at the other end.
     ///
     /// # Errors
-    /// [`SendError::Wire`] if it is larger than a head may be; nothing is sent then.
-    pub fn head_with_body<T: Head>(&mut self, head: &T) -> Result<(), SendError> {
-        self.held_head = Some(proto::encode(head, T::LIMIT)?);
+    /// [`SendError::Wire`] if it is none that the receiver takes; nothing is sent then.
+    pub fn head_with_body<T: Head + Check>(&mut self, head: &T) -> Result<(), SendError> {
+        self.held_head = Some(encode(head)?);
         Ok(())
     }
 
@@ -298,6 +297,13 @@ impl Drop for Sender {
     }
 }
 
+/// Encode a head, if it is valid: visitors and upstreams determine what it contains, and the receiver would take
+/// an invalid one for a violation of the protocol.
+fn encode<T: Head + Check>(head: &T) -> Result<Bytes, WireError> {
+    head.check()?;
+    proto::encode(head, T::LIMIT)
+}
+
 /// Error that ended sending early.
 #[derive(Debug, thiserror::Error)]
 pub enum SendError {
@@ -307,8 +313,8 @@ pub enum SendError {
     /// The source of the body failed.
     #[error("the body broke off")]
     Body(#[source] Box<dyn StdError + Send + Sync>),
-    /// The message is too large for the wire.
-    #[error("too large for the tunnel")]
+    /// The head is invalid, or too large for the wire.
+    #[error("it cannot go through the tunnel")]
     Wire(#[from] WireError),
 }
 

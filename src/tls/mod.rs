@@ -2,6 +2,8 @@
 
 mod ca;
 mod cipher;
+#[cfg(all(unix, any(test, fuzzing)))]
+pub mod fuzzing;
 mod identity;
 mod per_name;
 mod pin;

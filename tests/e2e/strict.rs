@@ -1,7 +1,7 @@
 //! What hyper would let pass and the edge does not: each is answered, the connection is closed, and
 //! nothing of it reaches an upstream.
 
-use qtunnel::Carrier;
+use qtunnel::{Carrier, Event};
 
 use crate::lab::{Lab, Server, Wire};
 
@@ -169,6 +169,47 @@ async fn the_rules_hold_over_http2_too(carrier: Carrier) {
         assert_eq!(reply.status, status);
         assert!(wires.is_empty());
     }
+}
+
+#[tokio::test]
+async fn no_request_makes_the_edge_break_the_protocol_with_an_agent() {
+    let lab = Lab::start().await;
+    let upstream = Server::echo().await;
+    let agent = lab.agent("blog", &upstream).await;
+    let (method, zeros, version) = ("M".repeat(257), "0".repeat(300), "1".repeat(128));
+    let upgrade = |protocol: &str| {
+        format!(
+            "GET / HTTP/1.1\r\nhost: blog.localhost\r\nconnection: upgrade, close\r\nupgrade: {protocol}\r\n\r\n"
+        )
+    };
+    for (request, status) in [
+        (
+            format!("{method} / HTTP/1.1\r\nhost: blog.localhost\r\nconnection: close\r\n\r\n"),
+            501,
+        ),
+        (
+            format!(
+                "GET / HTTP/1.1\r\nhost: blog.localhost:{zeros}80\r\nconnection: close\r\n\r\n"
+            ),
+            400,
+        ),
+        // As if nothing had been asked for.
+        (upgrade("websocket/;"), 200),
+        (upgrade(&format!("websocket/{version}")), 200),
+    ] {
+        // So often that the agent would give the session up.
+        for _ in 0..20 {
+            let answer = lab.visitor("blog").raw(&request).await;
+
+            let answer = String::from_utf8_lossy(&answer).into_owned();
+            let expected = format!("HTTP/1.1 {status} ");
+            assert!(answer.starts_with(&expected), "{request:?}: {answer}");
+        }
+    }
+    assert_eq!(
+        agent.count(|event| matches!(event, Event::Reconnecting { .. })),
+        0
+    );
 }
 
 const VIOLATIONS: &[(u16, &str, &str)] = &[

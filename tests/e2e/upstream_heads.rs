@@ -215,6 +215,31 @@ async fn an_upstream_that_is_given_the_wrong_scheme_has_the_right_one_in_the_log
     }
 }
 
+#[tokio::test]
+async fn no_answer_makes_the_agent_break_the_protocol_with_the_edge() {
+    let lab = Lab::start().await;
+    // More than a stream carries.
+    for length in ["4611686018427387904", "9223372036854775807"] {
+        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
+        let upstream = answering(answer).await;
+        let mut agent = lab.agent("blog", &upstream).await;
+
+        // So often that the edge would give the session up.
+        for _ in 0..20 {
+            let reply = lab.visitor("blog").get("/").await;
+
+            refused(&reply, "the header of the service's answer is malformed");
+        }
+
+        assert!(problem(&mut agent).await.contains("content-length"));
+        assert_eq!(
+            agent.count(|event| matches!(event, Event::Reconnecting { .. })),
+            0
+        );
+        agent.stop().await.unwrap();
+    }
+}
+
 /// The end of a head, and a body.
 const OK: &str = "Content-Length: 2\r\n\r\nok";
 

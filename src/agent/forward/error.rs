@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::agent::upstream::http2;
 use crate::agent::upstream::pool::DialError;
 use crate::agent::upstream::response_head::HeadError;
-use crate::proto::Failure;
+use crate::proto::{Failure, WireError};
 use crate::stream::SendError;
 
 /// The error that ended a conversation. The edge receives the [`Failure`] that belongs to it.
@@ -86,7 +86,10 @@ impl ForwardError {
             | Self::WrongProtocol
             | Self::NoUpgrade
             | Self::Target => Some(Failure::UpstreamInvalid),
-            Self::Tunnel(SendError::Wire(_)) => Some(Failure::UpstreamHeadTooLarge),
+            Self::Tunnel(SendError::Wire(WireError::TooLong { .. })) => {
+                Some(Failure::UpstreamHeadTooLarge)
+            }
+            Self::Tunnel(SendError::Wire(_)) => Some(Failure::UpstreamHeadInvalid),
             Self::Tunnel(_) => None,
         }
     }

@@ -43,8 +43,8 @@ use crate::proto::{
     BodyLength, Failure, MIN_WINDOW, RequestHead, Reset, ResponseHead, StreamHead, WireError,
 };
 use crate::stream::{
-    Activity, FlowControl, ReceiveError, ReceiveWindow, Receiver, Relayed, SendWindow, Sender,
-    TunnelBody, Unread, relay,
+    Activity, FlowControl, ReceiveError, ReceiveWindow, Receiver, Relayed, SendError, SendWindow,
+    Sender, TunnelBody, Unread, relay,
 };
 
 /// A tunnel that the agent serves.
@@ -310,7 +310,11 @@ impl Conversation {
                 biased;
                 head = informational.next() => {
                     if let Some(sender) = &mut self.sender {
-                        Box::pin(sender.head(&head)).await.map_err(ForwardError::Tunnel)?;
+                        match Box::pin(sender.head(&head)).await {
+                            // The final response may still be valid.
+                            Err(SendError::Wire(err)) => debug!(%err, "a 1xx response is left out"),
+                            sent => sent.map_err(ForwardError::Tunnel)?,
+                        }
                     }
                 }
                 response = &mut sent => return response,

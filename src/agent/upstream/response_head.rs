@@ -9,6 +9,8 @@ use ::http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
 use ::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use memchr::memchr;
 
+use crate::proto::BODY_LIMIT;
+
 /// A parsed head.
 #[derive(Debug)]
 pub struct ParsedHead {
@@ -272,8 +274,8 @@ fn content_length(fields: &HeaderMap) -> Result<Option<u64>, HeadError> {
             let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
             let value = std::str::from_utf8(text).ok().filter(|_| digits);
             let value = value.and_then(|text| text.parse::<u64>().ok());
-            // hyper reserves the largest two values.
-            let value = value.filter(|value| *value < u64::MAX - 1);
+            // No stream carries more, and hyper reserves the largest two values.
+            let value = value.filter(|value| *value < BODY_LIMIT);
             let value = value.ok_or(HeadError::Length)?;
             if length.is_some_and(|length| length != value) {
                 return Err(HeadError::Lengths);
@@ -353,7 +355,7 @@ pub enum HeadError {
     TooManyFields,
     #[error("its response has no status: its first line is \"{0}\"")]
     Status(String),
-    #[error("the field content-length of its response is not a number")]
+    #[error("the field content-length of its response is not the length of a body")]
     Length,
     #[error("its response has content-length fields that contradict each other")]
     Lengths,
@@ -503,10 +505,22 @@ mod tests {
         );
         let wrong = framing("Content-Length: 5\r\nContent-Length: 6\r\n");
         assert_eq!(wrong, Err(HeadError::Lengths));
-        for wrong in ["+5", "-1", "5 5", "0x5", "", "5,", "18446744073709551616"] {
+        let too_long = BODY_LIMIT.to_string();
+        for wrong in [
+            "+5",
+            "-1",
+            "5 5",
+            "0x5",
+            "",
+            "5,",
+            &too_long,
+            "18446744073709551616",
+        ] {
             let wrong = framing(&format!("Content-Length: {wrong}\r\n"));
             assert_eq!(wrong, Err(HeadError::Length));
         }
+        let longest = framing(&format!("Content-Length: {}\r\n", BODY_LIMIT - 1));
+        assert_eq!(longest, Ok(Framing::Length(BODY_LIMIT - 1)));
         for wrong in [
             "Content-Length\x0b: 5\r\n",
             "Content-Length: 5\r\x016\r\n",

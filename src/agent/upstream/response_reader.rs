@@ -177,7 +177,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for ResponseReader<S> {
 
 /// Report whether the bytes start with a complete head of a final response that hyper interprets exactly as
 /// [`response_head::parse`] does.
-fn is_plain(bytes: &[u8]) -> bool {
+pub(crate) fn is_plain(bytes: &[u8]) -> bool {
     let mut fields = [const { MaybeUninit::uninit() }; HYPER_MAX_FIELDS];
     let mut response = httparse::Response::new(&mut []);
     let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(
@@ -193,7 +193,7 @@ fn is_plain(bytes: &[u8]) -> bool {
     for field in &*response.headers {
         if field.name.eq_ignore_ascii_case("content-length") {
             lengths += 1;
-            if !matches!(field.value.len(), 1..=19) || !field.value.iter().all(u8::is_ascii_digit) {
+            if !matches!(field.value.len(), 1..=18) || !field.value.iter().all(u8::is_ascii_digit) {
                 return false;
             }
         } else if field.name.eq_ignore_ascii_case("transfer-encoding") {
@@ -279,7 +279,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ResponseReader<S> {
 }
 
 /// The most fields of one head that hyper accepts.
-const HYPER_MAX_FIELDS: usize = 100;
+pub(crate) const HYPER_MAX_FIELDS: usize = 100;
 
 /// The number of anomalies, over all heads for one request, after which no more heads are added to the report.
 const MAX_ANOMALIES: usize = 8;

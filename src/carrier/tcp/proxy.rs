@@ -219,3 +219,27 @@ fn without_credentials(url: &str) -> String {
         (_, None) => url.into(),
     }
 }
+
+/// Access for the fuzz target of proxies.
+#[cfg(all(unix, any(test, fuzzing)))]
+pub(crate) mod fuzzing {
+    use super::*;
+
+    /// Connect through a proxy of each kind, over connections that `io` creates.
+    pub(crate) async fn responses(
+        io: impl Fn() -> Box<dyn ByteStream>,
+    ) -> Vec<Result<(), TcpConnectError>> {
+        let hop = Peer::Proxy("proxy:1".into());
+        let mut results = Vec::new();
+        let connected = tunnel(&hop, io(), "edge.example", 443, None).await;
+        results.push(connected.map(drop));
+        for url in ["socks5://proxy:1", "socks5://user:password@proxy:1"] {
+            let proxy = Proxy::Url(url.into()).intercept(true, "edge.example", 443);
+            if let Ok(Some(proxy)) = proxy {
+                let connected = socks5(&hop, io(), "edge.example", 443, &proxy).await;
+                results.push(connected.map(drop));
+            }
+        }
+        results
+    }
+}

@@ -58,6 +58,8 @@ pub(crate) mod takeover;
 
 pub use self::listener::{HandoverListener, HandoverState};
 pub use self::message::HandoverError;
+#[cfg(all(unix, any(test, fuzzing)))]
+pub(crate) use self::message::Message;
 pub use self::takeover::Takeover;
 
 /// Support for a handover on this system: Unix sockets that preserve message boundaries

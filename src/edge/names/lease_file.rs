@@ -124,7 +124,7 @@ struct Entry {
 }
 
 /// Encode the leases as JSON, sorted by name.
-fn encode(mut leases: Vec<(Name, Owner)>) -> Vec<u8> {
+pub(crate) fn encode(mut leases: Vec<(Name, Owner)>) -> Vec<u8> {
     leases.sort_by(|(one, _), (other, _)| one.cmp(other));
     let entry = |(name, owner): (Name, Owner)| Entry {
         name: name.to_string(),
@@ -136,7 +136,7 @@ fn encode(mut leases: Vec<(Name, Owner)>) -> Vec<u8> {
 }
 
 /// Decode the leases; `None` if the file is damaged.
-fn decode(bytes: &[u8]) -> Option<Vec<(Name, Owner)>> {
+pub(crate) fn decode(bytes: &[u8]) -> Option<Vec<(Name, Owner)>> {
     let contents: Contents = serde_json::from_slice(bytes).ok()?;
     let lease = |entry: Entry| {
         let owner = Owner {

@@ -26,7 +26,7 @@ impl Visitors {
 }
 
 /// Return the server name of a ClientHello (RFC 6066 §3), if it has arrived.
-fn server_name(mut first: &[u8]) -> Option<String> {
+pub(crate) fn server_name(mut first: &[u8]) -> Option<String> {
     let mut acceptor = Acceptor::default();
     acceptor.read_tls(&mut first).ok()?;
     let hello = acceptor.accept().ok()??;
@@ -34,7 +34,7 @@ fn server_name(mut first: &[u8]) -> Option<String> {
 }
 
 /// Return the host of a request, without its port, if it has arrived. It is validated later.
-fn host(first: &[u8]) -> Option<String> {
+pub(crate) fn host(first: &[u8]) -> Option<String> {
     let mut fields = [httparse::EMPTY_HEADER; 100];
     let mut request = httparse::Request::new(&mut fields);
     // The fields that have arrived of an unfinished head are enough.

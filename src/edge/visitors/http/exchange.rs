@@ -135,9 +135,12 @@ impl Outbound {
                 "the request head was not sent"
             );
             match err {
-                SendError::Wire(_) => DeliveryError::Fault(Fault::BadRequest(
-                    StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-                )),
+                SendError::Wire(WireError::TooLong { .. }) => DeliveryError::Fault(
+                    Fault::BadRequest(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE),
+                ),
+                SendError::Wire(_) => {
+                    DeliveryError::Fault(Fault::BadRequest(StatusCode::BAD_REQUEST))
+                }
                 SendError::Stream(WriteError::ConnectionLost(_)) => DeliveryError::NotSent,
                 _ => DeliveryError::Fault(Fault::AgentLost),
             }

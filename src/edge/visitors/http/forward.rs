@@ -1,5 +1,6 @@
 //! Forwarding of one request through its tunnel, and of its response back.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,7 +34,7 @@ use crate::http::forwarded;
 use crate::http::forwarded::{ReceivedFrom, append_forwarded};
 use crate::http::hygiene::{join_cookies, normalize_content_length, strip_hop_by_hop};
 use crate::http::{is_answer_to, is_event_stream};
-use crate::proto::{BodyLength, RequestHead, ResponseHead};
+use crate::proto::{BodyLength, RequestHead, ResponseHead, Scheme};
 use crate::stream::{Activity, relay};
 
 /// A request whose tunnel is known.
@@ -155,69 +156,20 @@ impl Forward {
 
     /// Make the head that is sent to the agent.
     fn head(&self, parts: Parts, body: &RequestBody) -> RequestHead {
-        let Parts {
-            mut method,
-            uri,
-            version,
-            mut headers,
-            extensions,
-            ..
-        } = parts;
-        let hop = strip_hop_by_hop(&mut headers);
-        let mut body = match body.size_hint().exact() {
+        let body = match body.size_hint().exact() {
             _ if body.is_end_stream() => BodyLength::Empty,
             Some(length) => BodyLength::Known(length),
             None => BodyLength::Unknown,
         };
-        let mut upgrade = hop
-            .upgrade
-            .filter(|_| self.may_upgrade)
-            .and_then(|protocol| protocol.to_str().ok().map(str::to_owned));
-        if let Some(protocol) = extensions.get::<Protocol>() {
-            // Extended CONNECT (RFC 8441) is what HTTP/1.1 calls a GET with Upgrade. The "body" is
-            // the conversation.
-            upgrade = Some(protocol.as_str().to_owned());
-            method = Method::GET;
-            body = BodyLength::Empty;
-        }
-        join_cookies(&mut headers);
-        if hop.takes_trailers {
-            // gRPC servers refuse requests without it.
-            headers.insert(TE, HeaderValue::from_static("trailers"));
-        }
-        headers.insert(HOST, self.authority.raw.clone());
         let peer = self.visit.visitor.ip();
         let mut proxies = self.visit.visitors.trusted_proxies.iter();
-        if proxies.any(|net| net.contains(&peer)) {
-            let received = ReceivedFrom {
-                peer,
-                scheme: self.visit.scheme,
-                host: &self.authority.raw,
-            };
-            append_forwarded(&mut headers, &received);
-        } else {
-            forwarded::remove(&mut headers);
-        }
-        let target = match uri.path_and_query().map(|target| target.as_str()) {
-            None | Some("") => "/".to_owned(),
-            // In absolute form without a path, the query belongs to the root.
-            Some(query) if query.starts_with('?') => format!("/{query}"),
-            Some(target) => target.to_owned(),
-        };
-        RequestHead {
-            // Set when the session is known.
-            tunnel: 0,
+        let origin = RequestOrigin {
             visitor: self.visit.visitor,
             scheme: self.visit.scheme,
-            version: version.into(),
-            method,
-            target,
-            upgrade,
-            body,
-            // Set when the stream is known.
-            window: 0,
-            fields: crate::proto::Fields(headers),
-        }
+            is_trusted: proxies.any(|net| net.contains(&peer)),
+            may_upgrade: self.may_upgrade,
+        };
+        request_head(parts, body, &self.authority, &origin)
     }
 
     /// Send the request to the agent and wait for the response head, holding the request while the
@@ -394,6 +346,81 @@ impl Forward {
         if let Some(verdicts) = &self.visit.verdicts {
             verdicts.send_informational(status, &fields);
         }
+    }
+}
+
+/// Where a request comes from, as far as its head depends on it.
+pub(crate) struct RequestOrigin {
+    pub(crate) visitor: SocketAddr,
+    pub(crate) scheme: Scheme,
+    /// The peer is a trusted proxy, which tells who the visitor is.
+    pub(crate) is_trusted: bool,
+    /// The guard waits to learn whether the request is upgraded (HTTP/1.1).
+    pub(crate) may_upgrade: bool,
+}
+
+/// Make the head that is sent to the agent, of a valid request.
+pub(crate) fn request_head(
+    parts: Parts,
+    mut body: BodyLength,
+    authority: &Authority,
+    origin: &RequestOrigin,
+) -> RequestHead {
+    let Parts {
+        mut method,
+        uri,
+        version,
+        mut headers,
+        extensions,
+        ..
+    } = parts;
+    let hop = strip_hop_by_hop(&mut headers);
+    let mut upgrade = hop
+        .upgrade
+        .filter(|_| origin.may_upgrade)
+        .and_then(|protocol| protocol.to_str().ok().map(str::to_owned));
+    if let Some(protocol) = extensions.get::<Protocol>() {
+        // Extended CONNECT (RFC 8441) is what HTTP/1.1 calls a GET with Upgrade. The "body" is
+        // the conversation.
+        upgrade = Some(protocol.as_str().to_owned());
+        method = Method::GET;
+        body = BodyLength::Empty;
+    }
+    join_cookies(&mut headers);
+    if hop.takes_trailers {
+        // gRPC servers refuse requests without it.
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    headers.insert(HOST, authority.raw.clone());
+    if origin.is_trusted {
+        let received = ReceivedFrom {
+            peer: origin.visitor.ip(),
+            scheme: origin.scheme,
+            host: &authority.raw,
+        };
+        append_forwarded(&mut headers, &received);
+    } else {
+        forwarded::remove(&mut headers);
+    }
+    let target = match uri.path_and_query().map(|target| target.as_str()) {
+        None | Some("") => "/".to_owned(),
+        // In absolute form without a path, the query belongs to the root.
+        Some(query) if query.starts_with('?') => format!("/{query}"),
+        Some(target) => target.to_owned(),
+    };
+    RequestHead {
+        // Set when the session is known.
+        tunnel: 0,
+        visitor: origin.visitor,
+        scheme: origin.scheme,
+        version: version.into(),
+        method,
+        target,
+        upgrade,
+        body,
+        // Set when the stream is known.
+        window: 0,
+        fields: crate::proto::Fields(headers),
     }
 }
 

@@ -36,7 +36,8 @@ impl<'a> Host<'a> {
             "" | ":" => None,
             rest => {
                 let digits = rest.strip_prefix(':')?;
-                if !digits.bytes().all(|b| b.is_ascii_digit()) {
+                // Zeros in front of it may be as many as there is room for in a head.
+                if digits.len() > MAX_PORT || !digits.bytes().all(|b| b.is_ascii_digit()) {
                     return None;
                 }
                 Some(digits.parse().ok()?)
@@ -64,6 +65,9 @@ impl<'a> Host<'a> {
 /// Length of the longest name that DNS can hold (RFC 1035 §3.1), with the final dot.
 const MAX_NAME: usize = 254;
 
+/// Digits of the longest port.
+const MAX_PORT: usize = 5;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,6 +85,7 @@ mod tests {
             ("a_b.example.com", "a_b.example.com"),
             ("127.0.0.1:65535", "127.0.0.1"),
             ("example.com:", "example.com"),
+            ("example.com:00080", "example.com"),
             ("[::1]", "[::1]"),
             ("[2001:DB8::1]:443", "[2001:db8::1]"),
         ] {
@@ -100,6 +105,7 @@ mod tests {
             "a:b",
             "a:+1",
             "a:65536",
+            "a:000080",
             "a:1:2",
             "::1",
             "[::1",

@@ -12,6 +12,7 @@ use hyper::ext::Protocol;
 use super::head_limits::{CRUMB_OVERHEAD, MAX_FIELDS, MAX_HEAD, MAX_TARGET};
 use super::host::Host;
 use super::violation::Violation;
+use crate::proto::METHOD_LIMIT;
 
 /// The host that a request is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +59,9 @@ fn check_target(parts: &Parts) -> Result<(), Violation> {
         parts.extensions.get::<Protocol>().is_some() && parts.version == Version::HTTP_2;
     if parts.method == Method::CONNECT && !extended_connect {
         return Err(Violation::Connect);
+    }
+    if parts.method.as_str().len() > METHOD_LIMIT {
+        return Err(Violation::MethodTooLong);
     }
     if target
         .scheme()
@@ -353,6 +357,19 @@ mod tests {
         assert!(http1("GET", &target(MAX_TARGET), &[("host", "a.example")]).is_ok());
         let longer = http1("GET", &target(MAX_TARGET + 1), &[("host", "a.example")]);
         assert_eq!(longer, Err(Violation::TargetTooLong));
+    }
+
+    #[test]
+    fn a_method_of_256_bytes_passes_and_a_longer_one_is_refused() {
+        for (length, expected) in [
+            (METHOD_LIMIT, None),
+            (METHOD_LIMIT + 1, Some(Violation::MethodTooLong)),
+        ] {
+            let method = "M".repeat(length);
+            let over_http1 = http1(&method, "/", &[("host", "a.example")]);
+            let over_http2 = http2(&method, "https://a.example/", &[]);
+            assert_eq!((over_http1.err(), over_http2.err()), (expected, expected));
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 use ::http::StatusCode;
 
 use super::head_limits::{MAX_FIELDS, MAX_HEAD, MAX_TARGET};
+use crate::proto::METHOD_LIMIT;
 
 /// A rule of HTTP that a request head breaks, or a limit that it exceeds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -15,6 +16,8 @@ pub(crate) enum Violation {
     MalformedRequestLine,
     #[error("only HTTP/1.0, HTTP/1.1 and HTTP/2 are spoken here")]
     UnsupportedVersion,
+    #[error("the request method is longer than {} bytes", METHOD_LIMIT)]
+    MethodTooLong,
     #[error("the request target is malformed")]
     MalformedTarget,
     #[error("the request target is longer than {} KiB", MAX_TARGET >> 10)]
@@ -70,8 +73,8 @@ impl Violation {
             Self::HeadTooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
             Self::HeadTooLarge | Self::TooManyFields => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            // RFC 9112 §6.1: the response to an unknown transfer coding.
-            Self::UnsupportedTransferCoding => StatusCode::NOT_IMPLEMENTED,
+            // RFC 9112 §3 and §6.1: the response to what is not implemented.
+            Self::MethodTooLong | Self::UnsupportedTransferCoding => StatusCode::NOT_IMPLEMENTED,
             Self::UnsupportedVersion => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
             // The guard and the service disagree about the connection, which no visitor can bring
             // about.

@@ -12,6 +12,8 @@
 //! written for so long that the visitor may as well be gone.
 
 pub(crate) mod chunked;
+#[cfg(all(unix, any(test, fuzzing)))]
+pub(crate) mod fuzzing;
 pub(crate) mod head;
 pub(crate) mod scanner;
 pub(crate) mod search;

@@ -3,6 +3,7 @@
 use crate::edge::visitors::http::head_limits::MAX_TARGET;
 use crate::edge::visitors::http::host::Host;
 use crate::edge::visitors::http::violation::Violation;
+use crate::proto::METHOD_LIMIT;
 
 /// The forms of a target that an origin server accepts.
 pub(crate) enum RequestTarget<'a> {
@@ -19,6 +20,9 @@ impl<'a> RequestTarget<'a> {
     pub(crate) fn parse(method: &str, target: &'a [u8]) -> Result<Self, Violation> {
         if method == "CONNECT" {
             return Err(Violation::Connect);
+        }
+        if method.len() > METHOD_LIMIT {
+            return Err(Violation::MethodTooLong);
         }
         if target.len() > MAX_TARGET {
             return Err(Violation::TargetTooLong);
