@@ -172,7 +172,7 @@ async fn the_rules_hold_over_http2_too(carrier: Carrier) {
 }
 
 #[tokio::test]
-async fn no_request_makes_the_edge_break_the_protocol_with_an_agent() {
+async fn no_request_makes_the_edge_violate_the_protocol_with_an_agent() {
     let lab = Lab::start().await;
     let upstream = Server::echo().await;
     let agent = lab.agent("blog", &upstream).await;
@@ -193,17 +193,17 @@ async fn no_request_makes_the_edge_break_the_protocol_with_an_agent() {
             ),
             400,
         ),
-        // As if nothing had been asked for.
+        // As if no upgrade had been requested.
         (upgrade("websocket/;"), 200),
         (upgrade(&format!("websocket/{version}")), 200),
     ] {
-        // So often that the agent would give the session up.
+        // Often enough for the agent to close the session.
         for _ in 0..20 {
-            let answer = lab.visitor("blog").raw(&request).await;
+            let response = lab.visitor("blog").raw(&request).await;
 
-            let answer = String::from_utf8_lossy(&answer).into_owned();
+            let response = String::from_utf8_lossy(&response).into_owned();
             let expected = format!("HTTP/1.1 {status} ");
-            assert!(answer.starts_with(&expected), "{request:?}: {answer}");
+            assert!(response.starts_with(&expected), "{request:?}: {response}");
         }
     }
     assert_eq!(

@@ -216,15 +216,15 @@ async fn an_upstream_that_is_given_the_wrong_scheme_has_the_right_one_in_the_log
 }
 
 #[tokio::test]
-async fn no_answer_makes_the_agent_break_the_protocol_with_the_edge() {
+async fn no_response_makes_the_agent_violate_the_protocol_with_the_edge() {
     let lab = Lab::start().await;
     // More than a stream carries.
     for length in ["4611686018427387904", "9223372036854775807"] {
-        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
-        let upstream = answering(answer).await;
+        let response = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
+        let upstream = answering(response).await;
         let mut agent = lab.agent("blog", &upstream).await;
 
-        // So often that the edge would give the session up.
+        // Often enough for the edge to close the session.
         for _ in 0..20 {
             let reply = lab.visitor("blog").get("/").await;
 
