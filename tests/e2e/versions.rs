@@ -142,35 +142,53 @@ async fn an_agent_understands_a_later_edge_and_skips_what_it_does_not_know() {
 }
 
 #[tokio::test]
-async fn an_agent_says_why_a_later_edge_refuses_it_and_gives_up_only_if_it_must() {
-    for is_permanent in [true, false] {
-        let upstream = Server::text("fine").await;
-        let mut edge = FakeEdge::start();
-        let config = edge.agent_config("blog", &upstream);
-        let refusing = async {
-            let mut session = edge.greeted().await;
-            let refused = EdgeMessage::Refused(Refused {
-                reason: Refusal::Unauthorized.into(),
-                is_permanent,
-                text: "the moon is full".into(),
-            });
-            let encoded = proto::encode(&refused, CONTROL_LIMIT).expect("a short message");
-            // Message 1 and a reason of one byte: make it one of a later version.
-            let mut payload = encoded[4..].to_vec();
-            assert_eq!(payload[..3], [1, 1, 0]);
-            payload[2] = 99;
-            session.raw(framed(&payload)).await;
-            session.closed().await
-        };
+async fn an_agent_gives_up_and_says_why_if_a_later_edge_refuses_it_for_good() {
+    let upstream = Server::text("fine").await;
+    let mut edge = FakeEdge::start();
+    let config = edge.agent_config("blog", &upstream);
 
-        let (agent, _) = tokio::join!(qtunnel::Agent::connect(config), refusing);
+    let (agent, ()) = tokio::join!(
+        qtunnel::Agent::connect(config),
+        refuse_as_a_later_edge(&mut edge, true)
+    );
 
-        let Err(AgentError::Connect(err @ ConnectError::Refused(_))) = agent else {
-            panic!("it is connected");
-        };
-        assert!(err.to_string().contains("the moon is full"), "{err}");
-        assert_eq!(err.is_permanent(), is_permanent);
-    }
+    let Err(AgentError::Connect(err @ ConnectError::Refused(_))) = agent else {
+        panic!("it is connected");
+    };
+    assert!(err.to_string().contains("the moon is full"), "{err}");
+    assert!(err.is_permanent());
+}
+
+#[tokio::test]
+async fn an_agent_comes_back_if_a_later_edge_refuses_it_for_now() {
+    let upstream = Server::text("fine").await;
+    let mut edge = FakeEdge::start();
+    let config = edge.agent_config("blog", &upstream);
+    let refusing_once = async {
+        refuse_as_a_later_edge(&mut edge, false).await;
+        edge.welcomed().await
+    };
+
+    let (_agent, session) = tokio::join!(Running::start(config), refusing_once);
+
+    assert_eq!(session.connection.close_reason(), None);
+}
+
+/// Refuse an agent for a reason that this version does not know.
+async fn refuse_as_a_later_edge(edge: &mut FakeEdge, is_permanent: bool) {
+    let mut session = edge.greeted().await;
+    let refused = EdgeMessage::Refused(Refused {
+        reason: Refusal::Unauthorized.into(),
+        is_permanent,
+        text: "the moon is full".into(),
+    });
+    let encoded = proto::encode(&refused, CONTROL_LIMIT).expect("a short message");
+    // Message 1, with a reason of one byte: 0.
+    let mut payload = encoded[4..].to_vec();
+    assert_eq!(payload[..3], [1, 1, 0]);
+    payload[2] = 99;
+    session.raw(framed(&payload)).await;
+    session.closed().await;
 }
 
 #[tokio::test]

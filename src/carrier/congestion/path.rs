@@ -262,7 +262,7 @@ const JUMP_TICKS: usize = 8;
 /// one.
 const COMPETING_QUEUE_SAMPLES: usize = 3;
 
-/// Queueing delay, besides the time that [`MIN_WINDOW_PACKETS`] take, that is not counted as
+/// Queueing delay, besides the time that [`MIN_WINDOW_PACKETS`](super::MIN_WINDOW_PACKETS) take, that is not counted as
 /// competing: otherwise the small queues that our connections see of each other would add up.
 const COMPETING_QUEUE_ALLOWANCE: Duration = Duration::from_millis(4);
 

@@ -19,9 +19,9 @@ use crate::net::path_kind::PathKind;
 pub struct Predecessor {
     /// The key of its connection ids: [`EdgeKeys`](crate::carrier::EdgeKeys).
     id_key: u64,
-    /// The socket for packets. Its [`Successor`](crate::carrier::Successor) receives at the other end.
+    /// The socket for packets. Its [`Successor`](super::successor::Successor) receives at the other end.
     packets: OwnedFd,
-    /// The socket for WebSockets. Its [`PassedWebSockets`](crate::carrier::PassedWebSockets) receives at the other
+    /// The socket for WebSockets. Its [`PassedWebSockets`](super::passed_websocket::PassedWebSockets) receives at the other
     /// end.
     websockets: OwnedFd,
 }
