@@ -11,7 +11,7 @@ from django.conf import settings
 root = Path(sys.argv[1])
 settings.configure(
     # No host but its own is allowed, and no origin is trusted.
-    ALLOWED_HOSTS=["127.0.0.1"],
+    ALLOWED_HOSTS=["localhost"],
     SECRET_KEY="for tests alone",
     ROOT_URLCONF=__name__,
     DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": root / "db"}},
